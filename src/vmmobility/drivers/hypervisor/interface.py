@@ -1,0 +1,113 @@
+"""The hypervisor interface of an NVE.
+
+Not here: when to do what (engine/nve.py), taps and routes (drivers/linux).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from vmmobility.wire.values import Interface, VmKey
+
+
+@dataclass(frozen=True, slots=True)
+class VmDefinition:
+    """A VM as the hypervisor needs it; travels from NVE to NVE as compact JSON (encode/decode).
+
+    kind:       "qemu" or "netns" (the lab's light stand-in)
+    vcpus:      number of virtual CPUs
+    memory_mib: memory in MiB
+    machine:    kind-specific settings, JSON values only; qemu: kernel, initrd, append (paths and
+                kernel command line) ; netns: namespace
+    """
+
+    vm: VmKey
+    kind: str
+    interfaces: tuple[Interface, ...]
+    vcpus: int = 1
+    memory_mib: int = 128
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+class GuestEvent(Enum):
+    """What a hypervisor reports of a guest, unasked."""
+
+    STARTED = "started"  # the guest runs (first start)
+    STOPPED = "stopped"  # its CPUs have stopped in a switchover (QEMU's STOP)
+    RESUMED = "resumed"  # it runs here after a move in (QEMU's RESUME)
+    CONVERGED = "converged"  # outgoing: what remains fits the blackout budget; the copy is held
+    ABOUT_TO_STOP = "about-to-stop"  # outgoing, after switch_over(): redirect now, then proceed()
+    COMPLETED = "completed"  # outgoing: the destination has the whole guest
+    FAILED = "failed"  # a move in or out failed; detail["running"] says if the guest runs here
+    GONE = "gone"  # the guest ended (power off, crash, killed)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestReport:
+    """One event of one guest.  time_ns is CLOCK_REALTIME in nanoseconds, for display only.
+
+    detail: measurements, e.g. remaining_bytes, downtime_ms, total_ms, rounds, reason, running
+    """
+
+    vm: VmKey
+    event: GuestEvent
+    detail: dict[str, Any] = field(default_factory=dict)
+    time_ns: int = field(default_factory=time.time_ns)
+
+
+Listener = Callable[[GuestReport], None]
+
+
+class Hypervisor(Protocol):
+    """What an NVE needs of a hypervisor.  Every method raises HypervisorError naming the VM.
+
+    Guests outlive the NVE daemon (fail static): they are not ended by close(), and adopt() finds
+    them again.  Every method is idempotent: repeating it after success changes nothing.
+    """
+
+    async def adopt(self, definitions: Sequence[VmDefinition]) -> dict[VmKey, bool]:
+        """After a daemon's restart: reconnect to guests that live; VM -> is it running (not
+        incoming, not paused).  Guests not found are absent from the answer."""
+
+    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        """Boot the guest with these tap names (one an interface), all existing.  Reports STARTED."""
+
+    async def stop(self, vm: VmKey) -> None:
+        """End the guest and its process (not a graceful shutdown).  No error if it is absent."""
+
+    async def pause(self, vm: VmKey) -> None:
+        """Stop the guest's CPUs and keep it (superseded guests)."""
+
+    async def resume(self, vm: VmKey) -> None:
+        """Let a paused or moved-out guest run again here (roll-back), then announce it."""
+
+    async def prepare_incoming(
+        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
+    ) -> tuple[str, int]:
+        """Start a waiting guest; returns the (address, TCP port) where its memory is expected.
+        It reports RESUMED when it runs, FAILED if the incoming copy breaks."""
+
+    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
+        """Begin the pre-copy to (address, port).  Returns once it has begun.  Reports CONVERGED
+        once what remains fits the budget, and then holds the copy with the guest running;
+        FAILED if it breaks."""
+
+    async def switch_over(self, vm: VmKey) -> None:
+        """After CONVERGED: report ABOUT_TO_STOP at the best moment, wait for proceed()."""
+
+    async def proceed(self, vm: VmKey) -> None:
+        """The redirect is in place: let the guest stop, copy the rest.  Reports STOPPED, then
+        COMPLETED or FAILED."""
+
+    async def cancel(self, vm: VmKey) -> None:
+        """Give up a move: out: the guest runs on here; in: the waiting guest is ended."""
+
+    async def announce(self, vm: VmKey) -> None:
+        """Send gratuitous ARP / unsolicited NA on the guest's behalf (draft Sections 5 and 8)."""
+
+    async def close(self) -> None:
+        """Let go of all guests, leaving them running."""

@@ -1,0 +1,1 @@
+"""Pure state machines, one a role: no sockets, clock, randomness, files or asyncio."""
