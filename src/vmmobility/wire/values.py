@@ -40,7 +40,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Nve:
-    """A network virtualization edge: its stable NVE-ID and a locator (underlay address) a family."""
+    """A network virtualization edge: its NVE-ID and a locator (underlay address) a family."""
 
     nve_id: str
     ipv4: IPv4Address | None = None

@@ -1,0 +1,333 @@
+"""Options: type-length-value items, declared once in the table OPTIONS.
+
+    0                   1                   2                   3
+    0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+   |U|        Option Type          |         Option Length         |
+   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+   |   Option Data ...
+   +-+-+-+-+-+-+-+-
+
+U: must be understood.  A receiver that does not know a type with U set rejects the message with
+UNSUPPORTED_OPTION; one with U clear is kept as it is (`UnknownOption`) and survives a round trip.
+
+Not here: the authentication option, which is over the whole message (authentication.py).
+Rests on values, registry, cursor, formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vmmobility.errors import DecodeError
+from vmmobility.wire import formats
+from vmmobility.wire.cursor import Cursor
+from vmmobility.wire.registry import Mobility, Phase
+from vmmobility.wire.values import Address, Interface, Nve, VmKey
+
+MUST_UNDERSTAND = 0x8000
+OPTION_HEADER = 4
+AUTHENTICATION_TYPE = 14
+
+
+@dataclass(frozen=True, slots=True)
+class VmId:
+    """The VM's key: virtual network identifier and VM-ID (Section 5)."""
+
+    vm: VmKey
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceGroup:
+    """One interface: its MAC and the VM's addresses on it (Section 5, Virtual Machine Address)."""
+
+    interface: Interface
+
+
+@dataclass(frozen=True, slots=True)
+class ServingNve:
+    """The NVE that serves the VM, or will: NVE-ID and locators."""
+
+    nve: Nve
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousNve:
+    """An NVE that served the VM and may still send packets for it on (repeated; source first)."""
+
+    nve: Nve
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """The binding's place in the domain-wide order of accepted attaches."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The manager's leave for one move: 16 octets, single-use."""
+
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AttachId:
+    """The NVE's name for one attach; a repetition carries the same."""
+
+    attach_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class MobilityKind:
+    """Hot, warm, cold or standby, and the member of a load-shared group (0: none)."""
+
+    mobility: Mobility
+    member: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseOption:
+    """Request: the phase asked for.  Reply: the phase held."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Timestamp:
+    """The sender's clock in nanoseconds since 1970: for display and one sender's order only."""
+
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """The VM's definition for the hypervisor: UTF-8 JSON, opaque to the protocol.
+
+    Longer ones are cut into several options of this type; their data is joined in order.
+    """
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the destination hypervisor expects the VM's memory (Section 6): address, TCP port."""
+
+    address: Address
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Figures for people: UTF-8 JSON object of numbers; never acted on."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Supported:
+    """With UNSUPPORTED_VERSION: the versions spoken.  With UNSUPPORTED_OPTION: the type refused."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a request was rejected, in words, UTF-8."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownOption:
+    """An option of a type that this node does not know, kept as it came."""
+
+    type: int  # with the U bit as received
+    data: bytes
+
+
+Option = (
+    VmId
+    | InterfaceGroup
+    | ServingNve
+    | PreviousNve
+    | Epoch
+    | Ticket
+    | AttachId
+    | MobilityKind
+    | PhaseOption
+    | Timestamp
+    | Definition
+    | Endpoint
+    | Measurements
+    | Supported
+    | Reason
+    | UnknownOption
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One row of the table: everything that encoder, decoder, documents and tests need to know.
+
+    octets: smallest and largest length of the data
+    """
+
+    number: int
+    name: str
+    must_understand: bool
+    repeatable: bool
+    octets: tuple[int, int]
+    option: type
+    encode: Callable[[Any], bytes]
+    decode: Callable[[Cursor], Any]
+
+    @property
+    def wire_type(self) -> int:
+        return self.number | (MUST_UNDERSTAND if self.must_understand else 0)
+
+
+def _mobility(cursor: Cursor) -> MobilityKind:
+    return MobilityKind(formats.member(Mobility, cursor.uint(1)), cursor.uint(2))
+
+
+def _endpoint(cursor: Cursor) -> Endpoint:
+    port = cursor.uint(2)
+    return Endpoint(formats.take_address(cursor, cursor.uint(1)), port)
+
+
+OPTIONS: tuple[Declaration, ...] = (
+    Declaration(
+        1, "VM-ID", True, False, (5, 68), VmId,
+        lambda o: o.vm.vni.to_bytes(4, "big") + formats.name(o.vm.vm_id),
+        lambda c: VmId(VmKey(c.uint(4), formats.take_name(c))),
+    ),
+    Declaration(
+        2, "Interface Group", True, True, (6, 1024), InterfaceGroup,
+        lambda o: formats.interface(o.interface),
+        lambda c: InterfaceGroup(formats.take_interface(c)),
+    ),
+    Declaration(
+        3, "Serving NVE", True, False, (2, 55), ServingNve,
+        lambda o: formats.nve(o.nve),
+        lambda c: ServingNve(formats.take_nve(c)),
+    ),
+    Declaration(
+        4, "Previous NVE", True, True, (2, 55), PreviousNve,
+        lambda o: formats.nve(o.nve),
+        lambda c: PreviousNve(formats.take_nve(c)),
+    ),
+    Declaration(
+        5, "Epoch", True, False, (8, 8), Epoch,
+        lambda o: o.epoch.to_bytes(8, "big"),
+        lambda c: Epoch(c.uint(8)),
+    ),
+    Declaration(
+        6, "Ticket", True, False, (16, 16), Ticket,
+        lambda o: o.ticket,
+        lambda c: Ticket(c.take(16)),
+    ),
+    Declaration(
+        7, "Attach-ID", True, False, (8, 8), AttachId,
+        lambda o: o.attach_id.to_bytes(8, "big"),
+        lambda c: AttachId(c.uint(8)),
+    ),
+    Declaration(
+        8, "Mobility Kind", True, False, (3, 3), MobilityKind,
+        lambda o: bytes([o.mobility]) + o.member.to_bytes(2, "big"),
+        _mobility,
+    ),
+    Declaration(
+        9, "Phase", True, False, (1, 1), PhaseOption,
+        lambda o: bytes([o.phase]),
+        lambda c: PhaseOption(formats.member(Phase, c.uint(1))),
+    ),
+    Declaration(
+        10, "Timestamp", False, False, (8, 8), Timestamp,
+        lambda o: o.time_ns.to_bytes(8, "big"),
+        lambda c: Timestamp(c.uint(8)),
+    ),
+    Declaration(
+        11, "Definition", True, True, (1, 1024), Definition,
+        lambda o: o.data,
+        lambda c: Definition(c.rest()),
+    ),
+    Declaration(
+        12, "Endpoint", True, False, (7, 19), Endpoint,
+        lambda o: o.port.to_bytes(2, "big") + formats.address(o.address),
+        _endpoint,
+    ),
+    Declaration(
+        13, "Measurements", False, False, (2, 1024), Measurements,
+        lambda o: o.data,
+        lambda c: Measurements(c.rest()),
+    ),
+    Declaration(
+        15, "Supported", False, False, (2, 64), Supported,
+        lambda o: b"".join(v.to_bytes(2, "big") for v in o.values),
+        lambda c: Supported(tuple(c.uint(2) for _ in range((c.left + 1) // 2))),
+    ),
+    Declaration(
+        16, "Reason", False, False, (1, 256), Reason,
+        lambda o: formats.clip_text(o.text, 256),
+        lambda c: Reason(formats.text(c.rest())),
+    ),
+)  # fmt: skip
+
+BY_TYPE = {d.number: d for d in OPTIONS}
+BY_CLASS = {d.option: d for d in OPTIONS}
+
+
+class UnsupportedOption(DecodeError):
+    """An option with the U bit is of an unknown type; `type` is it, without the bit."""
+
+    def __init__(self, option_type: int) -> None:
+        super().__init__("unsupported-option", f"option type {option_type} must be understood")
+        self.type = option_type
+
+
+def encode_option(option: Option) -> bytes:
+    """One option as octets.  Raises ValueError if its value does not fit its declaration."""
+    if isinstance(option, UnknownOption):
+        wire_type, data = option.type, option.data
+    else:
+        declaration = BY_CLASS[type(option)]
+        wire_type, data = declaration.wire_type, declaration.encode(option)
+        least, most = declaration.octets
+        if not least <= len(data) <= most:
+            raise ValueError(f"{declaration.name}: {len(data)} octets, not {least} to {most}")
+    return wire_type.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
+
+
+def decode_options(cursor: Cursor) -> tuple[Option, ...]:
+    """All options up to the cursor's end.
+
+    Raises DecodeError (truncated, trailing, option-length, repeated-option, bad-value) or
+    UnsupportedOption.
+    """
+    found: list[Option] = []
+    seen: set[int] = set()
+    while cursor.left:
+        wire_type = cursor.uint(2)
+        data = cursor.take(cursor.uint(2))
+        number = wire_type & ~MUST_UNDERSTAND
+        declaration = BY_TYPE.get(number)
+        if declaration is None:
+            if wire_type & MUST_UNDERSTAND:
+                raise UnsupportedOption(number)
+            found.append(UnknownOption(wire_type, data))
+            continue
+        if number in seen and not declaration.repeatable:
+            raise DecodeError("repeated-option", f"{declaration.name} stands twice")
+        seen.add(number)
+        least, most = declaration.octets
+        if not least <= len(data) <= most:
+            raise DecodeError("option-length", f"{declaration.name}: {len(data)} octets")
+        inner = Cursor(data, declaration.name)
+        found.append(declaration.decode(inner))
+        inner.finish()
+    return tuple(found)

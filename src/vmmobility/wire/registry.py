@@ -1,0 +1,96 @@
+"""The protocol's numbers: kinds, purposes, phases, statuses, roles (docs/protocol.md, IANA).
+
+Not here: options and their layouts (options.py).  Rests on nothing.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+VERSION = 1
+UDP_PORT = 8747
+MAX_DATAGRAM = 1232  # octets of UDP payload: fits an IPv6 minimum MTU, so never fragmented
+MAX_PARTS = 16
+LIFETIME_UNIT_S = 4  # Section 5: "the number of time units (each 4 seconds)"
+MAX_LIFETIME_UNITS = 0xFFFF
+
+
+class Kind(IntEnum):
+    """The only two messages (draft Section 5)."""
+
+    REQUEST = 1  # VM Mobility Registration Request
+    REPLY = 2  # VM Mobility Registration Reply
+
+
+class Purpose(IntEnum):
+    """What a message is for."""
+
+    ATTACH = 1  # an NVE serves this VM (registration, also after a move)
+    REFRESH = 2  # extend a binding that is expiring
+    DEREGISTER = 3  # lifetime 0: the sender's entry for this VM goes
+    REDIRECT = 4  # the VM is served by another NVE: send its packets there
+    PREPARE = 5  # a move is coming: get ready
+    SWITCH = 6  # a step of a move's switch, named by the Phase option
+
+
+class Phase(IntEnum):
+    """Where a node stands with a VM; in a request, where it is asked to go."""
+
+    NONE = 0  # holds nothing but, perhaps, the highest epoch seen
+    ATTACHING = 1  # the guest runs here, its attach is not yet accepted
+    SERVING = 2  # accepted: delivers locally
+    PREPARED = 3  # destination: a guest waits here, packets are relayed to the source
+    COPYING = 4  # source: delivers locally, memory is being copied
+    CONVERGED = 5  # source: what remains fits the blackout budget
+    DELIVERING = 6  # destination: delivers locally, early packets wait in the tap's queue
+    SWITCHED = 7  # source: redirects to the destination, the guest stops
+    REDIRECTING = 8  # previous NVE: redirects to the serving NVE until traffic has stopped
+    FAILED = 9  # this side of the move failed
+
+
+class Status(IntEnum):
+    """Below 128 accepts, 128 and up rejects (as in RFC 6275)."""
+
+    ACCEPTED = 0
+    ACCEPTED_IN_PROGRESS = 1  # understood; a later message will say how it ended
+    UNSPECIFIED = 128
+    ADMINISTRATIVELY_PROHIBITED = 129  # this role or node may not ask for that
+    INSUFFICIENT_RESOURCES = 130
+    UNSUPPORTED_VERSION = 131  # the Supported option names the versions that are
+    UNSUPPORTED_OPTION = 132  # the Supported option names the option type
+    MALFORMED = 133
+    UNKNOWN_BINDING = 134  # refresh or deregister for a VM not in the binding cache: attach again
+    BOUND_ELSEWHERE = 135  # another NVE holds the VM and no ticket was shown
+    SUPERSEDED = 136  # a newer epoch exists; the NVE option names the serving NVE
+    STALE_EPOCH = 137  # the request's epoch is not above the highest seen
+    INVALID_TICKET = 138  # unknown, used, expired or another VM's ticket
+    ADDRESS_IN_USE = 139  # (VNI, address) has another owner
+    VNI_NOT_SUPPORTED = 140  # a non-zero VNI, until VNIs are isolated
+    WRONG_PHASE = 141  # the step does not fit where the node stands (Phase option)
+    NOT_OWNER = 142  # not the serving NVE of this VM
+    HYPERVISOR_FAILURE = 143
+    DATA_PLANE_FAILURE = 144
+    OUT_OF_SEQUENCE = 145  # an older message of one sender's order
+
+    @property
+    def accepted(self) -> bool:
+        return self < 128
+
+
+class Mobility(IntEnum):
+    """Kinds of mobility (draft Sections 2 and 7)."""
+
+    HOT = 1
+    WARM = 2
+    COLD = 3
+    STANDBY = 4
+
+
+class Role(IntEnum):
+    """A role is bound to a key: what its holder may ask for."""
+
+    MANAGER = 1
+    NVE = 2
+    DEFAULT_ROUTER = 3
+    BORDER_ROUTER = 4
+    NAPT = 5
