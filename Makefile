@@ -1,0 +1,145 @@
+# One command a job; `make help` lists them.  Every target can be interrupted and run again: what
+# counts as done is marked by a stamp that is written last.
+#
+# Needs: Debian 12 (or alike) with make, git and Python 3.11 or newer; root or sudo for the Debian
+# packages and for the lab, which makes network namespaces.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+# One shell a recipe: recipes are small programs, and the first failure ends them (-e).
+.ONESHELL:
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.SILENT:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BUILD := .build
+BIN := $(VENV)/bin
+# Written when every pinned package is in the environment; lives in it, so both go together.
+INSTALLED := $(VENV)/.installed
+# Extra words for pytest, for example: make test PYTEST_ARGS='-k wire -n auto'
+PYTEST_ARGS ?=
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# The first Python that is new enough: `python3` may be an older one from a version manager.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo "$$p"; break; fi; done)
+
+# qemu, busybox, gcc + libc: the lab's guests.  nftables, iproute2, ping: the data plane and probes.
+DEBIAN_PACKAGES := \
+	busybox-static \
+	gcc \
+	iproute2 \
+	iputils-ping \
+	libc6-dev \
+	nftables \
+	procps \
+	python3-venv \
+	qemu-system-x86 \
+	util-linux
+
+.PHONY: help
+help: ## list the targets
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+# --- setting up ---------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: debian-packages $(INSTALLED) ## Debian packages that are missing, and .venv with pinned packages
+	:
+
+# apt is asked only when something is missing, so a machine that has all needs neither apt's lists
+# nor the network.
+.PHONY: debian-packages
+debian-packages:
+	missing=""
+	for package in $(DEBIAN_PACKAGES); do
+	  dpkg-query -W -f '$${Status}' "$$package" 2>/dev/null | grep -q ' installed$$' \
+	    || missing+=" $$package"
+	done
+	[ -n "$$missing" ] || exit 0
+	echo "installing Debian packages:$$missing"
+	apt="$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"
+	$$apt update
+	$$apt install --yes --no-install-recommends $$missing >/dev/null
+
+# An environment without a working pip is what an interrupted `venv` leaves: it is made anew.
+$(INSTALLED): constraints.txt pyproject.toml | debian-packages
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then
+	  python="$(PYTHON)"
+	  [ -n "$$python" ] || { echo "error: no Python 3.11 or newer (set PYTHON=...)" >&2; exit 1; }
+	  echo "making $(VENV) with $$("$$python" --version)"
+	  "$$python" -m venv --clear $(VENV)
+	fi
+	echo "installing the pinned packages into $(VENV)"
+	$(BIN)/python -m pip install --quiet --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# Resolved in an environment of its own, so that the tool's needs do not become ours.  With UPGRADE=1
+# to the newest versions, else the versions on record are kept where they still fit.
+.PHONY: constraints
+constraints: ## resolve constraints.txt anew (UPGRADE=1: to the newest versions)
+	[ -x $(BUILD)/pip-tools/bin/pip-compile ] || {
+	  $(PYTHON) -m venv --clear $(BUILD)/pip-tools
+	  $(BUILD)/pip-tools/bin/python -m pip install --quiet pip-tools
+	}
+	$(BUILD)/pip-tools/bin/pip-compile --quiet --no-config --extra dev --generate-hashes \
+	  --strip-extras --allow-unsafe --no-header --no-emit-options --no-emit-index-url \
+	  --no-emit-trusted-host --no-emit-find-links --annotation-style line \
+	  $(if $(UPGRADE),--upgrade) --output-file constraints.txt pyproject.toml
+	# A download address would tie every user to this machine's way of fetching.
+	if grep -nE '://|^ *--(index|extra-index|find-links|trusted)' constraints.txt; then
+	  echo "error: constraints.txt names a download address" >&2
+	  exit 1
+	fi
+
+# --- using it -----------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: setup ## move a running guest between two data centres and write the report to .build/demo
+	mkdir -p $(BUILD)/demo
+	$(SUDO) $(BIN)/vmmob lab run hot-chain --report $(BUILD)/demo
+
+# --- checking it --------------------------------------------------------------------------------
+
+# pytest comes last, so that its closing line is the last one.
+.PHONY: test
+test: setup ## lint, then every test but the slow campaigns
+	$(MAKE) lint
+	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: setup ## lint, then every test, the slow campaigns too
+	$(MAKE) lint
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+# All of them run, whatever the first one says: one run shows everything there is to mend.
+.PHONY: lint
+lint: $(INSTALLED) ## ruff, mypy --strict, the floors (import-linter), spelling
+	failed=""
+	check() { "$(BIN)/$$1" "$${@:2}" >$(BUILD)/lint.log 2>&1 \
+	  || { cat $(BUILD)/lint.log; failed+=" $$1"; }; }
+	mkdir -p $(BUILD)
+	check ruff check .
+	check ruff format --check .
+	check mypy
+	check lint-imports
+	check codespell .
+	[ -z "$$failed" ] || { echo "lint: failed:$$failed" >&2; exit 1; }
+	echo "lint: ruff, mypy, import-linter and codespell are content"
+
+.PHONY: format
+format: $(INSTALLED) ## let ruff format the code and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The demo may have run under sudo and left files of root's.
+.PHONY: clean
+clean: ## remove .venv, .build and the tools' caches
+	rm -rf $(BUILD) 2>/dev/null || $(SUDO) rm -rf $(BUILD)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""What this machine can run, and the gate that keeps a skip from passing unseen in CI.
+
+A marked test (netns, qemu, lab) is skipped, with the remedy, where the machine lacks what it needs.
+With CI=true a skip fails the run unless its reason begins with a line of expected_skips.txt, and so
+does a run in which no test was executed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
+
+
+@cache
+def lack_of_namespaces() -> str:
+    """What keeps this process from making network namespaces; empty if nothing does."""
+    if os.geteuid() != 0:
+        return "needs root for network namespaces: run as root or with sudo"
+    for program in ("ip", "nft", "unshare"):
+        if shutil.which(program) is None:
+            return f"needs the program {program}: run make setup"
+    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        return "needs network namespaces: this kernel or container forbids them"
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return "needs /dev/net/tun"
+    return ""
+
+
+@cache
+def lack_of_qemu() -> str:
+    """What keeps this machine from running guests; empty if nothing does (KVM is not needed)."""
+    for program in ("qemu-system-x86_64", "busybox", "gcc"):
+        if shutil.which(program) is None:
+            return f"needs the program {program}: run make setup"
+    return ""
+
+
+LACKS = {"netns": [lack_of_namespaces], "qemu": [lack_of_qemu], "lab": [lack_of_namespaces]}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, probes in LACKS.items():
+        if item.get_closest_marker(marker) is not None:
+            for lack in filter(None, (probe() for probe in probes)):
+                pytest.skip(lack)
+
+
+def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """A skip's reason: the third part of (path, line, 'Skipped: reason')."""
+    where = report.longrepr
+    text = where[2] if isinstance(where, tuple) else str(where)
+    return text.removeprefix("Skipped: ")
+
+
+def unexpected_skips(config: pytest.Config) -> list[str]:
+    """`test: reason` of each skip that expected_skips.txt does not name."""
+    lines = EXPECTED_SKIPS.read_text(encoding="utf-8").splitlines()
+    expected = tuple(line for line in lines if line.strip() and not line.startswith("#"))
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    reasons = [(report.nodeid, skip_reason(report)) for report in skipped]
+    return [f"{test}: {reason}" for test, reason in reasons if not reason.startswith(expected)]
+
+
+def is_gate(config: pytest.Config) -> bool:
+    """Only CI is strict, and only the process that sees all results (not an xdist worker)."""
+    return os.environ.get("CI") == "true" and not hasattr(config, "workerinput")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not is_gate(session.config) or session.exitstatus != pytest.ExitCode.OK:
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if unexpected_skips(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    elif reporter and not reporter.stats.get("passed") and not reporter.stats.get("xfailed"):
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    skips = unexpected_skips(config) if is_gate(config) else []
+    if skips:
+        terminalreporter.section("unexpected skips (CI fails; see tests/expected_skips.txt)")
+        for line in skips:
+            terminalreporter.write_line(line)
