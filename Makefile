@@ -67,6 +67,7 @@ debian-packages:
 	$$apt install --yes --no-install-recommends $$missing >/dev/null
 
 # An environment without a working pip is what an interrupted `venv` leaves: it is made anew.
+# -qq: errors only.
 $(INSTALLED): constraints.txt pyproject.toml | debian-packages
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then
 	  python="$(PYTHON)"
@@ -75,8 +76,8 @@ $(INSTALLED): constraints.txt pyproject.toml | debian-packages
 	  "$$python" -m venv --clear $(VENV)
 	fi
 	echo "installing the pinned packages into $(VENV)"
-	$(BIN)/python -m pip install --quiet --require-hashes -r constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install -qq --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@
 
 # Resolved in an environment of its own, so that the tool's needs do not become ours.  With UPGRADE=1
@@ -85,7 +86,7 @@ $(INSTALLED): constraints.txt pyproject.toml | debian-packages
 constraints: ## resolve constraints.txt anew (UPGRADE=1: to the newest versions)
 	[ -x $(BUILD)/pip-tools/bin/pip-compile ] || {
 	  $(PYTHON) -m venv --clear $(BUILD)/pip-tools
-	  $(BUILD)/pip-tools/bin/python -m pip install --quiet pip-tools
+	  $(BUILD)/pip-tools/bin/python -m pip install -qq pip-tools
 	}
 	$(BUILD)/pip-tools/bin/pip-compile --quiet --no-config --extra dev --generate-hashes \
 	  --strip-extras --allow-unsafe --no-header --no-emit-options --no-emit-index-url \
