@@ -17,7 +17,7 @@ Rests on values, registry, cursor, formats.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,9 +195,17 @@ def _mobility(cursor: Cursor) -> MobilityKind:
     return MobilityKind(formats.member(Mobility, cursor.uint(1)), cursor.uint(2))
 
 
+def _endpoint_octets(option: Endpoint) -> bytes:
+    if not option.port:
+        raise ValueError("an endpoint's port is not zero")
+    return option.port.to_bytes(2, "big") + formats.address(formats.check_locator(option.address))
+
+
 def _endpoint(cursor: Cursor) -> Endpoint:
     port = cursor.uint(2)
-    return Endpoint(formats.take_address(cursor, cursor.uint(1)), port)
+    if not port:
+        raise DecodeError("bad-value", "an endpoint's port is zero")
+    return Endpoint(formats.take_locator(cursor, cursor.uint(1)), port)
 
 
 OPTIONS: tuple[Declaration, ...] = (
@@ -258,7 +266,7 @@ OPTIONS: tuple[Declaration, ...] = (
     ),
     Declaration(
         12, "Endpoint", True, False, (7, 19), Endpoint,
-        lambda o: o.port.to_bytes(2, "big") + formats.address(o.address),
+        _endpoint_octets,
         _endpoint,
     ),
     Declaration(
@@ -274,7 +282,7 @@ OPTIONS: tuple[Declaration, ...] = (
     Declaration(
         16, "Reason", False, False, (1, 256), Reason,
         lambda o: formats.clip_text(o.text, 256),
-        lambda c: Reason(formats.text(c.rest())),
+        lambda c: Reason(formats.take_words(c)),
     ),
 )  # fmt: skip
 
@@ -283,24 +291,45 @@ BY_CLASS = {d.option: d for d in OPTIONS}
 
 
 class UnsupportedOption(DecodeError):
-    """An option with the U bit is of an unknown type; `type` is it, without the bit."""
+    """An option with the U bit is of an unknown type; `number` is it, without the bit."""
 
     def __init__(self, option_type: int) -> None:
         super().__init__("unsupported-option", f"option type {option_type} must be understood")
-        self.type = option_type
+        self.number = option_type
 
 
 def encode_option(option: Option) -> bytes:
     """One option as octets.  Raises ValueError if its value does not fit its declaration."""
     if isinstance(option, UnknownOption):
-        wire_type, data = option.type, option.data
-    else:
-        declaration = BY_CLASS[type(option)]
-        wire_type, data = declaration.wire_type, declaration.encode(option)
-        least, most = declaration.octets
-        if not least <= len(data) <= most:
-            raise ValueError(f"{declaration.name}: {len(data)} octets, not {least} to {most}")
-    return wire_type.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
+        if not is_unknown(option.type) or len(option.data) > 0xFFFF:
+            raise ValueError(f"option type {option.type:#06x} with {len(option.data)} octets")
+        return option.type.to_bytes(2, "big") + len(option.data).to_bytes(2, "big") + option.data
+    declaration = BY_CLASS[type(option)]
+    try:
+        data = declaration.encode(option)
+    except OverflowError as error:
+        raise ValueError(f"{declaration.name}: {error}") from None
+    least, most = declaration.octets
+    if not least <= len(data) <= most:
+        raise ValueError(f"{declaration.name}: {len(data)} octets, not {least} to {most}")
+    return declaration.wire_type.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
+
+
+def is_unknown(wire_type: int) -> bool:
+    """Whether a type, with or without the U bit, is none that this node knows."""
+    number = wire_type & ~MUST_UNDERSTAND
+    return 0 <= wire_type <= 0xFFFF and number not in BY_TYPE and number != AUTHENTICATION_TYPE
+
+
+def check_repeats(options: Iterable[Option]) -> None:
+    """DecodeError("repeated-option") if an option that may stand once stands twice."""
+    seen: set[type] = set()
+    for option in options:
+        if isinstance(option, UnknownOption) or BY_CLASS[type(option)].repeatable:
+            continue
+        if type(option) in seen:
+            raise DecodeError("repeated-option", f"{BY_CLASS[type(option)].name} stands twice")
+        seen.add(type(option))
 
 
 def decode_options(cursor: Cursor) -> tuple[Option, ...]:
@@ -310,24 +339,23 @@ def decode_options(cursor: Cursor) -> tuple[Option, ...]:
     UnsupportedOption.
     """
     found: list[Option] = []
-    seen: set[int] = set()
     while cursor.left:
         wire_type = cursor.uint(2)
         data = cursor.take(cursor.uint(2))
         number = wire_type & ~MUST_UNDERSTAND
+        if number == AUTHENTICATION_TYPE:
+            raise DecodeError("repeated-option", "Authentication stands before the end")
         declaration = BY_TYPE.get(number)
         if declaration is None:
             if wire_type & MUST_UNDERSTAND:
                 raise UnsupportedOption(number)
             found.append(UnknownOption(wire_type, data))
             continue
-        if number in seen and not declaration.repeatable:
-            raise DecodeError("repeated-option", f"{declaration.name} stands twice")
-        seen.add(number)
         least, most = declaration.octets
         if not least <= len(data) <= most:
             raise DecodeError("option-length", f"{declaration.name}: {len(data)} octets")
         inner = Cursor(data, declaration.name)
         found.append(declaration.decode(inner))
         inner.finish()
+    check_repeats(found)
     return tuple(found)

@@ -1,0 +1,345 @@
+"""The message channel of a node: everything between datagrams and whole, authentic messages.
+
+Incoming: length, seal, replay, decoding, parts, rights of the sender's role, the reply cache.
+Outgoing: cutting into parts, sealing, retransmission with back-off, matching replies.
+Every drop is counted by reason (docs/protocol.md, Drops).
+
+Not here: what messages mean (manager.py, nve.py), sockets (daemon/endpoint.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from vmmobility.engine.outputs import Endpoint, Event, Outbox, Send
+from vmmobility.engine.replay import ReplayWindow
+from vmmobility.errors import DecodeError
+from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
+from vmmobility.wire.message import (
+    Message,
+    Part,
+    UnsupportedVersion,
+    decode_part,
+    encode_parts,
+    join_parts,
+)
+from vmmobility.wire.options import Option, Reason, Supported, UnsupportedOption
+from vmmobility.wire.registry import MAX_DATAGRAM, VERSION, Kind, Purpose, Role, Status
+from vmmobility.wire.values import Address
+
+REPLY_CACHE = 512  # replies a peer
+ASSEMBLIES = 32  # messages in parts under way a peer
+ASSEMBLY_S = 10.0  # how long parts wait for the others
+
+
+@dataclass(slots=True)
+class Peer:
+    """A node that may speak to this one.  `signing` is the key-ID that outgoing messages use."""
+
+    node_id: str
+    role: Role
+    endpoints: tuple[Endpoint, ...]
+    secrets: dict[int, bytes]
+    signing: int
+    window: ReplayWindow = field(default_factory=ReplayWindow)
+    replies: OrderedDict[tuple[int, int], Message] = field(default_factory=OrderedDict)
+    assemblies: OrderedDict[tuple[int, int, int], Assembly] = field(default_factory=OrderedDict)
+    last_heard: float | None = None
+
+
+@dataclass(slots=True)
+class Assembly:
+    """The parts so far of one message."""
+
+    since: float
+    parts: dict[int, Part] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A whole, authentic message: from whom, at which endpoint, and where it was asked."""
+
+    peer: Peer
+    message: Message
+    boot: int
+    source: Endpoint
+    local: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retransmission:
+    """first_s: before the first repetition; doubled up to most_s; each with +-20 % of jitter."""
+
+    first_s: float = 0.25
+    most_s: float = 8.0
+
+
+@dataclass(slots=True)
+class Outstanding:
+    """A request without its reply: its subject lets a newer request supersede it."""
+
+    peer: Peer
+    message: Message
+    subject: object
+    attempts: int
+    due: float
+    on_reply: Callable[[Message, float], None]
+
+
+class Channel:
+    """One node's channel to all its peers.
+
+    rights:  (kind, purpose) -> roles that may send it here; anything else is refused
+    jitter:  a random.Random of the caller's (randomness is an argument)
+    boot:    this start's boot number, durable before the first datagram, above all before
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        boot: int,
+        peers: Iterable[Peer],
+        rights: Mapping[Purpose, frozenset[Role]],
+        outbox: Outbox,
+        jitter: random.Random,
+        retransmission: Retransmission,
+    ) -> None:
+        self.node_id = node_id
+        self.boot = boot
+        self.peers = {peer.node_id: peer for peer in peers}
+        self.drops: Counter[str] = Counter()
+        self._rights = rights
+        self._outbox = outbox
+        self._jitter = jitter
+        self._retransmission = retransmission
+        self._counter = 0
+        self._sequence = jitter.getrandbits(32)
+        self._outstanding: dict[int, Outstanding] = {}
+        self._by_subject: dict[object, int] = {}
+
+    # ---- incoming ----------------------------------------------------------------------------
+
+    def datagram(
+        self, data: bytes, source: Endpoint, local: Address | None, now: float
+    ) -> Received | None:
+        """A whole request to act on, or None (dropped, answered here, a reply, or a part)."""
+        try:
+            return self._open(data, source, local, now)
+        except DecodeError as error:
+            self._drop(error.reason, str(source.address))
+            return None
+
+    def _open(
+        self, data: bytes, source: Endpoint, local: Address | None, now: float
+    ) -> Received | None:
+        if len(data) > MAX_DATAGRAM:
+            raise DecodeError("too-long", f"{len(data)} octets")
+        mark = open_sealed(data, self._secret)
+        peer = self.peers[mark.sender]
+        replayed = peer.window.check(mark.boot, mark.counter)
+        if replayed:
+            raise DecodeError(replayed, f"boot {mark.boot} counter {mark.counter}")
+        self._note(peer, mark, now)
+        try:
+            part = decode_part(data, TRAILER)
+        except UnsupportedVersion:
+            self._answer_header(data, peer, source, local, Status.UNSUPPORTED_VERSION, (VERSION,))
+            raise
+        except UnsupportedOption as error:
+            self._answer_header(
+                data, peer, source, local, Status.UNSUPPORTED_OPTION, (error.number,)
+            )
+            raise
+        except DecodeError:
+            self._answer_header(data, peer, source, local, Status.MALFORMED, ())
+            raise
+        message = self._assemble(peer, part, mark, now)
+        if message is None:
+            return None
+        received = Received(peer, message, mark.boot, source, local)
+        if message.kind is Kind.REPLY:
+            self._match(received, now)
+            return None
+        return self._admit(received)
+
+    def _secret(self, sender: str, key_id: int) -> bytes | None:
+        peer = self.peers.get(sender)
+        return peer.secrets.get(key_id) if peer else None
+
+    def _note(self, peer: Peer, mark: Seal, now: float) -> None:
+        """The seal is right: the datagram is spent, whatever it says (and the mark is durable
+        before anything that follows from it)."""
+        if mark.boot > peer.window.boot:
+            peer.replies.clear()
+            peer.assemblies.clear()
+        peer.window.accept(mark.boot, mark.counter)
+        peer.last_heard = now
+        self._outbox.record(f"mark/{peer.node_id}", [peer.window.boot, peer.window.high])
+
+    def _assemble(self, peer: Peer, part: Part, mark: Seal, now: float) -> Message | None:
+        if part.count == 1:
+            return part.message
+        key = (mark.boot, part.message.sequence, part.message.kind)
+        assembly = peer.assemblies.get(key)
+        if assembly is None or now - assembly.since > ASSEMBLY_S:
+            assembly = peer.assemblies[key] = Assembly(now)
+            while len(peer.assemblies) > ASSEMBLIES:
+                peer.assemblies.popitem(last=False)
+        assembly.parts[part.number] = part
+        if len(assembly.parts) < part.count:
+            return None
+        del peer.assemblies[key]
+        if any(p.count != part.count for p in assembly.parts.values()):
+            raise DecodeError("parts", "the parts of a message differ in their count")
+        return join_parts([assembly.parts[n] for n in range(1, part.count + 1)])
+
+    def _admit(self, received: Received) -> Received | None:
+        peer, message = received.peer, received.message
+        cached = peer.replies.get((received.boot, message.sequence))
+        if cached is not None and cached.purpose is message.purpose:
+            self.drops["repeated-request"] += 1
+            self._send(peer, cached, received.source, received.local)
+            return None
+        if peer.role not in self._rights.get(message.purpose, frozenset()):
+            self._drop("wrong-role", peer.node_id)
+            self.reply(received, Status.ADMINISTRATIVELY_PROHIBITED, cache=False)
+            return None
+        return received
+
+    def _answer_header(
+        self,
+        data: bytes,
+        peer: Peer,
+        source: Endpoint,
+        local: Address | None,
+        status: Status,
+        supported: tuple[int, ...],
+    ) -> None:
+        """Reject an authentic request that cannot be decoded; its header tells enough."""
+        if data[1] != Kind.REQUEST or data[2] not in Purpose:
+            return
+        options = (Supported(supported),) if supported else ()
+        sequence = int.from_bytes(data[8:12], "big")
+        message = Message(Kind.REPLY, Purpose(data[2]), sequence, options, status=status)
+        self._send(peer, message, source, local)
+
+    def _drop(self, reason: str, who: str) -> None:
+        self.drops[reason] += 1
+        self._outbox.emit(Event("drop", {"reason": reason, "peer": who}))
+
+    # ---- outgoing ----------------------------------------------------------------------------
+
+    def request(
+        self,
+        peer: Peer,
+        purpose: Purpose,
+        options: Iterable[Option],
+        now: float,
+        on_reply: Callable[[Message, float], None],
+        lifetime: int = 0,
+        subject: object = None,
+    ) -> int:
+        """Send a request until its reply comes; returns its sequence number.
+
+        A request of the same `subject` to the same peer supersedes an outstanding one: the old
+        one is not repeated and its reply is ignored.
+        """
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        message = Message(Kind.REQUEST, purpose, self._sequence, tuple(options), lifetime)
+        if subject is not None:
+            subject = (peer.node_id, subject)
+            self.withdraw(self._by_subject.get(subject))
+            self._by_subject[subject] = self._sequence
+        outstanding = Outstanding(peer, message, subject, 0, now, on_reply)
+        self._outstanding[self._sequence] = outstanding
+        self._transmit(outstanding, now)
+        return self._sequence
+
+    def withdraw(self, sequence: int | None) -> None:
+        """Stop repeating a request; a late reply to it is ignored."""
+        outstanding = self._outstanding.pop(sequence, None) if sequence is not None else None
+        if outstanding and self._by_subject.get(outstanding.subject) == sequence:
+            del self._by_subject[outstanding.subject]
+
+    def reply(
+        self,
+        received: Received,
+        status: Status,
+        options: Iterable[Option] = (),
+        lifetime: int = 0,
+        reason: str = "",
+        cache: bool = True,
+    ) -> None:
+        """Answer a request, from the address asked, and remember the answer for a repetition."""
+        request = received.message
+        words = (Reason(reason),) if reason else ()
+        message = Message(
+            Kind.REPLY, request.purpose, request.sequence, (*options, *words), lifetime, status
+        )
+        if cache:
+            replies = received.peer.replies
+            replies[received.boot, request.sequence] = message
+            while len(replies) > REPLY_CACHE:
+                replies.popitem(last=False)
+        self._send(received.peer, message, received.source, received.local)
+
+    def next_timer(self) -> float | None:
+        return min((o.due for o in self._outstanding.values()), default=None)
+
+    def timer(self, now: float) -> None:
+        """Repeat what is due."""
+        for outstanding in [o for o in self._outstanding.values() if o.due <= now]:
+            self._transmit(outstanding, now)
+
+    def _transmit(self, outstanding: Outstanding, now: float) -> None:
+        peer = outstanding.peer
+        endpoint = peer.endpoints[outstanding.attempts % len(peer.endpoints)]
+        self._send(peer, outstanding.message, endpoint, None)
+        wait = min(
+            self._retransmission.first_s * 2 ** min(outstanding.attempts, 16),
+            self._retransmission.most_s,
+        )
+        outstanding.due = now + wait * self._jitter.uniform(0.8, 1.2)
+        outstanding.attempts += 1
+
+    def _send(self, peer: Peer, message: Message, to: Endpoint, local: Address | None) -> None:
+        """design: a retransmission keeps its sequence and takes a fresh counter."""
+        secret = peer.secrets[peer.signing]
+        for datagram in encode_parts(message, MAX_DATAGRAM, TRAILER):
+            self._counter += 1
+            mark = Seal(self.node_id, peer.signing, self.boot, self._counter)
+            self._outbox.emit(Send(seal(datagram, mark, secret), to, local))
+
+    def _match(self, received: Received, now: float) -> None:
+        message = received.message
+        outstanding = self._outstanding.get(message.sequence)
+        if (
+            outstanding is None
+            or outstanding.peer is not received.peer
+            or outstanding.message.purpose is not message.purpose
+        ):
+            self.drops["unexpected-reply"] += 1
+            return
+        self.withdraw(message.sequence)
+        try:
+            outstanding.on_reply(message, now)
+        except DecodeError as error:
+            self._drop(error.reason, received.peer.node_id)
+
+    # ---- keys and marks ----------------------------------------------------------------------
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Take the durable marks ("mark/NODE" -> [boot, high]) after a restart."""
+        for peer in self.peers.values():
+            mark = state.get(f"mark/{peer.node_id}")
+            if isinstance(mark, list):
+                peer.window = ReplayWindow(*mark)
+
+    def set_secrets(self, node_id: str, secrets: dict[int, bytes], signing: int) -> None:
+        """New keys of a peer (rotation); nothing else about it changes."""
+        peer = self.peers.get(node_id)
+        if peer is not None:
+            peer.secrets, peer.signing = secrets, signing

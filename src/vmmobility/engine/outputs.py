@@ -1,0 +1,140 @@
+"""What an engine asks of the world, and the outbox that keeps the order.
+
+An engine's outputs leave in the order in which they were made, and nothing leaves before the
+records made with it or before it are durable (design, invariant 4).
+Not here: carrying them out (daemon/pump.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+from vmmobility.engine.dataplane import VmDataPlane
+from vmmobility.wire.values import Address, VmKey
+
+
+class Endpoint(NamedTuple):
+    """A UDP endpoint of a node."""
+
+    address: Address
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A datagram to send; from `source` if given (replies leave from the address asked)."""
+
+    data: bytes
+    destination: Endpoint
+    source: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Write these changes (key -> JSON value, None deletes) as one; answer persisted(number)."""
+
+    number: int
+    changes: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetDataPlane:
+    """Make the kernel hold this; answer data_plane_applied(vm, tag, failures)."""
+
+    state: VmDataPlane
+    tag: int
+
+
+class Order(Enum):
+    """What a hypervisor can be told; each is answered by order_done(vm, order, result, error)."""
+
+    START = "start"
+    STOP = "stop"
+    PAUSE = "pause"
+    RESUME = "resume"
+    PREPARE_INCOMING = "prepare-incoming"
+    COPY_OUT = "copy-out"
+    SWITCH_OVER = "switch-over"
+    PROCEED = "proceed"
+    CANCEL = "cancel"
+    ANNOUNCE = "announce"
+
+
+@dataclass(frozen=True, slots=True)
+class HypervisorOrder:
+    """One order for one guest.  arguments: definition, address, port as the order needs."""
+
+    order: Order
+    vm: VmKey
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that people want to know (docs/architecture.md, Events)."""
+
+    name: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Stop the process: a record could not be made durable, so nothing more may be said."""
+
+    reason: str
+
+
+Output = Send | Persist | SetDataPlane | HypervisorOrder | Event | Halt
+
+
+class Outbox:
+    """Collects outputs and records between two flushes and holds outputs back until durable."""
+
+    def __init__(self) -> None:
+        self._changes: dict[str, Any] = {}
+        self._outputs: list[Output] = []
+        self._held: deque[tuple[int, list[Output]]] = deque()
+        self._ready: list[Output] = []
+        self._number = 0
+        self._halted = False
+
+    def record(self, key: str, value: Any) -> None:
+        """A change that must be durable before anything of this batch leaves."""
+        self._changes[key] = value
+
+    def emit(self, output: Output) -> None:
+        self._outputs.append(output)
+
+    def flush(self) -> list[Output]:
+        """What may be carried out now: at most one Persist, last, and outputs free to leave."""
+        ready, self._ready = self._ready, []
+        if self._halted:
+            return ready
+        if self._changes:
+            self._number += 1
+            ready.append(Persist(self._number, tuple(self._changes.items())))
+            self._held.append((self._number, self._outputs))
+            self._changes, self._outputs = {}, []
+        elif self._held:
+            self._held[-1][1].extend(self._outputs)
+            self._outputs = []
+        else:
+            ready.extend(self._outputs)
+            self._outputs = []
+        return ready
+
+    def persisted(self, number: int) -> None:
+        """All changes up to Persist `number` are durable: let their outputs go."""
+        while self._held and self._held[0][0] <= number:
+            self._ready.extend(self._held.popleft()[1])
+
+    def persist_failed(self, reason: str) -> None:
+        """Say nothing that rests on the lost record, nor anything after it."""
+        self._halted = True
+        self._held.clear()
+        self._outputs.clear()
+        self._changes.clear()
+        self._ready.append(Halt(reason))
