@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmmobility.errors import DecodeError
+from vmmobility.wire import formats
 from vmmobility.wire.cursor import Cursor
 from vmmobility.wire.options import AUTHENTICATION_TYPE, MUST_UNDERSTAND, OPTION_HEADER
 
@@ -49,7 +50,15 @@ class Seal:
 
 
 def seal(datagram: bytes, mark: Seal, secret: bytes) -> bytes:
-    """The datagram (its Length already counts TRAILER) with its authentication option."""
+    """The datagram (its Length already counts TRAILER) with its authentication option.
+
+    Raises ValueError if the mark's sender is no node's name or a number does not fit.
+    """
+    sender = formats.name(mark.sender, SENDER)
+    if not (
+        0 <= mark.key_id < 1 << 32 and 0 <= mark.boot < 1 << 64 and 0 <= mark.counter < 1 << 64
+    ):
+        raise ValueError(f"the seal's numbers do not fit: {mark}")
     signed = b"".join(
         (
             datagram,
@@ -57,7 +66,7 @@ def seal(datagram: bytes, mark: Seal, secret: bytes) -> bytes:
             mark.key_id.to_bytes(4, "big"),
             mark.boot.to_bytes(8, "big"),
             mark.counter.to_bytes(8, "big"),
-            mark.sender.encode().ljust(SENDER, b"\0"),
+            sender.ljust(SENDER, b"\0"),
         )
     )
     return signed + hmac.digest(secret, signed, "sha256")
@@ -76,9 +85,9 @@ def read_seal(datagram: bytes) -> Seal:
     key_id, boot, counter = cursor.uint(4), cursor.uint(8), cursor.uint(8)
     name = cursor.take(SENDER).rstrip(b"\0")
     try:
-        sender = name.decode("utf-8")
-    except UnicodeDecodeError:
-        raise DecodeError("bad-value", "the sender's name is not UTF-8") from None
+        sender = formats.check_name(name.decode("utf-8"), SENDER)
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise DecodeError("bad-value", f"the sender's name: {error}") from None
     return Seal(sender, key_id, boot, counter)
 
 

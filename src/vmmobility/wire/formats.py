@@ -32,21 +32,19 @@ def member(kind: type[Numbered], value: int) -> Numbered:
         raise DecodeError("bad-value", f"{kind.__name__} has no number {value}") from None
 
 
-def text(data: bytes) -> str:
-    """Printable UTF-8; DecodeError("bad-value") otherwise."""
-    try:
-        decoded = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise DecodeError("bad-value", "text is not UTF-8") from None
-    if not decoded.isprintable():
-        raise DecodeError("bad-value", "text is not printable")
-    return decoded
+def printable(value: str) -> str:
+    """The text with '?' for every unprintable character; never empty."""
+    return "".join(c if c.isprintable() else "?" for c in value) or "?"
 
 
 def clip_text(value: str, octets: int) -> bytes:
     """At most `octets` octets of printable UTF-8, cut between characters; never empty."""
-    printable = "".join(c if c.isprintable() else "?" for c in value) or "?"
-    return printable.encode("utf-8", "replace")[:octets].decode("utf-8", "ignore").encode()
+    return printable(value).encode()[:octets].decode("utf-8", "ignore").encode()
+
+
+def take_words(cursor: Cursor) -> str:
+    """Text for people: what cannot be printed becomes '?', for words never spoil a message."""
+    return printable(cursor.rest().decode("utf-8", "replace"))
 
 
 def check_name(value: str, most: int = MAX_NAME) -> str:
@@ -54,10 +52,10 @@ def check_name(value: str, most: int = MAX_NAME) -> str:
 
     Raises ValueError.
     """
-    if not 1 <= len(value.encode("utf-8", "replace")) <= most:
-        raise ValueError(f"a name has 1 to {most} octets: {value[:80]!r}")
     if not value.isprintable() or " " in value or "/" in value:
-        raise ValueError(f"a name has no space, '/' or unprintable character: {value!r}")
+        raise ValueError(f"a name has no space, '/' or unprintable character: {value[:80]!r}")
+    if not 1 <= len(value.encode()) <= most:
+        raise ValueError(f"a name has 1 to {most} octets: {value[:80]!r}")
     return value
 
 
@@ -67,8 +65,8 @@ def name(value: str, most: int = MAX_NAME) -> bytes:
 
 def _decoded_name(data: bytes, most: int = MAX_NAME) -> str:
     try:
-        return check_name(text(data), most)
-    except ValueError as error:
+        return check_name(data.decode("utf-8"), most)
+    except ValueError as error:  # UnicodeDecodeError is one
         raise DecodeError("bad-value", str(error)) from None
 
 
@@ -103,16 +101,22 @@ def take_prefix(cursor: Cursor) -> Prefix:
         raise DecodeError("bad-value", str(error)) from None
 
 
+def check_mac(value: bytes) -> bytes:
+    """An interface's MAC: 6 octets, not zero, not a group's.  Raises ValueError."""
+    if len(value) != 6 or value[0] & 1 or value == bytes(6):
+        raise ValueError(f"an interface's MAC is 6 octets, no group's, not zero: {value.hex(':')}")
+    return value
+
+
 def interface(value: Interface) -> bytes:
-    if len(value.mac) != 6:
-        raise ValueError("a MAC has 6 octets")
-    return value.mac + b"".join(prefix(p) for p in value.prefixes)
+    return check_mac(value.mac) + b"".join(prefix(p) for p in value.prefixes)
 
 
 def take_interface(cursor: Cursor) -> Interface:
-    mac = cursor.take(6)
-    if mac[0] & 1 or mac == bytes(6):
-        raise DecodeError("bad-value", "an interface's MAC is a group's or zero")
+    try:
+        mac = check_mac(cursor.take(6))
+    except ValueError as error:
+        raise DecodeError("bad-value", str(error)) from None
     prefixes: list[Prefix] = []
     while cursor.left:
         prefixes.append(take_prefix(cursor))
@@ -121,7 +125,11 @@ def take_interface(cursor: Cursor) -> Interface:
 
 def nve(value: Nve) -> bytes:
     identity = name(value.nve_id, MAX_NODE_NAME)
-    return bytes([len(identity)]) + identity + b"".join(address(a) for a in value.locators)
+    return (
+        bytes([len(identity)])
+        + identity
+        + b"".join(address(check_locator(a)) for a in value.locators)
+    )
 
 
 def take_nve(cursor: Cursor) -> Nve:
@@ -131,15 +139,23 @@ def take_nve(cursor: Cursor) -> Nve:
         family = cursor.uint(1)
         if family in found:
             raise DecodeError("bad-value", f"two IPv{family} locators")
-        found[family] = _locator(take_address(cursor, family))
+        found[family] = take_locator(cursor, family)
     v4, v6 = found.get(4), found.get(6)
     assert v4 is None or isinstance(v4, IPv4Address)
     assert v6 is None or isinstance(v6, IPv6Address)
     return Nve(identity, v4, v6)
 
 
-def _locator(value: Address) -> Address:
-    """design: link-local is never a locator; nor are loopback, multicast and unspecified."""
+def check_locator(value: Address) -> Address:
+    """Link-local is never a locator; nor are loopback, multicast and unspecified (ValueError)."""
     if value.is_link_local or value.is_multicast or value.is_loopback or value.is_unspecified:
-        raise DecodeError("bad-value", f"{value} cannot be a locator")
+        raise ValueError(f"{value} cannot be a locator")
     return value
+
+
+def take_locator(cursor: Cursor, family: int) -> Address:
+    value = take_address(cursor, family)
+    try:
+        return check_locator(value)
+    except ValueError as error:
+        raise DecodeError("bad-value", str(error)) from None

@@ -36,10 +36,11 @@ from vmmobility.wire.options import (
     Option,
     PreviousNve,
     VmId,
+    check_repeats,
     decode_options,
     encode_option,
 )
-from vmmobility.wire.registry import MAX_PARTS, VERSION, Kind, Purpose, Status
+from vmmobility.wire.registry import MAX_LIFETIME_UNITS, MAX_PARTS, VERSION, Kind, Purpose, Status
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 HEADER = 16
@@ -115,6 +116,12 @@ class UnsupportedVersion(DecodeError):
 
 
 def _header(message: Message, part: int, parts: int, length: int) -> bytes:
+    if not (
+        0 <= message.flags <= 0xFFFF
+        and 0 <= message.sequence <= 0xFFFF_FFFF
+        and 0 <= message.lifetime <= MAX_LIFETIME_UNITS
+    ):
+        raise ValueError("flags, sequence or lifetime does not fit its field")
     return b"".join(
         (
             bytes((VERSION, message.kind, message.purpose, message.status)),
@@ -132,7 +139,7 @@ def encode_parts(message: Message, room: int, trailer: int) -> list[bytes]:
 
     room:    octets that a datagram may have in all
     trailer: octets that the authentication option will add (counted in Length)
-    Raises ValueError if it does not fit in MAX_PARTS parts.
+    Raises ValueError if a value does not fit its field, or the message MAX_PARTS parts.
     """
     bodies: list[list[bytes]] = [[]]
     size = HEADER + trailer
@@ -155,6 +162,14 @@ def encode_parts(message: Message, room: int, trailer: int) -> list[bytes]:
     return datagrams
 
 
+def _status(value: int) -> Status:
+    """A status number that is not known here counts as the plain one of its class."""
+    try:
+        return Status(value)
+    except ValueError:
+        return Status.ACCEPTED if value < Status.UNSPECIFIED else Status.UNSPECIFIED
+
+
 def decode_part(datagram: bytes, trailer: int) -> Part:
     """The part in a datagram whose last `trailer` octets, the authentication, were checked.
 
@@ -167,7 +182,7 @@ def decode_part(datagram: bytes, trailer: int) -> Part:
         raise UnsupportedVersion(version)
     kind = formats.member(Kind, cursor.uint(1))
     purpose = formats.member(Purpose, cursor.uint(1))
-    status = formats.member(Status, cursor.uint(1))
+    status = _status(cursor.uint(1))
     flags, length, sequence, lifetime = (
         cursor.uint(2), cursor.uint(2), cursor.uint(4), cursor.uint(2),
     )  # fmt: skip
@@ -183,11 +198,18 @@ def decode_part(datagram: bytes, trailer: int) -> Part:
 
 
 def join_parts(parts: Sequence[Part]) -> Message:
-    """The whole message of parts 1..n in order; DecodeError("parts") if their headers differ."""
+    """The whole message of parts 1..n in order.
+
+    Raises DecodeError: parts (not 1..n, or their headers differ), repeated-option.
+    """
+    if [(p.number, p.count) for p in parts] != [(n, len(parts)) for n in range(1, len(parts) + 1)]:
+        raise DecodeError("parts", "a message's parts are not 1 to their count")
     first = parts[0].message
     if any(replace(p.message, options=()) != replace(first, options=()) for p in parts):
         raise DecodeError("parts", "the parts of a message differ in their headers")
-    return replace(first, options=tuple(o for p in parts for o in p.message.options))
+    options = tuple(o for p in parts for o in p.message.options)
+    check_repeats(options)
+    return replace(first, options=options)
 
 
 def definition_options(data: bytes) -> Iterator[Definition]:

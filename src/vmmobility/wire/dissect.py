@@ -1,0 +1,150 @@
+"""Messages as plain JSON values and back: for people, captures and docs/vectors.
+
+Names are those of registry.py and of the table OPTIONS; octets that are no ASCII text are hex.
+Not here: bytes (message.py, options.py).  Rests on message and options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import (
+    BY_CLASS,
+    AttachId,
+    Definition,
+    Endpoint,
+    Epoch,
+    InterfaceGroup,
+    Measurements,
+    MobilityKind,
+    Option,
+    PhaseOption,
+    PreviousNve,
+    Reason,
+    ServingNve,
+    Supported,
+    Ticket,
+    Timestamp,
+    UnknownOption,
+    VmId,
+)
+from vmmobility.wire.registry import Kind, Mobility, Phase, Purpose, Status
+from vmmobility.wire.values import Interface, Nve, VmKey
+
+Readable = dict[str, Any]
+
+
+def _octets(data: bytes) -> Readable:
+    return {"text": data.decode()} if data.isascii() else {"hex": data.hex()}
+
+
+def _data(entry: Readable) -> bytes:
+    return entry["text"].encode() if "text" in entry else bytes.fromhex(entry["hex"])
+
+
+def _plain(value: Any) -> Any:
+    """One value of an option as JSON: enumerations by name, addresses as text, octets as hex."""
+    match value:
+        case IntEnum():
+            return value.name
+        case bytes():
+            return value.hex()
+        case tuple():
+            return [_plain(v) for v in value]
+        case int() | str() | None:
+            return value
+        case _:
+            return str(value)
+
+
+def _fields(value: Any) -> Readable:
+    return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+
+
+def readable_option(option: Option) -> Readable:
+    """One option: its name in the table and its values."""
+    match option:
+        case UnknownOption(wire_type, data):
+            return {"option": "unknown", "type": wire_type, "hex": data.hex()}
+        case VmId(vm):
+            values = _fields(vm)
+        case InterfaceGroup(interface):
+            values = {"mac": interface.mac_text, "prefixes": _plain(interface.prefixes)}
+        case ServingNve(nve) | PreviousNve(nve):
+            values = {
+                "nve_id": nve.nve_id,
+                **{f"ipv{locator.version}": str(locator) for locator in nve.locators},
+            }
+        case Definition(data) | Measurements(data):
+            values = _octets(data)
+        case _:
+            values = _fields(option)
+    return {"option": BY_CLASS[type(option)].name, **values}
+
+
+def readable(message: Message) -> Readable:
+    """A whole message, its options in their order."""
+    return {
+        "kind": message.kind.name,
+        "purpose": message.purpose.name,
+        "status": message.status.name,
+        "flags": message.flags,
+        "sequence": message.sequence,
+        "lifetime": message.lifetime,
+        "options": [readable_option(o) for o in message.options],
+    }
+
+
+def _nve(entry: Readable) -> Nve:
+    v4, v6 = entry.get("ipv4"), entry.get("ipv6")
+    return Nve(entry["nve_id"], v4 and IPv4Address(v4), v6 and IPv6Address(v6))
+
+
+def _interface(entry: Readable) -> Interface:
+    mac = bytes.fromhex(entry["mac"].replace(":", ""))
+    return Interface(mac, tuple(ip_network(p) for p in entry["prefixes"]))
+
+
+_READERS: dict[type, Callable[[Readable], Option]] = {
+    VmId: lambda e: VmId(VmKey(e["vni"], e["vm_id"])),
+    InterfaceGroup: lambda e: InterfaceGroup(_interface(e)),
+    ServingNve: lambda e: ServingNve(_nve(e)),
+    PreviousNve: lambda e: PreviousNve(_nve(e)),
+    Epoch: lambda e: Epoch(e["epoch"]),
+    Ticket: lambda e: Ticket(bytes.fromhex(e["ticket"])),
+    AttachId: lambda e: AttachId(e["attach_id"]),
+    MobilityKind: lambda e: MobilityKind(Mobility[e["mobility"]], e["member"]),
+    PhaseOption: lambda e: PhaseOption(Phase[e["phase"]]),
+    Timestamp: lambda e: Timestamp(e["time_ns"]),
+    Definition: lambda e: Definition(_data(e)),
+    Endpoint: lambda e: Endpoint(ip_address(e["address"]), e["port"]),
+    Measurements: lambda e: Measurements(_data(e)),
+    Supported: lambda e: Supported(tuple(e["values"])),
+    Reason: lambda e: Reason(e["text"]),
+}
+_BY_NAME = {BY_CLASS[option].name: reader for option, reader in _READERS.items()}
+
+
+def option_of(entry: Readable) -> Option:
+    """What readable_option wrote.  Raises KeyError or ValueError for anything else."""
+    if entry["option"] == "unknown":
+        return UnknownOption(entry["type"], bytes.fromhex(entry["hex"]))
+    return _BY_NAME[entry["option"]](entry)
+
+
+def message_of(entry: Readable) -> Message:
+    """What readable wrote.  Raises KeyError or ValueError for anything else."""
+    return Message(
+        Kind[entry["kind"]],
+        Purpose[entry["purpose"]],
+        entry["sequence"],
+        tuple(option_of(o) for o in entry["options"]),
+        entry["lifetime"],
+        Status[entry["status"]],
+        entry["flags"],
+    )
