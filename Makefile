@@ -52,7 +52,10 @@ setup: debian-packages $(INSTALLED) ## Debian packages that are missing, and .ve
 	:
 
 # apt is asked only when something is missing, so a machine that has all needs neither apt's lists
-# nor the network.
+# nor the network.  The guests' kernel is not installed: the lab downloads its package into .build
+# and unpacks it there, for which apt must only know it.
+GUEST_KERNEL := linux-image-cloud-amd64
+
 .PHONY: debian-packages
 debian-packages:
 	missing=""
@@ -60,16 +63,21 @@ debian-packages:
 	  dpkg-query -W -f '$${Status}' "$$package" 2>/dev/null | grep -q ' installed$$' \
 	    || missing+=" $$package"
 	done
+	known=yes
+	compgen -G "$(BUILD)/*/linux-image-*/vmlinuz" >/dev/null \
+	  || apt-cache show $(GUEST_KERNEL) >/dev/null 2>&1 || known=no
+	[ -n "$$missing" ] || [ $$known = no ] || exit 0
+	apt="$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"
+	echo "updating the package lists"
+	$$apt update
 	[ -n "$$missing" ] || exit 0
 	echo "installing Debian packages:$$missing"
-	apt="$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"
-	$$apt update
 	$$apt install --yes --no-install-recommends $$missing >/dev/null
 
 # An environment without a working pip is what an interrupted `venv` leaves: it is made anew.
 # -qq: errors only.
 $(INSTALLED): constraints.txt pyproject.toml | debian-packages
-	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then
+	if ! $(BIN)/pip --version >/dev/null 2>&1; then
 	  python="$(PYTHON)"
 	  [ -n "$$python" ] || { echo "error: no Python 3.11 or newer (set PYTHON=...)" >&2; exit 1; }
 	  echo "making $(VENV) with $$("$$python" --version)"
@@ -86,6 +94,7 @@ $(INSTALLED): constraints.txt pyproject.toml | debian-packages
 constraints: ## resolve constraints.txt anew (UPGRADE=1: to the newest versions)
 	[ -x $(BUILD)/pip-tools/bin/pip-compile ] || {
 	  $(PYTHON) -m venv --clear $(BUILD)/pip-tools
+	  # Resolves only; what it needs itself is no part of the project, hence not pinned.
 	  $(BUILD)/pip-tools/bin/python -m pip install -qq pip-tools
 	}
 	$(BUILD)/pip-tools/bin/pip-compile --quiet --no-config --extra dev --generate-hashes \
