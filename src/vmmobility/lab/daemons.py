@@ -1,0 +1,185 @@
+"""The daemons of a lab: their configuration, keys, processes and APIs.
+
+Started as anyone would start them: `python -m vmmobility nve run --config …` in a namespace.
+Not here: what they are asked to do (steps.py).  Rests on namespaces and api_client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from vmmobility.errors import ApiError, LabError
+from vmmobility.lab.api_client import request
+from vmmobility.lab.fabric import Fabric, Node
+from vmmobility.lab.inside import python, python_environment
+from vmmobility.lab.namespaces import Namespaces
+
+DRAIN_S = 2
+START_S = 20.0
+
+
+class Daemons:
+    """The manager and the NVEs of one lab."""
+
+    def __init__(self, fabric: Fabric, spaces: Namespaces, folder: Path) -> None:
+        self.fabric = fabric
+        self._spaces = spaces
+        self._folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve")
+
+    @property
+    def manager(self) -> str:
+        """The manager's name."""
+        managers = self.fabric.of_kind("manager")
+        if not managers:
+            raise LabError(f"fabric {self.fabric.name} has no manager", "add a [[manager]]")
+        return managers[0].name
+
+    def socket(self, node: str) -> Path:
+        """Where that node's API listens."""
+        return self._folder / "nodes" / node / "api.sock"
+
+    def log(self, node: str) -> Path:
+        """Where that node's JSON log goes."""
+        return self._folder / "nodes" / node / "log.json"
+
+    def configure(self) -> None:
+        """Write every daemon's folder, configuration and keys."""
+        self._make_keys()
+        for node in self.nodes:
+            home = self._folder / "nodes" / node.name
+            (home / "keys").mkdir(parents=True, exist_ok=True)
+            for key in (self._folder / "keys").glob("*.toml"):
+                if node.name in key.stem.split("--"):
+                    shutil.copy2(key, home / "keys" / key.name)
+            text = self._manager_toml() if node.kind == "manager" else self._nve_toml(node)
+            (home / "config.toml").write_text(text)
+
+    def _make_keys(self) -> None:
+        folder = self._folder / "keys"
+        folder.mkdir(exist_ok=True)
+        for nve in self.fabric.of_kind("nve"):
+            command = python("vmmobility", "key", "new", f"{self.manager}:manager",
+                             f"{nve.name}:nve", "--dir", str(folder))  # fmt: skip
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=python_environment()
+            )
+            if done.returncode != 0:
+                raise LabError(f"vmmob key new: {done.stderr.strip()}", "try it by hand")
+
+    def _node_table(self, node: Node) -> dict[str, Any]:
+        home = self._folder / "nodes" / node.name
+        return {
+            "id": node.name,
+            "state_dir": str(home / "state"),
+            "api_socket": str(self.socket(node.name)),
+            "keys_dir": str(home / "keys"),
+            "log_file": str(self.log(node.name)),
+        }
+
+    def _addresses(self, node: str) -> list[str]:
+        return [str(a.ip) for a in self.fabric.first_end(node).addresses]
+
+    def _manager_toml(self) -> str:
+        node = self.fabric.node(self.manager)
+        table = {**self._node_table(node), "addresses": self._addresses(node.name)}
+        peers = [
+            {"id": nve.name, "role": "nve", "addresses": self._addresses(nve.name)}
+            for nve in self.fabric.of_kind("nve")
+        ]
+        return to_toml({"node": table, "peer": peers})
+
+    def _nve_toml(self, node: Node) -> str:
+        table = {
+            **self._node_table(node),
+            "locators": self._addresses(node.name),
+            "home_prefixes": [str(p) for p in node.home_prefixes],
+            "redirect": node.redirect,
+        }
+        manager = [{"id": self.manager, "addresses": self._addresses(self.manager)}]
+        timers = {"drain_s": DRAIN_S}
+        return to_toml({"node": table, "manager": manager, "timers": timers})
+
+    def start(self, name: str) -> None:
+        """Start one daemon; it is ready when its API answers (wait_ready)."""
+        node = self.fabric.node(name)
+        if node not in self.nodes:
+            raise LabError(
+                f"{name} is a {node.kind}: it runs no daemon", "name the manager or an NVE"
+            )
+        home = self._folder / "nodes" / name
+        (home / "state").mkdir(exist_ok=True)
+        self.socket(name).unlink(missing_ok=True)
+        config = str(home / "config.toml")
+        command = python("vmmobility", node.kind, "run", "--config", config,
+                         namespace=self._spaces.name(name))  # fmt: skip
+        with (home / "stderr.txt").open("ab") as stderr:
+            self.processes[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
+                start_new_session=True, env=python_environment())  # fmt: skip
+
+    def wait_ready(self, name: str, within_s: float = START_S) -> None:
+        """Wait until the daemon's API answers."""
+        deadline = time.monotonic() + within_s
+        last = "not asked"
+        while time.monotonic() < deadline:
+            process = self.processes.get(name)
+            if process is not None and process.poll() is not None:
+                last = f"it ended with status {process.returncode}"
+                break
+            try:
+                request(self.socket(name), "GET", "/v1/status", timeout_s=2)
+                return
+            except ApiError as error:
+                last = error.message
+            time.sleep(0.02)
+        tail = self._tail(name)
+        raise LabError(f"{name} did not start: {last}" + (f"\n{tail}" if tail else ""),
+                       "see its stderr above")  # fmt: skip
+
+    def _tail(self, name: str) -> str:
+        path = self._folder / "nodes" / name / "stderr.txt"
+        return path.read_text(errors="replace")[-1500:].strip() if path.exists() else ""
+
+    def start_all(self) -> None:
+        """Start every daemon and wait for all of them."""
+        for node in self.nodes:
+            self.start(node.name)
+        for node in self.nodes:
+            self.wait_ready(node.name)
+
+    def kill(self, name: str, sign: signal.Signals) -> None:
+        """Send a signal to the daemon alone (its guests live on) and wait for its end."""
+        process = self.processes.get(name)
+        if process is None or process.poll() is not None:
+            raise LabError(f"{name} does not run", "start it first")
+        os.kill(process.pid, sign)
+        if sign in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired as error:
+                raise LabError(f"{name} does not end on {sign.name}", "see its log") from error
+
+    def ask(self, node: str, method: str, target: str, body: Any = None,
+            timeout_s: float = 30.0) -> Any:  # fmt: skip
+        """One request to that node's API."""
+        return request(self.socket(node), method, target, body, timeout_s)
+
+
+def to_toml(tables: dict[str, Any]) -> str:
+    """TOML of tables and arrays of tables that hold strings, numbers and arrays of strings."""
+    lines = []
+    for name, value in tables.items():
+        for table in value if isinstance(value, list) else [value]:
+            lines.append(f"[[{name}]]" if isinstance(value, list) else f"[{name}]")
+            lines += [f"{key} = {json.dumps(item)}" for key, item in table.items()]
+            lines.append("")
+    return "\n".join(lines)

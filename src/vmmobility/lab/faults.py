@@ -1,0 +1,82 @@
+"""Faults of links: cut, lossy, healed.
+
+Frames are dropped by nftables as they arrive at an end, so routes and carriers stay as they are.
+Not here: who asks for it (steps.py).  Rests on the netdev family's ingress hook.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+from vmmobility.errors import LabError
+from vmmobility.lab.fabric import End, Fabric, Link
+from vmmobility.lab.namespaces import Namespaces
+
+_TABLE = "vmmob_lab"
+
+
+def find_link(fabric: Fabric, text: str, where: str) -> Link:
+    """The link of that name, or the one between the two nodes of "a--b" in either order."""
+    pair = set(text.split("--"))
+    for link in fabric.links:
+        if link.name == text or pair == {end.node for end in link.ends}:
+            return link
+    known = ", ".join(link.name for link in fabric.links)
+    raise LabError(f"{where}: no link {text!r}", f"known: {known}")
+
+
+class Faults:
+    """What is wrong with the links of one lab now."""
+
+    def __init__(self, spaces: Namespaces) -> None:
+        self._spaces = spaces
+
+    def drop(self, link: Link, per_mille: int) -> None:
+        """Drop that share of the frames, each way; 1000 cuts the link."""
+        rule = "drop" if per_mille >= 1000 else f"numgen random mod 1000 < {per_mille} drop"
+        for namespace, device in self._ingresses(link):
+            _nft(
+                namespace,
+                f"table netdev {_TABLE} {{\n chain {_chain(device)} {{\n"
+                f'  type filter hook ingress device "{device}" priority -500;\n }}\n}}\n'
+                f"flush chain netdev {_TABLE} {_chain(device)}\n"
+                f"add rule netdev {_TABLE} {_chain(device)} {rule}\n",
+            )
+
+    def heal(self, link: Link) -> None:
+        """Take the link's fault away; no error if it has none."""
+        for namespace, device in self._ingresses(link):
+            _nft(
+                namespace,
+                f"add table netdev {_TABLE}\n"
+                f"add chain netdev {_TABLE} {_chain(device)} "
+                f'{{ type filter hook ingress device "{device}" priority -500; }}\n'
+                f"delete chain netdev {_TABLE} {_chain(device)}\n",
+            )
+
+    def _ingresses(self, link: Link) -> list[tuple[str, str]]:
+        """(namespace, device) of every place where the link's frames arrive."""
+        if link.shared:
+            segment = self._spaces.name(link.name)
+            return [(segment, f"port{number}") for number in range(len(link.ends))]
+        return [(self._spaces.name(end.node), end.interface) for end in link.ends]
+
+    def drop_next(self, end: End, port: int, packets: int) -> None:
+        """Drop exactly the next `packets` UDP packets from `port` at one end (tests count them)."""
+        _nft(
+            self._spaces.name(end.node),
+            f"table netdev {_TABLE} {{\n chain {_chain(end.interface)} {{\n"
+            f'  type filter hook ingress device "{end.interface}" priority -500;\n'
+            f"  udp sport {port} limit rate {packets}/day burst {packets} packets drop\n }}\n}}\n",
+        )
+
+
+def _chain(device: str) -> str:
+    return "at_" + device.replace("-", "_").replace(".", "_")
+
+
+def _nft(namespace: str, text: str) -> None:
+    done = subprocess.run(["ip", "netns", "exec", namespace, "nft", "-f", "-"], input=text,
+                          text=True, capture_output=True, check=False)  # fmt: skip
+    if done.returncode != 0:
+        raise LabError(f"nft in {namespace}: {done.stderr.strip()}", "is nftables installed?")

@@ -1,0 +1,63 @@
+"""Static routes of a fabric: the shortest path from every node to every prefix.
+
+Prefixes are the links' subnets and the NVEs' home prefixes.  Only routers carry what is not
+theirs.  Not here: how routes get into a kernel (namespaces.py).  Rests on fabric.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from vmmobility.lab.fabric import Fabric, Link
+from vmmobility.wire.values import Address, Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`prefix` goes by `next_hop` out of `interface`."""
+
+    prefix: Prefix
+    next_hop: Address
+    interface: str
+
+
+def static_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
+    """Every node's routes to all that it is not itself attached to."""
+    routers = {node.name for node in fabric.nodes if node.kind == "router"}
+    routes: dict[str, list[Route]] = {node.name: [] for node in fabric.nodes}
+    goals: list[tuple[tuple[Prefix, ...], list[str]]] = [
+        (link.prefixes, [end.node for end in link.ends]) for link in fabric.links
+    ]
+    goals += [(node.home_prefixes, [node.name]) for node in fabric.nodes if node.home_prefixes]
+    for prefixes, goal in goals:
+        for node, (link, neighbour) in _steps_towards(fabric, goal, routers).items():
+            here, there = link.end(node), link.end(neighbour)
+            assert here is not None
+            assert there is not None
+            routes[node] += [
+                Route(prefix, there.address(prefix.version), here.interface) for prefix in prefixes
+            ]
+    return {node: tuple(found) for node, found in routes.items()}
+
+
+def _steps_towards(
+    fabric: Fabric, goal: list[str], routers: set[str]
+) -> dict[str, tuple[Link, str]]:
+    """node -> (link, neighbour) of its first step on a shortest path to one of `goal`."""
+    steps: dict[str, tuple[Link, str]] = {}
+    seen = set(goal)
+    queue = deque(goal)
+    while queue:
+        current = queue.popleft()
+        if current not in routers and goal != [current]:
+            continue  # reached, but carries nothing on
+        for link in fabric.links:
+            if link.end(current) is None:
+                continue
+            for end in link.ends:
+                if end.node not in seen:
+                    seen.add(end.node)
+                    steps[end.node] = (link, current)
+                    queue.append(end.node)
+    return steps

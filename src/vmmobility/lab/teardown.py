@@ -1,0 +1,96 @@
+"""Tear-down of a lab, and the search for what it left behind.
+
+Processes are ended because they are in our namespaces or name our folder, never by a program's
+name.  Not here: building.  Rests on /proc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from vmmobility.lab import namespaces, workdir
+from vmmobility.lab.workdir import LabInfo
+
+_PATIENCE_S = 3.0
+
+
+def processes(info: LabInfo) -> dict[int, str]:
+    """Every process inside this lab's namespaces or that was started with its folder's path."""
+    inodes = set(info.namespaces.values())
+    needle = str(info.folder).encode() + b"/"
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) in (os.getpid(), os.getppid()):
+            continue
+        try:
+            inode = (entry / "ns/net").stat().st_ino
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if command and (inode in inodes or needle in command):
+            found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+def tear_down(info: LabInfo) -> list[str]:
+    """End its processes, delete its namespaces and folder; what is left all the same."""
+    for sign, patience_s in ((signal.SIGTERM, _PATIENCE_S), (signal.SIGKILL, _PATIENCE_S)):
+        _signal(info, sign)
+        deadline = time.monotonic() + patience_s
+        while processes(info) and time.monotonic() < deadline:
+            _reap()
+            time.sleep(0.02)
+        if not processes(info):
+            break
+    namespaces.delete(namespaces.existing(info.lab_id))
+    shutil.rmtree(info.folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another lab may live there
+        workdir.base().rmdir()
+    return leftovers(info)
+
+
+def leftovers(info: LabInfo) -> list[str]:
+    """What of this lab is still in the process table, a kernel or the file system."""
+    left = [f"namespace {name}" for name in namespaces.existing(info.lab_id)]
+    left += [f"process {pid}: {command}" for pid, command in sorted(processes(info).items())]
+    if info.folder.exists():
+        left.append(f"folder {info.folder}")
+    return left + host_leftovers()
+
+
+def host_leftovers() -> list[str]:
+    """Taps of ours in the host's own namespace: a daemon that ran outside its own."""
+    done = subprocess.run(["ip", "-o", "link", "show"], capture_output=True, text=True, check=False)
+    names = [line.split(": ")[1].split("@")[0] for line in done.stdout.splitlines() if ": " in line]
+    return [f"interface {name} in the host" for name in names if name.startswith("vmt")]
+
+
+def sweep() -> list[LabInfo]:
+    """Tear down the labs whose owner died; returns them."""
+    swept = [info for info in workdir.all_labs() if workdir.abandoned(info)]
+    for info in swept:
+        tear_down(info)
+    return swept
+
+
+def _signal(info: LabInfo, sign: signal.Signals) -> None:
+    for pid in processes(info):
+        try:
+            os.kill(pid, sign)
+        except ProcessLookupError:
+            continue
+
+
+def _reap() -> None:
+    """Collect ended children that nobody waits for (a zombie has no command line any more)."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
