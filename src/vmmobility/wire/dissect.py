@@ -1,6 +1,7 @@
 """Messages as plain JSON values and back: for people, captures and docs/vectors.
 
-Names are those of registry.py and of the table OPTIONS; octets that are no ASCII text are hex.
+Names are those of registry.py and of the table OPTIONS; octets that are no ASCII text are hex,
+integers beyond 2^53 - 1 decimal strings.
 Not here: bytes (message.py, options.py).  Rests on message and options.
 """
 
@@ -37,6 +38,7 @@ from vmmobility.wire.registry import Kind, Mobility, Phase, Purpose, Status
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 Readable = dict[str, Any]
+_EXACT = 2**53 - 1
 
 
 def _octets(data: bytes) -> Readable:
@@ -56,7 +58,9 @@ def _plain(value: Any) -> Any:
             return value.hex()
         case tuple():
             return [_plain(v) for v in value]
-        case int() | str() | None:
+        case int():  # RFC 7493: greater integers do not survive every reader of JSON
+            return value if value <= _EXACT else str(value)
+        case str():
             return value
         case _:
             return str(value)
@@ -115,12 +119,12 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     InterfaceGroup: lambda e: InterfaceGroup(_interface(e)),
     ServingNve: lambda e: ServingNve(_nve(e)),
     PreviousNve: lambda e: PreviousNve(_nve(e)),
-    Epoch: lambda e: Epoch(e["epoch"]),
+    Epoch: lambda e: Epoch(int(e["epoch"])),
     Ticket: lambda e: Ticket(bytes.fromhex(e["ticket"])),
-    AttachId: lambda e: AttachId(e["attach_id"]),
+    AttachId: lambda e: AttachId(int(e["attach_id"])),
     MobilityKind: lambda e: MobilityKind(Mobility[e["mobility"]], e["member"]),
     PhaseOption: lambda e: PhaseOption(Phase[e["phase"]]),
-    Timestamp: lambda e: Timestamp(e["time_ns"]),
+    Timestamp: lambda e: Timestamp(int(e["time_ns"])),
     Definition: lambda e: Definition(_data(e)),
     Endpoint: lambda e: Endpoint(ip_address(e["address"]), e["port"]),
     Measurements: lambda e: Measurements(_data(e)),

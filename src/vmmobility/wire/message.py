@@ -96,7 +96,13 @@ class Message:
 
     @property
     def definition(self) -> bytes:
-        return b"".join(o.data for o in self.options if isinstance(o, Definition))
+        """All Definition options joined; DecodeError("bad-value") if that is not UTF-8."""
+        joined = b"".join(o.data for o in self.options if isinstance(o, Definition))
+        try:
+            joined.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DecodeError("bad-value", "the definition is not UTF-8") from None
+        return joined
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,534 @@
+"""Write docs/vectors/*.json from the values declared here; `--check` only compares.
+
+The tests hold the stored bytes against encoder and decoder, both ways, and never make them anew: a
+change of the wire format shows as a difference in docs/vectors, in the review of a commit.
+
+    python tools/make_vectors.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from vmmobility.wire import dissect  # noqa: E402
+from vmmobility.wire.authentication import TRAILER, Seal, seal  # noqa: E402
+from vmmobility.wire.message import Message, definition_options, encode_parts  # noqa: E402
+from vmmobility.wire.options import (  # noqa: E402
+    AttachId,
+    Definition,
+    Endpoint,
+    Epoch,
+    InterfaceGroup,
+    Measurements,
+    MobilityKind,
+    Option,
+    PhaseOption,
+    PreviousNve,
+    Reason,
+    ServingNve,
+    Supported,
+    Ticket,
+    Timestamp,
+    UnknownOption,
+    VmId,
+)
+from vmmobility.wire.registry import (  # noqa: E402
+    MAX_DATAGRAM,
+    Kind,
+    Mobility,
+    Phase,
+    Purpose,
+    Status,
+)
+from vmmobility.wire.values import Interface, Nve, VmKey  # noqa: E402
+
+FOLDER = ROOT / "docs" / "vectors"
+Json = dict[str, Any]
+
+# --- who speaks -------------------------------------------------------------------------------
+
+KEYS: dict[tuple[str, str], dict[int, bytes]] = {
+    ("manager", "nve-a"): {1: bytes(range(32)), 2: bytes(range(0xC0, 0xE0))},
+    ("manager", "nve-b"): {1: bytes(range(0x20, 0x40))},
+}
+BOOTS = {"manager": 0x186CC6ACD4B00000, "nve-a": 0x186CC6ACD4B00001, "nve-b": 0x186CC6ACD4B00002}
+
+NVE_A = Nve("nve-a", IPv4Address("10.0.1.2"), IPv6Address("fd00:0:1::2"))
+NVE_B = Nve("nve-b", IPv4Address("10.0.2.2"), IPv6Address("fd00:0:2::2"))
+NVE_C = Nve("nve-c", IPv4Address("10.0.3.2"))
+VM = VmId(VmKey(0, "vm-1"))
+ETH0 = InterfaceGroup(
+    Interface(bytes.fromhex("525400000001"), (ip_network("10.1.0.5/32"), ip_network("fd01::5/128")))
+)
+TICKET = Ticket(bytes(range(0xA0, 0xB0)))
+DEFINITION = b'{"memory_mib":128,"interfaces":[{"mac":"52:54:00:00:00:01"}]}'
+LIFETIME = 30  # 120 s
+
+
+class Speaker:
+    """Seals what each node says, with a counter a node."""
+
+    def __init__(self) -> None:
+        self.counters = dict.fromkeys(BOOTS, 0)
+
+    def marks(self, sender: str, key_id: int) -> Iterator[Seal]:
+        while True:
+            self.counters[sender] += 1
+            yield Seal(sender, key_id, BOOTS[sender], self.counters[sender])
+
+    def vector(
+        self, name: str, sender: str, receiver: str, message: Message, key_id: int = 1
+    ) -> Json:
+        first, second = sorted((sender, receiver))
+        secret = KEYS[first, second][key_id]
+        parts = encode_parts(message, MAX_DATAGRAM, TRAILER)
+        marks = [m for m, _ in zip(self.marks(sender, key_id), parts, strict=False)]
+        return {
+            "name": name,
+            "sender": sender,
+            "receiver": receiver,
+            "key": secret.hex(),
+            "key_id": key_id,
+            "boot": f"{BOOTS[sender]:016x}",
+            "counter": f"{marks[0].counter:016x}",
+            "datagrams": [seal(p, m, secret).hex() for p, m in zip(parts, marks, strict=True)],
+            "message": dissect.readable(message),
+        }
+
+
+def ask(purpose: Purpose, sequence: int, *body: Option, lifetime: int = 0) -> Message:
+    return Message(Kind.REQUEST, purpose, sequence, body, lifetime)
+
+
+def answer(
+    request: Message, *body: Option, status: Status = Status.ACCEPTED, lifetime: int = 0
+) -> Message:
+    return Message(Kind.REPLY, request.purpose, request.sequence, body, lifetime, status)
+
+
+# --- the files --------------------------------------------------------------------------------
+
+
+def every_option() -> Json:
+    """One message an option, with the values that matter at the edges."""
+    cases: dict[str, Option] = {
+        "vm-id": VM,
+        "vm-id of a virtual network": VmId(VmKey(0x00ABCDEF, "blå-vm.7")),
+        "vm-id of 64 octets": VmId(VmKey(0xFFFFFFFF, "x" * 64)),
+        "interface group, both families": ETH0,
+        "interface group without addresses": InterfaceGroup(Interface(b"\x52\x54\0\0\0\2", ())),
+        "interface group with prefixes of any length": InterfaceGroup(
+            Interface(
+                b"\x02\0\0\0\0\xff",
+                (ip_network("192.0.2.128/25"), ip_network("2001:db8:7::/64")),
+            )
+        ),
+        "serving nve, both families": ServingNve(NVE_A),
+        "serving nve, ipv4": ServingNve(NVE_C),
+        "serving nve, ipv6": ServingNve(Nve("edge", None, IPv6Address("2001:db8::1"))),
+        "serving nve without locators": ServingNve(Nve("n" * 32)),
+        "previous nve": PreviousNve(NVE_B),
+        "epoch": Epoch(7),
+        "epoch, highest": Epoch(2**64 - 1),
+        "ticket": TICKET,
+        "attach-id": AttachId(0x0102030405060708),
+        "mobility kind, hot": MobilityKind(Mobility.HOT),
+        "mobility kind, standby member 2": MobilityKind(Mobility.STANDBY, 2),
+        **{f"phase {phase.name}": PhaseOption(phase) for phase in Phase},
+        "timestamp": Timestamp(1_760_000_000_123_456_789),
+        "definition": Definition(DEFINITION),
+        "endpoint, ipv4": Endpoint(ip_address("10.0.2.2"), 49152),
+        "endpoint, ipv6": Endpoint(ip_address("fd00:0:2::2"), 65535),
+        "measurements": Measurements(b'{"downtime_ms":12.5}'),
+        "supported": Supported((1,)),
+        "reason": Reason("vm-1 is served by nve-b"),
+        "an unknown option that may be ignored": UnknownOption(0x1234, b"\x00\xff\x10"),
+    }
+    speaker = Speaker()
+    return {
+        "description": "One message for each option and for its extreme values.",
+        "vectors": [
+            speaker.vector(name, "nve-a", "manager", ask(Purpose.ATTACH, number, option))
+            for number, (name, option) in enumerate(cases.items(), 1)
+        ],
+    }
+
+
+def registrations() -> Json:
+    """A VM's life without moves, and each rejection."""
+    speaker = Speaker()
+    vectors: list[Json] = []
+
+    def talk(name: str, nve: str, request: Message, *replies: Message) -> None:
+        vectors.append(speaker.vector(f"{name}: request", nve, "manager", request))
+        vectors.extend(speaker.vector(f"{name}: reply", "manager", nve, r) for r in replies)
+
+    attach = ask(
+        Purpose.ATTACH, 0x1001, VM, ETH0, ServingNve(NVE_A), AttachId(1),
+        MobilityKind(Mobility.HOT), Timestamp(1_760_000_000_000_000_000), lifetime=LIFETIME,
+    )  # fmt: skip
+    talk("first attach", "nve-a", attach, answer(attach, Epoch(1), lifetime=15))
+    refresh = ask(Purpose.REFRESH, 0x1002, VM, AttachId(1), Epoch(1), lifetime=LIFETIME)
+    talk("refresh", "nve-a", refresh, answer(refresh, Epoch(1), lifetime=15))
+    late = replace(refresh, sequence=0x1003)
+    talk(
+        "refresh of a VM that moved on", "nve-a", late,
+        answer(late, ServingNve(NVE_B), Epoch(2), status=Status.SUPERSEDED),
+    )  # fmt: skip
+    unknown = replace(refresh, sequence=0x1004)
+    talk(
+        "refresh that the manager does not know", "nve-a", unknown,
+        answer(unknown, Reason("no binding of vm-1"), status=Status.UNKNOWN_BINDING),
+    )  # fmt: skip
+    end = ask(Purpose.DEREGISTER, 0x1005, VM, AttachId(1), Epoch(1))
+    talk("deregistration", "nve-a", end, answer(end, Epoch(1)))
+    drained = ask(Purpose.DEREGISTER, 0x1006, VM, Epoch(2), PhaseOption(Phase.REDIRECTING))
+    talk("a drained redirect", "nve-a", drained, answer(drained, Epoch(2)))
+    for number, status in enumerate((s for s in Status if not s.accepted), 0x2000):
+        request = replace(attach, sequence=number)
+        extra: tuple[Option, ...] = ()
+        if status is Status.UNSUPPORTED_VERSION:
+            extra = (Supported((1,)),)
+        elif status is Status.UNSUPPORTED_OPTION:
+            extra = (Supported((0x234,)),)
+        vectors.append(
+            speaker.vector(
+                f"rejection {status.name}", "manager", "nve-a",
+                answer(request, *extra, Reason(status.name.lower()), status=status),
+            )
+        )  # fmt: skip
+    vectors.append(
+        speaker.vector("a refresh under the second key", "nve-a", "manager", late, key_id=2)
+    )
+    return {
+        "description": "A VM's life without moves, and a reply with each status that rejects.",
+        "vectors": vectors,
+    }
+
+
+def hot_move() -> Json:
+    """The messages of a hot move of vm-1 from nve-a to nve-b, nve-a having epoch 1."""
+    speaker = Speaker()
+    vectors: list[Json] = []
+
+    def talk(name: str, sender: str, receiver: str, request: Message, *reply: Option) -> None:
+        granted = 15 if request.purpose is Purpose.ATTACH else 0
+        vectors.append(speaker.vector(f"{name}: request", sender, receiver, request))
+        vectors.append(
+            speaker.vector(
+                f"{name}: reply", receiver, sender, answer(request, *reply, lifetime=granted)
+            )
+        )
+
+    endpoint = Endpoint(ip_address("10.0.2.2"), 49152)
+    pieces = tuple(definition_options(DEFINITION))
+    asked = Purpose.PREPARE, Purpose.SWITCH
+    talk(
+        "1 the source's definition", "manager", "nve-a",
+        ask(asked[0], 0x51, VM, PhaseOption(Phase.SERVING), Epoch(1)),
+        PhaseOption(Phase.SERVING), *pieces,
+    )  # fmt: skip
+    talk(
+        "2 prepare the destination", "manager", "nve-b",
+        ask(
+            asked[0], 0x52, VM, ETH0, TICKET, Epoch(2), PreviousNve(NVE_A),
+            PhaseOption(Phase.PREPARED), *pieces,
+        ),
+        endpoint, PhaseOption(Phase.PREPARED),
+    )  # fmt: skip
+    talk(
+        "3 copy from the source", "manager", "nve-a",
+        ask(
+            asked[0], 0x53, VM, TICKET, Epoch(2), ServingNve(NVE_B), endpoint,
+            PhaseOption(Phase.COPYING),
+        ),
+        PhaseOption(Phase.COPYING),
+    )  # fmt: skip
+    talk(
+        "4 the source has converged", "nve-a", "manager",
+        ask(asked[1], 0x61, VM, TICKET, Epoch(2), PhaseOption(Phase.CONVERGED)),
+        PhaseOption(Phase.CONVERGED),
+    )  # fmt: skip
+    talk(
+        "5 the destination delivers", "manager", "nve-b",
+        ask(asked[1], 0x54, VM, TICKET, Epoch(2), PhaseOption(Phase.DELIVERING)),
+        PhaseOption(Phase.DELIVERING),
+    )  # fmt: skip
+    talk(
+        "6 the source switches", "manager", "nve-a",
+        ask(
+            asked[1], 0x55, VM, TICKET, Epoch(2), ServingNve(NVE_B), PhaseOption(Phase.SWITCHED)
+        ),
+        PhaseOption(Phase.SWITCHED),
+    )  # fmt: skip
+    talk(
+        "7 the destination registers", "nve-b", "manager",
+        ask(
+            Purpose.ATTACH, 0x71, VM, ETH0, ServingNve(NVE_B), AttachId(1),
+            MobilityKind(Mobility.HOT), TICKET, Timestamp(1_760_000_002_000_000_000),
+            Measurements(b'{"downtime_ms":12.5,"queue_peak":9}'), lifetime=LIFETIME,
+        ),
+        Epoch(2), PreviousNve(NVE_A),
+    )  # fmt: skip
+    talk(
+        "8 the source is redirected", "manager", "nve-a",
+        ask(Purpose.REDIRECT, 0x56, VM, ETH0, ServingNve(NVE_B), Epoch(2)),
+        PhaseOption(Phase.REDIRECTING),
+    )  # fmt: skip
+    talk(
+        "9 the source has drained",
+        "nve-a",
+        "manager",
+        ask(Purpose.DEREGISTER, 0x62, VM, Epoch(2), PhaseOption(Phase.REDIRECTING)),
+    )
+    return {
+        "description": "The messages of a hot move of vm-1 from nve-a to nve-b, and a roll-back.",
+        "vectors": [
+            *vectors,
+            speaker.vector(
+                "a roll-back: the source serves again", "manager", "nve-a",
+                ask(asked[1], 0x57, VM, Epoch(3), PhaseOption(Phase.SERVING)),
+            ),
+            speaker.vector(
+                "a failure at the source", "nve-a", "manager",
+                ask(
+                    asked[1], 0x63, VM, TICKET, Epoch(2), PhaseOption(Phase.FAILED),
+                    Reason("the destination hypervisor closed the connection"),
+                ),
+            ),
+        ],
+    }  # fmt: skip
+
+
+def parts() -> Json:
+    """Messages that one datagram does not hold."""
+    speaker = Speaker()
+    long = bytes(0x30 + n % 10 for n in range(2500))
+    many = tuple(
+        PreviousNve(Nve(f"nve-{n:03}", IPv4Address(f"10.0.9.{n}"), IPv6Address(f"fd00:0:9::{n:x}")))
+        for n in range(1, 41)
+    )
+    full = Definition(b"x" * (MAX_DATAGRAM - 16 - 12 - 88 - 4 - 100)), Definition(b"y" * 96)
+    return {
+        "description": "Messages in parts, cut between options; each part has its own seal. "
+        "The counter given is the first part's; the others follow it one by one.",
+        "vectors": [
+            speaker.vector(
+                "a definition in three parts", "nve-a", "manager",
+                answer(
+                    ask(Purpose.PREPARE, 0x81), VM, PhaseOption(Phase.SERVING),
+                    *definition_options(long),
+                ),
+            ),
+            speaker.vector(
+                "forty previous NVEs", "manager", "nve-a",
+                answer(ask(Purpose.ATTACH, 0x82), Epoch(41), *many, lifetime=LIFETIME),
+            ),
+            speaker.vector(
+                "a datagram of 1,232 octets, not cut", "nve-a", "manager",
+                answer(ask(Purpose.PREPARE, 0x83), VM, *full),
+            ),
+        ],
+    }  # fmt: skip
+
+
+def _raw(
+    body: bytes, head: bytes = b"\1\1\1\0", part: bytes = b"\1\1", length: int | None = None
+) -> bytes:
+    total = 16 + len(body) + TRAILER if length is None else length
+    return b"".join((head, bytes(2), total.to_bytes(2, "big"), bytes(3), b"\x2a\0\x1e", part, body))
+
+
+def _tlv(wire_type: int, data: bytes) -> bytes:
+    return wire_type.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
+
+
+def invalid() -> Json:
+    """Datagrams that must be dropped, with the reason to count and the status to answer."""
+    vm = _tlv(0x8001, b"\0\0\0\0vm-1")
+    mark = Seal("nve-a", 1, BOOTS["nve-a"], 1)
+    secret = KEYS["manager", "nve-a"][1]
+
+    def sealed(data: bytes, claim: Seal = mark) -> bytes:
+        return seal(data, claim, secret)
+
+    def flip(data: bytes, at: int) -> bytes:
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    good = sealed(_raw(vm))
+    no_name = good[: -32 - 32] + bytes(32)
+    spaced = good[: -32 - 32] + b"nve a".ljust(32, b"\0")
+    outside: list[tuple[str, str, bytes]] = [
+        ("empty", "truncated", b""),
+        ("shorter than a seal", "truncated", good[:87]),
+        ("no seal at the end", "unauthenticated", _raw(vm) + _tlv(0x7000, bytes(84))),
+        ("a seal with the U bit clear", "unauthenticated", good[:-88] + b"\0" + good[-87:]),
+        ("a key-ID that nobody has", "unknown-key", sealed(_raw(vm), replace(mark, key_id=9))),
+        ("a sender that nobody knows", "unknown-key", sealed(_raw(vm), replace(mark, sender="x"))),
+        ("a sender without a name", "bad-value", no_name + bytes(32)),
+        ("a sender with a space", "bad-value", spaced + bytes(32)),
+        ("a changed option", "bad-digest", flip(good, 23)),
+        ("a changed counter", "bad-digest", flip(good, len(good) - 65)),
+        ("a changed digest", "bad-digest", flip(good, len(good) - 1)),
+        ("another pair's key", "bad-digest",
+         seal(_raw(vm), mark, KEYS["manager", "nve-b"][1])),
+        ("1,233 octets", "too-long", sealed(_raw(_tlv(0x7000, bytes(1125))))),
+    ]  # fmt: skip
+    inside: list[tuple[str, str, str | None, bytes]] = [
+        ("a header of 15 octets", "truncated", "MALFORMED", _raw(b"", length=103)[:15]),
+        ("version 2", "unsupported-version", "UNSUPPORTED_VERSION", _raw(vm, b"\2\1\1\0")),
+        ("kind 3", "bad-value", None, _raw(vm, b"\1\3\1\0")),
+        ("purpose 0", "bad-value", None, _raw(vm, b"\1\1\0\0")),
+        ("purpose 99", "bad-value", None, _raw(vm, b"\1\1\x63\0")),
+        ("a request with a status", "bad-value", "MALFORMED", _raw(vm, b"\1\1\1\x80")),
+        ("Length too great", "length", "MALFORMED", _raw(vm, length=117)),
+        ("Length without the seal", "length", "MALFORMED", _raw(vm, length=28)),
+        ("part 0 of 1", "parts", "MALFORMED", _raw(vm, part=b"\0\1")),
+        ("part 2 of 1", "parts", "MALFORMED", _raw(vm, part=b"\2\1")),
+        ("part 1 of 17", "parts", "MALFORMED", _raw(vm, part=b"\1\x11")),
+        ("half an option header", "truncated", "MALFORMED", _raw(vm + b"\x80\5\0")),
+        ("an option longer than its message", "truncated", "MALFORMED", _raw(vm + b"\x80\5\0\x09")),
+        ("an unknown option of the must-understand kind", "unsupported-option",
+         "UNSUPPORTED_OPTION", _raw(vm + _tlv(0xF234, b"!"))),
+        ("a bad reply is never answered", "unsupported-option", None,
+         _raw(vm + _tlv(0xF234, b"!"), b"\1\2\1\0")),
+        ("two VM-IDs", "repeated-option", "MALFORMED", _raw(vm + vm)),
+        ("a seal amid the options", "repeated-option", "MALFORMED",
+         _raw(good[-88:] + vm)),
+        ("an epoch of 7 octets", "option-length", "MALFORMED", _raw(vm + _tlv(0x8005, bytes(7)))),
+        ("an epoch of 9 octets", "option-length", "MALFORMED", _raw(vm + _tlv(0x8005, bytes(9)))),
+        ("a ticket of 15 octets", "option-length", "MALFORMED", _raw(vm + _tlv(0x8006, bytes(15)))),
+        ("a VM-ID of 65 octets", "option-length", "MALFORMED",
+         _raw(_tlv(0x8001, bytes(4) + b"x" * 65))),
+        ("a VM-ID with a space", "bad-value", "MALFORMED", _raw(_tlv(0x8001, b"\0\0\0\0a b"))),
+        ("a VM-ID with a slash", "bad-value", "MALFORMED", _raw(_tlv(0x8001, b"\0\0\0\0a/b"))),
+        ("a VM-ID that is not UTF-8", "bad-value", "MALFORMED",
+         _raw(_tlv(0x8001, b"\0\0\0\0\xc3\x28"))),
+        ("a VM-ID with a control character", "bad-value", "MALFORMED",
+         _raw(_tlv(0x8001, b"\0\0\0\0a\x7f"))),
+        ("a group's MAC", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8002, b"\1" + bytes(5)))),
+        ("a MAC of zeros", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8002, bytes(6)))),
+        ("a prefix with host bits", "bad-value", "MALFORMED",
+         _raw(vm + _tlv(0x8002, b"\2\0\0\0\0\1\4\x18\x0a\0\0\1"))),
+        ("a prefix of 33 bits", "bad-value", "MALFORMED",
+         _raw(vm + _tlv(0x8002, b"\2\0\0\0\0\1\4\x21\x0a\0\0\1"))),
+        ("a prefix of family 5", "bad-value", "MALFORMED",
+         _raw(vm + _tlv(0x8002, b"\2\0\0\0\0\1\5\x18\x0a\0\0\0"))),
+        ("a prefix cut short", "truncated", "MALFORMED",
+         _raw(vm + _tlv(0x8002, b"\2\0\0\0\0\1\6\x40\x20\1"))),
+        ("an NVE-ID longer than its option", "truncated", "MALFORMED",
+         _raw(vm + _tlv(0x8003, b"\x20nve-a"))),
+        ("an NVE-ID of 33 octets", "bad-value", "MALFORMED",
+         _raw(vm + _tlv(0x8003, b"\x21" + b"n" * 33))),
+        ("two IPv4 locators", "bad-value", "MALFORMED",
+         _raw(vm + _tlv(0x8003, b"\1n\4\x0a\0\0\1\4\x0a\0\0\2"))),
+        ("a link-local locator", "bad-value", "MALFORMED",
+         _raw(vm + _tlv(0x8003, b"\1n\6\xfe\x80" + bytes(13) + b"\1"))),
+        ("a multicast locator", "bad-value", "MALFORMED",
+         _raw(vm + _tlv(0x8004, b"\1n\4\xe0\0\0\1"))),
+        ("mobility kind 0", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8008, bytes(3)))),
+        ("phase 10", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8009, b"\x0a"))),
+        ("an endpoint's port zero", "bad-value", "MALFORMED",
+         _raw(vm + _tlv(0x800C, b"\0\0\4\x0a\0\0\1"))),
+        ("an IPv4 endpoint with octets left", "trailing", "MALFORMED",
+         _raw(vm + _tlv(0x800C, b"\xc0\0\4\x0a\0\0\1\0"))),
+        ("half a supported value", "truncated", "MALFORMED", _raw(vm + _tlv(0x000F, b"\0\1\0"))),
+    ]  # fmt: skip
+    rows: list[tuple[str, str, str | None, bytes]]
+    rows = [(name, reason, None, data) for name, reason, data in outside]
+    rows += [(name, reason, status, sealed(data)) for name, reason, status, data in inside]
+    return {
+        "description": "Datagrams that the manager drops: the reason that it counts, and the "
+        "status with which it answers them (null: silence).  Each stands alone; nve-a has boot "
+        f"{mark.boot:016x} and sends counter 1.",
+        "receiver": "manager",
+        "keys": {"nve-a": {"1": secret.hex()}},
+        "vectors": [
+            {"name": name, "datagram": data.hex(), "reason": reason, "answer": status}
+            for name, reason, status, data in rows
+        ],
+    }
+
+
+def replay() -> Json:
+    """Datagrams in their order of arrival and what becomes of each."""
+    secret = KEYS["manager", "nve-a"][1]
+    first = BOOTS["nve-a"]
+    steps: list[tuple[int, int, str]] = [
+        (first, 5, "accepted"),
+        (first, 5, "replayed"),
+        (first, 3, "accepted"),
+        (first, 3, "replayed"),
+        (first, 1030, "accepted"),
+        (first, 6, "too-old"),
+        (first, 7, "accepted"),
+        (first, 7, "replayed"),
+        (first + 1, 1, "accepted"),
+        (first, 1031, "old-boot"),
+        (first + 1, 2, "accepted"),
+        (first + 1, 1, "replayed"),
+    ]
+    message = ask(Purpose.REFRESH, 0x91, VM, AttachId(1), Epoch(1), lifetime=LIFETIME)
+    (unsealed,) = encode_parts(message, MAX_DATAGRAM, TRAILER)
+    return {
+        "description": "Datagrams of nve-a in their order of arrival and the verdict on each: "
+        "accepted, or the reason of the drop.  The window has 1,024 counters.",
+        "key": secret.hex(),
+        "vectors": [
+            {
+                "boot": f"{boot:016x}",
+                "counter": f"{counter:016x}",
+                "datagram": seal(unsealed, Seal("nve-a", 1, boot, counter), secret).hex(),
+                "verdict": verdict,
+            }
+            for boot, counter, verdict in steps
+        ],
+    }
+
+
+FILES: dict[str, Callable[[], Json]] = {
+    "options.json": every_option,
+    "registrations.json": registrations,
+    "hot-move.json": hot_move,
+    "parts.json": parts,
+    "invalid.json": invalid,
+    "replay.json": replay,
+}
+
+
+def rendered(make: Callable[[], Json]) -> str:
+    return json.dumps(make(), indent=2, ensure_ascii=False) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if they differ")
+    check = parser.parse_args().check
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    stale = []
+    for name, make in FILES.items():
+        path, text = FOLDER / name, rendered(make)
+        if path.exists() and path.read_text("utf-8") == text:
+            continue
+        stale.append(name)
+        if not check:
+            path.write_text(text, "utf-8")
+    for name in stale:
+        sys.stderr.write(f"docs/vectors/{name}: {'differs' if check else 'written'}\n")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
