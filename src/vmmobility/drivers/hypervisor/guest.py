@@ -1,0 +1,176 @@
+"""One QEMU guest of this node: its monitor's events become reports, orders become commands.
+
+Not here: the set of guests and what callers may ask (qemu.py), the phases of a move out (move.py),
+the process (process.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor.interface import (
+    GuestEvent,
+    GuestReport,
+    Listener,
+    VmDefinition,
+)
+from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase
+from vmmobility.drivers.hypervisor.process import GuestFolder
+from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
+from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.errors import HypervisorError
+
+END_NOTICE_S = 1.0  # between a lost monitor and the end of its process
+ANNOUNCEMENT = {"initial": 10, "max": 100, "rounds": 5, "step": 30}  # milliseconds, rounds
+
+
+class QemuGuest:
+    """A living QEMU process, connected.  attach() begins, close() lets go, end() ends it."""
+
+    def __init__(
+        self, folder: GuestFolder, definition: VmDefinition, pid: int, listener: Listener,
+        settings: QemuSettings,
+    ) -> None:
+        self.definition = definition
+        self.folder = folder
+        self.pid = pid
+        self.incoming = False
+        self.incoming_at: tuple[str, int] | None = None
+        self.move: OutgoingMove | None = None
+        self._name = str(definition.vm)
+        self._listener = listener
+        self._settings = settings
+        self._session = QmpSession(self._name, folder.monitor)
+        self._runner: asyncio.Task[None] | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._leaving = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process lives."""
+        return process.is_ours(self.folder, self.pid)
+
+    async def attach(self) -> dict[str, Any]:
+        """Connect to the monitor and begin to report; the answer of query-status."""
+        await self._connect()
+        status: dict[str, Any] = await self._session.execute("query-status")
+        self.incoming = status["status"] == "inmigrate"
+        ready = asyncio.Event()
+        self._runner = asyncio.create_task(self._run(ready), name=f"guest {self._name}")
+        await ready.wait()
+        return status
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """A monitor command.  Raises HypervisorError."""
+        return await self._session.execute(command, arguments)
+
+    async def running(self) -> bool:
+        """Whether its CPUs run here."""
+        return bool((await self.execute("query-status"))["running"])
+
+    async def announce(self) -> None:
+        """Let the guest (virtio) and QEMU send their announcements."""
+        await self.execute("announce-self", ANNOUNCEMENT)
+
+    async def begin_move(self, target: tuple[str, int], least_rounds: int) -> None:
+        """Begin the pre-copy; its reports follow."""
+        if self._group is None:
+            raise HypervisorError(f"{self._name}: the guest has ended")
+        move = OutgoingMove(
+            self._name, self._session, target, self.report, self._settings, least_rounds
+        )
+        self.move = move
+        try:
+            await move.begin()
+        except HypervisorError:
+            self.move = None
+            raise
+        self._group.create_task(move.run(), name=f"move {self._name}")
+
+    def report(
+        self, event: GuestEvent, detail: dict[str, Any] | None = None, time_ns: int | None = None
+    ) -> None:
+        """Tell the listener."""
+        if time_ns is None:
+            self._listener(GuestReport(self.definition.vm, event, detail or {}))
+        else:
+            self._listener(GuestReport(self.definition.vm, event, detail or {}, time_ns))
+
+    async def end(self) -> None:
+        """End QEMU: politely, then by force."""
+        self._leaving = True
+        if self.alive:
+            with suppress(HypervisorError):  # it hangs or is gone: what follows deals with both
+                await self._session.execute("quit", limit_s=self._settings.stop_limit_s)
+            limit_s = self._settings.stop_limit_s
+            if not await process.wait_for_end(self.folder, self.pid, limit_s):
+                await process.kill(self.folder, self.definition.vm, self.pid)
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the guest, leaving it running."""
+        self._leaving = True
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+            self._runner = None
+        await self._session.close()
+
+    # -- reports ---------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        await self._session.connect(self._settings.start_limit_s, lambda: self.alive)
+
+    async def _run(self, ready: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as self._group:
+            ready.set()
+            while True:
+                async for event in self._session.events():
+                    self._on_event(event)
+                if self._leaving:
+                    return
+                if await process.wait_for_end(self.folder, self.pid, END_NOTICE_S):
+                    break
+                await self._session.close()
+                try:
+                    await self._connect()
+                except HypervisorError as error:
+                    self.report(GuestEvent.FAILED, {"reason": str(error), "running": True})
+                    break
+            if self.move is not None:
+                self.move.on_lost()
+        # The group has waited for the move's last report: GONE is the last of all.
+        self._group = None
+        self._on_end()
+
+    def _on_event(self, event: Mapping[str, Any]) -> None:
+        name = event["event"]
+        if name == "MIGRATION":
+            status = event["data"]["status"]
+            if self.move is not None:
+                self.move.on_status(status)
+            elif self.incoming and status == "failed":
+                self._fail_incoming("the incoming copy broke")
+        elif name == "STOP" and self.move is not None:
+            # Any other STOP is an order of pause().
+            if self.move.phase in (Phase.ABOUT_TO_STOP, Phase.SWITCHING):
+                self.report(GuestEvent.STOPPED, time_ns=event_time_ns(event))
+        elif name == "RESUME" and self.incoming:
+            self.incoming = False
+            self.report(GuestEvent.RESUMED, time_ns=event_time_ns(event))
+
+    def _on_end(self) -> None:
+        if self._leaving:
+            return
+        words = self.folder.last_words()
+        if self.incoming:
+            self._fail_incoming(words or "QEMU has ended")
+        self.report(GuestEvent.GONE, {"reason": words} if words else {})
+
+    def _fail_incoming(self, reason: str) -> None:
+        self.incoming = False
+        self.report(GuestEvent.FAILED, {"reason": reason, "running": False})

@@ -1,0 +1,309 @@
+"""One outgoing move of a QEMU guest, as one coroutine: copy, hold, the moment, the switch.
+
+QEMU's migration thread sends until its budget of a 100 ms window is spent, then sleeps to the
+window's end: the *tick*.  Decisions fall only at ticks.  So the copy is held by a tiny bandwidth
+(the guest runs on), the ticks are observed, ABOUT_TO_STOP is reported shortly before one, and
+proceed() in time makes QEMU stop the guest at that very tick.  Whatever happens to the timing, the
+order redirect -> STOP holds: until proceed() QEMU may not finish.  docs/design/hypervisor.md tells
+the whole story, and why the copy makes few rounds under TCG.
+
+Not here: incoming moves and the guest's life (guest.py).  Rests on qmp.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Any
+
+from vmmobility.drivers.hypervisor.interface import GuestEvent
+from vmmobility.drivers.hypervisor.qmp import QmpSession
+from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.ticks import TickClock
+from vmmobility.errors import HypervisorError
+
+POLL_FAR_S = 0.010
+POLL_NEAR_S = 0.001
+NEAR_FACTOR = 8  # polling quickens when less than this times the hold mark remains
+DOWNTIME_COPYING_MS = 1  # so small that QEMU never finishes of its own accord
+DOWNTIME_SWITCH_MS = 2_000_000  # QEMU's greatest: the next decision is "finish"
+SETTLED_LIMIT_S = 2.0  # a failed or cancelled migration has brought the guest back by then
+_OVER = ("completed", "failed", "cancelled")
+
+Report = Callable[[GuestEvent, dict[str, Any]], None]
+
+
+class Phase(Enum):
+    """Where an outgoing move stands."""
+
+    COPYING = "copying"
+    HELD = "held"
+    TIMING = "timing"  # switch_over() was called: waiting for the moment
+    ABOUT_TO_STOP = "about-to-stop"
+    SWITCHING = "switching"  # proceed() was called
+    ENDED = "ended"
+
+
+class _Broken(Exception):
+    """The move has failed; the text says why."""
+
+
+class OutgoingMove:
+    """A move out.  begin(), then run() in a task; the rest are signals from outside."""
+
+    def __init__(
+        self,
+        guest: str,
+        session: QmpSession,
+        target: tuple[str, int],
+        report: Report,
+        settings: QemuSettings,
+        least_rounds: int,
+    ) -> None:
+        self.target = target
+        self.phase = Phase.COPYING
+        self._guest = guest
+        self._session = session
+        self._report = report
+        self._settings = settings
+        self._least_rounds = least_rounds
+        self._switch = asyncio.Event()
+        self._proceed = asyncio.Event()
+        self._over = asyncio.Event()
+        self._outcome = ""
+        self._reason = ""
+
+    async def begin(self) -> None:
+        """Start the pre-copy.  Raises HypervisorError if QEMU refuses."""
+        await set_capabilities(self._session.execute)
+        await self._session.execute(
+            "migrate-set-parameters",
+            {
+                "max-bandwidth": self._settings.copy_bytes_per_s,
+                "downtime-limit": DOWNTIME_COPYING_MS,
+            },
+        )
+        await self._session.execute("migrate", {"uri": tcp_uri(*self.target)})
+
+    async def run(self) -> None:
+        """From the first round to COMPLETED or FAILED, which it reports.  Never raises."""
+        try:
+            await self._converge()
+            ticks = await self._hold()
+            await self._wait_for_moment(ticks)
+            await self._finish()
+        except (_Broken, HypervisorError) as error:
+            await self._fail(str(error))
+        finally:
+            self.phase = Phase.ENDED
+
+    def switch_over(self) -> None:
+        """Report ABOUT_TO_STOP at the next good moment."""
+        self._switch.set()
+
+    def proceed(self) -> None:
+        """The redirect is in place."""
+        self._proceed.set()
+
+    def on_status(self, status: str) -> None:
+        """QEMU's MIGRATION event."""
+        if status in _OVER and not self._over.is_set():
+            self._outcome = status
+            self._over.set()
+
+    def on_lost(self) -> None:
+        """QEMU has ended."""
+        self._reason = self._reason or "QEMU has ended"
+        self.on_status("failed")
+
+    async def cancel(self, reason: str) -> None:
+        """Give the move up, in whatever phase.  The guest runs on unless it has already gone."""
+        if self.phase is not Phase.ENDED and not self._over.is_set():
+            self._reason = self._reason or reason
+            await self._session.execute("migrate_cancel")
+
+    # -- the phases ------------------------------------------------------------------------------
+
+    async def _converge(self) -> None:
+        """Copy until little enough remains, then slow the copy down to almost nothing."""
+        mark = self._settings.hold_remaining_bytes
+        progress = _Progress(self._settings)
+        while True:
+            info = await self._query()
+            ram = info.get("ram", {})
+            remaining = int(ram.get("remaining", 0))
+            rounds = int(ram.get("dirty-sync-count", 0))
+            active = info.get("status") == "active" and rounds > 0
+            if active and rounds >= self._least_rounds and remaining < mark:
+                break
+            progress.seen(int(ram.get("transferred", 0)))
+            near = active and remaining < mark * NEAR_FACTOR
+            await self._pause(POLL_NEAR_S if near else POLL_FAR_S)
+        await self._session.execute(
+            "migrate-set-parameters", {"max-bandwidth": self._settings.hold_bytes_per_s}
+        )
+        self.phase = Phase.HELD
+        await self._pause(self._settings.settle_ms / 1000)
+        info = await self._query()
+        self._report(
+            GuestEvent.CONVERGED,
+            {
+                "remaining_bytes": int(info.get("ram", {}).get("remaining", 0)),
+                "rounds": int(info.get("ram", {}).get("dirty-sync-count", 0)),
+            },
+        )
+
+    async def _hold(self) -> TickClock:
+        """Observe the ticks until switch_over() was called and one tick has been seen."""
+        ticks = TickClock()
+        while not (self._switch.is_set() and ticks.known):
+            self._check()
+            await self._pause(ticks.until_watch(time.monotonic()), self._switch)
+            if not self._switch.is_set() or not ticks.known:
+                await self._watch_one_tick(ticks)
+        self.phase = Phase.TIMING
+        return ticks
+
+    async def _watch_one_tick(self, ticks: TickClock) -> None:
+        before = int((await self._query()).get("ram", {}).get("transferred", 0))
+        last = time.monotonic()
+        give_up = last + ticks.watch_limit_s
+        while last < give_up:
+            await self._pause(POLL_NEAR_S)
+            sent = int((await self._query()).get("ram", {}).get("transferred", 0))
+            now = time.monotonic()
+            if sent != before:
+                ticks.seen((last + now) / 2)
+                return
+            last = now
+
+    async def _wait_for_moment(self, ticks: TickClock) -> None:
+        lead_s = self._settings.lead_ms / 1000
+        moment = ticks.next_after(time.monotonic() + lead_s)
+        await self._pause(moment - lead_s - time.monotonic())
+        self.phase = Phase.ABOUT_TO_STOP
+        left_ms = (moment - time.monotonic()) * 1000
+        self._report(GuestEvent.ABOUT_TO_STOP, {"expected_in_ms": round(left_ms, 1)})
+        await self._wait(self._proceed)
+
+    async def _finish(self) -> None:
+        self.phase = Phase.SWITCHING
+        await self._session.execute(
+            "migrate-set-parameters",
+            {
+                "max-bandwidth": self._settings.switch_bytes_per_s,
+                "downtime-limit": DOWNTIME_SWITCH_MS,
+            },
+        )
+        try:
+            async with asyncio.timeout(self._settings.switch_limit_s):
+                await self._over.wait()
+        except TimeoutError:
+            raise _Broken(
+                f"the switch has not ended within {self._settings.switch_limit_s:.0f} s"
+            ) from None
+        if self._outcome != "completed":
+            raise _Broken("")
+        # Read inside the event, QEMU's figures can still be 0.
+        self._report(GuestEvent.COMPLETED, _figures(await self._query()))
+
+    async def _fail(self, reason: str) -> None:
+        """Make sure that the migration is over and report whether the guest runs."""
+        running = False
+        detail = self._reason or reason
+        try:
+            if not self._over.is_set():
+                await self._session.execute("migrate_cancel")
+                async with asyncio.timeout(SETTLED_LIMIT_S):
+                    await self._over.wait()
+            said = (await self._query()).get("error-desc", "")
+            detail = self._reason or said or reason or "QEMU gave no reason"
+            running = await self._settled()
+        except (HypervisorError, TimeoutError) as error:
+            detail = detail or str(error)
+        self._report(GuestEvent.FAILED, {"reason": detail, "running": running})
+
+    async def _settled(self) -> bool:
+        """Whether the guest runs, once QEMU has decided."""
+        deadline = time.monotonic() + SETTLED_LIMIT_S
+        while True:
+            status = await self._session.execute("query-status")
+            if status["status"] not in ("finish-migrate", "postmigrate"):
+                return bool(status["running"])
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(POLL_FAR_S)
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._over.is_set():
+            raise _Broken(self._reason)
+
+    async def _query(self) -> dict[str, Any]:
+        info: dict[str, Any] = await self._session.execute("query-migrate")
+        return info
+
+    async def _pause(self, seconds: float, until: asyncio.Event | None = None) -> None:
+        """Sleep, but wake if the move breaks (then raise) or `until` is set."""
+        waited = self._over if until is None else until
+        if seconds > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    await waited.wait()
+            except TimeoutError:
+                pass
+        self._check()
+
+    async def _wait(self, event: asyncio.Event) -> None:
+        """Wait for `event` without limit; raise if the move breaks first."""
+        tasks = [asyncio.ensure_future(e.wait()) for e in (event, self._over)]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        self._check()
+
+
+class _Progress:
+    """Notices a copy that stands still (a cut path) or never converges."""
+
+    def __init__(self, settings: QemuSettings) -> None:
+        now = time.monotonic()
+        self._stall_limit_s = settings.stall_limit_s
+        self._converge_limit_s = settings.converge_limit_s
+        self._begun, self._moved, self._sent = now, now, -1
+
+    def seen(self, sent_bytes: int) -> None:
+        now = time.monotonic()
+        if sent_bytes != self._sent:
+            self._moved, self._sent = now, sent_bytes
+        if now - self._moved > self._stall_limit_s:
+            raise _Broken(f"the copy has stood still for {self._stall_limit_s:.0f} s")
+        if now - self._begun > self._converge_limit_s:
+            raise _Broken(f"the copy has not converged within {self._converge_limit_s:.0f} s")
+
+
+def _figures(info: dict[str, Any]) -> dict[str, Any]:
+    ram = info.get("ram", {})
+    return {
+        "total_ms": info.get("total-time", 0),
+        "downtime_ms": info.get("downtime", 0),
+        "setup_ms": info.get("setup-time", 0),
+        "rounds": ram.get("dirty-sync-count", 0),
+        "transferred_bytes": ram.get("transferred", 0),
+    }
+
+
+async def set_capabilities(execute: Callable[[str, dict[str, Any]], Awaitable[Any]]) -> None:
+    """What both ends must have alike."""
+    capabilities = [{"capability": name, "state": True} for name in ("events", "return-path")]
+    await execute("migrate-set-capabilities", {"capabilities": capabilities})
+
+
+def tcp_uri(address: str, port: int) -> str:
+    """QEMU's name for a TCP end."""
+    return f"tcp:[{address}]:{port}" if ":" in address else f"tcp:{address}:{port}"

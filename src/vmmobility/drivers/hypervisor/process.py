@@ -1,0 +1,209 @@
+"""One QEMU process: its folder, command line, start, and end.
+
+The process is a session of its own and knows nothing of the daemon, so that guests outlive it.
+A later daemon finds it by the folder: pid file, monitor socket, definition.
+Not here: talking to it (qmp.py, guest.py).  Rests on /proc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmmobility.drivers.hypervisor.accelerator import find_binary
+from vmmobility.drivers.hypervisor.definition import encode
+from vmmobility.drivers.hypervisor.interface import VmDefinition
+from vmmobility.errors import EnvironmentProblem, HypervisorError
+from vmmobility.wire.values import VmKey
+
+POLL_S = 0.01
+KILL_LIMIT_S = 5.0
+LOG_TAIL_OCTETS = 2000
+_CPU = {"kvm": "host", "tcg": "max"}
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFolder:
+    """Where everything of one guest lies.  The name is a digest: socket paths must be short."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, state_dir: Path, vm: VmKey) -> GuestFolder:
+        """The folder of `vm`, which need not exist."""
+        return cls(state_dir / hashlib.sha256(f"{vm.vni}/{vm.vm_id}".encode()).hexdigest()[:12])
+
+    @property
+    def monitor(self) -> Path:
+        """QEMU's monitor socket."""
+        return self.path / "qmp"
+
+    @property
+    def pid_file(self) -> Path:
+        """The pid that QEMU has written itself."""
+        return self.path / "pid"
+
+    @property
+    def console(self) -> Path:
+        """What the guest has written to its serial console."""
+        return self.path / "console.log"
+
+    @property
+    def log(self) -> Path:
+        """What QEMU has written to its standard output and error."""
+        return self.path / "qemu.log"
+
+    def last_words(self) -> str:
+        """The last line that QEMU has logged, or ""."""
+        try:
+            lines = self.log.read_text(errors="replace")[-LOG_TAIL_OCTETS:].strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+
+def command_line(
+    folder: GuestFolder,
+    definition: VmDefinition,
+    ports: Sequence[str],
+    *,
+    binary: str,
+    accelerator: str,
+    incoming: bool,
+) -> list[str]:
+    """QEMU's argument list.  Source and destination must get the same machine."""
+    machine = definition.machine
+    words = [find_binary(binary), "-nodefaults", "-no-user-config", "-display", "none"]
+    words += ["-name", f"guest={_escaped(str(definition.vm))}", "-no-reboot"]
+    words += ["-machine", "q35", "-accel", accelerator, "-cpu", _CPU[accelerator]]
+    words += ["-smp", str(definition.vcpus), "-m", f"{definition.memory_mib}M"]
+    words += ["-kernel", str(machine["kernel"]), "-append", str(machine.get("append", ""))]
+    if machine.get("initrd"):
+        words += ["-initrd", str(machine["initrd"])]
+    words += ["-pidfile", str(folder.pid_file)]
+    words += ["-qmp", f"unix:{_escaped(str(folder.monitor))},server=on,wait=off"]
+    words += ["-serial", f"file:{folder.console}"]
+    for index, (interface, port) in enumerate(zip(definition.interfaces, ports, strict=True)):
+        words += ["-netdev", f"tap,id=net{index},ifname={port},script=no,downscript=no"]
+        # romfile=: without a boot ROM there is nothing that both ends must have alike.
+        device = f"virtio-net-pci,netdev=net{index},mac={interface.mac_text},romfile="
+        words += ["-device", f"{device},id=nic{index},addr={0x10 + index:#x}"]
+    if incoming:
+        words += ["-incoming", "defer"]
+    return words
+
+
+def check_files(definition: VmDefinition) -> None:
+    """Raise HypervisorError if a file that the guest boots from does not exist here."""
+    if definition.kind != "qemu":
+        raise HypervisorError(f"{definition.vm}: its kind is {definition.kind}, not qemu")
+    if not definition.machine.get("kernel"):
+        raise HypervisorError(f"{definition.vm}: no kernel is given", "set machine.kernel")
+    for key in ("kernel", "initrd"):
+        name = definition.machine.get(key)
+        if name and not Path(name).is_file():
+            raise HypervisorError(
+                f"{definition.vm}: {key} {name} does not exist",
+                f"copy it to this machine, or correct machine.{key}",
+            )
+
+
+def spawn(folder: GuestFolder, definition: VmDefinition, command: list[str]) -> int:
+    """Start QEMU detached from this process; its pid."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    for stale in (folder.monitor, folder.pid_file, folder.console, folder.log):
+        stale.unlink(missing_ok=True)
+    (folder.path / "definition.json").write_bytes(encode(definition))
+    log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.posix_spawn(
+            command[0],
+            command,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, nothing, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+            ],
+            setsid=True,
+            setsigmask=(),
+        )
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{definition.vm}: cannot start {command[0]}: {error.strerror}"
+        ) from None
+    finally:
+        os.close(log)
+        os.close(nothing)
+
+
+def find(folder: GuestFolder) -> int | None:
+    """The pid of the living QEMU of this folder, or None."""
+    try:
+        pid = int(folder.pid_file.read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if is_ours(folder, pid) else None
+
+
+def is_ours(folder: GuestFolder, pid: int) -> bool:
+    """Whether `pid` lives and is this folder's QEMU: a pid may have gone to somebody else."""
+    reap(pid)
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return str(folder.pid_file).encode() in words
+
+
+def reap(pid: int) -> None:
+    """Take the exit status of `pid` if it is an ended child of ours (else it stays a zombie)."""
+    with suppress(OSError):  # started by an earlier daemon: not our child
+        os.waitpid(pid, os.WNOHANG)
+
+
+async def wait_for_end(folder: GuestFolder, pid: int, limit_s: float) -> bool:
+    """Whether QEMU has ended within the limit."""
+    deadline = asyncio.get_running_loop().time() + limit_s
+    while is_ours(folder, pid):
+        if asyncio.get_running_loop().time() >= deadline:
+            return False
+        await asyncio.sleep(POLL_S)
+    return True
+
+
+async def kill(folder: GuestFolder, vm: VmKey, pid: int) -> None:
+    """End QEMU by SIGKILL.  The pid is pinned before it is verified, so none other is hit."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if is_ours(folder, pid):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(handle)
+    if not await wait_for_end(folder, pid, KILL_LIMIT_S):
+        raise HypervisorError(
+            f"{vm}: QEMU (pid {pid}) does not end on SIGKILL", "the kernel holds it: see its stack"
+        )
+
+
+def forget(folder: GuestFolder) -> None:
+    """Remove the folder of a guest that has ended."""
+    shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _escaped(text: str) -> str:
+    """A value inside one of QEMU's comma-separated options."""
+    return text.replace(",", ",,")

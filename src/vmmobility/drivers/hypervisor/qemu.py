@@ -1,0 +1,261 @@
+"""The hypervisor driver for QEMU, over its monitor.
+
+Implements interface.Hypervisor.  Guests are processes of their own: the daemon may be killed and
+adopt()s them when it returns.  Taps exist already and are opened by name; QEMU runs in the
+daemon's network namespace.
+Not here: one guest (guest.py), its process (process.py), its move out (move.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
+from vmmobility.drivers.hypervisor.guest import QemuGuest
+from vmmobility.drivers.hypervisor.interface import GuestEvent, Listener, VmDefinition
+from vmmobility.drivers.hypervisor.move import Phase, set_capabilities, tcp_uri
+from vmmobility.drivers.hypervisor.process import GuestFolder
+from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.errors import EnvironmentProblem, HypervisorError
+from vmmobility.wire.values import VmKey
+
+# Unix socket paths hold 107 octets; the driver adds a digest of 12 and "/qmp".
+STATE_DIR_LIMIT = 107 - len("/0123456789ab/qmp")
+CANCEL_LIMIT_S = 5.0
+# QEMU before 9.0 loses writes of a TCG guest at each dirty-log sync while the guest runs
+# (docs/design/hypervisor.md): one round, then the switch.  KVM tracks exactly: a second round
+# leaves less for the blackout.
+LEAST_ROUNDS = {"tcg": 1, "kvm": 2}
+
+
+class QemuHypervisor:
+    """QEMU guests of this node.  Reports go to `listener`, called in the event loop."""
+
+    def __init__(self, state_dir: Path, listener: Listener, settings: QemuSettings) -> None:
+        self._state_dir = state_dir.absolute()
+        self._listener = listener
+        self._settings = settings
+        self._guests: dict[VmKey, QemuGuest] = {}
+        self._locks: defaultdict[VmKey, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def adopt(self, definitions: Sequence[VmDefinition]) -> dict[VmKey, bool]:
+        """Reconnect to living guests; VM -> does it run here."""
+        found: dict[VmKey, bool] = {}
+        for definition in definitions:
+            async with self._locks[definition.vm]:
+                guest = await self._known(definition)
+                if guest is not None:
+                    found[definition.vm] = await guest.running()
+        return found
+
+    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        """Boot the guest.  Reports STARTED."""
+        async with self._locks[definition.vm]:
+            guest = await self._known(definition)
+            if guest is not None:
+                if guest.incoming:
+                    raise HypervisorError(
+                        f"{definition.vm}: it waits for an incoming copy", "cancel that first"
+                    )
+                return
+            guest = await self._launch(definition, ports, incoming=False)
+            guest.report(GuestEvent.STARTED)
+
+    async def stop(self, vm: VmKey) -> None:
+        """End the guest and its process."""
+        async with self._locks[vm]:
+            await self._end(vm)
+
+    async def pause(self, vm: VmKey) -> None:
+        """Stop the guest's CPUs and keep it."""
+        guest = self._guest(vm)
+        if not guest.incoming:
+            await guest.execute("stop")
+
+    async def resume(self, vm: VmKey) -> None:
+        """Let a paused or moved-out guest run here, then announce it."""
+        guest = self._guest(vm)
+        if guest.incoming:
+            raise HypervisorError(f"{vm}: its copy has not arrived", "cancel the move instead")
+        if not await guest.running():
+            await guest.execute("cont")
+        await guest.announce()
+
+    async def prepare_incoming(
+        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
+    ) -> tuple[str, int]:
+        """Start a waiting guest; (address, TCP port) of its memory."""
+        async with self._locks[definition.vm]:
+            guest = await self._known(definition)
+            if guest is not None and guest.incoming and guest.incoming_at is not None:
+                return guest.incoming_at
+            if guest is not None and not guest.incoming:
+                raise HypervisorError(
+                    f"{definition.vm}: it already lives here", "stop it before it is moved in"
+                )
+            await self._end(definition.vm)  # a waiting guest whose port is not known
+            guest = await self._launch(definition, ports, incoming=True)
+            try:
+                guest.incoming_at = await self._listen(guest, listen_address)
+            except HypervisorError:
+                await self._end(definition.vm)
+                raise
+            return guest.incoming_at
+
+    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
+        """Begin the pre-copy."""
+        async with self._locks[vm]:
+            guest = self._guest(vm)
+            move = guest.move
+            if move is not None and move.phase is not Phase.ENDED:
+                if move.target == (address, port):
+                    return
+                raise HypervisorError(f"{vm}: it is being moved to {move.target[0]} already")
+            await guest.begin_move((address, port), LEAST_ROUNDS[await self._accelerator()])
+
+    async def switch_over(self, vm: VmKey) -> None:
+        """Report ABOUT_TO_STOP at the best moment."""
+        guest = self._guest(vm)
+        if guest.move is None or guest.move.phase in (Phase.COPYING, Phase.ENDED):
+            raise HypervisorError(f"{vm}: no converged copy is held", "wait for CONVERGED")
+        guest.move.switch_over()
+
+    async def proceed(self, vm: VmKey) -> None:
+        """The redirect is in place: let the guest stop and finish."""
+        guest = self._guest(vm)
+        if guest.move is None or guest.move.phase in (Phase.COPYING, Phase.HELD, Phase.TIMING):
+            raise HypervisorError(f"{vm}: not about to stop", "wait for ABOUT_TO_STOP")
+        guest.move.proceed()
+
+    async def cancel(self, vm: VmKey) -> None:
+        """Give up a move."""
+        async with self._locks[vm]:
+            guest = self._guests.get(vm)
+            if guest is None:
+                return
+            if guest.incoming:
+                await self._end(vm)
+            elif guest.move is not None:
+                await guest.move.cancel("cancelled")
+            else:  # begun by an earlier daemon
+                info = await guest.execute("query-migrate")
+                if info.get("status") in ("setup", "active"):
+                    await guest.execute("migrate_cancel")
+
+    async def announce(self, vm: VmKey) -> None:
+        """Send announcements on the guest's behalf."""
+        await self._guest(vm).announce()
+
+    async def close(self) -> None:
+        """Let go of all guests, leaving them running."""
+        guests = list(self._guests.values())
+        self._guests.clear()
+        await asyncio.gather(*(guest.close() for guest in guests))
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _guest(self, vm: VmKey) -> QemuGuest:
+        guest = self._guests.get(vm)
+        if guest is None or not guest.alive:
+            raise HypervisorError(f"{vm}: no such guest lives here", "see vmmob show vm")
+        return guest
+
+    async def _known(self, definition: VmDefinition) -> QemuGuest | None:
+        """The living guest, connected; found again if an earlier daemon has started it."""
+        guest = self._guests.get(definition.vm)
+        if guest is not None:
+            if guest.alive:
+                return guest
+            await self._end(definition.vm)
+            return None
+        folder = GuestFolder.of(self._state_dir, definition.vm)
+        pid = process.find(folder)
+        return None if pid is None else await self._attach(folder, definition, pid)
+
+    async def _attach(self, folder: GuestFolder, definition: VmDefinition, pid: int) -> QemuGuest:
+        guest = QemuGuest(folder, definition, pid, self._listener, self._settings)
+        await guest.attach()
+        if guest.incoming:
+            guest.incoming_at = _listening_at(await guest.execute("query-migrate"))
+        self._guests[definition.vm] = guest
+        return guest
+
+    async def _launch(
+        self, definition: VmDefinition, ports: Sequence[str], *, incoming: bool
+    ) -> QemuGuest:
+        if len(ports) != len(definition.interfaces):
+            raise HypervisorError(
+                f"{definition.vm}: {len(definition.interfaces)} interfaces, {len(ports)} taps"
+            )
+        if len(str(self._state_dir)) > STATE_DIR_LIMIT:
+            raise EnvironmentProblem(
+                f"the state folder's path {self._state_dir} is too long for a socket in it",
+                f"choose one of at most {STATE_DIR_LIMIT} characters",
+            )
+        process.check_files(definition)
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        folder = GuestFolder.of(self._state_dir, definition.vm)
+        command = process.command_line(
+            folder,
+            definition,
+            ports,
+            binary=self._settings.binary,
+            accelerator=await self._accelerator(),
+            incoming=incoming,
+        )
+        pid = process.spawn(folder, definition, command)
+        try:
+            return await self._attach(folder, definition, pid)
+        except HypervisorError:
+            if process.is_ours(folder, pid):
+                await process.kill(folder, definition.vm, pid)
+                raise
+            words = folder.last_words()
+            raise HypervisorError(
+                f"{definition.vm}: QEMU did not start: {words or 'it gave no reason'}",
+                "see that the taps exist and no other QEMU holds them",
+            ) from None
+
+    async def _listen(self, guest: QemuGuest, address: str) -> tuple[str, int]:
+        """Let the waiting guest listen on the first free port of the range."""
+        await set_capabilities(guest.execute)
+        first, last = self._settings.ports
+        for port in range(first, last + 1):
+            try:
+                await guest.execute("migrate-incoming", {"uri": tcp_uri(address, port)})
+            except HypervisorError as error:
+                if "in use" not in error.message:
+                    raise
+            else:
+                return address, port
+        raise HypervisorError(
+            f"{guest.definition.vm}: the ports {first} to {last} of {address} are all in use",
+            "widen the range of ports for incoming guests",
+        )
+
+    async def _end(self, vm: VmKey) -> None:
+        guest = self._guests.pop(vm, None)
+        folder = GuestFolder.of(self._state_dir, vm)
+        if guest is not None:
+            await guest.end()
+        pid = process.find(folder)
+        if pid is not None:  # of an earlier daemon, never adopted
+            await process.kill(folder, vm, pid)
+        process.forget(folder)
+
+    async def _accelerator(self) -> str:
+        return await choose_accelerator(
+            self._settings.accelerator, self._settings.binary, self._state_dir
+        )
+
+
+def _listening_at(info: dict[str, object]) -> tuple[str, int] | None:
+    """Where an incoming QEMU listens, from query-migrate."""
+    addresses = info.get("socket-address")
+    if not isinstance(addresses, list) or not addresses:
+        return None
+    return str(addresses[0]["host"]), int(addresses[0]["port"])

@@ -1,0 +1,115 @@
+"""A thin session with one QEMU monitor: connect, execute, events.
+
+Every failure becomes a HypervisorError that names the VM.  Not here: what to say to QEMU
+(qemu_guest.py, qemu_move.py).  Rests on the library qemu.qmp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
+
+from vmmobility.errors import HypervisorError
+
+EXECUTE_LIMIT_S = 10.0
+GREETING_LIMIT_S = 2.0
+RETRY_S = 0.02
+
+# The library logs every lost connection as an error; here a guest's end is an ordinary event.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+class QmpSession:
+    """One connection to a guest's monitor socket.  QEMU serves one client a socket."""
+
+    def __init__(self, guest: str, path: Path) -> None:
+        self._guest = guest
+        self._path = path
+        self._client = QMPClient(guest)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the monitor can be spoken to."""
+        return self._client.runstate is Runstate.RUNNING
+
+    async def connect(self, limit_s: float, alive: Callable[[], bool]) -> None:
+        """Connect within `limit_s`, retrying as long as `alive()` says that QEMU runs."""
+        deadline = asyncio.get_running_loop().time() + limit_s
+        last: Exception | None = None
+        while alive():
+            client = QMPClient(self._guest)
+            client.logger.setLevel(logging.CRITICAL)
+            try:
+                async with asyncio.timeout(min(GREETING_LIMIT_S, limit_s)):
+                    await client.connect(str(self._path))
+            except (QMPError, OSError, TimeoutError) as error:
+                last = error
+            else:
+                self._client = client
+                return
+            if asyncio.get_running_loop().time() >= deadline:
+                raise HypervisorError(
+                    f"{self._guest}: QEMU's monitor {self._path} does not answer ({last})",
+                    "see whether another program holds the monitor, or whether QEMU hangs",
+                )
+            await asyncio.sleep(RETRY_S)
+        raise HypervisorError(f"{self._guest}: QEMU has ended before its monitor answered")
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        limit_s: float = EXECUTE_LIMIT_S,
+    ) -> Any:
+        """Run a monitor command; its return value.  Raises HypervisorError."""
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._client.execute(command, arguments)
+        except ExecuteError as error:
+            raise HypervisorError(f"{self._guest}: QEMU refused {command}: {error}") from None
+        except TimeoutError:
+            raise HypervisorError(
+                f"{self._guest}: QEMU has not answered {command} within {limit_s:.0f} s",
+                "its process hangs or is starved of CPU",
+            ) from None
+        except (QMPError, EOFError, OSError) as error:
+            raise HypervisorError(
+                f"{self._guest}: QEMU's monitor was lost during {command}: {error}"
+            ) from None
+
+    async def events(self) -> AsyncIterator[Mapping[str, Any]]:
+        """QEMU's events, in order, until the connection is lost or closed."""
+        client = self._client
+        while True:
+            event = asyncio.ensure_future(client.events.get())
+            state = asyncio.ensure_future(_until_down(client))
+            try:
+                await asyncio.wait((event, state), return_when=asyncio.FIRST_COMPLETED)
+                if not event.done():
+                    return
+                yield event.result()
+            finally:
+                event.cancel()
+                state.cancel()
+
+    async def close(self) -> None:
+        """Let go of the monitor; QEMU and its guest live on."""
+        with suppress(QMPError, EOFError, OSError):  # the other end may be first
+            await self._client.disconnect()
+
+
+async def _until_down(client: QMPClient) -> None:
+    while client.runstate is Runstate.RUNNING:
+        await client.runstate_changed()
+
+
+def event_time_ns(event: Mapping[str, Any]) -> int:
+    """When QEMU saw the event: CLOCK_REALTIME in nanoseconds (of microsecond resolution)."""
+    stamp = event.get("timestamp", {})
+    return int(stamp.get("seconds", 0)) * 1_000_000_000 + int(stamp.get("microseconds", 0)) * 1000
