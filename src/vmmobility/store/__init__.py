@@ -1,0 +1,1 @@
+"""Durable state: an append-only journal of keys and JSON values, and its in-memory twin."""
