@@ -30,6 +30,7 @@ from vmmobility.wire.options import Option, Reason, Supported, UnsupportedOption
 from vmmobility.wire.registry import MAX_DATAGRAM, VERSION, Kind, Purpose, Role, Status
 from vmmobility.wire.values import Address
 
+PURPOSES = frozenset(int(purpose) for purpose in Purpose)
 REPLY_CACHE = 512  # replies a peer
 ASSEMBLIES = 32  # messages in parts under way a peer
 ASSEMBLY_S = 10.0  # how long parts wait for the others
@@ -37,7 +38,11 @@ ASSEMBLY_S = 10.0  # how long parts wait for the others
 
 @dataclass(slots=True)
 class Peer:
-    """A node that may speak to this one.  `signing` is the key-ID that outgoing messages use."""
+    """A node that may speak to this one.
+
+    signing: the key-ID that outgoing messages use
+    replies: (boot, sequence) of its requests -> the reply; None while it is being worked on
+    """
 
     node_id: str
     role: Role
@@ -45,7 +50,7 @@ class Peer:
     secrets: dict[int, bytes]
     signing: int
     window: ReplayWindow = field(default_factory=ReplayWindow)
-    replies: OrderedDict[tuple[int, int], Message] = field(default_factory=OrderedDict)
+    replies: OrderedDict[tuple[int, int], Message | None] = field(default_factory=OrderedDict)
     assemblies: OrderedDict[tuple[int, int, int], Assembly] = field(default_factory=OrderedDict)
     last_heard: float | None = None
 
@@ -198,16 +203,25 @@ class Channel:
 
     def _admit(self, received: Received) -> Received | None:
         peer, message = received.peer, received.message
-        cached = peer.replies.get((received.boot, message.sequence))
-        if cached is not None and cached.purpose is message.purpose:
+        key = (received.boot, message.sequence)
+        if key in peer.replies:
             self.drops["repeated-request"] += 1
-            self._send(peer, cached, received.source, received.local)
+            reply = peer.replies[key]
+            if reply is not None:
+                self._send(peer, reply, received.source, received.local)
             return None
         if peer.role not in self._rights.get(message.purpose, frozenset()):
             self._drop("wrong-role", peer.node_id)
-            self.reply(received, Status.ADMINISTRATIVELY_PROHIBITED, cache=False)
+            self.reply(received, Status.ADMINISTRATIVELY_PROHIBITED)
             return None
+        self._remember(peer, key, None)
         return received
+
+    @staticmethod
+    def _remember(peer: Peer, key: tuple[int, int], reply: Message | None) -> None:
+        peer.replies[key] = reply
+        while len(peer.replies) > REPLY_CACHE:
+            peer.replies.popitem(last=False)
 
     def _answer_header(
         self,
@@ -219,7 +233,7 @@ class Channel:
         supported: tuple[int, ...],
     ) -> None:
         """Reject an authentic request that cannot be decoded; its header tells enough."""
-        if data[1] != Kind.REQUEST or data[2] not in Purpose:
+        if data[1] != Kind.REQUEST or data[2] not in PURPOSES:
             return
         options = (Supported(supported),) if supported else ()
         sequence = int.from_bytes(data[8:12], "big")
@@ -264,6 +278,10 @@ class Channel:
         if outstanding and self._by_subject.get(outstanding.subject) == sequence:
             del self._by_subject[outstanding.subject]
 
+    def withdraw_subject(self, peer: Peer, subject: object) -> None:
+        """Stop repeating whatever request of that subject is outstanding to the peer."""
+        self.withdraw(self._by_subject.get((peer.node_id, subject)))
+
     def reply(
         self,
         received: Received,
@@ -271,7 +289,6 @@ class Channel:
         options: Iterable[Option] = (),
         lifetime: int = 0,
         reason: str = "",
-        cache: bool = True,
     ) -> None:
         """Answer a request, from the address asked, and remember the answer for a repetition."""
         request = received.message
@@ -279,11 +296,7 @@ class Channel:
         message = Message(
             Kind.REPLY, request.purpose, request.sequence, (*options, *words), lifetime, status
         )
-        if cache:
-            replies = received.peer.replies
-            replies[received.boot, request.sequence] = message
-            while len(replies) > REPLY_CACHE:
-                replies.popitem(last=False)
+        self._remember(received.peer, (received.boot, request.sequence), message)
         self._send(received.peer, message, received.source, received.local)
 
     def next_timer(self) -> float | None:

@@ -73,6 +73,24 @@ class HypervisorOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class CountTraffic:
+    """Read a VM's packet counters; answer traffic_counted(vm, label, traffic)."""
+
+    vm: VmKey
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandDone:
+    """The end of a command that came in by the API: its result, or why it failed."""
+
+    command: int
+    result: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that people want to know (docs/architecture.md, Events)."""
 
@@ -87,7 +105,7 @@ class Halt:
     reason: str
 
 
-Output = Send | Persist | SetDataPlane | HypervisorOrder | Event | Halt
+Output = Send | Persist | SetDataPlane | HypervisorOrder | CountTraffic | CommandDone | Event | Halt
 
 
 class Outbox:

@@ -1,0 +1,184 @@
+"""The NVE's Binding Update List: one entry a VM (draft Section 5, after RFC 5213).
+
+An entry's (epoch, phase) is durable before it is acknowledged; when an entry goes, its epoch stays
+behind as a tombstone.  Not here: what moves an entry from phase to phase (nve.py, nve_moves.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from vmmobility.engine.channel import Received
+from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane
+from vmmobility.wire.registry import Mobility, Phase
+from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
+
+# What each phase means for the data plane: (taps exist, where packets go).
+DATA_PLANE: Mapping[Phase, tuple[bool, Forwarding]] = {
+    Phase.NONE: (False, Forwarding.NONE),
+    Phase.ATTACHING: (True, Forwarding.LOCAL),
+    Phase.SERVING: (True, Forwarding.LOCAL),
+    Phase.PREPARED: (True, Forwarding.REDIRECT),
+    Phase.COPYING: (True, Forwarding.LOCAL),
+    Phase.CONVERGED: (True, Forwarding.LOCAL),
+    Phase.DELIVERING: (True, Forwarding.LOCAL),
+    Phase.SWITCHED: (True, Forwarding.REDIRECT),
+    Phase.REDIRECTING: (False, Forwarding.REDIRECT),
+    Phase.FAILED: (True, Forwarding.LOCAL),
+}
+
+
+@dataclass(slots=True)
+class Entry:
+    """What this NVE holds of one VM.
+
+    epoch:      highest that this node has acted on for the VM (the tombstone's, too)
+    granted:    epoch of the attach that the manager accepted from here, 0 if none
+    target:     PREPARED: the source; COPYING to SWITCHED: the destination; REDIRECTING: the
+                serving NVE
+    accept:     NVEs that may tunnel this VM's packets to here
+    came_from:  phase to fall back to when a preparation is given up (NONE or REDIRECTING)
+    turned:     SWITCHED only: the guest is about to stop, so the redirect is wanted now
+    unplugged:  REDIRECTING only: the local guest is gone, so its taps may go
+    lifetime_s: granted lifetime; refresh_at, drained_at: monotonic seconds
+    request:    the manager's request that waits for the data plane or the hypervisor
+    tag:        number of the newest data plane state asked for
+    """
+
+    vm: VmKey
+    interfaces: tuple[Interface, ...] = ()
+    definition: bytes = b""
+    phase: Phase = Phase.NONE
+    epoch: int = 0
+    granted: int = 0
+    attach_id: int = 0
+    ticket: bytes = b""
+    mobility: Mobility = Mobility.HOT
+    target: Nve | None = None
+    accept: tuple[Nve, ...] = ()
+    came_from: Phase = Phase.NONE
+    lifetime_s: float = 0.0
+    # not durable
+    move_epoch: int = 0
+    started: bool = False
+    turned: bool = False
+    unplugged: bool = False
+    refresh_at: float | None = None
+    quiet_since: float | None = None
+    redirected: int = 0
+    delivered_before: int = 0
+    draining: bool = False
+    request: Received | None = None
+    tag: int = 0
+    command: int | None = None
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def data_plane(self, policy: RedirectPolicy) -> VmDataPlane:
+        """What the kernel should hold for this entry now."""
+        plugged, forwarding = DATA_PLANE[self.phase]
+        if self.phase is Phase.SWITCHED and not self.turned:
+            forwarding = Forwarding.LOCAL
+        if self.phase is Phase.REDIRECTING:
+            plugged = not self.unplugged
+        target = self.target if forwarding is Forwarding.REDIRECT else None
+        return VmDataPlane(
+            self.vm, self.interfaces, plugged, forwarding, target, policy, self.accept
+        )
+
+    @property
+    def prefixes(self) -> Iterator[Prefix]:
+        for interface in self.interfaces:
+            yield from interface.prefixes
+
+
+class BindingUpdateList(dict[VmKey, Entry]):
+    """All entries, tombstones included (phase NONE)."""
+
+    def entry(self, vm: VmKey) -> Entry:
+        """The VM's entry; a new one in phase NONE if there is none."""
+        return self.setdefault(vm, Entry(vm))
+
+    @staticmethod
+    def key(vm: VmKey) -> str:
+        """The entry's key in the store."""
+        return f"vm/{vm.vni}/{vm.vm_id}"
+
+
+def interface_to_json(interface: Interface) -> dict[str, Any]:
+    return {"mac": interface.mac_text, "addresses": [str(p) for p in interface.prefixes]}
+
+
+def interface_from_json(value: Mapping[str, Any]) -> Interface:
+    mac = bytes.fromhex(value["mac"].replace(":", ""))
+    return Interface(mac, tuple(ip_network(a) for a in value["addresses"]))
+
+
+def nve_to_json(nve: Nve | None) -> dict[str, Any] | None:
+    if nve is None:
+        return None
+    return {"nve": nve.nve_id, "locators": [str(a) for a in nve.locators]}
+
+
+def nve_from_json(value: Mapping[str, Any]) -> Nve:
+    return make_nve(value["nve"], tuple(ip_address(a) for a in value["locators"]))
+
+
+def make_nve(nve_id: str, locators: tuple[Any, ...]) -> Nve:
+    """An NVE of at most one locator a family."""
+    by_family = {a.version: a for a in locators}
+    return Nve(nve_id, by_family.get(4), by_family.get(6))
+
+
+def entry_to_json(entry: Entry) -> dict[str, Any]:
+    """The durable part of an entry; a tombstone is its epoch alone."""
+    if entry.phase is Phase.NONE:
+        return {"phase": int(Phase.NONE), "epoch": entry.epoch}
+    return {
+        "phase": int(entry.phase),
+        "epoch": entry.epoch,
+        "granted": entry.granted,
+        "attach_id": entry.attach_id,
+        "ticket": entry.ticket.hex(),
+        "mobility": int(entry.mobility),
+        "interfaces": [interface_to_json(i) for i in entry.interfaces],
+        "definition": entry.definition.decode(),
+        "target": nve_to_json(entry.target),
+        "accept": [nve_to_json(n) for n in entry.accept],
+        "came_from": int(entry.came_from),
+        "lifetime_s": entry.lifetime_s,
+    }
+
+
+def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
+    if value["phase"] == Phase.NONE:
+        return Entry(vm, epoch=value["epoch"])
+    return Entry(
+        vm,
+        interfaces=tuple(interface_from_json(i) for i in value["interfaces"]),
+        definition=value["definition"].encode(),
+        phase=Phase(value["phase"]),
+        epoch=value["epoch"],
+        granted=value["granted"],
+        attach_id=value["attach_id"],
+        ticket=bytes.fromhex(value["ticket"]),
+        mobility=Mobility(value["mobility"]),
+        target=nve_from_json(value["target"]) if value["target"] else None,
+        accept=tuple(nve_from_json(n) for n in value["accept"]),
+        came_from=Phase(value["came_from"]),
+        lifetime_s=value["lifetime_s"],
+    )
+
+
+def load(state: Mapping[str, Any]) -> BindingUpdateList:
+    """The list from the store's keys "vm/VNI/VM-ID"."""
+    entries = BindingUpdateList()
+    for key, value in state.items():
+        kind, _, rest = key.partition("/")
+        if kind == "vm":
+            vni, _, vm_id = rest.partition("/")
+            vm = VmKey(int(vni), vm_id)
+            entries[vm] = entry_from_json(vm, value)
+    return entries

@@ -1,0 +1,498 @@
+"""The NVE's actions in a move: destination, source, previous NVE, and what a restart finds.
+
+`NveMoves` is the half of NveEngine that nve_transitions.py's move rules name.  The order of a hot
+move is design's "How a hot move goes": destination prepares and relays, source copies, destination
+delivers locally, source redirects and only then lets the guest stop, destination attaches.
+
+Not here: registration (nve.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.channel import Received
+from vmmobility.engine.nve_transitions import Trigger
+from vmmobility.engine.outputs import CountTraffic, Order
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import (
+    Endpoint,
+    Epoch,
+    Measurements,
+    Option,
+    PhaseOption,
+    Reason,
+    ServingNve,
+    Ticket,
+    VmId,
+)
+from vmmobility.wire.registry import Phase, Purpose, Status
+from vmmobility.wire.values import VmKey
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from vmmobility.engine.channel import Channel, Peer
+    from vmmobility.engine.nve import NveSettings
+    from vmmobility.engine.outputs import Outbox
+
+
+class Counted(Protocol):
+    """The packet counters that a data plane reports for a VM (drivers/dataplane.Traffic)."""
+
+    @property
+    def delivered(self) -> int: ...
+    @property
+    def redirected(self) -> int: ...
+
+
+class NveMoves:
+    """Actions of the move rules; a part of NveEngine, which has the machine and registration."""
+
+    if TYPE_CHECKING:
+        settings: NveSettings
+        entries: dict[VmKey, Entry]
+        channel: Channel
+        manager: Peer
+        outbox: Outbox
+        jitter: random.Random
+        _fire: Callable[[Entry, Trigger, Any, float], None]
+        _save: Callable[[Entry], None]
+        _answer: Callable[..., None]
+        _set_data_plane: Callable[[Entry], None]
+        _order: Callable[..., None]
+        _event: Callable[..., None]
+        _attach: Callable[[Entry, float], None]
+        _refresh: Callable[[Entry, float], None]
+        _forget: Callable[[Entry], None]
+        _command_done: Callable[[int | None, dict[str, Any]], None]
+        _command_failed: Callable[[int | None, str, str], None]
+
+    # ---- hypervisor and data plane inputs --------------------------------------------------------
+
+    def order_done(
+        self, vm: VmKey, order: Order, result: Mapping[str, Any], error: str, now: float
+    ) -> None:
+        """A hypervisor order ended: `error` is empty or says why it failed.
+
+        result of PREPARE_INCOMING: address, port.
+        """
+        entry = self.entries.get(vm)
+        if entry is None:
+            return
+        if error:
+            self._event("order.failed", entry, order=order.value, reason=error)
+        if order is Order.START:
+            self._start_done(entry, error, now)
+        elif order is Order.STOP and entry.phase is Phase.REDIRECTING:
+            entry.unplugged, entry.started = True, False
+            self._set_data_plane(entry)
+        elif order is Order.PREPARE_INCOMING and entry.phase is Phase.PREPARED:
+            self._prepared(entry, result, error, now)
+        elif order is Order.COPY_OUT and entry.phase in (Phase.COPYING, Phase.CONVERGED):
+            if error:
+                self._fail_request(entry, Phase.SERVING, Status.HYPERVISOR_FAILURE, error, now)
+            else:
+                self._answer_waiting(entry)
+        elif error and order in (Order.SWITCH_OVER, Order.PROCEED):
+            self._fire(entry, Trigger.FAILED, {"reason": error, "running": True}, now)
+        elif order is Order.RESUME and entry.request is not None:
+            self._answer_waiting(entry, Status.HYPERVISOR_FAILURE if error else Status.ACCEPTED)
+
+    def guest_report(self, vm: VmKey, event: str, detail: Mapping[str, Any], now: float) -> None:
+        """What a hypervisor reports: the name of a GuestEvent and its measurements."""
+        entry = self.entries.get(vm)
+        if entry is None:
+            return
+        self._event(f"guest.{event}", entry, **detail)
+        if event in ("stopped", "completed"):
+            entry.measured |= {k: v for k, v in detail.items() if isinstance(v, int | float)}
+        trigger = {
+            "converged": Trigger.CONVERGED,
+            "about-to-stop": Trigger.ABOUT_TO_STOP,
+            "resumed": Trigger.RESUMED,
+            "failed": Trigger.FAILED,
+            "gone": Trigger.GONE,
+        }.get(event)
+        if trigger is not None:
+            self._fire(entry, trigger, dict(detail), now)
+
+    def traffic_counted(self, vm: VmKey, label: str, counted: Counted, now: float) -> None:
+        """The answer to CountTraffic(vm, label)."""
+        entry = self.entries.get(vm)
+        if entry is None:
+            return
+        if label == "delivering":
+            entry.delivered_before = counted.delivered
+        elif label == "resumed":
+            peak = max(0, counted.delivered - entry.delivered_before)
+            self._event("queue", entry, queue_peak=peak)
+
+    def traffic(self, counts: Mapping[VmKey, Counted], now: float) -> None:
+        """Periodic counts: a redirect whose count stands still is quiet.
+
+        Section 5: "virtual machine entries are kept in the binding update list until all inbound
+        traffic to the virtual machine stops.  A timer may be used for this purpose."
+        """
+        for vm, counted in counts.items():
+            entry = self.entries.get(vm)
+            if entry is None or entry.phase is not Phase.REDIRECTING:
+                continue
+            if counted.redirected != entry.redirected:
+                entry.redirected = counted.redirected
+                self._watch_traffic(entry, now)
+
+    def _watch_traffic(self, entry: Entry, now: float) -> None:
+        """(Re)start the silence timer - unless the fabric's covering prefix leads here, for then
+        the redirect lives as long as the binding (invariant 8)."""
+        if entry.phase is not Phase.REDIRECTING:
+            entry.quiet_since = None
+            return
+        covered = any(
+            home.version == prefix.version and prefix.subnet_of(home)  # type: ignore[arg-type]
+            for home in self.settings.home_prefixes
+            for prefix in entry.prefixes
+        )
+        entry.quiet_since = None if covered else now
+        entry.draining = False
+
+    def _applied(self, entry: Entry, failure: str, now: float) -> None:
+        """The data plane holds what the phase wants; what was waiting for it goes on."""
+        if failure and entry.request is not None:
+            self._data_plane_failed(entry, failure, now)
+        elif entry.phase is Phase.ATTACHING and not entry.started and not failure:
+            self._attach(entry, now)
+        elif entry.phase is Phase.PREPARED and entry.request is not None:
+            self._order(
+                entry,
+                Order.PREPARE_INCOMING,
+                definition=entry.definition,
+                address=str(self._listen_address(entry)),
+            )
+        elif entry.phase is Phase.DELIVERING:
+            self.outbox.emit(CountTraffic(entry.vm, "delivering"))
+            self._answer_waiting(entry)
+        elif entry.phase is Phase.SWITCHED and entry.turned:
+            self._order(entry, Order.PROCEED)
+            self._answer_waiting(entry)
+        elif entry.phase is Phase.REDIRECTING:
+            self._answer_waiting(entry)
+            if not entry.unplugged:
+                self._order(entry, Order.STOP)
+        elif entry.phase is Phase.SERVING and entry.request is not None:
+            self._order(entry, Order.CANCEL)
+            self._order(entry, Order.RESUME)
+        else:
+            self._answer_waiting(entry)
+
+    def _data_plane_failed(self, entry: Entry, failure: str, now: float) -> None:
+        if entry.phase is Phase.SWITCHED:
+            entry.turned = False
+            self._set_data_plane(entry)
+        if entry.phase is Phase.PREPARED:
+            self._fail_request(entry, entry.came_from, Status.DATA_PLANE_FAILURE, failure, now)
+            return
+        self._answer_waiting(entry, Status.DATA_PLANE_FAILURE, reason=failure)
+
+    def _answer_waiting(
+        self,
+        entry: Entry,
+        status: Status = Status.ACCEPTED,
+        options: Iterable[Option] = (),
+        reason: str = "",
+    ) -> None:
+        request, entry.request = entry.request, None
+        if request is not None:
+            self._answer(request, entry, status, options, reason)
+
+    def _fail_request(
+        self, entry: Entry, phase: Phase, status: Status, reason: str, now: float
+    ) -> None:
+        """Back to `phase`, as if the request had not come; tell the manager why."""
+        entry.phase = phase
+        self._answer_waiting(entry, status, reason=reason)
+        if phase is Phase.NONE:
+            self._forget(entry)
+            return
+        entry.unplugged = phase is Phase.REDIRECTING
+        self._set_data_plane(entry)
+        self._watch_traffic(entry, now)
+        self._save(entry)
+
+    def _listen_address(self, entry: Entry) -> Any:
+        """Own locator of a family that the source has, too."""
+        own = self.settings.own
+        source = entry.target
+        for family in (4, 6):
+            mine = own.locator(family)
+            if mine is not None and (source is None or source.locator(family) is not None):
+                return mine
+        return own.locators[0]
+
+    def _measurements(self, entry: Entry) -> bytes:
+        numbers = {k: round(v, 3) for k, v in list(entry.measured.items())[:24]}
+        return json.dumps(numbers, separators=(",", ":")).encode()
+
+    def _acknowledge_again(self, entry: Entry, received: Received, now: float) -> None:
+        """A repeated step: it is done, or under way and then the newest request is answered."""
+        if entry.request is not None:
+            entry.request = received
+        else:
+            self._answer(received, entry)
+
+    # ---- destination ---------------------------------------------------------------------------
+
+    def _prepare_in(self, entry: Entry, received: Received, now: float) -> None:
+        """Plug the taps, relay to the source, start a waiting guest, and say where."""
+        message = received.message
+        entry.came_from = Phase.REDIRECTING if entry.target is not None else Phase.NONE
+        entry.interfaces, entry.definition = message.interfaces, message.definition
+        entry.ticket = message.need(Ticket).ticket
+        entry.move_epoch = message.epoch
+        previous = message.previous
+        entry.target, entry.accept = previous[0], tuple(previous)
+        entry.quiet_since, entry.draining = None, False
+        entry.started = entry.unplugged = entry.turned = False
+        entry.measured = {}
+        entry.request = received
+        self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
+        self._set_data_plane(entry)
+
+    def _prepare_in_again(self, entry: Entry, received: Received, now: float) -> None:
+        """The manager restarted or gave up waiting for the reply: prepare anew from here."""
+        if entry.request is None:
+            self._order(entry, Order.CANCEL)
+            came_from = entry.came_from
+            self._prepare_in(entry, received, now)
+            entry.came_from = came_from
+        else:
+            entry.request = received
+
+    def _prepared(self, entry: Entry, result: Mapping[str, Any], error: str, now: float) -> None:
+        if error:
+            self._fail_request(entry, entry.came_from, Status.HYPERVISOR_FAILURE, error, now)
+            return
+        self._answer_waiting(entry, options=(Endpoint(result["address"], result["port"]),))
+
+    def _deliver(self, entry: Entry, received: Received, now: float) -> None:
+        """From here on packets wait in the tap's queue; the relay to the source ends first."""
+        entry.epoch = received.message.epoch
+        entry.request = received
+        self._set_data_plane(entry)
+
+    def _resumed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
+        """Section 5: registration MUST be conducted after the move."""
+        self.outbox.emit(CountTraffic(entry.vm, "resumed"))
+        entry.started = True
+        entry.attach_id = self.jitter.getrandbits(63) + 1
+        entry.refresh_at = None
+        self._set_data_plane(entry)
+        self._attach(entry, now)
+        # Section 5: "The virtual machine after the move sends IPv4 gratuitous Address Resolution
+        # Protocol or IPv6 unsolicited Neighbor Advertisement message upstream."
+        self._order(entry, Order.ANNOUNCE)
+
+    def _incoming_failed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
+        """The waiting guest is dead and never ran; packets wait until the manager turns back."""
+        reason = str(detail.get("reason", "the waiting guest ended"))
+        if entry.request is not None:
+            self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, reason=reason)
+        self._order(entry, Order.CANCEL)
+        self._report(entry, Phase.FAILED, now, reason)
+
+    def _give_up(self, entry: Entry, received: Received, now: float) -> None:
+        """End the waiting guest for certain; forwarding stays until the source has turned."""
+        entry.epoch = max(entry.epoch, received.message.epoch)
+        self._order(entry, Order.CANCEL)
+        self._answer(received, entry)
+
+    def _fall_back(self, entry: Entry, received: Received, now: float) -> None:
+        """The move is off: what this node was before it."""
+        entry.epoch = max(entry.epoch, received.message.epoch)
+        entry.ticket, entry.request = b"", received
+        self._order(entry, Order.CANCEL)
+        if entry.came_from is Phase.REDIRECTING and entry.target is not None:
+            entry.phase, entry.accept, entry.unplugged = Phase.REDIRECTING, (), True
+            self._set_data_plane(entry)
+            self._watch_traffic(entry, now)
+        else:
+            entry.phase = Phase.NONE
+            self._forget(entry)
+
+    # ---- source --------------------------------------------------------------------------------
+
+    def _prepare_out(self, entry: Entry, received: Received, now: float) -> None:
+        """Section 6: "Source Hypervisor opens a TCP connection with destination Hypervisor over
+        which VM's memory state is transferred." """
+        message = received.message
+        endpoint = message.need(Endpoint)
+        entry.target = message.need(ServingNve).nve
+        entry.ticket, entry.move_epoch = message.need(Ticket).ticket, message.epoch
+        entry.measured, entry.turned = {}, False
+        entry.request = received
+        self._order(entry, Order.COPY_OUT, address=str(endpoint.address), port=endpoint.port)
+
+    def _converged(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
+        self._report(entry, Phase.CONVERGED, now, "")
+
+    def _turn(self, entry: Entry, received: Received, now: float) -> None:
+        """The destination delivers.  The hypervisor says when to redirect (_redirect_now)."""
+        entry.epoch = received.message.epoch
+        entry.turned, entry.request = False, received
+        self._order(entry, Order.SWITCH_OVER)
+
+    def _redirect_now(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
+        entry.turned = True
+        self._set_data_plane(entry)
+
+    def _copy_failed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
+        reason = str(detail.get("reason", "the copy broke"))
+        self._order(entry, Order.CANCEL)
+        if entry.request is not None:
+            self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, reason=reason)
+        self._report(entry, Phase.FAILED, now, reason)
+
+    def _switch_failed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
+        """Too late to turn back alone: the manager asks the destination first."""
+        reason = str(detail.get("reason", "the switch broke"))
+        if entry.request is not None:
+            self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, reason=reason)
+        self._report(entry, Phase.FAILED, now, reason)
+
+    def _roll_back(self, entry: Entry, received: Received, now: float) -> None:
+        """Serve again: under a fresh epoch, before the destination turns (invariant 3)."""
+        entry.epoch = received.message.epoch
+        entry.granted = received.message.epoch
+        entry.ticket, entry.turned, entry.target = b"", False, None
+        entry.request = received
+        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
+        self._set_data_plane(entry)
+
+    # ---- previous NVE --------------------------------------------------------------------------
+
+    def _redirect(self, entry: Entry, received: Received, now: float) -> None:
+        """Section 5: redirect to "the new serving NVE address from the VM Mobility Registration
+        Request message received from the management node"."""
+        message = received.message
+        was_local = entry.started
+        entry.epoch, entry.granted = message.epoch, 0
+        entry.target, entry.accept = message.need(ServingNve).nve, message.previous
+        if message.interfaces:
+            entry.interfaces = message.interfaces
+        entry.refresh_at, entry.ticket = None, b""
+        entry.unplugged = entry.unplugged or not was_local
+        entry.turned, entry.request = False, received
+        self._set_data_plane(entry)
+        self._watch_traffic(entry, now)
+
+    def _drained(self, entry: Entry, _: None, now: float) -> None:
+        """No packet came for drain_s: tell the manager, who alone may end the redirect."""
+        entry.draining = True
+        self._event("entry.drained", entry, redirected=entry.redirected)
+        self.channel.request(
+            self.manager,
+            Purpose.DEREGISTER,
+            [VmId(entry.vm), Epoch(entry.epoch), PhaseOption(Phase.REDIRECTING)],
+            now,
+            lambda reply, at: self._drain_replied(entry, reply, at),
+            subject=(entry.vm, "registration"),
+        )
+
+    def _drain_replied(self, entry: Entry, reply: Message, now: float) -> None:
+        if reply.status.accepted:
+            self._fire(entry, Trigger.DRAIN_ACCEPTED, None, now)
+        elif entry.phase is Phase.REDIRECTING:
+            self._watch_traffic(entry, now)
+
+    def _remove(self, entry: Entry, received: Received | None, now: float) -> None:
+        if received is not None:
+            entry.epoch = max(entry.epoch, received.message.epoch)
+            entry.request = received
+        if not entry.unplugged:
+            self._order(entry, Order.STOP)
+        self._forget(entry)
+
+    # ---- reports to the manager ------------------------------------------------------------------
+
+    def _report(self, entry: Entry, phase: Phase, now: float, reason: str) -> None:
+        """SWITCH to the manager: the copy has converged, or this side of the move failed."""
+        options: list[Option] = [
+            VmId(entry.vm),
+            Epoch(entry.move_epoch or entry.epoch),
+            PhaseOption(phase),
+        ]
+        if entry.ticket:
+            options.append(Ticket(entry.ticket))
+        if entry.measured:
+            options.append(Measurements(self._measurements(entry)))
+        if reason:
+            options.append(Reason(reason))
+        self.channel.request(
+            self.manager,
+            Purpose.SWITCH,
+            options,
+            now,
+            lambda reply, at: self._report_replied(entry, reply, at),
+            subject=(entry.vm, "move"),
+        )
+
+    def _report_replied(self, entry: Entry, reply: Message, now: float) -> None:
+        """The manager knows no such move (any more): the copy is given up."""
+        if not reply.status.accepted and entry.phase is Phase.CONVERGED:
+            self._fire(entry, Trigger.FAILED, {"reason": "the manager knows no such move"}, now)
+
+    def _start_done(self, entry: Entry, error: str, now: float) -> None:
+        command, entry.command = entry.command, None
+        if error:
+            self._command_failed(command, f"VM {entry.vm} did not start: {error}", "")
+            if entry.phase in (Phase.SERVING, Phase.ATTACHING):
+                self._fire(entry, Trigger.GONE, None, now)
+            return
+        entry.started = True
+        self._command_done(command, {"vm": entry.vm.vm_id, "epoch": entry.granted})
+        self._order(entry, Order.ANNOUNCE)
+
+    # ---- restart -------------------------------------------------------------------------------
+
+    def _recover(self, entry: Entry, running: bool | None, now: float) -> None:
+        """After a restart.  running: True runs, False is held (waiting, paused, moved out), None
+        is gone.  Whatever was half done is finished or reported, never guessed."""
+        entry.started = running is not None
+        phase = entry.phase
+        if phase is Phase.NONE:
+            return
+        if phase in (Phase.COPYING, Phase.CONVERGED):
+            self._order(entry, Order.CANCEL)
+            self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
+            phase = entry.phase
+        if phase in (Phase.ATTACHING, Phase.SERVING):
+            if running is None:
+                self._fire(entry, Trigger.GONE, None, now)
+            else:
+                entry.refresh_at = now
+        elif phase is Phase.PREPARED:
+            self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
+        elif phase is Phase.DELIVERING:
+            if running:
+                self._fire(entry, Trigger.RESUMED, {}, now)
+            elif running is None:
+                self._fire(entry, Trigger.FAILED, {"reason": "the waiting guest is gone"}, now)
+        elif phase is Phase.SWITCHED:
+            self._recover_switched(entry, running, now)
+        elif phase is Phase.REDIRECTING:
+            entry.unplugged = running is None
+            self._set_data_plane(entry)
+            self._watch_traffic(entry, now)
+
+    def _recover_switched(self, entry: Entry, running: bool | None, now: float) -> None:
+        """A guest that still runs here has not been handed over; one that stopped has, or will be
+        found missing by the manager."""
+        entry.turned = not running
+        self._set_data_plane(entry)
+        if running:
+            self._order(entry, Order.CANCEL)
+            self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)

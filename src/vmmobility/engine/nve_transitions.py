@@ -1,0 +1,142 @@
+"""The NVE's state machine as a table: what each trigger does to an entry in each phase.
+
+Total: a pair that no rule names is refused (the manager's requests and people's commands) or
+ignored (replies, reports, timers), as OTHERWISE says for its trigger.  docs/design/nve.md holds
+the picture that `picture()` draws.  Not here: the actions (nve.py, nve_moves.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from vmmobility.wire.registry import Phase
+
+
+class Trigger(Enum):
+    """Everything that can happen to an entry."""
+
+    # people, by the API
+    START = "start"
+    STOP = "stop"
+    # requests of the manager
+    PREPARE_IN = "prepare: be the destination"
+    PREPARE_OUT = "prepare: begin the copy"
+    DELIVER = "switch: deliver locally"
+    TURN = "switch: redirect, then let the guest stop"
+    ROLL_BACK = "switch: serve again"
+    GIVE_UP = "switch: end the waiting guest"
+    REDIRECT = "redirect"
+    REMOVE = "deregister"
+    # replies of the manager
+    ACCEPTED = "attach accepted"
+    REFUSED = "attach refused"
+    SUPERSEDED = "superseded"
+    UNKNOWN = "binding unknown"
+    DRAIN_ACCEPTED = "drained entry deregistered"
+    # reports of the hypervisor
+    CONVERGED = "copy has converged"
+    ABOUT_TO_STOP = "guest is about to stop"
+    RESUMED = "guest resumed here"
+    FAILED = "move failed"
+    GONE = "guest is gone"
+    # timers
+    DRAINED = "redirected traffic has stopped"
+
+
+class Otherwise(Enum):
+    """What happens in phases that no rule names."""
+
+    REFUSE = "refuse"
+    IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """In these phases the trigger runs `action`, which leaves the entry in `becomes`.
+
+    becomes None: the action leaves the phase as it is, or finds it in the entry (fall_back).
+    """
+
+    trigger: Trigger
+    phases: frozenset[Phase]
+    action: str
+    becomes: Phase | None = None
+
+
+def _rule(trigger: Trigger, phases: str, action: str, becomes: Phase | None = None) -> Rule:
+    return Rule(trigger, frozenset(Phase[name] for name in phases.split()), action, becomes)
+
+
+RULES: tuple[Rule, ...] = (
+    _rule(Trigger.START, "NONE", "start", Phase.ATTACHING),
+    _rule(Trigger.STOP, "ATTACHING SERVING", "stop"),
+    _rule(Trigger.PREPARE_IN, "NONE REDIRECTING", "prepare_in", Phase.PREPARED),
+    _rule(Trigger.PREPARE_IN, "PREPARED", "prepare_in_again"),
+    _rule(Trigger.PREPARE_OUT, "SERVING", "prepare_out", Phase.COPYING),
+    _rule(Trigger.PREPARE_OUT, "COPYING CONVERGED", "acknowledge_again"),
+    _rule(Trigger.DELIVER, "PREPARED", "deliver", Phase.DELIVERING),
+    _rule(Trigger.DELIVER, "DELIVERING ATTACHING SERVING", "acknowledge_again"),
+    _rule(Trigger.TURN, "CONVERGED", "turn", Phase.SWITCHED),
+    _rule(Trigger.TURN, "SWITCHED", "acknowledge_again"),
+    _rule(Trigger.ROLL_BACK, "COPYING CONVERGED SWITCHED", "roll_back", Phase.SERVING),
+    _rule(Trigger.ROLL_BACK, "SERVING", "acknowledge_again"),
+    _rule(Trigger.GIVE_UP, "PREPARED DELIVERING", "give_up", Phase.FAILED),
+    _rule(Trigger.GIVE_UP, "FAILED NONE REDIRECTING", "acknowledge_again"),
+    _rule(Trigger.REDIRECT, "SWITCHED REDIRECTING NONE", "redirect", Phase.REDIRECTING),
+    _rule(Trigger.REMOVE, "REDIRECTING", "remove", Phase.NONE),
+    _rule(Trigger.REMOVE, "PREPARED DELIVERING FAILED", "fall_back"),
+    _rule(Trigger.REMOVE, "NONE", "acknowledge_again"),
+    _rule(Trigger.ACCEPTED, "ATTACHING", "accepted", Phase.SERVING),
+    _rule(Trigger.ACCEPTED, "SERVING COPYING CONVERGED", "reattached"),
+    _rule(Trigger.REFUSED, "ATTACHING", "refused"),
+    _rule(
+        Trigger.SUPERSEDED, "ATTACHING SERVING COPYING CONVERGED", "superseded", Phase.REDIRECTING
+    ),
+    _rule(Trigger.UNKNOWN, "SERVING COPYING CONVERGED", "attach_again"),
+    _rule(Trigger.DRAIN_ACCEPTED, "REDIRECTING", "remove", Phase.NONE),
+    _rule(Trigger.CONVERGED, "COPYING", "converged", Phase.CONVERGED),
+    _rule(Trigger.ABOUT_TO_STOP, "SWITCHED", "redirect_now"),
+    _rule(Trigger.RESUMED, "PREPARED DELIVERING", "resumed", Phase.ATTACHING),
+    _rule(Trigger.FAILED, "PREPARED DELIVERING", "incoming_failed", Phase.FAILED),
+    _rule(Trigger.FAILED, "COPYING CONVERGED", "copy_failed", Phase.SERVING),
+    _rule(Trigger.FAILED, "SWITCHED", "switch_failed"),
+    _rule(Trigger.GONE, "ATTACHING SERVING COPYING CONVERGED", "guest_gone"),
+    _rule(Trigger.GONE, "PREPARED DELIVERING", "incoming_failed", Phase.FAILED),
+    _rule(Trigger.DRAINED, "REDIRECTING", "drained"),
+)
+
+OTHERWISE: dict[Trigger, Otherwise] = {
+    trigger: Otherwise.REFUSE
+    if trigger
+    in {
+        Trigger.START,
+        Trigger.STOP,
+        Trigger.PREPARE_IN,
+        Trigger.PREPARE_OUT,
+        Trigger.DELIVER,
+        Trigger.TURN,
+        Trigger.ROLL_BACK,
+        Trigger.GIVE_UP,
+        Trigger.REDIRECT,
+        Trigger.REMOVE,
+    }
+    else Otherwise.IGNORE
+    for trigger in Trigger
+}
+
+TABLE: dict[tuple[Phase, Trigger], Rule] = {
+    (phase, rule.trigger): rule for rule in RULES for phase in rule.phases
+}
+
+
+def picture() -> str:
+    """The machine as a Markdown table: a row a trigger, what it does in which phases."""
+    lines = ["| Trigger | In phase | Action | Then |", "|---|---|---|---|"]
+    for rule in RULES:
+        phases = ", ".join(p.name for p in sorted(rule.phases))
+        then = rule.becomes.name if rule.becomes is not None else "–"
+        lines.append(f"| {rule.trigger.value} | {phases} | `{rule.action}` | {then} |")
+    for trigger, otherwise in OTHERWISE.items():
+        lines.append(f"| {trigger.value} | any other | {otherwise.value} | – |")
+    return "\n".join(lines) + "\n"
