@@ -33,8 +33,8 @@ def member(kind: type[Numbered], value: int) -> Numbered:
 
 
 def printable(value: str) -> str:
-    """The text with '?' for every unprintable character; never empty."""
-    return "".join(c if c.isprintable() else "?" for c in value) or "?"
+    """The text with '?' for every character that is unprintable or was not UTF-8; never empty."""
+    return "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in value) or "?"
 
 
 def clip_text(value: str, octets: int) -> bytes:
