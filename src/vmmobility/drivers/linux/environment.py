@@ -1,0 +1,125 @@
+"""What this machine must have and be: rights, devices, programs, sysctls, TUN, rules.
+
+Each missing thing is an EnvironmentProblem with its remedy.  Not here: anything of a VM.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from vmmobility.drivers.linux import rtnetlink, sysctl
+from vmmobility.drivers.linux.netlink import Netlink, Refusal, Request
+from vmmobility.drivers.linux.ownership import (
+    ROUTE_METRIC,
+    RULE_PRIORITY,
+    TUN_NAME,
+    TUNNELLED_TABLE,
+    is_our_tap,
+)
+from vmmobility.drivers.linux.rtnetlink import Link, NextHop, Route, Rule
+from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.tap import check_tun_device, create_tun
+from vmmobility.errors import DataPlaneError, EnvironmentProblem
+from vmmobility.wire.values import FAMILIES
+
+_OUTER_HEADER = {4: 20, 6: 40}
+_LEAST_IPV6_MTU = 1280
+_EEXIST = 17
+_TUN_QUEUE_LENGTH = 10_000
+
+
+def check_rights_and_programs() -> None:
+    """Raise EnvironmentProblem unless this process may and can change the kernel."""
+    if os.geteuid() != 0:
+        raise EnvironmentProblem("the data plane needs root", "run the NVE as root")
+    check_tun_device()
+    if shutil.which("nft") is None:
+        raise EnvironmentProblem("the program nft is missing", "install the package nftables")
+
+
+def find_underlays(netlink: Netlink, settings: LinuxSettings) -> list[Link]:
+    """The underlay interfaces: those named, or those that hold the locators.
+
+    A locator on the loopback interface leaves them to the others that are up.
+    """
+    links = {link.index: link for link in rtnetlink.links(netlink)}
+    if settings.underlays:
+        by_name = {link.name: link for link in links.values()}
+        missing = [name for name in settings.underlays if name not in by_name]
+        if missing:
+            raise EnvironmentProblem(
+                f"underlay interface {missing[0]} does not exist", "correct `underlays`"
+            )
+        return [by_name[name] for name in settings.underlays]
+    holders = {address: links[i] for i, address in rtnetlink.addresses(netlink) if i in links}
+    found: dict[str, Link] = {}
+    for version in FAMILIES:
+        locator = settings.locator(version)
+        if locator is None:
+            continue
+        if locator not in holders:
+            raise EnvironmentProblem(
+                f"no interface holds the locator {locator}",
+                "give the address to the underlay interface, or correct the locator",
+            )
+        found[holders[locator].name] = holders[locator]
+    real = [link for link in found.values() if not link.loopback]
+    if real or not found:
+        return real
+    return [
+        link
+        for link in links.values()
+        if link.up and not link.loopback and not is_our_tap(link.name) and link.name != TUN_NAME
+    ]
+
+
+def ensure_tun(netlink: Netlink, underlays: list[Link]) -> int:
+    """Have the TUN device with honest MTUs; answers its interface index."""
+    link = rtnetlink.link_named(netlink, TUN_NAME)
+    if link is None:
+        create_tun(TUN_NAME)
+        link = rtnetlink.link_named(netlink, TUN_NAME)
+        if link is None:
+            raise DataPlaneError(f"{TUN_NAME} vanished", "does somebody else remove it?")
+    underlay_mtu = min((u.mtu for u in underlays), default=1500)
+    mtu = underlay_mtu - _OUTER_HEADER[4]
+    if link.mtu != mtu or link.queue_length != _TUN_QUEUE_LENGTH:
+        request = rtnetlink.set_link(link.index, mtu=mtu, queue_length=_TUN_QUEUE_LENGTH)
+        _must(netlink, [request], TUN_NAME)
+    mtu6 = max(underlay_mtu - _OUTER_HEADER[6], _LEAST_IPV6_MTU)
+    sysctl.ensure(sysctl.for_tun(TUN_NAME, mtu6))
+    if not link.up:
+        _must(netlink, [rtnetlink.set_link(link.index, up=True)], TUN_NAME)
+    return link.index
+
+
+def tunnelled_rules() -> list[Rule]:
+    """The rules by which decapsulated packets see nothing but taps."""
+    return [Rule(v, TUN_NAME, TUNNELLED_TABLE, RULE_PRIORITY) for v in FAMILIES]
+
+
+def tunnelled_blackholes() -> list[Route]:
+    """The end of the tunnelled table: what no tap takes goes nowhere."""
+    return [
+        Route(TUNNELLED_TABLE, rtnetlink.default_prefix(v), NextHop(0), ROUTE_METRIC)
+        for v in FAMILIES
+    ]
+
+
+def ensure_rules(netlink: Netlink) -> None:
+    """Have the rules and the blackholes, and no other rule of ours.  Raises DataPlaneError."""
+    wanted = tunnelled_rules()
+    held = list(rtnetlink.rules_of_ours(netlink))
+    blackholes = [rtnetlink.new_route(route) for route in tunnelled_blackholes()]
+    missing = [rtnetlink.new_rule(rule) for rule in wanted if rule not in held]
+    _must(netlink, blackholes + missing, "policy rule")
+    surplus = [rtnetlink.delete_rule(rule) for rule in held if rule not in wanted]
+    if surplus:
+        netlink.batch(surplus)
+
+
+def _must(netlink: Netlink, requests: list[Request], what: str) -> None:
+    for outcome in netlink.batch(requests):
+        if isinstance(outcome, Refusal) and outcome.number != _EEXIST:
+            raise DataPlaneError(f"{what}: {outcome}", "see the kernel's log")

@@ -1,0 +1,224 @@
+"""nftables: the taps' source filters and the per-address counters, as text for `nft -f`.
+
+Two tables of ours: `inet vmmobility` counts what leaves towards taps and onward, `netdev
+vmmobility` has one ingress chain a tap.  nft runs only when ports or entries come and go, never
+when a route turns: counters exist for both directions all the time.  Every removal is
+`add; delete` in one transaction, so that a thing already gone is no error.
+
+Not here: when to call (driver.py).  Rests on the `nft` program (1.0.6 is enough).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from ipaddress import collapse_addresses, ip_network
+from typing import Any
+
+from vmmobility.drivers.linux.ownership import NFT_TABLE, TAP_PREFIX
+from vmmobility.errors import DataPlaneError
+from vmmobility.wire.values import Prefix
+
+TO_TAP, ONWARD = "to_tap", "onward"
+_SPOOFED = "spoofed"
+
+
+@dataclass(slots=True)
+class NftState:
+    """What our tables hold: counter elements, and filter chains by tap with their digest."""
+
+    counted: dict[tuple[str, Prefix], int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    spoofed: dict[str, int] = field(default_factory=dict)
+    complete: bool = False
+
+
+async def run_nft(script: str, *, as_json: bool = False) -> str:
+    """Run one transaction; answers its output.  Raises DataPlaneError with nft's first words."""
+    arguments = ["nft", *(["-j"] if as_json else []), "-f", "-"]
+    process = await asyncio.create_subprocess_exec(
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate(script.encode())
+    if process.returncode != 0:
+        lines = errors.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        raise DataPlaneError(f"nft: {lines[0]}", "check `nft list ruleset`")
+    return output.decode()
+
+
+def base_script() -> str:
+    """Our tables with their counting chain; counters that exist are kept."""
+    lines = [f"add table inet {NFT_TABLE}", f"add table netdev {NFT_TABLE}"]
+    chain = f"inet {NFT_TABLE} counting"
+    for version in (4, 6):
+        for kind in (TO_TAP, ONWARD):
+            lines.append(
+                f"add set inet {NFT_TABLE} {kind}{version} "
+                f"{{ type ipv{version}_addr; flags interval; counter; }}"
+            )
+    lines.append(f"add chain {chain} {{ type filter hook postrouting priority -150; }}")
+    lines.append(f"flush chain {chain}")
+    for version, word in ((4, "ip"), (6, "ip6")):
+        # A look-up that matches counts in the element; the rule needs no verdict.
+        lines.append(f'add rule {chain} oifname "{TAP_PREFIX}*" {word} daddr @{TO_TAP}{version}')
+        lines.append(f'add rule {chain} oifname != "{TAP_PREFIX}*" {word} daddr @{ONWARD}{version}')
+    return "\n".join(lines) + "\n"
+
+
+def removal_script() -> str:
+    """Remove both tables, whether they exist or not."""
+    return "".join(
+        f"add table {family} {NFT_TABLE}\ndelete table {family} {NFT_TABLE}\n"
+        for family in ("inet", "netdev")
+    )
+
+
+def counted_prefixes(prefixes: Sequence[Prefix]) -> list[Prefix]:
+    """The prefixes without those inside others: an interval set holds no overlap."""
+    kept: list[Prefix] = []
+    for prefix in sorted(set(prefixes), key=lambda p: (p.version, p.prefixlen)):
+        if not any(other.version == prefix.version and _inside(prefix, other) for other in kept):
+            kept.append(prefix)
+    return kept
+
+
+def _inside(inner: Prefix, outer: Prefix) -> bool:
+    return int(outer.network_address) <= int(inner.network_address) and int(
+        inner.broadcast_address
+    ) <= int(outer.broadcast_address)
+
+
+def count_script(prefixes: Sequence[Prefix]) -> str:
+    """Count packets to these prefixes, towards taps and onward."""
+    return "".join(
+        f"add element inet {NFT_TABLE} {kind}{p.version} {{ {p} }}\n"
+        for p in prefixes
+        for kind in (TO_TAP, ONWARD)
+    )
+
+
+def uncount_script(prefixes: Sequence[Prefix]) -> str:
+    """Stop counting these prefixes."""
+    return "".join(
+        f"{verb} element inet {NFT_TABLE} {kind}{p.version} {{ {p} }}\n"
+        for p in prefixes
+        for kind in (TO_TAP, ONWARD)
+        for verb in ("add", "delete")
+    )
+
+
+def _set_of(items: Sequence[str]) -> str:
+    return "{ " + ", ".join(items) + " }"
+
+
+def filter_rules(mac: str, prefixes: Sequence[Prefix]) -> list[str]:
+    """The rules of one tap: only the guest's own MAC and addresses come out.
+
+    What hosts say by habit and nobody here hears (multicast listener reports, RARP of QEMU's
+    self-announcement, DHCP) is dropped uncounted: the counter shall tell of spoofing.
+    """
+    own4 = [str(p) for p in collapse_addresses(p for p in prefixes if p.version == 4)]
+    own6 = [str(p) for p in collapse_addresses(p for p in prefixes if p.version == 6)]
+    spoofed = f'counter drop comment "{_SPOOFED}"'
+    rules = [f"ether saddr != {mac} {spoofed}", f"arp saddr ether != {mac} {spoofed}"]
+    if own4:
+        # Nobody but the guest owns these: proxy ARP must not claim them while they lead away.
+        rules.append(f"arp operation request arp daddr ip {_set_of(own4)} drop")
+        rules.append(f"ip saddr {_set_of(own4)} accept")
+    rules.append(f"arp saddr ip {_set_of(['0.0.0.0', *own4])} accept")
+    if own6:
+        rules.append(f"ip6 saddr {_set_of(own6)} accept")
+    neighbours = "{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }"
+    reports = "{ mld-listener-report, mld-listener-done, mld2-listener-report }"
+    rules += [
+        f"ip6 saddr fe80::/10 icmpv6 type {neighbours} accept",
+        "ip6 saddr :: icmpv6 type { nd-router-solicit, nd-neighbor-solicit } accept",
+        # Hop-by-hop options stand before the report: match the addresses instead.
+        "ip6 saddr { ::, fe80::/10 } ip6 daddr ff02::16 drop",
+        f"ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {reports} drop",
+        "ether type 0x8035 drop",
+        "ip saddr 0.0.0.0 udp dport 67 drop",
+        spoofed,
+    ]
+    return rules
+
+
+def digest_of(rules: Sequence[str]) -> str:
+    """A short name of a filter's content, kept in the chain: how a resync knows it is right."""
+    return hashlib.sha256("\n".join(rules).encode()).hexdigest()[:16]
+
+
+def filter_script(tap: str, rules: Sequence[str]) -> str:
+    """Install a tap's filter anew (an equal chain of a removed device is replaced)."""
+    chain = f"netdev {NFT_TABLE} {tap}"
+    lines = [f"add chain {chain}", f"flush chain {chain}", f"delete chain {chain}"]
+    hook = f'type filter hook ingress device "{tap}" priority 0; policy drop;'
+    lines.append(f"add chain {chain} {{ {hook} }}")
+    lines.append(f'add rule {chain} counter comment "{digest_of(rules)}/{len(rules)}"')
+    lines += [f"add rule {chain} {rule}" for rule in rules]
+    return "\n".join(lines) + "\n"
+
+
+def unfilter_script(tap: str) -> str:
+    """Remove a tap's filter."""
+    chain = f"netdev {NFT_TABLE} {tap}"
+    return f"add chain {chain}\nflush chain {chain}\ndelete chain {chain}\n"
+
+
+async def read_state() -> NftState:
+    """List our tables.  A missing table gives an incomplete state, not an error."""
+    outputs = await asyncio.gather(
+        *(run_nft(f"list table {f} {NFT_TABLE}\n", as_json=True) for f in ("inet", "netdev")),
+        return_exceptions=True,
+    )
+    state = NftState()
+    missing = False
+    rules: dict[str, int] = {}
+    for output in outputs:
+        if isinstance(output, BaseException):
+            missing = True
+            continue
+        for item in json.loads(output)["nftables"]:
+            if "set" in item:
+                state.counted.update(_read_set(item["set"]))
+            elif "rule" in item:
+                _read_rule(item["rule"], state, rules)
+    for tap, digest in state.digests.items():
+        # One rule more than the filter's own: the digest's.  Else somebody changed it.
+        if f"{rules[tap] - 1}" != digest.partition("/")[2]:
+            state.digests[tap] = ""
+    state.complete = not missing and rules.get("counting") == 4
+    return state
+
+
+def _read_set(content: dict[str, Any]) -> Iterator[tuple[tuple[str, Prefix], int]]:
+    kind = str(content["name"])[:-1]
+    for item in content.get("elem", ()):
+        value = item["elem"]["val"]
+        packets = int(item["elem"].get("counter", {}).get("packets", 0))
+        if isinstance(value, str):
+            yield (kind, ip_network(value)), packets
+        elif "prefix" in value:
+            prefix = value["prefix"]
+            yield (kind, ip_network(f"{prefix['addr']}/{prefix['len']}")), packets
+
+
+def _read_rule(rule: dict[str, Any], state: NftState, rules: dict[str, int]) -> None:
+    chain = str(rule["chain"])
+    rules[chain] = rules.get(chain, 0) + 1
+    if rule["family"] != "netdev":
+        return
+    state.digests.setdefault(chain, "")
+    state.spoofed.setdefault(chain, 0)
+    comment = str(rule.get("comment", ""))
+    if "/" in comment:
+        state.digests[chain] = comment
+    elif comment == _SPOOFED:
+        for statement in rule["expr"]:
+            state.spoofed[chain] += int(statement.get("counter", {}).get("packets", 0))

@@ -1,0 +1,34 @@
+"""How a restarted daemon knows what in the kernel is ours: numbers and names, nothing else.
+
+Whatever carries one of these marks is ours to change and to remove; nothing else ever is.
+docs/design/dataplane.md explains each.
+"""
+
+from __future__ import annotations
+
+ROUTE_PROTOCOL = 77
+"""rtm_protocol of every route and rule of ours (free in /etc/iproute2/rt_protos)."""
+
+ROUTE_METRIC = 7
+"""Metric of VM routes: below routing daemons' (FRR: 20), and never shared with an operator's."""
+
+MAIN_TABLE = 254
+TUNNELLED_TABLE = 7700
+"""The table of packets that came out of a tunnel: tap routes and a blackhole, no way onward."""
+
+RULE_PRIORITY = 77
+"""Priority of the rule `iif vmmob-tun lookup 7700`."""
+
+TAP_PREFIX = "vmt"
+TUN_NAME = "vmmob-tun"
+
+NFT_TABLE = "vmmobility"
+"""Name of our two nftables tables: inet (counters) and netdev (source filters)."""
+
+DEFAULT_GATEWAY_MAC = bytes.fromhex("02766d6d0001")
+"""The taps' MAC, the same at every NVE, so that a moved guest's neighbour caches stay true."""
+
+
+def is_our_tap(name: str) -> bool:
+    """Whether an interface name is one of our taps'."""
+    return name.startswith(TAP_PREFIX)

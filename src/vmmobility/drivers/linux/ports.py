@@ -1,0 +1,119 @@
+"""The taps: made, set, opened to traffic, with their permanent neighbours; and removed.
+
+A tap is prepared while down, gets its source filter (filter.py, the driver's order), and only
+then is opened.  Only what differs is touched.  Not here: routes (routes.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+
+from vmmobility.drivers.linux import rtnetlink, sysctl
+from vmmobility.drivers.linux.netlink import Netlink, Request
+from vmmobility.drivers.linux.ownership import is_our_tap
+from vmmobility.drivers.linux.plan import Port
+from vmmobility.drivers.linux.rtnetlink import Link
+from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.tap import create_tap
+from vmmobility.errors import DataPlaneError
+from vmmobility.wire.values import Address
+
+_GATEWAY_LENGTH = {4: 32, 6: 64}
+
+
+@dataclass(slots=True)
+class Tap:
+    """One of our taps as the kernel holds it; `settled` is the port that it serves entirely."""
+
+    link: Link
+    addresses: set[Address] = field(default_factory=set)
+    neighbours: dict[Address, bytes] = field(default_factory=dict)
+    settled: Port | None = None
+
+
+class Ports:
+    """All our taps by name."""
+
+    def __init__(self, netlink: Netlink, settings: LinuxSettings) -> None:
+        self._netlink = netlink
+        self._settings = settings
+        self.taps: dict[str, Tap] = {}
+
+    def read(self) -> None:
+        """Take what the kernel holds; nothing counts as settled until it was checked."""
+        found = {k.index: Tap(k) for k in rtnetlink.links(self._netlink) if is_our_tap(k.name)}
+        for index, address in rtnetlink.addresses(self._netlink):
+            if index in found:
+                found[index].addresses.add(address)
+        for index, address, mac in rtnetlink.permanent_neighbours(self._netlink):
+            # The kernel's own multicast entries are not permanent: what is here was put here.
+            if index in found:
+                found[index].neighbours[address] = mac
+        self.taps = {tap.link.name: tap for tap in found.values()}
+
+    def index(self, name: str) -> int:
+        """The interface index of a settled tap, or 0."""
+        tap = self.taps.get(name)
+        return tap.link.index if tap is not None and tap.settled is not None else 0
+
+    def prepare(self, port: Port) -> bool:
+        """Make the tap and set all but `up`; True if it was made now.  Raises DataPlaneError."""
+        made = port.name not in self.taps
+        if made:
+            create_tap(port.name)
+            link = rtnetlink.link_named(self._netlink, port.name)
+            if link is None:
+                raise DataPlaneError(f"tap {port.name} vanished", "does somebody else remove it?")
+            self.taps[port.name] = Tap(link)
+        link = self.taps[port.name].link
+        settings = self._settings
+        if link.mac != settings.gateway_mac or link.queue_length != settings.tap_queue_length:
+            request = rtnetlink.set_link(
+                link.index, mac=settings.gateway_mac, queue_length=settings.tap_queue_length
+            )
+            self._do(port.name, [request])
+        sysctl.ensure(sysctl.for_tap(port.name))
+        return made
+
+    def open(self, port: Port) -> None:
+        """Bring the tap up with the gateway's addresses and the VM's neighbours.
+
+        Raises DataPlaneError with the first thing that the kernel refused.
+        """
+        tap = self.taps[port.name]
+        index = tap.link.index
+        requests = [] if tap.link.up else [rtnetlink.set_link(index, up=True)]
+        for gateway in (self._settings.gateway4, self._settings.gateway6):
+            if gateway not in tap.addresses:
+                length = _GATEWAY_LENGTH[gateway.version]
+                requests.append(rtnetlink.new_address(index, gateway, length))
+        wanted = dict.fromkeys(rtnetlink.host_addresses(port.prefixes), port.mac)
+        for address, mac in wanted.items():
+            if tap.neighbours.get(address) != mac:
+                requests.append(rtnetlink.new_neighbour(index, address, mac))
+        for address in tap.neighbours.keys() - wanted.keys():
+            if not (isinstance(address, IPv6Address) and address.is_multicast):
+                requests.append(rtnetlink.delete_neighbour(index, address))
+        self._do(port.name, requests)
+        link = rtnetlink.link_named(self._netlink, port.name)
+        if link is None:
+            raise DataPlaneError(f"tap {port.name} vanished", "does somebody else remove it?")
+        tap.link, tap.neighbours, tap.settled = link, wanted, port
+        tap.addresses |= {self._settings.gateway4, self._settings.gateway6}
+
+    def _do(self, name: str, requests: list[Request]) -> None:
+        for outcome in self._netlink.batch(requests) if requests else ():
+            if outcome is not None:
+                raise DataPlaneError(f"tap {name}: {outcome}", "see the kernel's log")
+
+    def remove(self, name: str) -> None:
+        """Remove a tap; a hypervisor that holds it open loses it.  Raises DataPlaneError."""
+        tap = self.taps.pop(name, None)
+        if tap is None:
+            return
+        (outcome,) = self._netlink.batch([rtnetlink.delete_link(tap.link.index)])
+        # Gone already is what was wanted: by hand, perhaps.
+        if outcome is not None and rtnetlink.link_named(self._netlink, name) is not None:
+            self.taps[name] = tap
+            raise DataPlaneError(f"tap {name}: {outcome}", "see the kernel's log")

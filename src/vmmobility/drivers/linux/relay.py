@@ -1,0 +1,194 @@
+"""The relay's program: packets between the TUN device and IP-in-IP tunnels, control beside.
+
+    python -m vmmobility.drivers.linux.relay --tun vmmob-tun --state-dir DIR --ipv4 A --ipv6 B
+
+One thread, one epoll loop, batches of reads.  IPv4-in-IPv4 is protocol 4 (RFC 2003), IPv6-in-IPv6
+protocol 41 (RFC 2473), both by raw sockets.  The process outlives the daemon: traffic flows on
+(fail static), and the next daemon adopts it over the control socket (relay_control.py).
+
+Not here: the decisions (relay_table.py) and the NDP answers (neighbour_proxy.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from ipaddress import IPv6Address
+from pathlib import Path
+
+from vmmobility.drivers.linux.neighbour_proxy import NeighbourProxy
+from vmmobility.drivers.linux.relay_control import Control
+from vmmobility.drivers.linux.relay_table import Decision, RelayTable, Verdict
+from vmmobility.drivers.linux.tap import open_tun
+
+_BATCH = 64
+"""Packets read from one descriptor before the others get their turn: bounds control's wait."""
+_BUFFER_BYTES = 32 << 20
+_SEND_PATIENCE_US = 50_000
+_BUFFER_OPTIONS = ((33, socket.SO_RCVBUF), (32, socket.SO_SNDBUF))
+"""SO_RCVBUFFORCE and SO_SNDBUFFORCE pass the system's limits; without the right, the plain ones."""
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
+_PROTOCOL = {4: 4, 6: 41}
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+def tunnel_socket(version: int, locator: str) -> socket.socket:
+    """The raw socket of one family; reads are made non-blocking by their flag.
+
+    Sending blocks for a moment where the kernel's queue is full, rather than to lose packets.
+    """
+    raw = socket.socket(_FAMILY[version], socket.SOCK_RAW | socket.SOCK_CLOEXEC, _PROTOCOL[version])
+    raw.bind((locator, 0))
+    for forced, plain in _BUFFER_OPTIONS:
+        try:
+            raw.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_BYTES)
+        except PermissionError:
+            raw.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, _SEND_PATIENCE_US))
+    # Bigger than a router on the way allows: fragment the outer packet rather than lose it.
+    if version == 4:
+        raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+    else:
+        raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+    return raw
+
+
+class Relay:
+    """The devices, the table between them and the loop."""
+
+    def __init__(
+        self, tun: int, locators: dict[int, str], proxy: NeighbourProxy, control: Control
+    ) -> None:
+        self._tun = tun
+        self._proxy = proxy
+        self._control = control
+        self.table: RelayTable = control.table
+        self._raw: dict[int, socket.socket] = {}
+        self._handlers: dict[int, Callable[[], None]] = {tun: self._read_tun}
+        for version, locator in locators.items():
+            raw = self._raw[version] = tunnel_socket(version, locator)
+            self._handlers[raw.fileno()] = _reader(self, raw, version)
+        self._handlers[proxy.fileno()] = proxy.handle
+
+    def run(self) -> None:
+        """Work until the control socket orders a stop."""
+        poll = select.epoll()
+        for descriptor in self._handlers:
+            poll.register(descriptor, select.EPOLLIN)
+        self._control.attach(poll)
+        while not self._control.stopping:
+            ready = poll.poll()
+            for descriptor, events in ready:
+                handler = self._handlers.get(descriptor)
+                if handler is None:
+                    self._control.handle(descriptor, events)
+                else:
+                    handler()
+
+    def _read_tun(self) -> None:
+        read, decide, act, tun = os.read, self.table.from_kernel, self._act, self._tun
+        for _ in range(_BATCH):
+            try:
+                packet = read(tun, 65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                # The device is down or gone: the daemon repairs it, and starts us again.
+                self._control.stopping = not _still_there(tun)
+                return
+            act(decide(packet), packet[0] >> 4 if packet else 0)
+
+    def read_tunnel(self, raw: socket.socket, version: int) -> None:
+        """Take a batch of encapsulated packets."""
+        receive, decide, act = raw.recvfrom, self.table.from_peer, self._act
+        for _ in range(_BATCH):
+            try:
+                packet, address = receive(65536, socket.MSG_DONTWAIT)
+            except OSError:
+                return
+            if version == 4:
+                # A raw IPv4 socket shows the outer header as well; its length is in words.
+                packet = packet[(packet[0] & 15) * 4 :]
+            act(decide(packet, version, address[0]), version)
+
+    def _act(self, decision: Decision, version: int) -> None:
+        verdict, peer, packet, entry = decision
+        try:
+            if verdict is Verdict.SEND:
+                self._raw[version].sendto(packet, (peer, 0))
+            elif verdict is Verdict.DELIVER:
+                os.write(self._tun, packet)
+        except (OSError, KeyError):
+            if entry is not None:
+                entry.counters["drop_send_failed"] += 1
+
+
+def _reader(relay: Relay, raw: socket.socket, version: int) -> Callable[[], None]:
+    return lambda: relay.read_tunnel(raw, version)
+
+
+def _still_there(tun: int) -> bool:
+    try:
+        # TUNGETIFF fails with EBADFD once the device is removed.
+        fcntl.ioctl(tun, 0x800454D2, bytes(40))
+    except OSError:
+        return False
+    return True
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="vmmobility relay")
+    parser.add_argument("--tun", required=True)
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--ipv4", default="")
+    parser.add_argument("--ipv6", default="")
+    parser.add_argument("--gateway-mac", required=True)
+    parser.add_argument("--gateway6", default="fe80::1")
+    return parser.parse_args(argv)
+
+
+def _only_one(state_dir: Path) -> int:
+    """Hold the lock that makes this the only relay of its folder; exit where there is one."""
+    descriptor = os.open(state_dir / "relay.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit("another relay holds the lock")
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the relay until it is ordered to stop."""
+    args = _arguments(argv)
+    lock = _only_one(args.state_dir)
+    locators = {v: a for v, a in ((4, args.ipv4), (6, args.ipv6)) if a}
+    proxy = NeighbourProxy(
+        bytes.fromhex(args.gateway_mac.replace(":", "")), IPv6Address(args.gateway6)
+    )
+    # The configuration is what an adopting daemon compares with its own.
+    control = Control(args.state_dir / "relay.sock", RelayTable(), proxy, configuration=list(argv))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    relay = Relay(open_tun(args.tun), locators, proxy, control)
+    # The table is small and long-lived: collections in the packet path would only be pauses.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        relay.run()
+    finally:
+        control.close()
+        os.close(lock)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,213 @@
+"""The daemon's side of the relay process: start it or adopt it, order it, notice its death.
+
+Not here: what the table should hold (plan.py).  The relay is detached on purpose: nothing here
+ends it when the daemon ends.  Whether a relay lives is told by the lock on `relay.lock`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import vmmobility
+from vmmobility.drivers.linux.ownership import TUN_NAME
+from vmmobility.drivers.linux.relay_control import VERSION
+from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.errors import DataPlaneError
+
+_START_PATIENCE_S = 10.0
+_STOP_PATIENCE_S = 2.0
+_ANSWER_PATIENCE_S = 5.0
+_POLL_S = 0.005
+_LONGEST_ANSWER = 64 << 20
+
+
+class RelayClient:
+    """One connection to the one relay of this state folder.
+
+    `on_lost` is called (from the event loop) when a connected relay goes away unasked.
+    """
+
+    def __init__(self, settings: LinuxSettings, on_lost: Callable[[], None]) -> None:
+        self._settings = settings
+        self._on_lost = on_lost
+        self._socket_path = settings.state_dir / "relay.sock"
+        self._lock_path = settings.state_dir / "relay.lock"
+        self._log_path = settings.state_dir / "relay.log"
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._waiting: deque[asyncio.Future[dict[str, Any]]] = deque()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether a relay is connected, as far as known."""
+        return self._writer is not None
+
+    def configuration(self) -> list[str]:
+        """The relay's command line; an adopted relay must have the same."""
+        settings = self._settings
+        arguments = ["--tun", TUN_NAME, "--state-dir", str(settings.state_dir)]
+        for version in (4, 6):
+            locator = settings.locator(version)
+            if locator is not None:
+                arguments += [f"--ipv{version}", str(locator)]
+        mac = settings.gateway_mac.hex(":")
+        return [*arguments, "--gateway-mac", mac, "--gateway6", str(settings.gateway6)]
+
+    async def ensure(self) -> bool:
+        """Be connected to a relay of our configuration; True if its table must be set anew.
+
+        Raises DataPlaneError with the relay's last words if it does not start.
+        """
+        if self.connected:
+            return False
+        if await self._connect():
+            hello = await self.order({"op": "hello"})
+            if (
+                hello.get("version") == VERSION
+                and hello.get("configuration") == self.configuration()
+            ):
+                return True
+        await self.stop()
+        self._start()
+        deadline = asyncio.get_running_loop().time() + _START_PATIENCE_S
+        while not await self._connect():
+            died = self._child is not None and self._child.poll() is not None
+            if died or asyncio.get_running_loop().time() > deadline:
+                raise DataPlaneError(f"the relay did not start: {self._last_words()}")
+            await asyncio.sleep(_POLL_S)
+        return True
+
+    def _start(self) -> None:
+        settings = self._settings
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        command = [settings.relay_python, "-m", "vmmobility.drivers.linux.relay"]
+        root = str(Path(vmmobility.__file__).parent.parent)
+        inherited = os.environ.get("PYTHONPATH", "")
+        environment = {**os.environ, "PYTHONPATH": f"{root}:{inherited}" if inherited else root}
+        with open(self._log_path, "wb") as log:
+            self._child = subprocess.Popen(
+                [*command, *self.configuration()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = self._log_path.read_text(errors="replace").strip().splitlines()
+            if lines:
+                return lines[-1]
+        return "it said nothing"
+
+    async def _connect(self) -> bool:
+        try:
+            reader, writer = await asyncio.open_unix_connection(
+                str(self._socket_path), limit=_LONGEST_ANSWER
+            )
+        except OSError:
+            return False
+        self._writer = writer
+        self._reading = asyncio.get_running_loop().create_task(
+            self._read(reader), name="relay answers"
+        )
+        return True
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Hand each answer to the order that waits longest; the end of the stream is its death."""
+        with contextlib.suppress(OSError, ValueError):
+            while line := await reader.readline():
+                if self._waiting:
+                    future = self._waiting.popleft()
+                    if not future.done():
+                        future.set_result(json.loads(line))
+        self._disconnect()
+        if not self._stopping:
+            self._on_lost()
+
+    def _disconnect(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = self._reading = None
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(DataPlaneError("the relay died before it answered"))
+
+    async def order(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one order; answers the relay's reply.  Raises DataPlaneError if it is refused."""
+        if self._writer is None:
+            raise DataPlaneError("no relay is connected", "it is started by the next apply")
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._writer.write(json.dumps(content, separators=(",", ":")).encode() + b"\n")
+        try:
+            async with asyncio.timeout(_ANSWER_PATIENCE_S):
+                reply = await future
+        except TimeoutError:
+            raise DataPlaneError(
+                f"the relay does not answer `{content['op']}`", "see relay.log; restart it"
+            ) from None
+        if not reply.get("ok"):
+            raise DataPlaneError(f"the relay refused `{content['op']}`: {reply.get('error')}")
+        return reply
+
+    async def close(self) -> None:
+        """Let go of the relay; it works on."""
+        if self._reading is not None:
+            self._reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reading
+        self._disconnect()
+        if self._child is not None:
+            # It is meant to outlive us: tell subprocess that nobody waits for it.
+            self._child.returncode = 0
+            self._child = None
+
+    async def stop(self) -> None:
+        """End the relay of this folder, politely first, and remove its files."""
+        self._stopping = True
+        if self.connected:
+            with contextlib.suppress(DataPlaneError):
+                await self.order({"op": "stop"})
+        child = self._child
+        await self.close()
+        deadline = asyncio.get_running_loop().time() + _STOP_PATIENCE_S
+        while (holder := self._lock_holder()) is not None:
+            if asyncio.get_running_loop().time() > deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(holder, signal.SIGKILL)
+            await asyncio.sleep(_POLL_S)
+        if child is not None:
+            child.returncode = None
+            await asyncio.to_thread(child.wait)
+        for path in (self._socket_path, self._lock_path, self._log_path):
+            path.unlink(missing_ok=True)
+        self._stopping = False
+
+    def _lock_holder(self) -> int | None:
+        """The process id of the living relay of this folder, or None."""
+        try:
+            with open(self._lock_path, "r+b") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with contextlib.suppress(OSError, ValueError):
+                return int(self._lock_path.read_text())
+            return 0
+        except OSError:
+            return None
+        return None

@@ -1,0 +1,308 @@
+"""rtnetlink messages as values: links, addresses, neighbours, routes and rules, both ways.
+
+Builders give a `netlink.Request`; parsers read the bodies of a dump.  The IP family is a
+parameter everywhere.  Not here: sending (netlink.py), or what we want (plan.py).
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+
+from vmmobility.drivers.linux.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Netlink,
+    Refusal,
+    Request,
+    attribute,
+    number,
+    parse_attributes,
+    text,
+    u32,
+)
+from vmmobility.drivers.linux.ownership import ROUTE_METRIC, ROUTE_PROTOCOL
+from vmmobility.wire.values import Address, Prefix
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_GETADDR = 20, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+
+RTN_UNICAST, RTN_BLACKHOLE = 1, 6
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
+_IFF_UP = 1
+_IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
+_NUD_PERMANENT = 0x80
+
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_RULE = _ROUTE
+
+_AF = {4: socket.AF_INET, 6: socket.AF_INET6}
+_VERSION = {socket.AF_INET: 4, socket.AF_INET6: 6}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface as the kernel shows it."""
+
+    index: int
+    name: str
+    mac: bytes
+    mtu: int
+    queue_length: int
+    up: bool
+    loopback: bool
+    tx_packets: int
+    tx_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where a route leads: an interface (0: a blackhole), perhaps through a gateway."""
+
+    ifindex: int
+    gateway: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of ours: (table, prefix) is its name."""
+
+    table: int
+    prefix: Prefix
+    hop: NextHop
+    metric: int = ROUTE_METRIC
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy rule: packets that come in by `interface` use `table`."""
+
+    version: int
+    interface: str
+    table: int
+    priority: int
+
+
+def new_route(route: Route) -> Request:
+    """Install the route, or turn the one of this name to the new next hop without a hole."""
+    return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route_body(route))
+
+
+def delete_route(route: Route) -> Request:
+    """Remove exactly this route of ours."""
+    return Request(RTM_DELROUTE, 0, _route_body(route))
+
+
+def _route_body(route: Route) -> bytes:
+    prefix, hop = route.prefix, route.hop
+    kind = RTN_UNICAST if hop.ifindex else RTN_BLACKHOLE
+    scope = _SCOPE_LINK if prefix.version == 4 and hop.ifindex and hop.gateway is None else 0
+    header = _ROUTE.pack(
+        _AF[prefix.version], prefix.prefixlen, 0, 0,
+        route.table if route.table < 256 else 0, ROUTE_PROTOCOL, scope, kind, 0,
+    )  # fmt: skip
+    parts = [header, attribute(1, prefix.network_address.packed), u32(15, route.table)]
+    parts.append(u32(6, route.metric))
+    if hop.ifindex:
+        parts.append(u32(4, hop.ifindex))
+    if hop.gateway is not None:
+        parts.append(attribute(5, hop.gateway.packed))
+    return b"".join(parts)
+
+
+def routes_of_ours(netlink: Netlink) -> Iterator[Route]:
+    """Every route with our protocol number, of both families and all tables."""
+    for family, version in _VERSION.items():
+        header = _ROUTE.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
+        for body in netlink.dump(RTM_GETROUTE, header):
+            fields = _ROUTE.unpack_from(body)
+            if fields[5] != ROUTE_PROTOCOL:
+                continue
+            found = parse_attributes(body[_ROUTE.size :])
+            bits = found.get(1, bytes(4 if version == 4 else 16))
+            table = number(found[15]) if 15 in found else fields[4]
+            ifindex = number(found.get(4, b"\0")) if fields[7] == RTN_UNICAST else 0
+            gateway = ip_address(found[5]) if 5 in found else None
+            prefix = ip_network((bits, fields[1]))
+            yield Route(table, prefix, NextHop(ifindex, gateway), number(found.get(6, b"\0")))
+
+
+def look_up(netlink: Netlink, destination: Address) -> NextHop | Refusal:
+    """The kernel's route to an address; a route that is not unicast gives interface 0."""
+    header = _ROUTE.pack(_AF[destination.version], destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    answer = netlink.get(RTM_GETROUTE, header + attribute(1, destination.packed))
+    if isinstance(answer, Refusal):
+        return answer
+    found = parse_attributes(answer[_ROUTE.size :])
+    if _ROUTE.unpack_from(answer)[7] != RTN_UNICAST:
+        return NextHop(0)
+    # RTA_VIA (18): an IPv4 route through an IPv6 gateway is not adjacency either.
+    gateway = ip_address(found[5]) if 5 in found else None
+    if 18 in found:
+        gateway = ip_address(found[18][2:])
+    return NextHop(number(found.get(4, b"\0")), gateway)
+
+
+def set_link(
+    index: int,
+    *,
+    up: bool | None = None,
+    mac: bytes | None = None,
+    mtu: int | None = None,
+    queue_length: int | None = None,
+) -> Request:
+    """Change an interface: only what is given."""
+    flags, mask = (_IFF_UP if up else 0), (_IFF_UP if up is not None else 0)
+    parts = [_LINK.pack(socket.AF_UNSPEC, 0, index, flags, mask)]
+    if mac is not None:
+        parts.append(attribute(1, mac))
+    if mtu is not None:
+        parts.append(u32(4, mtu))
+    if queue_length is not None:
+        parts.append(u32(13, queue_length))
+    return Request(RTM_NEWLINK, 0, b"".join(parts))
+
+
+def delete_link(index: int) -> Request:
+    """Remove an interface and all that hangs on it."""
+    return Request(RTM_DELLINK, 0, _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0))
+
+
+def links(netlink: Netlink) -> Iterator[Link]:
+    """Every interface."""
+    for body in netlink.dump(RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        yield _link(body)
+
+
+def link_named(netlink: Netlink, name: str) -> Link | None:
+    """One interface by its name, or None."""
+    request = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + text(3, name)
+    answer = netlink.get(RTM_GETLINK, request)
+    return None if isinstance(answer, Refusal) else _link(answer)
+
+
+def _link(body: bytes) -> Link:
+    _, kind, index, flags, _ = _LINK.unpack_from(body)
+    found = parse_attributes(body[_LINK.size :])
+    # struct rtnl_link_stats64: rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors,
+    # tx_errors, rx_dropped, tx_dropped, ...
+    counters = struct.unpack_from("=8Q", found.get(23, bytes(64)))
+    return Link(
+        index=index,
+        name=found.get(3, b"").rstrip(b"\0").decode(),
+        mac=found.get(1, b""),
+        mtu=number(found.get(4, b"\0")),
+        queue_length=number(found.get(13, b"\0")),
+        up=bool(flags & _IFF_UP),
+        loopback=kind == 772,
+        tx_packets=counters[1],
+        tx_dropped=counters[7],
+    )
+
+
+def new_address(index: int, address: Address, length: int) -> Request:
+    """Give an interface an address, without duplicate address detection."""
+    version = address.version
+    # A host-only IPv4 gateway address stays off the wire's routes: scope link.
+    scope = _SCOPE_LINK if version == 4 or address.is_link_local else _SCOPE_UNIVERSE
+    flags = _IFA_F_PERMANENT | (_IFA_F_NODAD if version == 6 else 0)
+    body = _ADDRESS.pack(_AF[version], length, flags, scope, index)
+    body += attribute(2, address.packed) + attribute(1, address.packed)
+    return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def addresses(netlink: Netlink) -> Iterator[tuple[int, Address]]:
+    """Every address as (interface index, address)."""
+    for family in _VERSION:
+        for body in netlink.dump(RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0)):
+            found = parse_attributes(body[_ADDRESS.size :])
+            bits = found.get(2) or found.get(1)
+            if bits:
+                yield _ADDRESS.unpack_from(body)[4], ip_address(bits)
+
+
+def new_neighbour(index: int, address: Address, mac: bytes) -> Request:
+    """A permanent neighbour: no resolution, nothing learnt from the guest."""
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _neighbour(index, address, mac))
+
+
+def delete_neighbour(index: int, address: Address) -> Request:
+    """Forget a neighbour."""
+    return Request(RTM_DELNEIGH, 0, _neighbour(index, address, None))
+
+
+def _neighbour(index: int, address: Address, mac: bytes | None) -> bytes:
+    body = _NEIGHBOUR.pack(_AF[address.version], index, _NUD_PERMANENT, 0, 0)
+    body += attribute(1, address.packed)
+    if mac is not None:
+        body += attribute(2, mac) + attribute(12, bytes([ROUTE_PROTOCOL]))
+    return body
+
+
+def permanent_neighbours(netlink: Netlink) -> Iterator[tuple[int, Address, bytes]]:
+    """Every permanent neighbour as (interface index, address, MAC)."""
+    for family in _VERSION:
+        for body in netlink.dump(RTM_GETNEIGH, _NEIGHBOUR.pack(family, 0, 0, 0, 0)):
+            _, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
+            found = parse_attributes(body[_NEIGHBOUR.size :])
+            if state & _NUD_PERMANENT and 1 in found and 2 in found:
+                yield index, ip_address(found[1]), found[2]
+
+
+def new_rule(rule: Rule) -> Request:
+    """Install a policy rule; the kernel refuses with EEXIST where it stands already."""
+    return Request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _rule(rule))
+
+
+def delete_rule(rule: Rule) -> Request:
+    """Remove a policy rule of ours."""
+    return Request(RTM_DELRULE, 0, _rule(rule))
+
+
+def _rule(rule: Rule) -> bytes:
+    to_table = 1
+    body = _RULE.pack(_AF[rule.version], 0, 0, 0, 0, 0, 0, to_table, 0)
+    body += text(3, rule.interface) + u32(6, rule.priority) + u32(15, rule.table)
+    return body + attribute(21, bytes([ROUTE_PROTOCOL]))
+
+
+def rules_of_ours(netlink: Netlink) -> Iterator[Rule]:
+    """Every policy rule with our protocol number."""
+    for family, version in _VERSION.items():
+        for body in netlink.dump(RTM_GETRULE, _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            found = parse_attributes(body[_RULE.size :])
+            if found.get(21) != bytes([ROUTE_PROTOCOL]):
+                continue
+            yield Rule(
+                version,
+                found.get(3, b"").rstrip(b"\0").decode(),
+                number(found.get(15, b"\0")),
+                number(found.get(6, b"\0")),
+            )
+
+
+def default_prefix(version: int) -> Prefix:
+    """0.0.0.0/0 or ::/0."""
+    return ip_network("0.0.0.0/0") if version == 4 else IPv6Network("::/0")
+
+
+def host_addresses(prefixes: Iterable[Prefix], most: int = 16) -> list[Address]:
+    """Every address of the prefixes that hold at most `most` (/28, /124): kept as neighbours.
+
+    A longer list would cost more than it saves; there ARP and NDP resolve as on any link.
+    """
+    found: list[IPv4Address | IPv6Address] = []
+    for prefix in prefixes:
+        if prefix.num_addresses <= most:
+            found.extend(prefix)
+    return list(dict.fromkeys(found))

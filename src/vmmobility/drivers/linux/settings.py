@@ -1,0 +1,47 @@
+"""What LinuxDataPlane must be told: addresses, folders, names; no behaviour.
+
+Rests on ownership.py for the defaults that every NVE shares.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC
+from vmmobility.engine.dataplane import RedirectPolicy
+from vmmobility.wire.values import Address
+
+_GATEWAY4, _GATEWAY6 = IPv4Address("169.254.1.1"), IPv6Address("fe80::1")
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxSettings:
+    """Settings of the Linux data plane.
+
+    ipv4, ipv6:       this NVE's own locators (at least one)
+    state_dir:        folder of the relay's control socket, lock and log
+    underlays:        underlay interface names; empty: those that hold the locators
+    gateway_mac:      the taps' MAC, the same at every NVE (6 octets)
+    gateway4/6:       the guests' default gateways, answered on every tap
+    tap_queue_length: packets that wait for a guest that is about to resume
+    redirect_policy:  of VMs whose own policy is AUTO
+    relay_python:     the interpreter that runs the relay process
+    """
+
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address | None
+    state_dir: Path
+    underlays: tuple[str, ...] = field(default=())
+    gateway_mac: bytes = DEFAULT_GATEWAY_MAC
+    gateway4: IPv4Address = _GATEWAY4
+    gateway6: IPv6Address = _GATEWAY6
+    tap_queue_length: int = 10_000
+    redirect_policy: RedirectPolicy = RedirectPolicy.AUTO
+    relay_python: str = sys.executable
+
+    def locator(self, version: int) -> Address | None:
+        """This NVE's own locator of IP version 4 or 6, or None."""
+        return self.ipv4 if version == 4 else self.ipv6
