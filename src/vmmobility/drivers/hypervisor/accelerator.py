@@ -1,7 +1,8 @@
 """Finds out whether KVM really runs a guest here, by running one.
 
-A /dev/kvm that opens, and even creates a VM, proves nothing: on some nested hosts no instruction
-ever runs.  So a guest of two instructions is run, with a time limit.  The answer is kept in the
+A /dev/kvm that opens, and even runs a few instructions, proves nothing: some nested hosts emulate
+a guest's instructions one by one, and no kernel ever boots.  So a guest of one long loop is run,
+with a time limit: 0.1 s on hardware, minutes where it is emulated.  The answer is kept in the
 process and in a small file in the state folder, valid for this boot of this kernel.
 
 Not here: the guests' command line (process.py).  Rests on QEMU's device isa-debug-exit.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -22,9 +24,25 @@ PROBE_LIMIT_S = 3.0
 ACCELERATORS = ("kvm", "tcg")
 
 _ROM_SIZE = 64 * 1024
-# mov al, 0x10; out 0xf4, al; hlt -- at the reset vector, 16 octets below the ROM's end
-_PROBE_CODE = bytes.fromhex("b010e6f4f4")
-_PROBE_EXIT = 0x10 << 1 | 1
+_RESET_VECTOR = _ROM_SIZE - 16
+# Goes from real mode to 64-bit mode, counts 2**28 down, and writes 0x10 to port 0xf4:
+#   cli; lgdtl %cs:gdtr; cr0 |= PE; ljmpl $8:pm
+#   pm: page tables at 0x1000 map the 2 MiB below 4 GiB; cr4 = PAE; EFER = LME; cr0 = PG|PE
+#       ljmp $24:lm
+#   lm: mov $0x10000000,%ecx; 1: dec %rcx; jnz 1b; mov $0x10,%al; out %al,$0xf4; 2: hlt; jmp 2b
+#   gdt: null, 32-bit code, data, 64-bit code
+_CODE = bytes.fromhex(
+    "fa2e660f0116c0000f20c00c010f22c066ea1800ffff0800b8100000008ed8c7"
+    "050010000003200000c7050410000000000000c7051820000003300000c7051c"
+    "20000000000000c705f83f00008300e0ffc705fc3f000000000000b800100000"
+    "0f22d8b8200000000f22e0b9800000c0b80001000031d20f30b8010000800f22"
+    "c0ea8800ffff1800b90000001048ffc975fbb010e6f4f4ebfd0f1f8000000000"
+    "0000000000000000ffff0000009bcf00ffff00000093cf00ffff0000009baf00"
+    "1f00a000ffff"
+)
+_JUMP = b"\xe9" + (_ROM_SIZE - _RESET_VECTOR - 3).to_bytes(2, "little")  # to the ROM's start
+_ROM = _CODE.ljust(_RESET_VECTOR, b"\xf4") + _JUMP.ljust(16, b"\xf4")
+_PROBE_EXIT = 0x10 << 1 | 1  # what isa-debug-exit makes of 0x10
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _answers: dict[str, str] = {}
@@ -49,23 +67,23 @@ async def choose_accelerator(wanted: str, binary: str, state_dir: Path) -> str:
             f"unknown accelerator {wanted!r}", f"use auto, {' or '.join(ACCELERATORS)}"
         )
     path = find_binary(binary)
-    key = f"{platform.release()} {_BOOT_ID.read_text().strip()} {path}"
+    key = f"{platform.release()} {_boot_id()} {path}"
     if key not in _answers:
         cache = state_dir / "accelerator.json"
         answer = _remembered(cache, key)
         if answer is None:
             answer = "kvm" if await kvm_runs(path) else "tcg"
-            cache.write_text(json.dumps({"key": key, "accelerator": answer}) + "\n")
+            _remember(cache, key, answer)
         _answers[key] = answer
     return _answers[key]
 
 
 async def kvm_runs(binary: str) -> bool:
     """Whether a guest under KVM executes its first instructions within the limit."""
-    if not Path("/dev/kvm").exists():
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     with tempfile.NamedTemporaryFile(prefix="vmmob-probe-") as rom:
-        rom.write(_PROBE_CODE.rjust(_ROM_SIZE - 16 + len(_PROBE_CODE), b"\xf4").ljust(_ROM_SIZE))
+        rom.write(_ROM)
         rom.flush()
         process = await asyncio.create_subprocess_exec(
             *(binary, "-machine", "pc,accel=kvm", "-m", "16", "-nodefaults", "-no-user-config"),
@@ -95,3 +113,12 @@ def _remembered(cache: Path, key: str) -> str | None:
         return None
     answer = known.get("accelerator")
     return answer if answer in ACCELERATORS else None
+
+
+def _remember(cache: Path, key: str, answer: str) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text(json.dumps({"key": key, "accelerator": answer}) + "\n")
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()

@@ -24,6 +24,7 @@ from vmmobility.errors import EnvironmentProblem, HypervisorError
 from vmmobility.wire.values import VmKey
 
 POLL_S = 0.01
+EXEC_POLL_S = 0.001
 KILL_LIMIT_S = 5.0
 LOG_TAIL_OCTETS = 2000
 _CPU = {"kvm": "host", "tcg": "max"}
@@ -115,8 +116,20 @@ def check_files(definition: VmDefinition) -> None:
             )
 
 
-def spawn(folder: GuestFolder, definition: VmDefinition, command: list[str]) -> int:
+async def spawn(folder: GuestFolder, definition: VmDefinition, command: list[str]) -> int:
     """Start QEMU detached from this process; its pid."""
+    pid = _spawn(folder, definition, command)
+    # For a moment the new process has no command line, by which it is known as ours.
+    while not is_ours(folder, pid) and _exists(pid):
+        await asyncio.sleep(EXEC_POLL_S)
+    return pid
+
+
+def _exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def _spawn(folder: GuestFolder, definition: VmDefinition, command: list[str]) -> int:
     folder.path.mkdir(parents=True, exist_ok=True)
     for stale in (folder.monitor, folder.pid_file, folder.console, folder.log):
         stale.unlink(missing_ok=True)

@@ -207,7 +207,7 @@ class QemuHypervisor:
             accelerator=await self._accelerator(),
             incoming=incoming,
         )
-        pid = process.spawn(folder, definition, command)
+        pid = await process.spawn(folder, definition, command)
         try:
             return await self._attach(folder, definition, pid)
         except HypervisorError:
