@@ -1,0 +1,255 @@
+"""A daemon's TOML file -> one frozen, checked value (the keys: docs/architecture.md).
+
+Every error names the file, the key, what is wrong and the remedy.  Unknown keys are errors.
+Not here: keys' files (keys.py), what the values do (the engines).  Rests on toml_table.py.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Literal, cast
+
+from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES
+from vmmobility.daemon.toml_table import Table
+from vmmobility.engine.dataplane import RedirectPolicy
+from vmmobility.errors import ConfigError
+from vmmobility.wire.registry import LIFETIME_UNIT_S, MAX_LIFETIME_UNITS, UDP_PORT, Role
+from vmmobility.wire.values import Address, Nve, Prefix
+
+Accelerator = Literal["auto", "kvm", "tcg"]
+ACCELERATORS = ("auto", "kvm", "tcg")
+MAX_SOCKET_PATH = 107  # octets: sun_path without its closing zero
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node that may speak to this one, or a manager that this one speaks to."""
+
+    id: str
+    role: Role
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerTimers:
+    lifetime_s: int = 120  # longest registration lifetime granted
+    ticket_s: float = 300  # a move's ticket is void after this
+    step_s: float = 15  # a step of a move may take so long
+    copy_s: float = 600  # the copy before the switch may take so long
+    retransmit_s: float = 0.25  # first retransmission; then doubled each time
+    retransmit_max_s: float = 8  # longest gap between two retransmissions
+
+
+@dataclass(frozen=True, slots=True)
+class NveTimers:
+    lifetime_s: int = 120  # registration lifetime asked for
+    drain_s: float = 30  # a redirect is drained after so long without a packet
+    retransmit_s: float = 0.25
+    retransmit_max_s: float = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerConfig:
+    """manager.toml.  addresses: where it listens; log_file: None is standard error."""
+
+    file: Path
+    node_id: str
+    state_dir: Path
+    addresses: tuple[Address, ...]
+    api_socket: Path
+    keys_dir: Path
+    port: int
+    log_file: Path | None
+    peers: tuple[Peer, ...]
+    timers: ManagerTimers
+
+
+@dataclass(frozen=True, slots=True)
+class NveConfig:
+    """nve.toml.  nve: its NVE-ID and locators, where it listens too."""
+
+    file: Path
+    nve: Nve
+    state_dir: Path
+    home_prefixes: tuple[Prefix, ...]
+    api_socket: Path
+    keys_dir: Path
+    port: int
+    log_file: Path | None
+    redirect: RedirectPolicy
+    managers: tuple[Peer, ...]
+    timers: NveTimers
+    accelerator: Accelerator
+
+    @property
+    def node_id(self) -> str:
+        return self.nve.nve_id
+
+    @property
+    def locators(self) -> tuple[Address, ...]:
+        return self.nve.locators
+
+
+_MANAGER = ManagerTimers()
+_NVE = NveTimers()
+
+
+def load_manager(path: Path) -> ManagerConfig:
+    """Raises ConfigError."""
+    top = _parse(path)
+    node = top.table("node")
+    node_id = node.name("id", MAX_NODE_NAME)
+    config = ManagerConfig(
+        file=path,
+        node_id=node_id,
+        state_dir=node.path("state_dir"),
+        addresses=node.addresses("addresses", loopback=True),
+        api_socket=_socket(node),
+        keys_dir=node.path("keys_dir"),
+        port=node.integer("port", 1, 65535, UDP_PORT),
+        log_file=node.optional_path("log_file"),
+        peers=_peers(top.tables("peer"), node_id, None),
+        timers=_manager_timers(top.table("timers")),
+    )
+    node.finish()
+    top.finish()
+    return config
+
+
+def load_nve(path: Path) -> NveConfig:
+    """Raises ConfigError."""
+    top = _parse(path)
+    node, hypervisor = top.table("node"), top.table("hypervisor")
+    nve = _nve(node)
+    policies = tuple(policy.value for policy in RedirectPolicy)
+    config = NveConfig(
+        file=path,
+        nve=nve,
+        state_dir=node.path("state_dir"),
+        home_prefixes=node.prefixes("home_prefixes"),
+        api_socket=_socket(node),
+        keys_dir=node.path("keys_dir"),
+        port=node.integer("port", 1, 65535, UDP_PORT),
+        log_file=node.optional_path("log_file"),
+        redirect=RedirectPolicy(node.choice("redirect", policies, RedirectPolicy.AUTO.value)),
+        managers=_peers(top.tables("manager"), nve.nve_id, Role.MANAGER),
+        timers=_nve_timers(top.table("timers")),
+        accelerator=cast(Accelerator, hypervisor.choice("accelerator", ACCELERATORS, "auto")),
+    )
+    for table in (node, hypervisor, top):
+        table.finish()
+    if not config.managers:
+        raise top.wrong("manager", "is missing", "name a manager: [[manager]] id, addresses")
+    return config
+
+
+def load(path: Path) -> ManagerConfig | NveConfig:
+    """Either kind: a file with [[manager]] or node.locators is an NVE's.  Raises ConfigError."""
+    top = _parse(path)
+    is_nve = "manager" in top or "locators" in top.table("node")
+    return load_nve(path) if is_nve else load_manager(path)
+
+
+def _parse(path: Path) -> Table:
+    try:
+        return Table(path, tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}",
+            "check the path, or make one with `vmmob config init`",
+        ) from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: no TOML: {error}", "correct that line") from None
+
+
+def _nve(node: Table) -> Nve:
+    nve_id = node.name("id", MAX_NODE_NAME)
+    found: dict[int, Address] = {}
+    for index, locator in enumerate(node.addresses("locators", loopback=False)):
+        if locator.version in found:
+            raise node.wrong(
+                f"locators[{index}]",
+                f"{locator} is a second IPv{locator.version} locator, beside "
+                f"{found[locator.version]}",
+                "keep one a family",
+            )
+        found[locator.version] = locator
+    ipv4, ipv6 = found.get(4), found.get(6)
+    return Nve(nve_id, cast(IPv4Address | None, ipv4), cast(IPv6Address | None, ipv6))
+
+
+def _socket(node: Table) -> Path:
+    path = node.path("api_socket")
+    if len(str(path).encode()) > MAX_SOCKET_PATH:
+        raise node.wrong(
+            "api_socket", f"is longer than {MAX_SOCKET_PATH} octets", "choose a shorter path"
+        )
+    return path
+
+
+def _peers(tables: Iterable[Table], own: str, role: Role | None) -> tuple[Peer, ...]:
+    """role: what all of them are; None: each says its own."""
+    found: dict[str, Peer] = {}
+    for table in tables:
+        name = table.name("id", MAX_NODE_NAME)
+        if name in found or name == own:
+            what = "stands here twice" if name in found else "is this node's own id"
+            raise table.wrong("id", f"{name!r} {what}", "every node has an id of its own")
+        found[name] = Peer(
+            name,
+            role or ROLES[table.choice("role", tuple(ROLES))],
+            table.addresses("addresses", loopback=True),
+        )
+        table.finish()
+    return tuple(found.values())
+
+
+def _lifetime(timers: Table, default: int) -> int:
+    most = MAX_LIFETIME_UNITS * LIFETIME_UNIT_S
+    seconds = timers.integer("lifetime_s", LIFETIME_UNIT_S, most, default)
+    if seconds % LIFETIME_UNIT_S:
+        below = seconds - seconds % LIFETIME_UNIT_S
+        raise timers.wrong(
+            "lifetime_s",
+            f"{seconds} s is no multiple of {LIFETIME_UNIT_S} s, the protocol's unit",
+            f"write {max(below, LIFETIME_UNIT_S)} or {below + LIFETIME_UNIT_S}",
+        )
+    return seconds
+
+
+def _retransmission(timers: Table) -> tuple[float, float]:
+    first = timers.seconds("retransmit_s", 0.01, 60, _MANAGER.retransmit_s)
+    longest = timers.seconds("retransmit_max_s", 0.01, 600, _MANAGER.retransmit_max_s)
+    if first > longest:
+        raise timers.wrong("retransmit_max_s", f"{longest:g} s is below retransmit_s ({first:g} s)")
+    return first, longest
+
+
+def _manager_timers(timers: Table) -> ManagerTimers:
+    retransmit_s, retransmit_max_s = _retransmission(timers)
+    made = ManagerTimers(
+        lifetime_s=_lifetime(timers, _MANAGER.lifetime_s),
+        ticket_s=timers.seconds("ticket_s", 1, 86400, _MANAGER.ticket_s),
+        step_s=timers.seconds("step_s", 0.1, 3600, _MANAGER.step_s),
+        copy_s=timers.seconds("copy_s", 1, 86400, _MANAGER.copy_s),
+        retransmit_s=retransmit_s,
+        retransmit_max_s=retransmit_max_s,
+    )
+    timers.finish()
+    return made
+
+
+def _nve_timers(timers: Table) -> NveTimers:
+    retransmit_s, retransmit_max_s = _retransmission(timers)
+    made = NveTimers(
+        lifetime_s=_lifetime(timers, _NVE.lifetime_s),
+        drain_s=timers.seconds("drain_s", 0.1, 86400, _NVE.drain_s),
+        retransmit_s=retransmit_s,
+        retransmit_max_s=retransmit_max_s,
+    )
+    timers.finish()
+    return made

@@ -1,0 +1,76 @@
+"""The files that `vmmob config init` writes: every key, with its default or an example.
+
+Not here: what is valid (config.py).  A test loads these texts, so they cannot drift apart.
+Rests on config.py for the defaults.
+"""
+
+from __future__ import annotations
+
+from vmmobility.daemon.config import ManagerTimers, NveTimers
+from vmmobility.errors import ConfigError
+from vmmobility.wire.registry import UDP_PORT
+
+_MANAGER = """\
+# vmmobility: configuration of the manager.  Check it with `vmmob config check FILE`.
+
+[node]
+id = "manager"
+state_dir = "/var/lib/vmmobility/manager"  # its journal; for this daemon alone
+addresses = ["192.0.2.10", "2001:db8::10"]  # where it listens
+api_socket = "/run/vmmobility/manager.sock"
+keys_dir = "/etc/vmmobility/keys"  # pairwise keys, made by `vmmob key new`
+# port = {port}  # UDP
+# log_file = "/var/log/vmmobility/manager.log"  # JSON lines; standard error unless given
+
+# Every node that may speak to it: one [[peer]] each.
+[[peer]]
+id = "nve-a"
+role = "nve"
+addresses = ["198.51.100.2", "2001:db8:a::2"]
+
+[timers]  # seconds; these are the defaults
+# lifetime_s = {timers.lifetime_s}  # longest registration lifetime granted, a multiple of 4
+# ticket_s = {timers.ticket_s:g}  # a move's ticket is void after this
+# step_s = {timers.step_s:g}  # a step of a move may take so long
+# copy_s = {timers.copy_s:g}  # the copy before the switch may take so long
+# retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time
+# retransmit_max_s = {timers.retransmit_max_s:g}  # longest gap between two of them
+"""
+
+_NVE = """\
+# vmmobility: configuration of an NVE.  Check it with `vmmob config check FILE`.
+
+[node]
+id = "nve-a"
+state_dir = "/var/lib/vmmobility/nve"  # its journal; for this daemon alone
+locators = ["198.51.100.2", "2001:db8:a::2"]  # its underlay addresses, one a family
+home_prefixes = ["203.0.113.0/24", "2001:db8:a1::/64"]  # what the fabric routes here
+api_socket = "/run/vmmobility/nve.sock"
+keys_dir = "/etc/vmmobility/keys"  # pairwise keys, made by `vmmob key new`
+redirect = "auto"  # auto | host-route | tunnel
+# port = {port}  # UDP
+# log_file = "/var/log/vmmobility/nve.log"  # JSON lines; standard error unless given
+
+# The managers that it registers with: one [[manager]] each.
+[[manager]]
+id = "manager"
+addresses = ["192.0.2.10", "2001:db8::10"]
+
+[timers]  # seconds; these are the defaults
+# lifetime_s = {timers.lifetime_s}  # registration lifetime asked for, a multiple of 4
+# drain_s = {timers.drain_s:g}  # a redirect is drained after so long without a packet
+# retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time
+# retransmit_max_s = {timers.retransmit_max_s:g}  # longest gap between two of them
+
+[hypervisor]
+accelerator = "auto"  # auto | kvm | tcg
+"""
+
+
+def template(role: str) -> str:
+    """The file of a "manager" or an "nve".  Raises ConfigError on another role."""
+    if role == "manager":
+        return _MANAGER.format(port=UDP_PORT, timers=ManagerTimers())
+    if role == "nve":
+        return _NVE.format(port=UDP_PORT, timers=NveTimers())
+    raise ConfigError(f"no configuration for the role {role!r}", "use manager or nve")
