@@ -374,7 +374,6 @@ class LinuxDataPlane:
         last = rtnetlink.link_named(self._open_netlink(), name)
         if owner is not None and last is not None:
             self._ledger.note(owner, "consumed", f"tap {name}", last.tx_packets)
-            self._ledger.note(owner, "dropped", f"tap {name}", last.tx_dropped)
             self._ledger.restart(owner, f"tap {name}")
             self._ledger.restart(owner, f"filter {name}")
         self._ports.remove(name)
@@ -480,6 +479,5 @@ class LinuxDataPlane:
                     continue
                 vm = tap.settled.vm
                 self._ledger.note(vm, "consumed", f"tap {name}", link.tx_packets)
-                self._ledger.note(vm, "dropped", f"tap {name}", link.tx_dropped)
                 self._ledger.note(vm, "dropped", f"filter {name}", state.spoofed.get(name, 0))
             return {vm: self._ledger.totals(vm) for vm in self._desired}

@@ -36,16 +36,20 @@ class NftState:
     complete: bool = False
 
 
-async def run_nft(script: str, *, as_json: bool = False) -> str:
-    """Run one transaction; answers its output.  Raises DataPlaneError with nft's first words."""
-    arguments = ["nft", *(["-j"] if as_json else []), "-f", "-"]
+async def run_nft(script: str) -> None:
+    """Run one transaction.  Raises DataPlaneError with nft's first words."""
+    await _nft("-f", "-", text=script)
+
+
+async def _nft(*arguments: str, text: str = "") -> str:
     process = await asyncio.create_subprocess_exec(
+        "nft",
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, errors = await process.communicate(script.encode())
+    output, errors = await process.communicate(text.encode())
     if process.returncode != 0:
         lines = errors.decode(errors="replace").strip().splitlines() or ["no reason given"]
         raise DataPlaneError(f"nft: {lines[0]}", "check `nft list ruleset`")
@@ -174,7 +178,7 @@ def unfilter_script(tap: str) -> str:
 async def read_state() -> NftState:
     """List our tables.  A missing table gives an incomplete state, not an error."""
     outputs = await asyncio.gather(
-        *(run_nft(f"list table {f} {NFT_TABLE}\n", as_json=True) for f in ("inet", "netdev")),
+        *(_nft("-j", "list", "table", family, NFT_TABLE) for family in ("inet", "netdev")),
         return_exceptions=True,
     )
     state = NftState()

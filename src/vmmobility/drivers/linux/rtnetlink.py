@@ -62,7 +62,6 @@ class Link:
     up: bool
     loopback: bool
     tx_packets: int
-    tx_dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +193,8 @@ def link_named(netlink: Netlink, name: str) -> Link | None:
 def _link(body: bytes) -> Link:
     _, kind, index, flags, _ = _LINK.unpack_from(body)
     found = parse_attributes(body[_LINK.size :])
-    # struct rtnl_link_stats64: rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors,
-    # tx_errors, rx_dropped, tx_dropped, ...
-    counters = struct.unpack_from("=8Q", found.get(23, bytes(64)))
+    # struct rtnl_link_stats64 begins with rx_packets, tx_packets.
+    counters = struct.unpack_from("=2Q", found.get(23, bytes(16)))
     return Link(
         index=index,
         name=found.get(3, b"").rstrip(b"\0").decode(),
@@ -206,7 +204,6 @@ def _link(body: bytes) -> Link:
         up=bool(flags & _IFF_UP),
         loopback=kind == 772,
         tx_packets=counters[1],
-        tx_dropped=counters[7],
     )
 
 

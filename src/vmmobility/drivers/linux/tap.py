@@ -67,3 +67,8 @@ def create_tun(name: str) -> None:
 def open_tun(name: str) -> int:
     """Attach to a TUN device; answers the non-blocking descriptor.  Raises OSError."""
     return _open(name, _IFF_TUN | _IFF_NO_PI)
+
+
+def open_tap(name: str) -> int:
+    """Attach to a tap as a guest would, without the virtio header.  Raises OSError."""
+    return _open(name, _IFF_TAP | _IFF_NO_PI)
