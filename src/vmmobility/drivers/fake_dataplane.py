@@ -1,0 +1,172 @@
+"""FakeDataPlane: the data plane's in-memory twin, with failures to inject and traffic to add.
+
+It passes the same contract tests as drivers/linux (tests/contract/test_dataplane_contract.py).
+Not here: packets.  What the kernel would hold is shown as `routes` and `taps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from vmmobility.drivers.dataplane import Failure, Traffic
+from vmmobility.engine.dataplane import (
+    Forwarding,
+    RedirectPolicy,
+    VmDataPlane,
+    port_name,
+)
+from vmmobility.errors import DataPlaneError, EnvironmentProblem
+from vmmobility.wire.values import Address, Interface, Prefix, VmKey
+
+
+class FakeDataPlane:
+    """A data plane without a kernel.
+
+    adjacent: locators to which `auto` and `host-route` may use a host route
+    applied:  every state given to apply or resync, in order
+    """
+
+    def __init__(self, adjacent: frozenset[Address] = frozenset()) -> None:
+        self.adjacent = adjacent
+        self.applied: list[VmDataPlane] = []
+        self.held: dict[VmKey, VmDataPlane] = {}
+        self.routes: dict[Prefix, str] = {}
+        self.taps: dict[str, Interface] = {}
+        self.missing = ""
+        self._failing: list[tuple[VmKey | None, str, str]] = []
+        self._traffic: dict[VmKey, Traffic] = {}
+        self._started = False
+
+    # -- for tests ----------------------------------------------------------------------------
+
+    def fail_next(self, item: str, reason: str = "injected", vm: VmKey | None = None) -> None:
+        """Refuse the next item whose name begins with `item` (`tap`, `route`, `relay`, ...)."""
+        self._failing.append((vm, item, reason))
+
+    def add_traffic(
+        self,
+        vm: VmKey,
+        *,
+        delivered: int = 0,
+        consumed: int = 0,
+        redirected: int = 0,
+        dropped: int = 0,
+    ) -> None:
+        """Count packets for a VM that this node holds something for."""
+        old = self._traffic[vm]
+        self._traffic[vm] = Traffic(
+            old.delivered + delivered,
+            old.consumed + consumed,
+            old.redirected + redirected,
+            old.dropped + dropped,
+        )
+
+    def forwarding(self, vm: VmKey) -> Forwarding:
+        """Where the VM's packets lead from here."""
+        state = self.held.get(vm)
+        return state.forwarding if state is not None else Forwarding.NONE
+
+    # -- DataPlane ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """See DataPlane.start; fails while `missing` names something."""
+        if self.missing:
+            raise EnvironmentProblem(f"{self.missing} is missing", f"install {self.missing}")
+        self._started = True
+
+    async def resync(self, desired: Mapping[VmKey, VmDataPlane]) -> Sequence[Failure]:
+        """See DataPlane.resync."""
+        self._check_started()
+        for vm in [vm for vm in self.held if vm not in desired]:
+            self._withdraw(vm)
+            self._traffic.pop(vm, None)
+        return await self.apply(list(desired.values()))
+
+    async def apply(self, desired: Sequence[VmDataPlane]) -> Sequence[Failure]:
+        """See DataPlane.apply."""
+        self._check_started()
+        return [failure for state in desired for failure in self._apply_one(state)]
+
+    async def traffic(self) -> Mapping[VmKey, Traffic]:
+        """See DataPlane.traffic."""
+        self._check_started()
+        return {vm: self._traffic[vm] for vm in self.held}
+
+    async def close(self) -> None:
+        """See DataPlane.close: what is held stays."""
+        self._started = False
+
+    async def remove_all(self) -> None:
+        """See DataPlane.remove_all."""
+        self.held, self.routes, self.taps, self._traffic = {}, {}, {}, {}
+        self._started = False
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _check_started(self) -> None:
+        if not self._started:
+            raise DataPlaneError("the data plane is not started", "call start() first")
+
+    def _apply_one(self, state: VmDataPlane) -> list[Failure]:
+        self.applied.append(state)
+        vm, failures = state.vm, []
+        before = dict(self.routes)
+        self._withdraw(vm)
+        if not state.plugged and state.forwarding is Forwarding.NONE:
+            self._traffic.pop(vm, None)
+            return []
+        self.held[vm] = replace(state)
+        self._traffic.setdefault(vm, Traffic())
+        for index, interface in enumerate(state.interfaces):
+            tap, tap_stands = port_name(vm, index), False
+            if state.plugged:
+                reason = self._injected(vm, f"tap {tap}")
+                tap_stands = not reason
+                if reason:
+                    failures.append(Failure(vm, f"tap {tap}", reason))
+                else:
+                    self.taps[tap] = interface
+            for prefix in interface.prefixes:
+                if state.forwarding is Forwarding.LOCAL and state.plugged and not tap_stands:
+                    continue
+                leads = self._leads(state, prefix, tap)
+                reason = leads.partition("!")[2] or self._injected(vm, f"route {prefix}")
+                if reason:
+                    failures.append(Failure(vm, f"route {prefix}", reason))
+                    # As in the kernel: what stood there before stays.
+                    if prefix in before:
+                        self.routes[prefix] = before[prefix]
+                elif leads:
+                    self.routes[prefix] = leads
+        return failures
+
+    def _leads(self, state: VmDataPlane, prefix: Prefix, tap: str) -> str:
+        """Where a prefix leads; "" nowhere; "!REASON" where it cannot lead."""
+        if state.forwarding is Forwarding.NONE:
+            return ""
+        if state.forwarding is Forwarding.LOCAL:
+            return tap if state.plugged else "!local delivery needs the VM plugged in here"
+        locator = state.target.locator(prefix.version) if state.target is not None else None
+        if locator is None:
+            return f"!the redirect's target has no IPv{prefix.version} locator"
+        if state.policy is not RedirectPolicy.TUNNEL and locator in self.adjacent:
+            return f"via {locator}"
+        if state.policy is RedirectPolicy.HOST_ROUTE:
+            return f"!no host route to {locator}: it is not adjacent"
+        return f"tunnel {locator}"
+
+    def _withdraw(self, vm: VmKey) -> None:
+        state = self.held.pop(vm, None)
+        for index, interface in enumerate(state.interfaces if state is not None else ()):
+            self.taps.pop(port_name(vm, index), None)
+            for prefix in interface.prefixes:
+                self.routes.pop(prefix, None)
+
+    def _injected(self, vm: VmKey, item: str) -> str:
+        for failing in self._failing:
+            wanted, prefix, reason = failing
+            if item.startswith(prefix) and wanted in (None, vm):
+                self._failing.remove(failing)
+                return reason
+        return ""
