@@ -18,7 +18,7 @@ from vmmobility.drivers.hypervisor.interface import (
     Listener,
     VmDefinition,
 )
-from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase
+from vmmobility.drivers.hypervisor.move import OutgoingMove
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
@@ -32,7 +32,11 @@ class QemuGuest:
     """A living QEMU process, connected.  attach() begins, close() lets go, end() ends it."""
 
     def __init__(
-        self, folder: GuestFolder, definition: VmDefinition, pid: int, listener: Listener,
+        self,
+        folder: GuestFolder,
+        definition: VmDefinition,
+        pid: int,
+        listener: Listener,
         settings: QemuSettings,
     ) -> None:
         self.definition = definition
@@ -60,7 +64,9 @@ class QemuGuest:
         status: dict[str, Any] = await self._session.execute("query-status")
         self.incoming = status["status"] == "inmigrate"
         ready = asyncio.Event()
-        self._runner = asyncio.create_task(self._run(ready), name=f"guest {self._name}")
+        # The root of the guest's task group; close() cancels and awaits it.
+        loop = asyncio.get_running_loop()
+        self._runner = loop.create_task(self._run(ready), name=f"guest {self._name}")
         await ready.wait()
         return status
 
@@ -129,8 +135,7 @@ class QemuGuest:
         async with asyncio.TaskGroup() as self._group:
             ready.set()
             while True:
-                async for event in self._session.events():
-                    self._on_event(event)
+                await self._session.watch(self._on_event)
                 if self._leaving:
                     return
                 if await process.wait_for_end(self.folder, self.pid, END_NOTICE_S):
@@ -156,9 +161,7 @@ class QemuGuest:
             elif self.incoming and status == "failed":
                 self._fail_incoming("the incoming copy broke")
         elif name == "STOP" and self.move is not None:
-            # Any other STOP is an order of pause().
-            if self.move.phase in (Phase.ABOUT_TO_STOP, Phase.SWITCHING):
-                self.report(GuestEvent.STOPPED, time_ns=event_time_ns(event))
+            self.move.on_stop(event_time_ns(event))
         elif name == "RESUME" and self.incoming:
             self.incoming = False
             self.report(GuestEvent.RESUMED, time_ns=event_time_ns(event))

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.qmp import QmpSession
@@ -26,13 +26,26 @@ from vmmobility.errors import HypervisorError
 
 POLL_FAR_S = 0.010
 POLL_NEAR_S = 0.001
-NEAR_FACTOR = 8  # polling quickens when less than this times the hold mark remains
+# When less than this times the hold mark remains, polling quickens and a window's budget falls
+# below the mark: else a whole round and the decision to finish could pass between two polls.
+NEAR_FACTOR = 4
+NEAR_MARKS_PER_S = 8
 DOWNTIME_COPYING_MS = 1  # so small that QEMU never finishes of its own accord
 DOWNTIME_SWITCH_MS = 2_000_000  # QEMU's greatest: the next decision is "finish"
 SETTLED_LIMIT_S = 2.0  # a failed or cancelled migration has brought the guest back by then
 _OVER = ("completed", "failed", "cancelled")
 
-Report = Callable[[GuestEvent, dict[str, Any]], None]
+CAPABILITIES = ("events", "return-path")  # both ends must have these alike
+# Without it a guest that dirties nothing (a paused one) would be handed over before proceed().
+SOURCE_CAPABILITIES = (*CAPABILITIES, "pause-before-switchover")
+
+
+class Report(Protocol):
+    """Tells the listener; time_ns None: now."""
+
+    def __call__(
+        self, event: GuestEvent, detail: dict[str, Any], time_ns: int | None = None
+    ) -> None: ...
 
 
 class Phase(Enum):
@@ -72,12 +85,14 @@ class OutgoingMove:
         self._switch = asyncio.Event()
         self._proceed = asyncio.Event()
         self._over = asyncio.Event()
+        self._waiting = asyncio.Event()  # QEMU has stopped the guest and awaits migrate-continue
+        self._stopped_ns: int | None = None
         self._outcome = ""
         self._reason = ""
 
     async def begin(self) -> None:
         """Start the pre-copy.  Raises HypervisorError if QEMU refuses."""
-        await set_capabilities(self._session.execute)
+        await set_capabilities(self._session.execute, SOURCE_CAPABILITIES)
         await self._session.execute(
             "migrate-set-parameters",
             {
@@ -112,6 +127,17 @@ class OutgoingMove:
         if status in _OVER and not self._over.is_set():
             self._outcome = status
             self._over.set()
+        if status == "pre-switchover" or status in _OVER:
+            # Wake whoever waits: _check() tells them what it was.
+            self._waiting.set()
+        if status in _OVER:
+            self._proceed.set()
+
+    def on_stop(self, time_ns: int) -> None:
+        """QEMU's STOP event.  Before proceed() it is pause(), or a guest with nothing to copy."""
+        if self.phase is Phase.SWITCHING:
+            self._report(GuestEvent.STOPPED, {}, time_ns)
+        self._stopped_ns = time_ns
 
     def on_lost(self) -> None:
         """QEMU has ended."""
@@ -130,6 +156,7 @@ class OutgoingMove:
         """Copy until little enough remains, then slow the copy down to almost nothing."""
         mark = self._settings.hold_remaining_bytes
         progress = _Progress(self._settings)
+        near = False
         while True:
             info = await self._query()
             ram = info.get("ram", {})
@@ -138,12 +165,16 @@ class OutgoingMove:
             active = info.get("status") == "active" and rounds > 0
             if active and rounds >= self._least_rounds and remaining < mark:
                 break
+            if self._waiting.is_set():
+                break
             progress.seen(int(ram.get("transferred", 0)))
-            near = active and remaining < mark * NEAR_FACTOR
+            if active and not near and remaining < mark * NEAR_FACTOR:
+                near = True
+                await self._set_bandwidth(
+                    min(mark * NEAR_MARKS_PER_S, self._settings.copy_bytes_per_s)
+                )
             await self._pause(POLL_NEAR_S if near else POLL_FAR_S)
-        await self._session.execute(
-            "migrate-set-parameters", {"max-bandwidth": self._settings.hold_bytes_per_s}
-        )
+        await self._set_bandwidth(self._settings.hold_bytes_per_s)
         self.phase = Phase.HELD
         await self._pause(self._settings.settle_ms / 1000)
         info = await self._query()
@@ -158,8 +189,7 @@ class OutgoingMove:
     async def _hold(self) -> TickClock:
         """Observe the ticks until switch_over() was called and one tick has been seen."""
         ticks = TickClock()
-        while not (self._switch.is_set() and ticks.known):
-            self._check()
+        while not (self._switch.is_set() and (ticks.known or self._waiting.is_set())):
             await self._pause(ticks.until_watch(time.monotonic()), self._switch)
             if not self._switch.is_set() or not ticks.known:
                 await self._watch_one_tick(ticks)
@@ -180,16 +210,21 @@ class OutgoingMove:
             last = now
 
     async def _wait_for_moment(self, ticks: TickClock) -> None:
-        lead_s = self._settings.lead_ms / 1000
-        moment = ticks.next_after(time.monotonic() + lead_s)
-        await self._pause(moment - lead_s - time.monotonic())
+        left_s = 0.0
+        if not self._waiting.is_set():
+            lead_s = self._settings.lead_ms / 1000
+            moment = ticks.next_after(time.monotonic() + lead_s)
+            await self._pause(moment - lead_s - time.monotonic())
+            left_s = moment - time.monotonic()
         self.phase = Phase.ABOUT_TO_STOP
-        left_ms = (moment - time.monotonic()) * 1000
-        self._report(GuestEvent.ABOUT_TO_STOP, {"expected_in_ms": round(left_ms, 1)})
-        await self._wait(self._proceed)
+        self._report(GuestEvent.ABOUT_TO_STOP, {"expected_in_ms": round(left_s * 1000, 1)})
+        await self._proceed.wait()
+        self._check()
 
     async def _finish(self) -> None:
         self.phase = Phase.SWITCHING
+        if self._waiting.is_set():
+            self._report(GuestEvent.STOPPED, {"early": True}, self._stopped_ns)
         await self._session.execute(
             "migrate-set-parameters",
             {
@@ -199,6 +234,9 @@ class OutgoingMove:
         )
         try:
             async with asyncio.timeout(self._settings.switch_limit_s):
+                await self._waiting.wait()
+                if not self._over.is_set():
+                    await self._session.execute("migrate-continue", {"state": "pre-switchover"})
                 await self._over.wait()
         except TimeoutError:
             raise _Broken(
@@ -242,6 +280,9 @@ class OutgoingMove:
         if self._over.is_set():
             raise _Broken(self._reason)
 
+    async def _set_bandwidth(self, bytes_per_s: int) -> None:
+        await self._session.execute("migrate-set-parameters", {"max-bandwidth": bytes_per_s})
+
     async def _query(self) -> dict[str, Any]:
         info: dict[str, Any] = await self._session.execute("query-migrate")
         return info
@@ -255,16 +296,6 @@ class OutgoingMove:
                     await waited.wait()
             except TimeoutError:
                 pass
-        self._check()
-
-    async def _wait(self, event: asyncio.Event) -> None:
-        """Wait for `event` without limit; raise if the move breaks first."""
-        tasks = [asyncio.ensure_future(e.wait()) for e in (event, self._over)]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
         self._check()
 
 
@@ -298,9 +329,11 @@ def _figures(info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def set_capabilities(execute: Callable[[str, dict[str, Any]], Awaitable[Any]]) -> None:
-    """What both ends must have alike."""
-    capabilities = [{"capability": name, "state": True} for name in ("events", "return-path")]
+async def set_capabilities(
+    execute: Callable[[str, dict[str, Any]], Awaitable[Any]], names: Sequence[str]
+) -> None:
+    """Switch migration capabilities on."""
+    capabilities = [{"capability": name, "state": True} for name in names]
     await execute("migrate-set-capabilities", {"capabilities": capabilities})
 
 

@@ -25,6 +25,7 @@ from vmmobility.wire.values import VmKey
 
 POLL_S = 0.01
 EXEC_POLL_S = 0.001
+EXEC_POLLS = 2000
 KILL_LIMIT_S = 5.0
 LOG_TAIL_OCTETS = 2000
 _CPU = {"kvm": "host", "tcg": "max"}
@@ -120,7 +121,9 @@ async def spawn(folder: GuestFolder, definition: VmDefinition, command: list[str
     """Start QEMU detached from this process; its pid."""
     pid = _spawn(folder, definition, command)
     # For a moment the new process has no command line, by which it is known as ours.
-    while not is_ours(folder, pid) and _exists(pid):
+    for _ in range(EXEC_POLLS):
+        if is_ours(folder, pid) or not _exists(pid):
+            break
         await asyncio.sleep(EXEC_POLL_S)
     return pid
 

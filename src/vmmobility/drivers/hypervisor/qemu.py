@@ -17,7 +17,7 @@ from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.guest import QemuGuest
 from vmmobility.drivers.hypervisor.interface import GuestEvent, Listener, VmDefinition
-from vmmobility.drivers.hypervisor.move import Phase, set_capabilities, tcp_uri
+from vmmobility.drivers.hypervisor.move import CAPABILITIES, Phase, set_capabilities, tcp_uri
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import EnvironmentProblem, HypervisorError
@@ -222,7 +222,7 @@ class QemuHypervisor:
 
     async def _listen(self, guest: QemuGuest, address: str) -> tuple[str, int]:
         """Let the waiting guest listen on the first free port of the range."""
-        await set_capabilities(guest.execute)
+        await set_capabilities(guest.execute, CAPABILITIES)
         first, last = self._settings.ports
         for port in range(first, last + 1):
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from vmmobility.errors import HypervisorError
 EXECUTE_LIMIT_S = 10.0
 GREETING_LIMIT_S = 2.0
 RETRY_S = 0.02
+
+Event = Mapping[str, Any]
 
 # The library logs every lost connection as an error; here a guest's end is an ordinary event.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
@@ -83,20 +85,16 @@ class QmpSession:
                 f"{self._guest}: QEMU's monitor was lost during {command}: {error}"
             ) from None
 
-    async def events(self) -> AsyncIterator[Mapping[str, Any]]:
-        """QEMU's events, in order, until the connection is lost or closed."""
+    async def watch(self, on_event: Callable[[Event], None]) -> None:
+        """Call `on_event` with QEMU's events, in order, until the connection is lost or closed."""
         client = self._client
-        while True:
-            event = asyncio.ensure_future(client.events.get())
-            state = asyncio.ensure_future(_until_down(client))
-            try:
-                await asyncio.wait((event, state), return_when=asyncio.FIRST_COMPLETED)
-                if not event.done():
-                    return
-                yield event.result()
-            finally:
-                event.cancel()
-                state.cancel()
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(_read_events(client, on_event))
+            while client.runstate is Runstate.RUNNING:
+                await client.runstate_changed()
+            reader.cancel()
+        while not client.events.empty():  # what came just before the end counts too
+            on_event(await client.events.get())
 
     async def close(self) -> None:
         """Let go of the monitor; QEMU and its guest live on."""
@@ -104,12 +102,12 @@ class QmpSession:
             await self._client.disconnect()
 
 
-async def _until_down(client: QMPClient) -> None:
-    while client.runstate is Runstate.RUNNING:
-        await client.runstate_changed()
+async def _read_events(client: QMPClient, on_event: Callable[[Event], None]) -> None:
+    while True:
+        on_event(await client.events.get())
 
 
-def event_time_ns(event: Mapping[str, Any]) -> int:
+def event_time_ns(event: Event) -> int:
     """When QEMU saw the event: CLOCK_REALTIME in nanoseconds (of microsecond resolution)."""
     stamp = event.get("timestamp", {})
     return int(stamp.get("seconds", 0)) * 1_000_000_000 + int(stamp.get("microseconds", 0)) * 1000
