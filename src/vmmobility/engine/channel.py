@@ -125,7 +125,7 @@ class Channel:
         self._outstanding: dict[int, Outstanding] = {}
         self._by_subject: dict[object, int] = {}
 
-    # ---- incoming ----------------------------------------------------------------------------
+    # ---- incoming ------------------------------------------------------------------------------
 
     def datagram(
         self, data: bytes, source: Endpoint, local: Address | None, now: float
@@ -244,7 +244,7 @@ class Channel:
         self.drops[reason] += 1
         self._outbox.emit(Event("drop", {"reason": reason, "peer": who}))
 
-    # ---- outgoing ----------------------------------------------------------------------------
+    # ---- outgoing ------------------------------------------------------------------------------
 
     def request(
         self,
@@ -342,7 +342,7 @@ class Channel:
         except DecodeError as error:
             self._drop(error.reason, received.peer.node_id)
 
-    # ---- keys and marks ----------------------------------------------------------------------
+    # ---- keys and marks ------------------------------------------------------------------------
 
     def restore(self, state: Mapping[str, object]) -> None:
         """Take the durable marks ("mark/NODE" -> [boot, high]) after a restart."""

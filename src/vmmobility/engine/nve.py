@@ -301,7 +301,7 @@ class NveEngine(NveMoves):
             **({"failures": list(failures)} if failures else {}),
         }
 
-    # ---- registration (draft Section 5) ----------------------------------------------------------
+    # ---- registration (draft Section 5) --------------------------------------------------------
 
     def _start(self, entry: Entry, _: None, now: float) -> None:
         entry.attach_id = self.jitter.getrandbits(63) + 1

@@ -72,7 +72,7 @@ class NveMoves:
         _command_done: Callable[[int | None, dict[str, Any]], None]
         _command_failed: Callable[[int | None, str, str], None]
 
-    # ---- hypervisor and data plane inputs --------------------------------------------------------
+    # ---- hypervisor and data plane inputs ------------------------------------------------------
 
     def order_done(
         self, vm: VmKey, order: Order, result: Mapping[str, Any], error: str, now: float
@@ -416,7 +416,7 @@ class NveMoves:
             self._order(entry, Order.STOP)
         self._forget(entry)
 
-    # ---- reports to the manager ------------------------------------------------------------------
+    # ---- reports to the manager ----------------------------------------------------------------
 
     def _report(self, entry: Entry, phase: Phase, now: float, reason: str) -> None:
         """SWITCH to the manager: the copy has converged, or this side of the move failed."""

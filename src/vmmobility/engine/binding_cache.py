@@ -1,0 +1,168 @@
+"""The manager's binding cache: who serves which VM, and which NVEs served it before (Section 5).
+
+Epochs come from one durable, domain-wide sequence.  (VNI, address) has one owner.
+Not here: what changes a binding (manager.py), moves (manager_moves.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmmobility.engine.binding_update_list import (
+    interface_from_json,
+    interface_to_json,
+    nve_from_json,
+    nve_to_json,
+)
+from vmmobility.wire.registry import Mobility
+from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
+
+
+@dataclass(slots=True)
+class Previous:
+    """An NVE that served the VM and redirects; acknowledged: the epoch of its last reply."""
+
+    nve: Nve
+    acknowledged: int = 0
+
+
+@dataclass(slots=True)
+class Binding:
+    """One VM's entry.  expires_at: monotonic seconds, not durable (a restart grants a lifetime)."""
+
+    vm: VmKey
+    interfaces: tuple[Interface, ...]
+    definition: bytes
+    nve: Nve
+    boot: int
+    attach_id: int
+    epoch: int
+    mobility: Mobility = Mobility.HOT
+    lifetime_s: float = 0.0
+    previous: dict[str, Previous] = field(default_factory=dict)
+    expires_at: float | None = None
+    expired: bool = False
+
+    @property
+    def previous_nves(self) -> tuple[Nve, ...]:
+        return tuple(p.nve for p in self.previous.values())
+
+    @property
+    def unacknowledged(self) -> list[str]:
+        """Previous NVEs that have not yet confirmed the redirect of this epoch."""
+        return [n for n, p in self.previous.items() if p.acknowledged < self.epoch]
+
+
+class BindingCache:
+    """All bindings, the epoch sequence and the owners of addresses.
+
+    changed(key, value) is called for every durable change.
+    """
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self.bindings: dict[VmKey, Binding] = {}
+        self.last_epoch: int = state.get("epoch", 0)
+        self._owners: dict[tuple[int, Prefix], VmKey] = {}
+        self._lengths: dict[tuple[int, int], dict[int, int]] = {}
+        for key, value in state.items():
+            kind, _, rest = key.partition("/")
+            if kind == "binding":
+                vni, _, vm_id = rest.partition("/")
+                binding = binding_from_json(VmKey(int(vni), vm_id), value)
+                self.bindings[binding.vm] = binding
+                self._own(binding.vm, binding.interfaces)
+
+    @staticmethod
+    def key(vm: VmKey) -> str:
+        """A binding's key in the store."""
+        return f"binding/{vm.vni}/{vm.vm_id}"
+
+    def next_epoch(self) -> int:
+        """A fresh epoch, above every one before; the caller records it ("epoch")."""
+        self.last_epoch += 1
+        return self.last_epoch
+
+    def owner(self, vm: VmKey, interfaces: Iterable[Interface]) -> tuple[Prefix, VmKey] | None:
+        """Another VM of that VNI which owns an overlapping address, and the prefix in dispute."""
+        for interface in interfaces:
+            for prefix in interface.prefixes:
+                holder = self._overlapping(vm.vni, prefix)
+                if holder is not None and holder != vm:
+                    return prefix, holder
+        return None
+
+    def _overlapping(self, vni: int, prefix: Prefix) -> VmKey | None:
+        lengths = self._lengths.get((vni, prefix.version), {})
+        for length in lengths:
+            if length <= prefix.prefixlen:
+                found = self._owners.get((vni, prefix.supernet(new_prefix=length)))
+                if found is not None:
+                    return found
+        if any(length > prefix.prefixlen for length in lengths):
+            for (held_vni, held), vm in self._owners.items():
+                if held_vni == vni and held.version == prefix.version and held.overlaps(prefix):
+                    return vm
+        return None
+
+    def put(self, binding: Binding) -> None:
+        """Insert or replace a binding and its ownership of addresses."""
+        old = self.bindings.get(binding.vm)
+        if old is not None:
+            self._disown(old)
+        self.bindings[binding.vm] = binding
+        self._own(binding.vm, binding.interfaces)
+
+    def remove(self, vm: VmKey) -> Binding | None:
+        binding = self.bindings.pop(vm, None)
+        if binding is not None:
+            self._disown(binding)
+        return binding
+
+    def _own(self, vm: VmKey, interfaces: Iterable[Interface]) -> None:
+        for prefix in (p for i in interfaces for p in i.prefixes):
+            self._owners[vm.vni, prefix] = vm
+            lengths = self._lengths.setdefault((vm.vni, prefix.version), {})
+            lengths[prefix.prefixlen] = lengths.get(prefix.prefixlen, 0) + 1
+
+    def _disown(self, binding: Binding) -> None:
+        for prefix in (p for i in binding.interfaces for p in i.prefixes):
+            self._owners.pop((binding.vm.vni, prefix), None)
+            lengths = self._lengths[binding.vm.vni, prefix.version]
+            lengths[prefix.prefixlen] -= 1
+            if not lengths[prefix.prefixlen]:
+                del lengths[prefix.prefixlen]
+
+
+def binding_to_json(binding: Binding) -> dict[str, Any]:
+    return {
+        "interfaces": [interface_to_json(i) for i in binding.interfaces],
+        "definition": binding.definition.decode(),
+        "nve": nve_to_json(binding.nve),
+        "boot": binding.boot,
+        "attach_id": binding.attach_id,
+        "epoch": binding.epoch,
+        "mobility": int(binding.mobility),
+        "lifetime_s": binding.lifetime_s,
+        "previous": [
+            {**(nve_to_json(p.nve) or {}), "acknowledged": p.acknowledged}
+            for p in binding.previous.values()
+        ],
+    }
+
+
+def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
+    previous = [Previous(nve_from_json(p), p["acknowledged"]) for p in value["previous"]]
+    return Binding(
+        vm,
+        tuple(interface_from_json(i) for i in value["interfaces"]),
+        value["definition"].encode(),
+        nve_from_json(value["nve"]),
+        value["boot"],
+        value["attach_id"],
+        value["epoch"],
+        Mobility(value["mobility"]),
+        value["lifetime_s"],
+        {p.nve.nve_id: p for p in previous},
+    )

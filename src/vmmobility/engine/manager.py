@@ -1,0 +1,383 @@
+"""The manager's engine: grants attaches, keeps the binding cache, tells previous NVEs, runs moves.
+
+Inputs are methods that take the time (monotonic seconds); outputs come from `flush()` (outputs.py).
+Peer input never raises.  Moves are in manager_moves.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from vmmobility.engine.binding_cache import Binding, BindingCache, Previous, binding_to_json
+from vmmobility.engine.binding_update_list import make_nve
+from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
+from vmmobility.engine.manager_moves import ManagerMoves
+from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
+from vmmobility.errors import DecodeError
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import (
+    AttachId,
+    Epoch,
+    InterfaceGroup,
+    MobilityKind,
+    Option,
+    PhaseOption,
+    PreviousNve,
+    ServingNve,
+    Ticket,
+    VmId,
+)
+from vmmobility.wire.registry import (
+    LIFETIME_UNIT_S,
+    Mobility,
+    Phase,
+    Purpose,
+    Role,
+    Status,
+)
+from vmmobility.wire.values import Address, Nve, VmKey
+
+RIGHTS = {
+    purpose: frozenset({Role.NVE})
+    for purpose in (Purpose.ATTACH, Purpose.REFRESH, Purpose.DEREGISTER, Purpose.SWITCH)
+}
+EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerSettings:
+    """All in seconds.  lifetime_s: longest lifetime granted; ticket_s: life of a move's ticket;
+    step_s: limit of one step of a move; copy_s: limit of its pre-copy."""
+
+    node_id: str
+    lifetime_s: float = 120.0
+    ticket_s: float = 900.0
+    step_s: float = 15.0
+    copy_s: float = 600.0
+    retransmission: Retransmission = field(default_factory=Retransmission)
+
+
+class ManagerEngine(ManagerMoves):
+    """The management node.  `state` is what the store held; `boot` is above every earlier one."""
+
+    def __init__(
+        self,
+        settings: ManagerSettings,
+        peers: Iterable[Peer],
+        state: Mapping[str, Any],
+        boot: int,
+        jitter: random.Random,
+        now: float,
+    ) -> None:
+        self.settings = settings
+        self.outbox = Outbox()
+        self.channel = Channel(
+            settings.node_id, boot, peers, RIGHTS, self.outbox, jitter, settings.retransmission
+        )
+        self.channel.restore(state)
+        self.cache = BindingCache(state)
+        self.jitter = jitter
+        # Fail static: "a restarted manager grants every binding one full lifetime of grace".
+        for binding in self.cache.bindings.values():
+            binding.expires_at = now + settings.lifetime_s
+        self._expiry_scan_at = now + EXPIRY_SCAN_S
+        self._load_moves(state, now)
+
+    # ---- inputs --------------------------------------------------------------------------------
+
+    def started(self, now: float) -> None:
+        """After a (re)start: go on telling previous NVEs, and with the moves under way."""
+        for binding in self.cache.bindings.values():
+            self._redirect_previous(binding, now)
+        self._resume_moves(now)
+
+    def datagram_received(
+        self, data: bytes, source: Endpoint, local: Address | None, now: float
+    ) -> None:
+        received = self.channel.datagram(data, source, local, now)
+        if received is None:
+            return
+        handler = {
+            Purpose.ATTACH: self._attach,
+            Purpose.REFRESH: self._refresh,
+            Purpose.DEREGISTER: self._deregister,
+            Purpose.SWITCH: self._switch_reported,
+        }[received.message.purpose]
+        try:
+            handler(received, now)
+        except DecodeError as error:
+            self.channel.drops[error.reason] += 1
+            self.channel.reply(received, Status.MALFORMED, reason=str(error))
+
+    def next_timer(self) -> float | None:
+        due = [self.channel.next_timer(), self._next_move_timer(), self._expiry_scan_at]
+        return min((d for d in due if d is not None), default=None)
+
+    def timer(self, now: float) -> None:
+        self.channel.timer(now)
+        self._move_timer(now)
+        if self._expiry_scan_at <= now:
+            self._expiry_scan_at = now + EXPIRY_SCAN_S
+            for binding in self.cache.bindings.values():
+                if not binding.expired and (binding.expires_at or 0.0) <= now:
+                    self._expire(binding)
+
+    def flush(self) -> list[Output]:
+        return self.outbox.flush()
+
+    def persisted(self, number: int) -> None:
+        self.outbox.persisted(number)
+
+    def persist_failed(self, reason: str) -> None:
+        self.outbox.persist_failed(reason)
+
+    # ---- attach --------------------------------------------------------------------------------
+
+    def _attach(self, received: Received, now: float) -> None:
+        """Section 5: record the virtual machine information in a binding cache entry including the
+        source address; reply with a status of accepted or rejected."""
+        message, peer = received.message, received.peer
+        vm = message.vm
+        refusal = self._refusal(received, vm)
+        if refusal is not None:
+            status, why = refusal
+            self._reject(received, status, why)
+            return
+        nve = self._nve_of(received)
+        attach_id = message.need(AttachId).attach_id
+        binding = self.cache.bindings.get(vm)
+        if binding and binding.nve.nve_id == peer.node_id and binding.attach_id == attach_id:
+            # A repeated attach gets the same epoch again, also after a crash of either side.
+            binding.boot = received.boot
+            self._extend(binding, message, now)
+            self._grant(received, binding)
+            return
+        ticket = message.find(Ticket)
+        if ticket is not None:
+            epoch = self._ticketed_epoch(vm, ticket.ticket, peer.node_id, now)
+            if epoch is None:
+                self._reject(received, Status.INVALID_TICKET, "no such move is under way")
+                return
+        elif binding and binding.nve.nve_id != peer.node_id and not binding.expired:
+            options = (ServingNve(binding.nve), Epoch(binding.epoch))
+            self._reject(
+                received, Status.BOUND_ELSEWHERE, f"{binding.nve.nve_id} serves it", options
+            )
+            return
+        else:
+            self._void_move(vm, now)
+            epoch = self._new_epoch()
+        self._bind(received, binding, nve, attach_id, epoch, now)
+
+    def _refusal(self, received: Received, vm: VmKey) -> tuple[Status, str] | None:
+        message = received.message
+        if vm.vni != 0:
+            return Status.VNI_NOT_SUPPORTED, "a non-zero VNI is not isolated yet"
+        if message.need(ServingNve).nve.nve_id != received.peer.node_id:
+            # design, Rights: an NVE registers under its own NVE-ID only
+            return Status.ADMINISTRATIVELY_PROHIBITED, "an NVE attaches under its own NVE-ID only"
+        if message.lifetime == 0 or not any(i.prefixes for i in message.interfaces):
+            return Status.MALFORMED, "an attach has a lifetime and at least one address"
+        clash = self.cache.owner(vm, message.interfaces)
+        if clash is not None:
+            return Status.ADDRESS_IN_USE, f"{clash[0]} belongs to VM {clash[1]}"
+        return None
+
+    @staticmethod
+    def _nve_of(received: Received) -> Nve:
+        """Section 5: "Source address of VM Mobility Registration Request packet is used as the new
+        address to which packets need to be sent"; the option gives the other family's."""
+        declared = received.message.need(ServingNve).nve
+        source = received.source.address
+        others = tuple(a for a in declared.locators if a.version != source.version)
+        return make_nve(declared.nve_id, (source, *others))
+
+    def _bind(
+        self,
+        received: Received,
+        old: Binding | None,
+        nve: Nve,
+        attach_id: int,
+        epoch: int,
+        now: float,
+    ) -> None:
+        """Section 5: "the entry is modified to point to the new IP address of the serving NVE.
+        Previous NVE addresses are kept in the entry." """
+        message = received.message
+        previous = dict(old.previous) if old else {}
+        if old is not None:
+            previous[old.nve.nve_id] = Previous(old.nve)
+        previous.pop(nve.nve_id, None)
+        mobility = message.find(MobilityKind)
+        moved = old is not None and message.find(Ticket) is not None
+        binding = Binding(
+            message.vm,
+            old.interfaces if old and moved else message.interfaces,
+            message.definition or (old.definition if old else b""),
+            nve,
+            received.boot,
+            attach_id,
+            epoch,
+            mobility.mobility if mobility else Mobility.HOT,
+            previous=previous,
+        )
+        self.cache.put(binding)
+        self._extend(binding, message, now)
+        self._save_binding(binding)
+        self._redirect_previous(binding, now)
+        self._attached(binding, message, now)
+        self._grant(received, binding)
+        self.outbox.emit(
+            Event(
+                "binding",
+                {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": nve.nve_id, "epoch": epoch},
+            )
+        )
+
+    def _grant(self, received: Received, binding: Binding) -> None:
+        options: list[Option] = [VmId(binding.vm), Epoch(binding.epoch)]
+        options += [PreviousNve(n) for n in binding.previous_nves]
+        units = int(binding.lifetime_s // LIFETIME_UNIT_S)
+        self.channel.reply(received, Status.ACCEPTED, options, lifetime=units)
+
+    def _reject(
+        self, received: Received, status: Status, why: str, options: Sequence[Option] = ()
+    ) -> None:
+        self.outbox.emit(
+            Event(
+                "rejected",
+                {
+                    "peer": received.peer.node_id,
+                    "purpose": received.message.purpose.name.lower(),
+                    "status": status.name.lower(),
+                    "reason": why,
+                },
+            )
+        )
+        self.channel.reply(received, status, options, reason=why)
+
+    def _new_epoch(self) -> int:
+        epoch = self.cache.next_epoch()
+        self.outbox.record("epoch", epoch)
+        return epoch
+
+    def _save_binding(self, binding: Binding) -> None:
+        self.outbox.record(BindingCache.key(binding.vm), binding_to_json(binding))
+
+    # ---- lifetime ------------------------------------------------------------------------------
+
+    def _extend(self, binding: Binding, message: Message, now: float) -> None:
+        """Section 5: the final value of the lifetime is equal or less than the suggested value."""
+        granted = min(message.lifetime * LIFETIME_UNIT_S, self.settings.lifetime_s)
+        binding.lifetime_s = max(granted // LIFETIME_UNIT_S, 1) * LIFETIME_UNIT_S
+        binding.expires_at = now + binding.lifetime_s
+        binding.expired = False
+
+    def _expire(self, binding: Binding) -> None:
+        """The lease has ended: another NVE may attach the VM.  No route changes (fail static)."""
+        binding.expired = True
+        detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": binding.nve.nve_id}
+        self.outbox.emit(Event("binding.expired", detail))
+
+    def _refresh(self, received: Received, now: float) -> None:
+        message = received.message
+        binding = self.cache.bindings.get(message.vm)
+        if binding is None:
+            self.channel.reply(received, Status.UNKNOWN_BINDING)
+            return
+        if (
+            binding.nve.nve_id != received.peer.node_id
+            or binding.attach_id != message.need(AttachId).attach_id
+        ):
+            options = (VmId(binding.vm), ServingNve(binding.nve), Epoch(binding.epoch))
+            self._reject(received, Status.SUPERSEDED, f"{binding.nve.nve_id} serves it", options)
+            return
+        self._extend(binding, message, now)
+        self._grant(received, binding)
+
+    # ---- deregistration ------------------------------------------------------------------------
+
+    def _deregister(self, received: Received, now: float) -> None:
+        """From the serving NVE: the VM is no more.  From a previous one (Phase REDIRECTING): its
+        traffic has stopped and no covering prefix leads there."""
+        message = received.message
+        binding = self.cache.bindings.get(message.vm)
+        node = received.peer.node_id
+        phase = message.find(PhaseOption)
+        if phase is not None and phase.phase is Phase.REDIRECTING:
+            if binding is not None and binding.previous.pop(node, None) is not None:
+                self._save_binding(binding)
+                self.channel.withdraw_subject(received.peer, (message.vm, "redirect"))
+            self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
+            return
+        if binding is None:
+            self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
+            return
+        if binding.nve.nve_id != node or binding.attach_id != message.need(AttachId).attach_id:
+            self._reject(received, Status.NOT_OWNER, f"{binding.nve.nve_id} serves it")
+            return
+        self._unbind(binding, now)
+        self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
+
+    def _unbind(self, binding: Binding, now: float) -> None:
+        self._void_move(binding.vm, now)
+        self.cache.remove(binding.vm)
+        self.outbox.record(BindingCache.key(binding.vm), None)
+        epoch = self._new_epoch()
+        for nve in binding.previous_nves:
+            peer = self.channel.peers.get(nve.nve_id)
+            if peer is not None:
+                self.channel.request(
+                    peer,
+                    Purpose.DEREGISTER,
+                    [VmId(binding.vm), Epoch(epoch)],
+                    now,
+                    lambda reply, at: None,
+                    subject=(binding.vm, "redirect"),
+                )
+        detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": binding.nve.nve_id}
+        self.outbox.emit(Event("binding.removed", detail))
+
+    # ---- redirects: a star, not a chain (invariant 3) ------------------------------------------
+
+    def _redirect_previous(self, binding: Binding, now: float) -> None:
+        """Section 5: "the management node sends VM Mobility Registration Request message to the
+        source NVEs", all of them, each straight to the newest."""
+        for previous in binding.previous.values():
+            if previous.acknowledged >= binding.epoch:
+                continue
+            peer = self.channel.peers.get(previous.nve.nve_id)
+            if peer is None:
+                continue
+            others = [n for n in binding.previous_nves if n != previous.nve]
+            self.channel.request(
+                peer,
+                Purpose.REDIRECT,
+                [
+                    VmId(binding.vm),
+                    *(InterfaceGroup(i) for i in binding.interfaces),
+                    ServingNve(binding.nve),
+                    Epoch(binding.epoch),
+                    *(PreviousNve(n) for n in others),
+                ],
+                now,
+                partial(self._redirected, binding, peer.node_id),
+                lifetime=int(binding.lifetime_s // LIFETIME_UNIT_S),
+                subject=(binding.vm, "redirect"),
+            )
+
+    def _redirected(self, binding: Binding, node: str, reply: Message, now: float) -> None:
+        previous = binding.previous.get(node)
+        if previous is None or self.cache.bindings.get(binding.vm) is not binding:
+            return
+        if not reply.status.accepted:
+            detail = {"vm": binding.vm.vm_id, "nve": node, "status": reply.status.name.lower()}
+            self.outbox.emit(Event("redirect.refused", detail))
+            return
+        previous.acknowledged = binding.epoch
+        self._save_binding(binding)
+        self._previous_acknowledged(binding, node, reply, now)

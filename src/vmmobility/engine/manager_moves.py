@@ -1,0 +1,475 @@
+"""Moves at the manager: tickets, the order of the steps, turning back, and restarts in between.
+
+`ManagerMoves` is the half of ManagerEngine that manager_transitions.py drives.  Entering a state
+does what ENTER names for it; that is idempotent, so a restarted manager enters the durable state
+of each move again and learns from the replies where both ends stand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from vmmobility.engine.binding_cache import Binding
+from vmmobility.engine.binding_update_list import make_nve, nve_from_json, nve_to_json
+from vmmobility.engine.manager_transitions import FINAL, TABLE, Happening, MoveState
+from vmmobility.engine.outputs import Event
+from vmmobility.wire.message import Message, definition_options
+from vmmobility.wire.options import (
+    Endpoint,
+    Epoch,
+    InterfaceGroup,
+    Measurements,
+    MobilityKind,
+    Option,
+    PhaseOption,
+    PreviousNve,
+    Reason,
+    ServingNve,
+    Ticket,
+    VmId,
+)
+from vmmobility.wire.registry import Phase, Purpose, Status
+from vmmobility.wire.values import Nve, VmKey
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from vmmobility.engine.binding_cache import BindingCache
+    from vmmobility.engine.channel import Channel, Peer, Received
+    from vmmobility.engine.manager import ManagerSettings
+    from vmmobility.engine.outputs import Outbox
+
+KEPT_MOVES = 1000  # ended moves that `vmmob show moves` still knows
+
+
+@dataclass(slots=True)
+class Move:
+    """One move.  phases: (name, milliseconds since the request) for people.
+
+    epoch: reserved for the destination's attach; endpoint: where its hypervisor takes the memory
+    """
+
+    move_id: str
+    vm: VmKey
+    source: Nve
+    destination: Nve
+    ticket: bytes
+    epoch: int
+    state: MoveState = MoveState.PREPARING
+    back_epoch: int = 0
+    endpoint: Endpoint | None = None
+    reason: str = ""
+    started_ns: int = 0
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+    began: float = 0.0
+    deadline: float | None = None
+
+    @property
+    def ok(self) -> bool | None:
+        return self.state is MoveState.DONE if self.state in FINAL else None
+
+
+# What people read when a state is entered (docs/architecture.md, Events).
+PHASE_NAMES = {
+    MoveState.PREPARING: "ticketed",
+    MoveState.COPYING: "prepared",
+    MoveState.DELIVERING: "converged",
+    MoveState.SWITCHING: "delivering",
+    MoveState.REDIRECTING: "registered",
+    MoveState.DONE: "done",
+    MoveState.ENDING_GUEST: "ending-guest",
+    MoveState.TURNING_BACK: "turning-back",
+    MoveState.CLEARING: "clearing",
+    MoveState.ABORTED: "aborted",
+    MoveState.FAILED: "failed",
+}
+
+
+class MoveRefused(Exception):
+    """A move that cannot begin.  kind: "unknown-vm", "unknown-nve", "conflict"."""
+
+    def __init__(self, kind: str, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.kind, self.message, self.remedy = kind, message, remedy
+
+
+class ManagerMoves:
+    """Everything about moves; a part of ManagerEngine, which has the cache and the channel."""
+
+    if TYPE_CHECKING:
+        settings: ManagerSettings
+        cache: BindingCache
+        channel: Channel
+        outbox: Outbox
+        jitter: random.Random
+        _new_epoch: Callable[[], int]
+        _save_binding: Callable[[Binding], None]
+
+    moves: dict[str, Move]
+    _current: dict[VmKey, Move]
+
+    # ---- people --------------------------------------------------------------------------------
+
+    def start_move(self, vm: VmKey, to: str, now: float, wall_ns: int) -> Move:
+        """Begin a hot move; raises MoveRefused.  wall_ns is CLOCK_REALTIME, for display."""
+        binding = self.cache.bindings.get(vm)
+        if binding is None:
+            raise MoveRefused("unknown-vm", f"no VM {vm} is registered", "see `vmmob vm list`")
+        peer = self.channel.peers.get(to)
+        if peer is None or not peer.endpoints:
+            raise MoveRefused("unknown-nve", f"no NVE {to} is known", "see `vmmob show nves`")
+        if vm in self._current:
+            other = self._current[vm]
+            raise MoveRefused(
+                "conflict",
+                f"VM {vm} is already being moved to {other.destination.nve_id}",
+                f"wait for move {other.move_id}",
+            )
+        if binding.nve.nve_id == to:
+            raise MoveRefused("conflict", f"VM {vm} is already at {to}", "choose another NVE")
+        move = Move(
+            f"{self.jitter.getrandbits(48):012x}",
+            vm,
+            binding.nve,
+            nve_of_peer(peer),
+            self.jitter.getrandbits(128).to_bytes(16, "big"),
+            self._new_epoch(),
+            started_ns=wall_ns,
+            began=now,
+        )
+        self.moves[move.move_id] = self._current[vm] = move
+        self._phase(move, "requested", now)
+        self._enter(move, MoveState.PREPARING, now)
+        return move
+
+    def abort_move(self, move: Move, now: float) -> None:
+        self._happen(move, Happening.ABORT, now)
+
+    # ---- the machine ---------------------------------------------------------------------------
+
+    def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None:
+        step = TABLE.get((move.state, happening))
+        if step is None:
+            return
+        if step.because and not move.reason:
+            move.reason = f"{step.because}: {why}" if why else step.because
+        self._enter(move, step.becomes, now)
+
+    def _enter(self, move: Move, state: MoveState, now: float) -> None:
+        move.state = state
+        limit = self.settings.copy_s if state is MoveState.COPYING else self.settings.step_s
+        move.deadline = None if state in FINAL else now + limit
+        self._phase(move, PHASE_NAMES[state], now)
+        enter: Callable[[Move, float], None] | None = {
+            MoveState.PREPARING: self._ask_prepare,
+            MoveState.COPYING: self._ask_copy,
+            MoveState.DELIVERING: self._ask_deliver,
+            MoveState.SWITCHING: self._ask_switch,
+            MoveState.REDIRECTING: self._await_redirects,
+            MoveState.ENDING_GUEST: self._ask_end_guest,
+            MoveState.TURNING_BACK: self._ask_turn_back,
+            MoveState.CLEARING: self._ask_clear,
+        }.get(state)
+        self._save_move(move)
+        if enter is not None:
+            enter(move, now)
+        else:
+            self._end(move)
+
+    def _end(self, move: Move) -> None:
+        if self._current.get(move.vm) is move:
+            del self._current[move.vm]
+        ended = [m for m in self.moves.values() if m.state in FINAL]
+        for old in ended[: max(0, len(ended) - KEPT_MOVES)]:
+            del self.moves[old.move_id]
+            self.outbox.record(f"move/{old.move_id}", None)
+
+    def _phase(self, move: Move, name: str, now: float) -> None:
+        at_ms = round((now - move.began) * 1000, 3)
+        move.phases.append((name, at_ms))
+        detail = {
+            "vm": move.vm.vm_id,
+            "vni": move.vm.vni,
+            "move": move.move_id,
+            "from": move.source.nve_id,
+            "to": move.destination.nve_id,
+            "at_ms": at_ms,
+            **({"reason": move.reason} if move.reason else {}),
+        }
+        self.outbox.emit(Event(f"move.{name}", detail))
+
+    def _save_move(self, move: Move) -> None:
+        self.outbox.record(f"move/{move.move_id}", move_to_json(move))
+
+    # ---- the steps (design, "How a hot move goes") ---------------------------------------------
+
+    def _ask(
+        self,
+        move: Move,
+        now: float,
+        nve: Nve,
+        purpose: Purpose,
+        epoch: int,
+        phase: Phase | None,
+        *options: Option,
+    ) -> None:
+        """One step's request; its reply is the move's ACCEPTED or REFUSED - if it still waits."""
+        peer = self.channel.peers[nve.nve_id]
+        state = move.state
+        head: list[Option] = [VmId(move.vm), Epoch(epoch), Ticket(move.ticket)]
+        if phase is not None:
+            head.append(PhaseOption(phase))
+
+        def replied(reply: Message, at: float) -> None:
+            if move.state is state:
+                self._step_replied(move, reply, at)
+
+        self.channel.request(
+            peer,
+            purpose,
+            [*head, *options],
+            now,
+            replied,
+            subject=(move.vm, "move"),
+        )
+
+    def _step_replied(self, move: Move, reply: Message, now: float) -> None:
+        if reply.status.accepted:
+            endpoint = reply.find(Endpoint)
+            if move.state is MoveState.PREPARING:
+                if endpoint is None:
+                    self._happen(move, Happening.REFUSED, now, "it names no endpoint")
+                    return
+                move.endpoint = endpoint
+            elif move.state is MoveState.COPYING:
+                self._phase(move, "copying", now)
+            elif move.state is MoveState.SWITCHING:
+                self._phase(move, "turned", now)
+            self._happen(move, Happening.ACCEPTED, now)
+            return
+        words = reply.find(Reason)
+        status = reply.status.name.lower().replace("_", "-")
+        why = f"{status}: {words.text}" if words else status
+        self._happen(move, Happening.REFUSED, now, why)
+
+    def _ask_prepare(self, move: Move, now: float) -> None:
+        binding = self.cache.bindings[move.vm]
+        previous = [n for n in binding.previous_nves if n.nve_id != move.destination.nve_id]
+        self._ask(
+            move,
+            now,
+            move.destination,
+            Purpose.PREPARE,
+            move.epoch,
+            Phase.PREPARED,
+            *(InterfaceGroup(i) for i in binding.interfaces),
+            *(PreviousNve(n) for n in (binding.nve, *previous)),
+            MobilityKind(binding.mobility),
+            *definition_options(binding.definition),
+        )
+
+    def _ask_copy(self, move: Move, now: float) -> None:
+        assert move.endpoint is not None
+        self._ask(
+            move,
+            now,
+            move.source,
+            Purpose.PREPARE,
+            move.epoch,
+            Phase.COPYING,
+            ServingNve(move.destination),
+            move.endpoint,
+        )
+
+    def _ask_deliver(self, move: Move, now: float) -> None:
+        self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.DELIVERING)
+
+    def _ask_switch(self, move: Move, now: float) -> None:
+        self._ask(move, now, move.source, Purpose.SWITCH, move.epoch, Phase.SWITCHED)
+
+    def _await_redirects(self, move: Move, now: float) -> None:
+        """The redirects left with the attach; the move ends when the last is acknowledged."""
+        for nve in (move.source, move.destination):
+            self.channel.withdraw_subject(self.channel.peers[nve.nve_id], (move.vm, "move"))
+        binding = self.cache.bindings.get(move.vm)
+        if binding is None or not binding.unacknowledged:
+            self._phase(move, "redirected", now)
+            self._happen(move, Happening.ACKNOWLEDGED, now)
+
+    def _ask_end_guest(self, move: Move, now: float) -> None:
+        self._back(move)
+        self._ask(move, now, move.destination, Purpose.SWITCH, move.back_epoch, Phase.FAILED)
+
+    def _ask_turn_back(self, move: Move, now: float) -> None:
+        """Roll-back under a fresh epoch, the source first (invariant 3)."""
+        self._back(move)
+        binding = self.cache.bindings.get(move.vm)
+        if binding is not None and binding.nve.nve_id == move.source.nve_id:
+            binding.epoch = move.back_epoch
+            self._save_binding(binding)
+        self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING)
+
+    def _ask_clear(self, move: Move, now: float) -> None:
+        self._back(move)
+        self._ask(move, now, move.destination, Purpose.DEREGISTER, move.back_epoch, None)
+
+    def _back(self, move: Move) -> None:
+        """The fresh epoch of a roll-back, once a move."""
+        if not move.back_epoch:
+            move.back_epoch = self._new_epoch()
+            self._save_move(move)
+
+    # ---- what the nodes say --------------------------------------------------------------------
+
+    def _switch_reported(self, received: Received, now: float) -> None:
+        """SWITCH from an NVE: the copy has converged, or its side of the move failed."""
+        message, node = received.message, received.peer.node_id
+        move = self._current.get(message.vm)
+        ticket = message.find(Ticket)
+        if move is None or ticket is None or ticket.ticket != move.ticket:
+            self.channel.reply(received, Status.INVALID_TICKET)
+            return
+        phase = message.need(PhaseOption).phase
+        words = message.find(Reason)
+        self._measure(move, message)
+        self.channel.reply(received, Status.ACCEPTED_IN_PROGRESS, [VmId(move.vm)])
+        if phase is Phase.CONVERGED and node == move.source.nve_id:
+            self._happen(move, Happening.CONVERGED, now)
+        elif phase is Phase.FAILED and node in (move.source.nve_id, move.destination.nve_id):
+            at_source = node == move.source.nve_id
+            happening = Happening.SOURCE_FAILED if at_source else Happening.DESTINATION_FAILED
+            self._happen(move, happening, now, words.text if words else "")
+
+    def _ticketed_epoch(self, vm: VmKey, ticket: bytes, node: str, now: float) -> int | None:
+        """The epoch reserved for this ticket, if its move may end so; single-use by the state."""
+        move = self._current.get(vm)
+        if move is None or move.ticket != ticket or move.destination.nve_id != node:
+            return None
+        if now > move.began + self.settings.ticket_s:
+            return None
+        allowed = (move.state, Happening.ATTACHED) in TABLE
+        return move.epoch if allowed else None
+
+    def _attached(self, binding: Binding, message: Message, now: float) -> None:
+        """A binding was made; was it a move's end?"""
+        move = self._current.get(binding.vm)
+        if move is not None and binding.epoch == move.epoch:
+            self._measure(move, message)
+            self._happen(move, Happening.ATTACHED, now)
+
+    def _previous_acknowledged(
+        self, binding: Binding, node: str, reply: Message, now: float
+    ) -> None:
+        move = self._current.get(binding.vm)
+        if move is None or move.state is not MoveState.REDIRECTING:
+            return
+        self._measure(move, reply)
+        if not binding.unacknowledged:
+            self._phase(move, "redirected", now)
+            self._happen(move, Happening.ACKNOWLEDGED, now)
+
+    def _void_move(self, vm: VmKey, now: float) -> None:
+        """design: a ticket is void after any other accepted attach."""
+        move = self._current.get(vm)
+        if move is not None:
+            self._happen(move, Happening.VOIDED, now)
+
+    @staticmethod
+    def _measure(move: Move, message: Message) -> None:
+        """Figures for people; never acted on."""
+        option = message.find(Measurements)
+        if option is None:
+            return
+        try:
+            figures = json.loads(option.data)
+        except ValueError:
+            return
+        if isinstance(figures, dict):
+            numbers = {str(k): v for k, v in figures.items() if isinstance(v, int | float)}
+            move.measured |= dict(list(numbers.items())[:24])
+
+    # ---- time and restart ----------------------------------------------------------------------
+
+    def _next_move_timer(self) -> float | None:
+        due = [m.deadline for m in self._current.values() if m.deadline is not None]
+        return min(due, default=None)
+
+    def _move_timer(self, now: float) -> None:
+        for move in list(self._current.values()):
+            if move.deadline is not None and move.deadline <= now:
+                if (move.state, Happening.TIMEOUT) in TABLE:
+                    self._happen(move, Happening.TIMEOUT, now)
+                else:
+                    # Nothing may be guessed here: go on asking, and say so.
+                    move.deadline = now + self.settings.step_s
+                    self._phase(move, f"waiting-{move.state.value}", now)
+
+    def _load_moves(self, state: Mapping[str, Any], now: float) -> None:
+        self.moves, self._current = {}, {}
+        for key, value in state.items():
+            if key.startswith("move/"):
+                move = move_from_json(key.removeprefix("move/"), value)
+                move.began = now - (move.phases[-1][1] / 1000 if move.phases else 0.0)
+                self.moves[move.move_id] = move
+                if move.state not in FINAL:
+                    self._current[move.vm] = move
+
+    def _resume_moves(self, now: float) -> None:
+        """After a restart: enter each unfinished move's state again (its requests are idempotent;
+        the replies tell where both ends stand)."""
+        for move in list(self._current.values()):
+            binding = self.cache.bindings.get(move.vm)
+            if binding is None:
+                move.reason = move.reason or "the VM is no longer registered"
+                self._enter(move, MoveState.FAILED, now)
+            else:
+                self._enter(move, move.state, now)
+
+
+def nve_of_peer(peer: Peer) -> Nve:
+    """An NVE's locators as configured at the manager (before it has attached anything)."""
+    return make_nve(peer.node_id, tuple(e.address for e in peer.endpoints))
+
+
+def move_to_json(move: Move) -> dict[str, Any]:
+    """The durable form of a move (keys of docs/architecture.md where people see them)."""
+    return {
+        "vni": move.vm.vni,
+        "vm": move.vm.vm_id,
+        "source": nve_to_json(move.source),
+        "destination": nve_to_json(move.destination),
+        "ticket": move.ticket.hex(),
+        "epoch": move.epoch,
+        "back_epoch": move.back_epoch,
+        "state": move.state.value,
+        "endpoint": [str(move.endpoint.address), move.endpoint.port] if move.endpoint else None,
+        "reason": move.reason,
+        "started_ns": move.started_ns,
+        "phases": move.phases,
+        "measured": move.measured,
+    }
+
+
+def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
+    endpoint = value["endpoint"]
+    return Move(
+        move_id,
+        VmKey(value["vni"], value["vm"]),
+        nve_from_json(value["source"]),
+        nve_from_json(value["destination"]),
+        bytes.fromhex(value["ticket"]),
+        value["epoch"],
+        MoveState(value["state"]),
+        value["back_epoch"],
+        Endpoint(ip_address(endpoint[0]), endpoint[1]) if endpoint else None,
+        value["reason"],
+        value["started_ns"],
+        [(name, at) for name, at in value["phases"]],
+        value["measured"],
+    )
