@@ -66,7 +66,9 @@ class Table:
     def _take(self, name: str, kinds: tuple[type, ...], default: Any) -> Any:
         if name not in self:
             if default is _MISSING:
-                raise self.wrong(name, "is missing", f"add it: {_KINDS[kinds[0]]}")
+                misspelt = difflib.get_close_matches(name, set(self._values) - self._known, 1)
+                hint = f"; or is {self.key(misspelt[0])} meant to be it?" if misspelt else ""
+                raise self.wrong(name, "is missing", f"add it: {_KINDS[kinds[0]]}{hint}")
             return default
         value = self._values[name]
         if type(value) not in kinds:

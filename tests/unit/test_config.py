@@ -1,0 +1,191 @@
+"""Configuration: the documented files load; every mistake is named by file, key and remedy."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from vmmobility.daemon import config
+from vmmobility.daemon.config_template import template
+from vmmobility.engine.dataplane import RedirectPolicy
+from vmmobility.errors import ConfigError
+from vmmobility.wire.registry import UDP_PORT, Role
+
+ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
+DOCUMENTED = re.findall(r"```toml\n(.*?)```", ARCHITECTURE.read_text(encoding="utf-8"), re.DOTALL)
+MANAGER = next(text for text in DOCUMENTED if text.startswith("# manager.toml"))
+NVE = next(text for text in DOCUMENTED if text.startswith("# nve.toml"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "vmmob.toml"
+
+
+def test_the_documented_manager(file: Path):
+    file.write_text(MANAGER)
+    loaded = config.load_manager(file)
+    assert loaded == config.load(file)
+    assert loaded.node_id == "manager"
+    assert loaded.addresses == (ip_address("10.0.9.2"), ip_address("fd00:0:9::2"))
+    assert loaded.port == UDP_PORT
+    assert loaded.log_file is None
+    (peer,) = loaded.peers
+    assert (peer.id, peer.role) == ("nve-a", Role.NVE)
+    assert loaded.timers == config.ManagerTimers()
+
+
+def test_the_documented_nve(file: Path):
+    file.write_text(NVE)
+    loaded = config.load_nve(file)
+    assert loaded == config.load(file)
+    assert loaded.node_id == "nve-a"
+    assert loaded.nve.ipv4 == ip_address("10.0.1.2")
+    assert loaded.nve.ipv6 == ip_address("fd00:0:1::2")
+    assert loaded.home_prefixes == (ip_network("10.1.0.0/24"), ip_network("fd01::/64"))
+    assert loaded.redirect is RedirectPolicy.AUTO
+    assert loaded.managers[0].role is Role.MANAGER
+    assert loaded.timers == config.NveTimers()
+    assert loaded.accelerator == "auto"
+
+
+@pytest.mark.parametrize("role", ["manager", "nve"])
+@pytest.mark.parametrize("uncomment", [False, True])
+def test_templates_are_valid_and_show_the_defaults(file: Path, role: str, uncomment: bool):
+    text = template(role)
+    if uncomment:
+        text = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+        assert "drain_s" in text or "ticket_s" in text
+    file.write_text(text)
+    loaded = config.load(file)
+    assert loaded.timers in (config.ManagerTimers(), config.NveTimers())
+    assert loaded.port == UDP_PORT
+
+
+def test_no_template_for_another_role():
+    with pytest.raises(ConfigError):
+        template("napt")
+
+
+def test_what_is_optional_is_optional(file: Path):
+    file.write_text(
+        '[node]\nid="n"\nstate_dir="/s"\nlocators=["10.0.0.1"]\napi_socket="/a"\nkeys_dir="/k"\n'
+        '[[manager]]\nid="m"\naddresses=["10.0.0.2"]\n'
+    )
+    loaded = config.load_nve(file)
+    assert loaded.nve.ipv6 is None
+    assert loaded.home_prefixes == ()
+
+
+def test_given_values_are_taken(file: Path):
+    file.write_text(
+        MANAGER.replace("# port = 8747", "port = 99").replace('# log_file = "…"', 'log_file="/l"')
+        + "ticket_s = 1.5\nretransmit_s = 1\nretransmit_max_s = 2\n"
+    )
+    loaded = config.load_manager(file)
+    assert (loaded.port, loaded.log_file) == (99, Path("/l"))
+    assert loaded.timers == config.ManagerTimers(ticket_s=1.5, retransmit_s=1, retransmit_max_s=2)
+
+
+LOCATORS = 'locators = ["10.0.1.2", "fd00:0:1::2"]'
+WRONG_NVE = [
+    # what stands there, what is put in its place, the key that the error names, its remedy
+    (LOCATORS, 'locators = []', "node.locators", "at least one"),
+    (LOCATORS, "", "node.locators", "add it"),
+    (LOCATORS, 'locators = "10.0.1.2"', "node.locators", "a list"),
+    (LOCATORS, "locators = [1]", "node.locators[0]", "text"),
+    (LOCATORS, 'locators = ["10.0.1.2", "10.0.1.3"]', "node.locators[1]", "one a family"),
+    (LOCATORS, 'locators = ["10.0.1.2", "10.0.1.2"]', "node.locators[1]", "remove"),
+    (LOCATORS, 'locators = ["10.0.1.2", "fe80::1"]', "node.locators[1]", "fabric"),
+    (LOCATORS, 'locators = ["169.254.1.1"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["127.0.0.1"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["::1"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["224.0.0.1"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["ff02::1"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["0.0.0.0"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["::"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["255.255.255.255"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["2001:db8::1%eth0"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["::ffff:10.0.0.1"]', "node.locators[0]", "fabric"),
+    (LOCATORS, 'locators = ["10.0.1.256"]', "node.locators[0]", "192.0.2.1"),
+    ("locators =", "locator =", "node.locators", "is node.locator meant"),
+    ("home_prefixes =", "home_prefix =", "node.home_prefix", "did you mean node.home_prefixes?"),
+    ("10.1.0.0/24", "10.1.0.1/24", "node.home_prefixes[0]", "did you mean 10.1.0.0/24?"),
+    ("10.1.0.0/24", "10.1.0/24", "node.home_prefixes[0]", "192.0.2.0/24"),
+    ("fd01::/64", "10.1.0.0/24", "node.home_prefixes[1]", "remove"),
+    ('redirect = "auto"', 'redirect = "tunel"', "node.redirect", "did you mean 'tunnel'?"),
+    ('redirect = "auto"', 'redirect = "x"', "node.redirect", "host-route"),
+    ('id = "nve-a"', 'id = "nve a"', "node.id", "another name"),
+    ('id = "nve-a"', f'id = "{"x" * 33}"', "node.id", "another name"),
+    ('id = "nve-a"', "id = 7", "node.id", "a text"),
+    ('id = "nve-a"', 'id = "manager"', "manager[0].id", "id of its own"),
+    ('"/var/lib/vmmobility/nve"', '"nve"', "node.state_dir", "absolute"),
+    ('"/var/lib/vmmobility/nve"', '""', "node.state_dir", ""),
+    ("/run/vmmobility/nve.sock", "/" + "x" * 107, "node.api_socket", "shorter"),
+    ("lifetime_s = 120", "lifetime_s = 121", "timers.lifetime_s", "120 or 124"),
+    ("lifetime_s = 120", "lifetime_s = 0", "timers.lifetime_s", ""),
+    ("lifetime_s = 120", "lifetime_s = 120.0", "timers.lifetime_s", "whole number"),
+    ("lifetime_s = 120", "lifetime_s = true", "timers.lifetime_s", "whole number"),
+    ("lifetime_s = 120", "ticket_s = 1", "timers.ticket_s", "known here"),
+    ("drain_s = 30", "drain_s = nan", "timers.drain_s", ""),
+    ("drain_s = 30", 'drain_s = "30"', "timers.drain_s", "a number"),
+    ("drain_s = 30", "retransmit_s = 9", "timers.retransmit_max_s", ""),
+    ('accelerator = "auto"', 'accelerator = "hvf"', "hypervisor.accelerator", "kvm"),
+    ("[hypervisor]", "[hypervizor]", "hypervizor", "did you mean hypervisor?"),
+    ("[[manager]]", "[manager]", "manager", "a list"),
+    ("[[manager]]", "[[menager]]", "menager", "did you mean manager?"),
+    ('addresses = ["10.0.9.2", "fd00:0:9::2"]', "", "manager[0].addresses", "add it"),
+    ("[node]", "node = 1\n[nod]", "node", "a table"),
+    ("[node]", "[node", "TOML", "line"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "key", "remedy"), WRONG_NVE)
+def test_a_mistake_in_an_nve_file(file: Path, old: str, new: str, key: str, remedy: str):
+    assert old in NVE
+    file.write_text(NVE.replace(old, new, 1))
+    with pytest.raises(ConfigError) as failure:
+        config.load_nve(file)
+    assert f"{file}: " in failure.value.message
+    assert key in failure.value.message
+    assert failure.value.remedy
+    assert remedy in failure.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('role = "nve"', 'role = "hypervisor"', "peer[0].role"),
+        ('role = "nve"', "", "peer[0].role"),
+        ('id = "nve-a"', 'id = "manager"', "peer[0].id"),
+        ('addresses = ["10.0.1.2", "fd00:0:1::2"]', "", "peer[0].addresses"),
+        ('addresses = ["10.0.9.2", "fd00:0:9::2"]', 'addresses = ["fe80::1"]', "node.addresses[0]"),
+        ("lifetime_s = 120", "step_s = 0", "timers.step_s"),
+        ("# port = 8747", "port = 65536", "node.port"),
+        ("# port = 8747", "prot = 1", "node.prot"),
+        ("[timers]", '[[peer]]\nid = "nve-a"\nrole = "nve"\naddresses = ["::1"]', "peer[1].id"),
+    ],
+)
+def test_a_mistake_in_a_manager_file(file: Path, old: str, new: str, key: str):
+    assert old in MANAGER
+    file.write_text(MANAGER.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=re.escape(f"{file}: {key}: ")) as failure:
+        config.load_manager(file)
+    assert failure.value.remedy
+
+
+def test_a_manager_may_have_no_peer_yet(file: Path):
+    file.write_text(MANAGER.partition("[[peer]]")[0])
+    assert config.load_manager(file).peers == ()
+
+
+def test_a_file_that_cannot_be_read(file: Path):
+    with pytest.raises(ConfigError, match="No such file") as failure:
+        config.load(file)
+    assert "config init" in failure.value.remedy
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="no TOML"):
+        config.load(file)
