@@ -51,14 +51,14 @@ class Phase(IntEnum):
 class Status(IntEnum):
     """Below 128 accepts, 128 and up rejects (as in RFC 6275)."""
 
-    ACCEPTED = 0
+    ACCEPTED = 0  # done as asked
     ACCEPTED_IN_PROGRESS = 1  # understood; a later message will say how it ended
-    UNSPECIFIED = 128
+    UNSPECIFIED = 128  # for a reason that has no number; also any unknown number from 128 up
     ADMINISTRATIVELY_PROHIBITED = 129  # this role or node may not ask for that
-    INSUFFICIENT_RESOURCES = 130
+    INSUFFICIENT_RESOURCES = 130  # no memory, disk or slot for it; later may do
     UNSUPPORTED_VERSION = 131  # the Supported option names the versions that are
     UNSUPPORTED_OPTION = 132  # the Supported option names the option type
-    MALFORMED = 133
+    MALFORMED = 133  # authentic, but cannot be decoded or lacks an option
     UNKNOWN_BINDING = 134  # refresh or deregister for a VM not in the binding cache: attach again
     BOUND_ELSEWHERE = 135  # another NVE holds the VM and no ticket was shown
     SUPERSEDED = 136  # a newer epoch exists; the NVE option names the serving NVE
@@ -68,8 +68,8 @@ class Status(IntEnum):
     VNI_NOT_SUPPORTED = 140  # a non-zero VNI, until VNIs are isolated
     WRONG_PHASE = 141  # the step does not fit where the node stands (Phase option)
     NOT_OWNER = 142  # not the serving NVE of this VM
-    HYPERVISOR_FAILURE = 143
-    DATA_PLANE_FAILURE = 144
+    HYPERVISOR_FAILURE = 143  # the hypervisor refused or lost the guest
+    DATA_PLANE_FAILURE = 144  # the kernel refused a route, tap, tunnel or filter
     OUT_OF_SEQUENCE = 145  # an older message of one sender's order
 
     @property
@@ -80,17 +80,42 @@ class Status(IntEnum):
 class Mobility(IntEnum):
     """Kinds of mobility (draft Sections 2 and 7)."""
 
-    HOT = 1
-    WARM = 2
-    COLD = 3
-    STANDBY = 4
+    HOT = 1  # moved while it runs
+    WARM = 2  # its state is mirrored at intervals
+    COLD = 3  # moved while it is stopped
+    STANDBY = 4  # one member of a load-shared group
 
 
 class Role(IntEnum):
     """A role is bound to a key: what its holder may ask for."""
 
-    MANAGER = 1
-    NVE = 2
-    DEFAULT_ROUTER = 3
-    BORDER_ROUTER = 4
-    NAPT = 5
+    MANAGER = 1  # management node: binding cache and moves
+    NVE = 2  # network virtualization edge
+    DEFAULT_ROUTER = 3  # the draft's default router, usually the top-of-rack switch
+    BORDER_ROUTER = 4  # the draft's BR
+    NAPT = 5  # network address and port translator at a data centre's edge
+
+
+# Why a datagram or message is dropped, by the name under which it is counted.
+DROP_REASONS: dict[str, str] = {
+    "too-long": "the datagram has more than 1,232 octets",
+    "truncated": "octets end before a field, an option or a seal does",
+    "unauthenticated": "the last option is not Authentication",
+    "unknown-key": "no key of that number is shared with that sender",
+    "bad-digest": "the digest is wrong under that key",
+    "old-boot": "the sender's boot is below the highest seen",
+    "replayed": "the counter was seen before",
+    "too-old": "the counter lies below the replay window",
+    "unsupported-version": "another version of the protocol",
+    "length": "Length is not the datagram's",
+    "parts": "Part and Parts make no sense, or the parts' headers differ",
+    "unsupported-option": "an unknown option that must be understood",
+    "option-length": "an option's data is shorter or longer than its type allows",
+    "trailing": "octets are left over inside an option",
+    "repeated-option": "what may stand once stands twice, or a seal stands before the end",
+    "bad-value": "a number outside its registry, a bad name, address or combination",
+    "missing-option": "an option that the purpose needs is not there",
+    "wrong-role": "the sender's role may not ask for that purpose here",
+    "repeated-request": "a request seen before; its reply, if there is one yet, is sent again",
+    "unexpected-reply": "a reply that no outstanding request of that peer waits for",
+}

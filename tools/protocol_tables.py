@@ -1,0 +1,129 @@
+"""Write the registry tables of docs/protocol.md from the code; `--check` only compares.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.  What a number means is the
+comment on its line in wire/registry.py.
+
+    python tools/protocol_tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from vmmobility.engine.nve import RIGHTS as NVE_RIGHTS  # noqa: E402
+from vmmobility.wire.authentication import DATA  # noqa: E402
+from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS  # noqa: E402
+from vmmobility.wire.registry import (  # noqa: E402
+    DROP_REASONS,
+    Kind,
+    Mobility,
+    Phase,
+    Purpose,
+    Role,
+    Status,
+)
+
+PAGE = ROOT / "docs" / "protocol.md"
+_MEMBER = re.compile(r"^    (\w+) = \d+(?:  # (.+))?$", re.MULTILINE)
+
+
+def _rows(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+
+
+def numbers(registry: type[IntEnum]) -> str:
+    """A table of an enumeration: number, name, the comment on its line."""
+    meaning = dict(_MEMBER.findall(inspect.getsource(registry)))
+    return _rows(
+        ("Number", "Name", "Meaning"), [(m.value, f"`{m.name}`", meaning[m.name]) for m in registry]
+    )
+
+
+def option_types() -> str:
+    rows = [
+        (
+            d.number, f"`0x{d.wire_type:04X}`", d.name, "yes" if d.must_understand else "no",
+            "yes" if d.repeatable else "no",
+            str(d.octets[0]) if d.octets[0] == d.octets[1] else f"{d.octets[0]}–{d.octets[1]}",
+        )
+        for d in OPTIONS
+    ]  # fmt: skip
+    wire_type = f"`0x{AUTHENTICATION_TYPE | 0x8000:04X}`"
+    rows.append((AUTHENTICATION_TYPE, wire_type, "Authentication", "yes", "no", str(DATA)))
+    head = ("Type", "On the wire", "Name", "U", "Repeatable", "Octets of data")
+    return _rows(head, sorted(rows))
+
+
+def drop_reasons() -> str:
+    return _rows(
+        ("Reason", "Meaning"), [(f"`{name}`", text) for name, text in DROP_REASONS.items()]
+    )
+
+
+def rights() -> str:
+    """Receiver x purpose -> the roles that may send it."""
+    from vmmobility.engine.manager import RIGHTS as MANAGER_RIGHTS
+
+    def cell(table: object, purpose: Purpose) -> str:
+        assert isinstance(table, dict)
+        return ", ".join(f"`{r.name}`" for r in sorted(table.get(purpose, ()))) or "–"
+
+    rows: list[tuple[object, ...]] = [
+        (f"`{p.name}`", cell(MANAGER_RIGHTS, p), cell(NVE_RIGHTS, p)) for p in Purpose
+    ]
+    return _rows(("Request", "received by a `MANAGER` from", "received by an `NVE` from"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "kinds": lambda: numbers(Kind),
+    "purposes": lambda: numbers(Purpose),
+    "phases": lambda: numbers(Phase),
+    "statuses": lambda: numbers(Status),
+    "mobility": lambda: numbers(Mobility),
+    "roles": lambda: numbers(Role),
+    "options": option_types,
+    "drops": drop_reasons,
+    "rights": rights,
+}
+
+
+def filled(page: str) -> str:
+    """The page with every table made anew.  Raises KeyError for a name that is none."""
+    return re.sub(
+        r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)",
+        lambda found: found[1] + "\n" + TABLES[found[2]]() + "\n" + found[3],
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if they differ")
+    check = parser.parse_args().check
+    page = PAGE.read_text("utf-8")
+    missing = [name for name in TABLES if f"<!-- table: {name} -->" not in page]
+    if missing:
+        sys.stderr.write(f"docs/protocol.md has no table: {', '.join(missing)}\n")
+        return 1
+    if filled(page) == page:
+        return 0
+    if not check:
+        PAGE.write_text(filled(page), "utf-8")
+        return 0
+    sys.stderr.write("docs/protocol.md differs from the code; run tools/protocol_tables.py\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
