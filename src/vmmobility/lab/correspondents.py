@@ -15,7 +15,8 @@ from pathlib import Path
 
 from vmmobility.errors import LabError
 from vmmobility.lab.counting import TcpRecord, UdpRecord, read_tcp, read_udp
-from vmmobility.lab.inside import python, python_environment
+from vmmobility.lab.inside import python, python_environment, udp_ask
+from vmmobility.lab.probe import ECHO_PORT
 from vmmobility.wire.values import FAMILIES
 
 FAMILY_NAMES = {4: "ipv4", 6: "ipv6"}
@@ -38,7 +39,13 @@ class Correspondents:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, namespace: Mapping[str, str], addresses: Mapping[str, Sequence[str]]) -> None:
-        """One process a correspondent; returns once every stream has had an echo."""
+        """One process a correspondent; returns once every stream has had an echo.
+
+        Nobody counts before every VM answers everybody: a booting guest loses nothing.
+        """
+        for pair in self.pairs:
+            for address in addresses[pair.vm]:
+                udp_ask(namespace[pair.correspondent], address, ECHO_PORT, b"ready?", 60.0)
         for name in dict.fromkeys(pair.correspondent for pair in self.pairs):
             folder = self._folder / name
             folder.mkdir(parents=True)

@@ -86,7 +86,6 @@ class Vm:
     vcpus: int = 1
     memory_mib: int = 128
     dirty_mibps: int = 0
-    machine: tuple[tuple[str, str], ...] = ()
 
     def address(self, version: int) -> Address:
         """The VM's address of IP version 4 or 6."""
@@ -228,7 +227,8 @@ def _vms(table: Table, nodes: dict[str, Node]) -> Iterable[Vm]:
             if not any(address.ip in prefix for prefix in prefixes):
                 raise LabError(f"{entry.where}: {address.ip} is not in {home}'s prefixes",
                                f"choose one in {', '.join(map(str, prefixes))}")  # fmt: skip
-        machine = entry.take("machine", dict, {})
+        if entry.has("on_link") and entry.has("kind") and entry.peek("kind") != "netns":
+            raise LabError(f"{entry.where}: on_link of a guest", 'use kind = "netns" for it')
         yield Vm(
             name,
             entry.choice("kind", VM_KINDS),
@@ -239,7 +239,6 @@ def _vms(table: Table, nodes: dict[str, Node]) -> Iterable[Vm]:
             entry.take("vcpus", int, 1),
             entry.take("memory_mib", int, 128),
             entry.take("dirty_mibps", int, 0),
-            tuple(sorted((str(k), str(v)) for k, v in machine.items())),
         )
 
 

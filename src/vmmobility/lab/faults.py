@@ -67,7 +67,8 @@ class Faults:
             self._spaces.name(end.node),
             f"table netdev {_TABLE} {{\n chain {_chain(end.interface)} {{\n"
             f'  type filter hook ingress device "{end.interface}" priority -500;\n'
-            f"  udp sport {port} limit rate {packets}/day burst {packets} packets counter drop\n }}\n}}\n",
+            f"  udp sport {port} limit rate {packets}/day burst {packets} packets counter drop\n"
+            " }\n}\n",
         )
 
 

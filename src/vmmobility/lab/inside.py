@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -71,16 +72,18 @@ def udp_ask(name: str, address: str, port: int, question: bytes, timeout_s: floa
     """Ask over UDP from inside the namespace; the answer, or a LabError after `timeout_s`."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = inside(name, lambda: socket.socket(family, socket.SOCK_DGRAM))
+    last = "no answer"
     with sock:
-        tries = max(1, int(timeout_s / 0.5))
-        sock.settimeout(timeout_s / tries)
-        for _ in range(tries):
+        sock.settimeout(min(0.5, timeout_s))
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
             try:
                 sock.sendto(question, (address, port))
                 return sock.recv(65536)
             except TimeoutError:
                 continue
             except OSError as error:
-                raise LabError(f"{address} from {name}: {error.strerror}", "look at its routes") \
-                    from error  # fmt: skip
-    raise LabError(f"{address} port {port} does not answer {name}", f"waited {timeout_s:g} s")
+                last = error.strerror or str(error)
+                time.sleep(0.05)
+    raise LabError(f"{address} port {port} does not answer {name}: {last}",
+                   f"waited {timeout_s:g} s; look at its routes")  # fmt: skip

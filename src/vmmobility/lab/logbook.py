@@ -50,6 +50,11 @@ class Logbook:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="logbook", daemon=True)
 
+    @property
+    def started(self) -> bool:
+        """Whether it follows."""
+        return self._thread.ident is not None
+
     def start(self) -> None:
         """Begin to follow."""
         self._thread.start()

@@ -69,7 +69,7 @@ class RouteRecorder:
 
     def changes(self, vm: str) -> list[RouteChange]:
         """Every change so far for one VM's addresses, in order of time."""
-        addresses = {str(a.ip): a.version for a in self._fabric.vm(vm).addresses}
+        addresses: dict[str, int] = {str(a.ip): a.version for a in self._fabric.vm(vm).addresses}
         found: list[RouteChange] = []
         for node in self._nodes:
             path = self._folder / f"{node}.txt"

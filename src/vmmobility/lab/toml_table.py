@@ -57,6 +57,10 @@ class Table:
         """Whether the key is given (and not yet taken)."""
         return key in self._data
 
+    def peek(self, key: str) -> Any:
+        """The value of `key` without taking it."""
+        return self._data.get(key)
+
     def strings(self, key: str, default: tuple[str, ...] = _MISSING) -> tuple[str, ...]:
         """An array of strings."""
         values = self.take(key, list, _MISSING if default is _MISSING else list(default))

@@ -1,0 +1,383 @@
+"""The network card of a light VM: a process that copies frames between two taps.
+
+One side is the NVE's tap, opened by name in this process's own namespace; the other is the VM's
+eth0, opened in the VM's namespace.  In a hot move the destination's card holds its NVE tap
+unread (early packets wait in it, as with QEMU), and gets the very descriptor of eth0 from the
+source's card, so that no frame in either direction is lost.  It outlives the NVE daemon, which
+speaks to it by JSON lines on a unix socket (light.py).  Not a hypervisor: the VM is a namespace
+and its processes never stop.  Standard library only, one thread.
+
+    python -m vmmobility.drivers.hypervisor.light_nic SPEC      SPEC: a JSON file, see Spec
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from vmmobility.drivers.hypervisor.light_frames import announcement
+
+_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
+_IFF_TAP, _IFF_NO_PI = 0x2, 0x1000
+_CLONE_NEWNET = 0x40000000
+_FRAME = 65600
+_BATCH = 64
+_HANDOVER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a card is started with.
+
+    control:   path of its unix socket          namespace: the VM's, in /run/netns
+    ports:     the NVE's taps, one an interface  macs, addresses: one list an interface
+    listen:    address to await a move on; empty: run at once
+    """
+
+    control: str
+    namespace: str
+    ports: list[str]
+    macs: list[str]
+    addresses: list[list[str]]
+    listen: str = ""
+
+
+class Card:
+    """The card: its state, its taps, its two conversations."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._selector = selectors.DefaultSelector()
+        self._outer = [open_tap(name) for name in spec.ports]
+        self._inner: list[int] = []
+        self._client: socket.socket | None = None
+        self._peer: socket.socket | None = None
+        self._door: socket.socket | None = None
+        self._buffer = b""
+        self._begun_ns = 0
+        self.state = "waiting" if spec.listen else "running"
+        self.port = 0
+        self._control = _unix_server(spec.control)
+        self._watch(self._control, self._accept_client)
+        if spec.listen:
+            self._await_move(spec.listen)
+        else:
+            self._inner = in_namespace(
+                spec.namespace, lambda: [open_tap(f"eth{i}") for i in range(len(spec.ports))]
+            )
+            self._copy()
+
+    def run(self) -> None:
+        """Serve until ended."""
+        while self.state != "ended":
+            for key, _ in self._selector.select():
+                if key.fileobj in self._selector.get_map():
+                    key.data()
+
+    # --- frames --------------------------------------------------------------------------------
+
+    def _copy(self) -> None:
+        for outer, inner in zip(self._outer, self._inner, strict=True):
+            self._watch(outer, partial(pump, outer, inner))
+            self._watch(inner, partial(pump, inner, outer))
+
+    def _halt(self) -> None:
+        for descriptor in (*self._outer, *self._inner):
+            self._unwatch(descriptor)
+
+    def _announce(self) -> None:
+        for tap, mac, addresses in zip(
+            self._outer, self._spec.macs, self._spec.addresses, strict=True
+        ):
+            for address in addresses:
+                frame = announcement(bytes.fromhex(mac.replace(":", "")), ip_address(address))
+                with contextlib.suppress(OSError):
+                    os.write(tap, frame)
+
+    # --- the daemon ----------------------------------------------------------------------------
+
+    def _accept_client(self) -> None:
+        if self._client is not None:
+            self._unwatch(self._client)
+            self._client.close()
+        self._client, _ = self._control.accept()
+        self._buffer = b""
+        self._watch(self._client, self._hear_client)
+
+    def _hear_client(self) -> None:
+        client = self._client
+        assert client is not None
+        try:
+            data = client.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._unwatch(client)
+            client.close()
+            self._client = None
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            order = json.loads(line)
+            error = ""
+            try:
+                self._obey(str(order["do"]), order)
+            except OSError as problem:
+                error = f"{order['do']}: {problem}"
+            self._tell(answer=order["number"], error=error, state=self.state, port=self.port)
+
+    def _tell(self, **message: Any) -> None:
+        if self._client is not None:
+            with contextlib.suppress(OSError):
+                self._client.sendall(json.dumps(message).encode() + b"\n")
+
+    def _event(self, event: str, **detail: Any) -> None:
+        self._tell(event=event, time_ns=time.time_ns(), detail=detail)
+
+    def _obey(self, do: str, order: dict[str, Any]) -> None:
+        if do == "copy-out" and self.state == "running":
+            self._copy_out(str(order["address"]), int(order["port"]))
+        elif do == "switch-over" and self.state == "converged":
+            self.state = "about-to-stop"
+            self._event("about-to-stop")
+        elif do == "proceed" and self.state == "about-to-stop":
+            self._hand_over()
+        elif do == "cancel" and self.state in ("converged", "about-to-stop"):
+            self._drop_peer()
+            self.state = "running"
+        elif do == "pause" and self.state == "running":
+            self._halt()
+            self.state = "paused"
+        elif do == "resume" and self.state in ("paused", "handed"):
+            self.state = "running"
+            self._copy()
+            self._announce()
+        elif do == "announce":
+            self._announce()
+        elif do == "stop" or (do == "cancel" and self.state == "waiting"):
+            self.state = "ended"
+
+    # --- moving out ----------------------------------------------------------------------------
+
+    def _copy_out(self, address: str, port: int) -> None:
+        self._begun_ns = time.monotonic_ns()
+        self._peer = socket.create_connection((address, port), timeout=_HANDOVER_S)
+        self._watch(self._peer, self._peer_spoke)
+        self.state = "converged"
+        self._event("converged", remaining_bytes=0, rounds=1)
+
+    def _peer_spoke(self) -> None:
+        """Before the hand-over the destination says nothing: this is its end."""
+        self._drop_peer()
+        self.state = "running"
+        self._event("failed", reason="the destination closed the connection", running=True)
+
+    def _hand_over(self) -> None:
+        peer = self._peer
+        assert peer is not None
+        self._unwatch(peer)
+        self._halt()
+        for outer, inner in zip(self._outer, self._inner, strict=True):
+            while pump(outer, inner):
+                pass  # what had come before the redirect still reaches the VM
+        stop_ns = time.monotonic_ns()
+        self._event("stopped")
+        sure = True
+        try:
+            peer.settimeout(_HANDOVER_S)
+            door = _ask(peer, b"go\n")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as passage:
+                passage.connect(door)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._inner))]
+                passage.sendmsg([b"eth0"], rights)
+            sure = False
+            done = _ask(peer, b"sent\n") == "runs"
+            sure = True
+        except TimeoutError:
+            done = False
+        except OSError:
+            done, sure = False, True  # its end is closed: it will not run the VM
+        self._drop_peer()
+        ms = (time.monotonic_ns() - stop_ns) / 1e6
+        if done:
+            self.state = "handed"
+            total_ms = (time.monotonic_ns() - self._begun_ns) / 1e6
+            self._event("completed", downtime_ms=round(ms, 3), total_ms=round(total_ms, 3))
+        elif sure:
+            self.state = "running"
+            self._copy()
+            self._event("failed", reason="the destination broke off", running=True)
+        else:
+            self.state = "paused"
+            self._event("failed", reason="no word of the destination", running=False)
+
+    def _drop_peer(self) -> None:
+        if self._peer is not None:
+            self._unwatch(self._peer)
+            self._peer.close()
+            self._peer = None
+
+    # --- moving in -----------------------------------------------------------------------------
+
+    def _await_move(self, address: str) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        server = socket.create_server((address, 0), family=family)
+        self.port = server.getsockname()[1]
+        self._door = _unix_server(self._spec.control + ".door")
+        self._watch(server, lambda: self._accept_peer(server))
+
+    def _accept_peer(self, server: socket.socket) -> None:
+        self._peer, _ = server.accept()
+        self._unwatch(server)
+        server.close()
+        self._watch(self._peer, self._source_spoke)
+
+    def _source_spoke(self) -> None:
+        peer, door = self._peer, self._door
+        assert peer is not None
+        assert door is not None
+        try:
+            peer.settimeout(_HANDOVER_S)
+            door.settimeout(_HANDOVER_S)
+            if peer.recv(16) != b"go\n":
+                raise ConnectionError("the source closed the connection")
+            peer.sendall((self._spec.control + ".door\n").encode())
+            passage, _ = door.accept()
+            with passage:
+                self._inner = _receive_descriptors(passage, len(self._outer))
+            if peer.recv(16) != b"sent\n":
+                raise ConnectionError("the source broke off")
+            peer.sendall(b"runs\n")
+        except OSError as error:
+            self._event("failed", reason=str(error), running=False)
+            self.state = "ended"
+            return
+        self.state = "running"
+        self._event("resumed")
+        self._announce()
+        self._copy()
+        self._drop_peer()
+        self._unlink_door()
+
+    def _unlink_door(self) -> None:
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+            Path(self._spec.control + ".door").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the sockets' names."""
+        self._unlink_door()
+        Path(self._spec.control).unlink(missing_ok=True)
+
+    # --- the selector --------------------------------------------------------------------------
+
+    def _watch(self, file: Any, ready: Callable[[], Any]) -> None:
+        self._selector.register(file, selectors.EVENT_READ, ready)
+
+    def _unwatch(self, file: Any) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(file)
+
+
+def pump(source: int, sink: int) -> int:
+    """Copy the frames that wait, at most a batch; how many."""
+    for number in range(_BATCH):
+        try:
+            frame = os.read(source, _FRAME)
+        except OSError:
+            return number  # no more, or the tap is down
+        with contextlib.suppress(OSError):
+            os.write(sink, frame)
+    return _BATCH
+
+
+def open_tap(name: str) -> int:
+    """Attach to a tap of the calling thread's namespace, without header or offloads."""
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI)
+        fcntl.ioctl(descriptor, _TUNSETIFF, request)
+        fcntl.ioctl(descriptor, _TUNSETOFFLOAD, 0)
+    except OSError as error:
+        os.close(descriptor)
+        raise OSError(error.errno, f"tap {name}: {error.strerror}") from error
+    return descriptor
+
+
+def in_namespace(name: str, work: Callable[[], list[int]]) -> list[int]:
+    """Do `work` inside the network namespace of /run/netns and come back."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    there = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(there, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter namespace {name}")
+        try:
+            return work()
+        finally:
+            libc.setns(home, _CLONE_NEWNET)
+    finally:
+        os.close(home)
+        os.close(there)
+
+
+def _ask(peer: socket.socket, word: bytes) -> str:
+    peer.sendall(word)
+    answer = b""
+    while not answer.endswith(b"\n"):
+        part = peer.recv(4096)
+        if not part:
+            raise ConnectionError("the destination closed the connection")
+        answer += part
+    return answer.decode().strip()
+
+
+def _receive_descriptors(passage: socket.socket, count: int) -> list[int]:
+    room = socket.CMSG_SPACE(count * array.array("i").itemsize)
+    _, extra, _, _ = passage.recvmsg(16, room)
+    for level, kind, data in extra:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors = array.array("i")
+            descriptors.frombytes(data)
+            return list(descriptors)
+    raise ConnectionError("the source sent no network card")
+
+
+def _unix_server(path: str) -> socket.socket:
+    Path(path).unlink(missing_ok=True)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.bind(path)
+    server.listen(4)
+    return server
+
+
+def main(path: str) -> None:
+    """Be a card until told to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    spec = Spec(**json.loads(Path(path).read_text()))
+    card = Card(spec)
+    try:
+        card.run()
+    finally:
+        card.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

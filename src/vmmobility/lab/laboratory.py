@@ -1,0 +1,139 @@
+"""A running lab: a fabric's namespaces with daemons and virtual machines in them.
+
+Up and down as a whole; what happens in between is steps.py's.  Rests on namespaces, daemons,
+faults, teardown, workdir.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from vmmobility.lab import namespaces, teardown, workdir
+from vmmobility.lab.daemons import Daemons
+from vmmobility.lab.fabric import Fabric, Vm
+from vmmobility.lab.faults import Faults
+from vmmobility.lab.guest.image import guest_image, kernel_arguments
+from vmmobility.lab.inside import NETNS, python, python_environment
+from vmmobility.lab.logbook import Logbook
+from vmmobility.lab.namespaces import Namespaces
+from vmmobility.lab.narrator import Narrator, Say
+from vmmobility.lab.route_recorder import RouteRecorder
+from vmmobility.lab.workdir import LabInfo
+from vmmobility.wire.values import Interface
+
+VM_START_S = 90.0
+
+
+class Laboratory:
+    """One lab, from up() to down()."""
+
+    def __init__(self, fabric: Fabric, info: LabInfo, say: Say) -> None:
+        self.fabric = fabric
+        self.info = info
+        self.say = say
+        self.spaces = Namespaces(fabric, info.lab_id)
+        self.daemons = Daemons(fabric, self.spaces, info.folder)
+        self.faults = Faults(self.spaces)
+        logs = {node.name: self.daemons.log(node.name) for node in self.daemons.nodes}
+        self.logbook = Logbook(logs, Narrator(say).hear)
+        self.routes = RouteRecorder(fabric, self.spaces, info.folder / "routes")
+        self._guests: list[subprocess.Popen[bytes]] = []
+
+    def up(self) -> None:
+        """Namespaces, daemons, virtual machines: all running and registered on return."""
+        self.say(f"fabric {self.fabric.name}: {len(self.fabric.names())} namespaces, "
+                 f"prefix {self.info.lab_id}")  # fmt: skip
+        self.spaces.up()
+        names = namespaces.existing(self.info.lab_id)
+        inodes = {name: (NETNS / name).stat().st_ino for name in names}
+        self.info = replace(self.info, namespaces=inodes)
+        self.info.save()
+        self.routes.start()
+        self.daemons.configure()
+        self.daemons.start_all()
+        self.logbook.start()
+        self.say("the manager and " + ", ".join(n.name for n in self.fabric.of_kind("nve"))
+                 + " answer")  # fmt: skip
+        self._start_vms(self.fabric.vms)
+
+    def _start_vms(self, vms: Sequence[Vm]) -> None:
+        bodies = {vm.name: self.definition(vm) for vm in vms}
+        for vm in vms:
+            if vm.kind == "netns":
+                command = python("vmmobility.lab.light_guest", namespace=self.spaces.name(vm.name))
+                self._guests.append(subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, start_new_session=True,
+                    env=python_environment()))  # fmt: skip
+
+        def start(vm: Vm) -> None:
+            self.daemons.ask(vm.home, "PUT", f"/v1/vms/{vm.name}", bodies[vm.name], VM_START_S)
+            self.say(f"{vm.name} runs at {vm.home}")
+
+        with ThreadPoolExecutor(max(1, len(vms))) as pool:
+            list(pool.map(start, vms))
+
+    def definition(self, vm: Vm) -> dict[str, Any]:
+        """The VM as the NVE's API wants it."""
+        addresses = [str(ip_network(a.ip)) for a in vm.addresses]
+        return {
+            "vm_id": vm.name,
+            "vni": 0,
+            "kind": "qemu" if vm.kind == "guest" else "netns",
+            "vcpus": vm.vcpus,
+            "memory_mib": vm.memory_mib,
+            "machine": self._machine(vm),
+            "interface": [{"mac": vm.mac, "addresses": addresses}],
+        }
+
+    def _machine(self, vm: Vm) -> dict[str, str]:
+        if vm.kind == "netns":
+            return {"namespace": self.spaces.name(vm.name)}
+        image = guest_image(guest_folder(), self.say)
+        mac = bytes.fromhex(vm.mac.replace(":", ""))
+        interface = Interface(mac, tuple(a.network for a in vm.addresses))
+        checked_mib = vm.memory_mib // 4
+        return {
+            "kernel": str(image.kernel),
+            "initrd": str(image.initrd),
+            "append": kernel_arguments([interface], checked_mib, vm.dirty_mibps),
+        }
+
+    def addresses(self, vm: str) -> list[str]:
+        """The VM's addresses, IPv4 first."""
+        found = sorted(self.fabric.vm(vm).addresses, key=lambda a: a.version)
+        return [str(address.ip) for address in found]
+
+    def down(self) -> list[str]:
+        """End and remove everything; what is left all the same."""
+        self.routes.stop()
+        if self.logbook.started:
+            self.logbook.stop()
+        left = teardown.tear_down(self.info)
+        for process in [*self._guests, *self.daemons.processes.values()]:
+            process.poll()
+        return left
+
+
+def guest_folder() -> Path:
+    """Where guest images are kept between runs."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "vmmobility" / "guest"
+
+
+def build(fabric: Fabric, name: str, owned: bool, say: Say) -> Laboratory:
+    """A new lab, up; nothing is left of it if it cannot come up."""
+    info = workdir.create(name, fabric.name, owned)
+    lab = Laboratory(fabric, info, say)
+    try:
+        lab.up()
+    except BaseException:
+        lab.down()
+        raise
+    return lab
