@@ -86,7 +86,10 @@ class FakeDataPlane:
     async def apply(self, desired: Sequence[VmDataPlane]) -> Sequence[Failure]:
         """See DataPlane.apply."""
         self._check_started()
-        return [failure for state in desired for failure in self._apply_one(state)]
+        before = dict(self.routes)
+        for state in desired:
+            self._withdraw(state.vm)
+        return [failure for state in desired for failure in self._apply_one(state, before)]
 
     async def traffic(self) -> Mapping[VmKey, Traffic]:
         """See DataPlane.traffic."""
@@ -108,11 +111,10 @@ class FakeDataPlane:
         if not self._started:
             raise DataPlaneError("the data plane is not started", "call start() first")
 
-    def _apply_one(self, state: VmDataPlane) -> list[Failure]:
+    def _apply_one(self, state: VmDataPlane, before: Mapping[Prefix, str]) -> list[Failure]:
+        """Install one VM's state; `before`: the routes that stood before this apply."""
         self.applied.append(state)
-        vm, failures = state.vm, []
-        before = dict(self.routes)
-        self._withdraw(vm)
+        vm, failures = state.vm, list[Failure]()
         if not state.plugged and state.forwarding is Forwarding.NONE:
             self._traffic.pop(vm, None)
             return []
