@@ -1,0 +1,163 @@
+"""A synchronous client of a daemon's API, over its unix socket.
+
+Every failure is an ApiError with a remedy.  Not here: printing.  Rests on httpx2.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx2
+
+from vmmobility.api.errors import Unavailable, error_of
+from vmmobility.api.service import Json
+from vmmobility.errors import ApiError
+from vmmobility.wire.values import VmKey
+
+ANSWER_S = 30.0  # how long an ordinary answer may take
+START_S = 300.0  # a guest boots and registers, or ends
+
+
+class _Client:
+    def __init__(self, socket_path: Path, daemon: str) -> None:
+        """daemon: what listens there, for errors' remedies ("manager", "nve")."""
+        self._path = socket_path
+        self._daemon = daemon
+        self._http = httpx2.Client(
+            transport=httpx2.HTTPTransport(uds=str(socket_path)),
+            base_url="http://vmmobility",
+            timeout=ANSWER_S,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def status(self) -> Json:
+        answer: Json = self._ask("GET", "/v1/status")
+        return answer
+
+    def _ask(
+        self, method: str, path: str, *, json: Json | None = None, timeout_s: float = ANSWER_S
+    ) -> Any:
+        """The answer's JSON.  Raises ApiError."""
+        try:
+            response = self._http.request(method, path, json=json, timeout=timeout_s)
+        except httpx2.ConnectError as error:
+            raise self._no_daemon() from error
+        except httpx2.TimeoutException as error:
+            raise Unavailable(
+                f"{self._path}: no answer in {timeout_s:g} s", f"look at the {self._daemon}'s log"
+            ) from error
+        except httpx2.HTTPError as error:
+            raise Unavailable(
+                f"{self._path}: the connection broke: {error}",
+                f"did the {self._daemon} end? look at its log, then ask again",
+            ) from error
+        try:
+            answer = response.json()
+        except ValueError:
+            raise ApiError(
+                f"{self._path}: an answer that is no JSON", f"is this a {self._daemon}'s socket?"
+            ) from None
+        if response.is_success:
+            return answer
+        problem = answer if isinstance(answer, dict) else {}
+        message = str(problem.get("error", f"HTTP status {response.status_code}"))
+        raise error_of(response.status_code, message, str(problem.get("remedy", "")))
+
+    def _no_daemon(self) -> ApiError:
+        start = f"start it with `vmmob {self._daemon} run --config FILE`, or name its --socket"
+        if not self._path.exists():
+            return Unavailable(f"{self._path}: no such socket", start)
+        if not self._path.is_socket():
+            return Unavailable(f"{self._path}: is no socket", "name the daemon's --socket")
+        # Asked anew, since httpx2 does not tell why it could not connect.
+        if not os.access(self._path, os.R_OK | os.W_OK):
+            return Unavailable(
+                f"{self._path}: permission denied", "run as root, or as a member of its group"
+            )
+        return Unavailable(f"{self._path}: nobody listens there", start)
+
+
+def _vm_path(vm: VmKey, under: str) -> str:
+    return f"/v1/{under}/{quote(vm.vm_id, safe='')}?vni={vm.vni}"
+
+
+class ManagerClient(_Client):
+    """The manager's API (docs/architecture.md says what the answers hold)."""
+
+    def __init__(self, socket_path: Path) -> None:
+        super().__init__(socket_path, "manager")
+
+    def bindings(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/bindings")
+        return answer
+
+    def binding(self, vm: VmKey) -> Json:
+        answer: Json = self._ask("GET", _vm_path(vm, "bindings"))
+        return answer
+
+    def vms(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/vms")
+        return answer
+
+    def vm(self, vm: VmKey) -> Json:
+        answer: Json = self._ask("GET", _vm_path(vm, "vms"))
+        return answer
+
+    def nves(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/nves")
+        return answer
+
+    def moves(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/moves")
+        return answer
+
+    def move(self, id: str, wait_s: float | None = None) -> Json:
+        """With wait_s: the answer comes when the move has ended, or after so many seconds."""
+        path = f"/v1/moves/{quote(id, safe='')}"
+        if wait_s is None:
+            answer: Json = self._ask("GET", path)
+        else:
+            answer = self._ask("GET", f"{path}?wait={wait_s:g}", timeout_s=ANSWER_S + wait_s)
+        return answer
+
+    def start_move(self, vm: VmKey, to: str) -> Json:
+        body = {"vm": vm.vm_id, "vni": vm.vni, "to": to}
+        answer: Json = self._ask("POST", "/v1/moves", json=body)
+        return answer
+
+
+class NveClient(_Client):
+    """An NVE's API."""
+
+    def __init__(self, socket_path: Path) -> None:
+        super().__init__(socket_path, "nve")
+
+    def vms(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/vms")
+        return answer
+
+    def start_vm(self, definition: Json) -> Json:
+        path = f"/v1/vms/{quote(str(definition.get('vm_id', '')), safe='')}"
+        answer: Json = self._ask("PUT", path, json=definition, timeout_s=START_S)
+        return answer
+
+    def stop_vm(self, vm: VmKey) -> Json:
+        answer: Json = self._ask("DELETE", _vm_path(vm, "vms"), timeout_s=START_S)
+        return answer

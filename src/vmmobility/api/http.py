@@ -1,0 +1,103 @@
+"""What both APIs share of HTTP: reading a request strictly, errors as JSON.
+
+Not here: the routes (manager_api.py, nve_api.py), the socket (server.py).  Rests on Starlette.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from vmmobility.api.errors import BadRequest, status_of
+from vmmobility.api.service import Json
+from vmmobility.errors import VmMobilityError
+from vmmobility.wire.formats import check_name
+from vmmobility.wire.values import VmKey
+
+MAX_BODY = 1 << 20  # octets
+MAX_VNI = (1 << 24) - 1
+MAX_WAIT_S = 3600.0
+
+
+def application(routes: Sequence[BaseRoute]) -> Starlette:
+    """A Starlette application whose every error is `{"error", "remedy"}`."""
+    handlers = {
+        VmMobilityError: _refused,
+        HTTPException: _no_route,
+        Exception: _failed,
+    }
+    return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+
+
+def problem(status: int, error: str, remedy: str) -> Response:
+    return JSONResponse({"error": error, "remedy": remedy}, status)
+
+
+async def _refused(_: Request, error: VmMobilityError) -> Response:
+    return problem(status_of(error), error.message, error.remedy)
+
+
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    what = f"{request.method} {request.url.path}: {error.detail}"
+    return problem(error.status_code, what, "see docs/architecture.md, API")
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    # Starlette raises it again after this answer, so the daemon's log has the traceback.
+    what = f"the daemon failed at this request: {type(error).__name__}: {error}"
+    return problem(500, what, "report this with the daemon's log")
+
+
+async def body(request: Request) -> Json:
+    """The body, a JSON object.  Raises BadRequest."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY:
+            raise BadRequest(f"the body is longer than {MAX_BODY} octets", "send less")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise BadRequest("the body is no JSON object", "send {…}")
+    return value
+
+
+def vm_key(vm_id: object, vni: object) -> VmKey:
+    """Raises BadRequest if they are no VM's name."""
+    if isinstance(vni, bool) or not isinstance(vni, int) or not 0 <= vni <= MAX_VNI:
+        raise BadRequest(f"{vni!r} is no VNI", f"use 0 to {MAX_VNI}")
+    try:
+        return VmKey(vni, check_name(vm_id if isinstance(vm_id, str) else ""))
+    except ValueError as error:
+        raise BadRequest(f"no VM-ID: {error}", "give the VM's name") from None
+
+
+def vm_of(request: Request) -> VmKey:
+    """The VM that the path and `?vni=` name.  Raises BadRequest."""
+    text = request.query_params.get("vni", "0")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise BadRequest(f"{text!r} is no VNI", f"use 0 to {MAX_VNI}")
+    return vm_key(request.path_params["vm"], int(text))
+
+
+def wait_of(request: Request) -> float | None:
+    """The seconds of `?wait=`, or None.  Raises BadRequest."""
+    text = request.query_params.get("wait")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= MAX_WAIT_S:
+        raise BadRequest(f"{text!r} is no time to wait", f"use 0 to {MAX_WAIT_S:g} seconds")
+    return seconds

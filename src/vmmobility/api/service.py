@@ -1,0 +1,54 @@
+"""What a daemon offers to its API: plain methods, JSON-able answers (docs/architecture.md, API).
+
+Each raises api.errors (NotFound, Conflict, BadRequest, Unavailable); other errors of the project
+become 400 or 503 (api.errors.status_of).  Not here: HTTP.  Rests on wire.values.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from vmmobility.wire.values import VmKey
+
+Json = dict[str, Any]
+
+
+class ManagerService(Protocol):
+    """The manager, as its API sees it."""
+
+    def status(self) -> Json: ...
+
+    def bindings(self) -> list[Json]: ...
+
+    def binding(self, vm: VmKey) -> Json | None: ...
+
+    def nves(self) -> list[Json]: ...
+
+    def moves(self) -> list[Json]:
+        """All that are remembered, oldest first."""
+
+    def move(self, id: str) -> Json | None: ...
+
+    async def start_move(self, vm: VmKey, to: str) -> Json:
+        """The new move, once it is durable."""
+
+    async def wait_move(self, id: str, seconds: float) -> Json | None:
+        """The move once it has ended (`ok` is not null), or as it is after so many seconds."""
+
+
+class NveService(Protocol):
+    """An NVE, as its API sees it."""
+
+    def status(self) -> Json: ...
+
+    async def vms(self) -> list[Json]: ...
+
+    async def start_vm(self, definition: Json) -> Json:
+        """Define, start and attach; the VM once it is registered.
+
+        definition: {"vm_id","vni","kind","vcpus","memory_mib","machine":{},
+        "interfaces":[{"mac","addresses":[]}]}, unchecked but for vm_id and vni.
+        """
+
+    async def stop_vm(self, vm: VmKey) -> Json:
+        """End the guest and deregister; the VM as it was left."""

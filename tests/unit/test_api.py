@@ -1,0 +1,336 @@
+"""The API over a real unix socket: routes, errors with remedies, the socket file, shutting down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from starlette.types import ASGIApp
+
+from tests.unit.fake_services import BINDING, FakeManager, FakeNve
+from vmmobility.api.client import ManagerClient, NveClient
+from vmmobility.api.errors import BadRequest, Conflict, NotFound, Unavailable, status_of
+from vmmobility.api.manager_api import manager_api
+from vmmobility.api.nve_api import nve_api
+from vmmobility.api.server import serve
+from vmmobility.errors import ApiError, ConfigError, HypervisorError
+from vmmobility.wire.values import VmKey
+
+T = TypeVar("T")
+VM = VmKey(0, "vm1")
+
+
+def asking(app: ASGIApp, path: Path, question: Callable[[], T]) -> T:
+    """What a client in another thread gets while the API is served."""
+
+    async def run() -> T:
+        async with serve(app, path):
+            return await asyncio.to_thread(question)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "api.sock"
+
+
+def manager(
+    path: Path, question: Callable[[ManagerClient], T], service: FakeManager | None = None
+) -> T:
+    with ManagerClient(path) as client:
+        return asking(manager_api(service or FakeManager()), path, lambda: question(client))
+
+
+def nve(path: Path, question: Callable[[NveClient], T], service: FakeNve | None = None) -> T:
+    with NveClient(path) as client:
+        return asking(nve_api(service or FakeNve()), path, lambda: question(client))
+
+
+def raw(path: Path, request: str) -> tuple[int, Any]:
+    """Status and JSON of a hand-written request."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        sock.sendall(request.encode())
+        answer = b""
+        while chunk := sock.recv(65536):
+            answer += chunk
+    head, _, text = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(text)
+
+
+def request(method: str, target: str, body: str = "") -> str:
+    return (
+        f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    )
+
+
+def test_the_managers_answers(path: Path):
+    def question(client: ManagerClient) -> None:
+        assert client.status()["role"] == "manager"
+        assert client.bindings() == [BINDING]
+        assert client.binding(VM) == BINDING
+        assert client.vm(VM) == {**BINDING, "move": None}
+        assert client.nves()[0]["nve"] == "nve-a"
+        move = client.start_move(VM, "nve-b")
+        assert (move["vm"], move["to"], move["ok"]) == ("vm1", "nve-b", None)
+        assert client.moves() == [move]
+        assert client.move(move["id"]) == move
+        assert client.vms() == [{**BINDING, "move": move}]
+        assert client.move(move["id"], wait_s=0.01)["ok"] is None
+
+    manager(path, question)
+
+
+def test_waiting_ends_with_the_move(path: Path):
+    service = FakeManager(endings=[{"ok": True, "state": "done"}])
+
+    def question(client: ManagerClient) -> dict[str, Any]:
+        return client.move(client.start_move(VM, "nve-b")["id"], wait_s=60)
+
+    began = time.monotonic()
+    assert manager(path, question, service)["ok"] is True
+    assert time.monotonic() - began < 30
+
+
+def test_a_starting_move_answers_202(path: Path):
+    body = '{"vm": "vm1", "to": "nve-b"}'
+    status, move = asking(
+        manager_api(FakeManager()), path, lambda: raw(path, request("POST", "/v1/moves", body))
+    )
+    assert (status, move["vni"]) == (202, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "body", "status"),
+    [
+        ("GET /v1/nothing", "", 404),
+        ("PUT /v1/moves", "", 405),
+        ("GET /v1/bindings/vm1?vni=x", "", 400),
+        ("GET /v1/bindings/vm1?vni=99999999", "", 400),
+        ("GET /v1/bindings/vm1?vni=1", "", 404),
+        ("GET /v1/bindings/a%20b", "", 400),
+        ("GET /v1/bindings/other", "", 404),
+        ("GET /v1/moves/none", "", 404),
+        ("GET /v1/moves/none?wait=0", "", 404),
+        ("GET /v1/moves/none?wait=nan", "", 400),
+        ("GET /v1/moves/none?wait=-1", "", 400),
+        ("POST /v1/moves", "", 400),
+        ("POST /v1/moves", "[]", 400),
+        ("POST /v1/moves", "{", 400),
+        ("POST /v1/moves", "[" * 100_000, 400),
+        ("POST /v1/moves", '{"vm": "vm1"}', 400),
+        ("POST /v1/moves", '{"vm": 1, "to": "nve-b"}', 400),
+        ("POST /v1/moves", '{"vm": "vm1", "to": "nve-b", "vni": "0"}', 400),
+        ("POST /v1/moves", '{"vm": "vm1", "to": "nve-b", "vni": true}', 400),
+        ("POST /v1/moves", '{"vm": "vm1", "to": "nve-b", "wait": 1}', 400),
+        ("POST /v1/moves", '{"vm": "vm1", "to": "nve-a"}', 409),
+        ("POST /v1/moves", '{"vm": "vm1", "to": "broken"}', 500),
+    ],
+)
+def test_every_refusal_is_json_with_a_remedy(path: Path, line: str, body: str, status: int):
+    method, target = line.split()
+    got, answer = asking(
+        manager_api(FakeManager()), path, lambda: raw(path, request(method, target, body))
+    )
+    assert got == status, answer
+    assert answer["error"]
+    assert answer["remedy"]
+
+
+def test_a_body_has_a_limit(path: Path):
+    body = '"' + "x" * (1 << 20) + '"'
+    with NveClient(path) as client:
+        error = asking(
+            nve_api(FakeNve()),
+            path,
+            lambda: failure(lambda: client.start_vm({"vm_id": "vm1", "pad": body})),
+        )
+    assert isinstance(error, BadRequest)
+
+
+def failure(call: Callable[[], object]) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        call()
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_the_client_raises_the_services_errors(path: Path):
+    def question(client: ManagerClient) -> None:
+        assert isinstance(failure(lambda: client.vm(VmKey(0, "no"))), NotFound)
+        assert isinstance(failure(lambda: client.start_move(VM, "nve-a")), Conflict)
+        assert isinstance(failure(lambda: client.start_move(VM, "down")), Unavailable)
+        error = failure(lambda: client.start_move(VM, "broken"))
+        assert type(error) is ApiError
+        assert "ZeroDivisionError" in error.message
+
+    manager(path, question)
+
+
+def test_names_are_quoted(path: Path):
+    strange = VmKey(3, "ä?&#%41;:@")
+    service = FakeManager()
+    service.held = [{**BINDING, "vni": 3, "vm": strange.vm_id}]
+    assert manager(path, lambda client: client.binding(strange), service)["vm"] == strange.vm_id
+
+
+def test_the_nves_answers(path: Path):
+    definition = {"vm_id": "vm1", "vni": 0, "kind": "qemu", "interfaces": []}
+
+    def question(client: NveClient) -> None:
+        assert client.status()["role"] == "nve"
+        assert client.vms() == []
+        assert client.start_vm(definition)["phase"] == "serving"
+        assert [vm["vm"] for vm in client.vms()] == ["vm1"]
+        assert isinstance(failure(lambda: client.start_vm({**definition, "kind": "x"})), BadRequest)
+        assert isinstance(failure(lambda: client.start_vm({"vm_id": ""})), ApiError)
+        assert client.stop_vm(VM)["vm"] == "vm1"
+        assert isinstance(failure(lambda: client.stop_vm(VM)), NotFound)
+
+    nve(path, question)
+
+
+def test_path_and_definition_must_agree(path: Path):
+    status, answer = asking(
+        nve_api(FakeNve()), path, lambda: raw(path, request("PUT", "/v1/vms/a", '{"vm_id": "b"}'))
+    )
+    assert status == 400
+    assert "path" in answer["error"]
+
+
+def test_statuses_of_other_errors():
+    assert status_of(ConfigError("x")) == 400
+    assert status_of(HypervisorError("x")) == 503
+    assert status_of(ApiError("x")) == 503
+    assert status_of(NotFound("x")) == 404
+
+
+# --- the socket ---
+
+
+def mode_of(path: Path) -> int | None:
+    return stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+
+
+def test_the_socket_has_its_mode_and_goes(path: Path):
+    async def run() -> None:
+        before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+        async with serve(manager_api(FakeManager()), path):
+            assert mode_of(path) == 0o660
+            assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        assert mode_of(path) is None
+
+    asyncio.run(run())
+
+
+def test_a_stale_socket_is_replaced(path: Path):
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    assert path.exists()
+    assert manager(path, lambda client: client.status())["role"] == "manager"
+
+
+def test_a_live_socket_is_refused(path: Path):
+    async def run() -> None:
+        async with serve(manager_api(FakeManager()), path):
+            with pytest.raises(Conflict, match="another daemon"):
+                async with serve(manager_api(FakeManager()), path):
+                    pass
+            with ManagerClient(path) as client:
+                assert await asyncio.to_thread(client.status)
+
+    asyncio.run(run())
+
+
+def test_a_file_in_the_way_is_kept(path: Path):
+    path.write_text("precious")
+    with pytest.raises(Conflict, match="no socket"):
+        manager(path, lambda client: client.status())
+    assert path.read_text() == "precious"
+
+
+def test_a_path_that_is_too_long(tmp_path: Path):
+    with pytest.raises(Unavailable, match="too long"):
+        manager(tmp_path / ("x" * 110), lambda client: client.status())
+
+
+def test_shutting_down_does_not_wait_for_those_who_wait(path: Path):
+    async def run() -> ApiError:
+        service = FakeManager()
+        with ManagerClient(path) as client:
+            async with asyncio.TaskGroup() as group:
+                async with serve(manager_api(service), path):
+                    move = await asyncio.to_thread(client.start_move, VM, "nve-b")
+                    asked = group.create_task(
+                        asyncio.to_thread(failure, lambda: client.move(move["id"], wait_s=600))
+                    )
+                    await service.waiting.wait()
+                    began = time.monotonic()
+                assert time.monotonic() - began < 10
+        return asked.result()
+
+    assert isinstance(asyncio.run(run()), ApiError)
+
+
+def test_the_bodys_error_comes_out_as_it_is(path: Path):
+    async def run() -> None:
+        async with serve(manager_api(FakeManager()), path):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        asyncio.run(run())
+    assert not path.exists()
+
+
+def test_cancelling_the_daemon_closes_the_api(path: Path):
+    async def run() -> None:
+        started = asyncio.Event()
+
+        async def daemon() -> None:
+            async with serve(manager_api(FakeManager()), path):
+                started.set()
+                await asyncio.Event().wait()
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(daemon())
+            await started.wait()
+            task.cancel()
+        assert task.cancelled()
+        assert mode_of(path) is None
+
+    asyncio.run(run())
+
+
+# --- no daemon ---
+
+
+def test_no_daemon_is_an_error_with_a_remedy(path: Path):
+    with ManagerClient(path) as client:
+        error = failure(client.status)
+        assert "no such socket" in error.message
+        assert "vmmob manager run" in error.remedy
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(path))
+        assert "nobody listens" in failure(client.status).message
+        path.unlink()
+        path.write_text("")
+        assert "no socket" in failure(client.status).message
+
+
+def test_another_server_is_an_error_with_a_remedy(path: Path):
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"<html>"})
+
+    with NveClient(path) as client:
+        assert "no JSON" in asking(other, path, lambda: failure(client.status)).message
