@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmmobility.drivers.hypervisor.definition import ENCODED_LIMIT, decode, encode, load
+from vmmobility.drivers.hypervisor.interface import VmDefinition
+from vmmobility.errors import ConfigError, DecodeError
+from vmmobility.wire.values import Interface, VmKey
+
+DEFINITION = VmDefinition(
+    VmKey(0, "web-1"),
+    "qemu",
+    (
+        Interface(
+            bytes.fromhex("525400000001"),
+            (ip_network("10.1.0.5/32"), ip_network("fd01::5/128")),
+        ),
+        Interface(bytes.fromhex("525400000002"), (ip_network("10.2.0.8/29"),)),
+    ),
+    vcpus=2,
+    memory_mib=256,
+    machine={"kernel": "/boot/vmlinuz", "initrd": "/boot/initrd", "append": "quiet"},
+)
+
+TOML = """
+vm_id = "web-1"
+kind = "qemu"
+vcpus = 2
+memory_mib = 256
+
+[machine]
+kernel = "/boot/vmlinuz"
+initrd = "/boot/initrd"
+append = "quiet"
+
+[[interface]]
+mac = "52:54:00:00:00:01"
+addresses = ["10.1.0.5/32", "fd01::5/128"]
+
+[[interface]]
+mac = "52:54:00:00:00:02"
+addresses = ["10.2.0.8/29"]
+"""
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    return {**json.loads(encode(DEFINITION)), **changes}
+
+
+def interface(**changes: Any) -> dict[str, Any]:
+    return {"mac": "52:54:00:00:00:01", "addresses": ["10.1.0.5/32"], **changes}
+
+
+def test_what_is_encoded_is_decoded() -> None:
+    assert decode(encode(DEFINITION)) == DEFINITION
+
+
+def test_equal_definitions_have_equal_bytes_without_white_space() -> None:
+    assert encode(decode(encode(DEFINITION))) == encode(DEFINITION)
+    assert b" " not in encode(DEFINITION)
+
+
+def test_a_toml_file_gives_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "web-1.toml"
+    path.write_text(TOML)
+    assert load(path) == DEFINITION
+
+
+def test_defaults() -> None:
+    lean = {"vm_id": "a", "machine": {"kernel": "/k"}, "interface": [interface()]}
+    found = decode(json.dumps(lean).encode())
+    assert (found.vm.vni, found.kind, found.vcpus, found.memory_mib) == (0, "qemu", 1, 128)
+
+
+WRONG = [
+    ("vm_id", {"vm_id": ""}),
+    ("vm_id", {"vm_id": 5}),
+    ("vm_id", {"vm_id": "ü" * 128}),
+    ("vm_id", {"vm_id": "a\nb"}),
+    ("vni", {"vni": -1}),
+    ("vni", {"vni": 1 << 24}),
+    ("vni", {"vni": True}),
+    ("kind", {"kind": "xen"}),
+    ("kind", {"kind": []}),
+    ("vcpus", {"vcpus": 0}),
+    ("vcpus", {"vcpus": 1.5}),
+    ("memory_mib", {"memory_mib": "128"}),
+    ("colour", {"colour": "red"}),
+    ("machine", {"machine": []}),
+    ("machine.kernel", {"machine": {}}),
+    ("machine.append", {"machine": {"kernel": "/k", "append": 1}}),
+    ("machine.disk", {"machine": {"kernel": "/k", "disk": "/d"}}),
+    ("interface", {"interface": []}),
+    ("interface", {"interface": {"mac": "52:54:00:00:00:01"}}),
+    ("interface", {"interface": [interface()] * 17}),
+    ("interface[0]", {"interface": [3]}),
+    ("interface[0].mtu", {"interface": [interface(mtu=9000)]}),
+    ("interface[0].mac", {"interface": [interface(mac="52:54:00:00:00")]}),
+    ("interface[0].mac", {"interface": [interface(mac="01:00:5e:00:00:01")]}),
+    ("interface[0].mac", {"interface": [interface(mac=None)]}),
+    ("interface[0].addresses", {"interface": [interface(addresses=[])]}),
+    ("interface[0].addresses", {"interface": [interface(addresses=["10.1.0.5/24"])]}),
+    ("interface[0].addresses", {"interface": [interface(addresses=["ff02::1/128"])]}),
+    ("interface[0].addresses", {"interface": [interface(addresses=["0.0.0.0/0"])]}),
+    ("interface[0].addresses", {"interface": [interface(addresses=["10.1.0.5/32"] * 2)]}),
+    ("interface[0].addresses", {"interface": [interface(addresses=[167837701])]}),
+    ("interface[1].mac", {"interface": [interface(), interface()]}),
+]
+
+
+@pytest.mark.parametrize(("key", "changes"), WRONG)
+def test_a_wrong_key_is_named(key: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode(json.dumps(document(**changes)).encode())
+    assert f"VM definition: {key}: " in caught.value.message
+    assert caught.value.reason == "definition"
+
+
+@pytest.mark.parametrize("text", ["", "vm_id = ", 'vm_id = "a"\nvcpus = 0\n'])
+def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "vm.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"vm\.toml"):
+        load(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read"):
+        load(tmp_path / "absent.toml")
+
+
+def test_more_than_the_limit_is_refused_unread() -> None:
+    with pytest.raises(DecodeError, match="octets"):
+        decode(b" " * (ENCODED_LIMIT + 1))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_definition_or_a_decode_error(data: bytes) -> None:
+    with suppress(DecodeError):
+        decode(data)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(document())), JSON))
+def test_any_values_give_a_definition_or_a_decode_error(changes: dict[str, Any]) -> None:
+    with suppress(DecodeError):
+        decode(json.dumps(document(**changes)).encode())
