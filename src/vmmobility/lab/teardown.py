@@ -44,7 +44,6 @@ def tear_down(info: LabInfo) -> list[str]:
         _signal(info, sign)
         deadline = time.monotonic() + patience_s
         while processes(info) and time.monotonic() < deadline:
-            _reap()
             time.sleep(0.02)
         if not processes(info):
             break
@@ -85,12 +84,3 @@ def _signal(info: LabInfo, sign: signal.Signals) -> None:
             os.kill(pid, sign)
         except ProcessLookupError:
             continue
-
-
-def _reap() -> None:
-    """Collect ended children that nobody waits for (a zombie has no command line any more)."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass

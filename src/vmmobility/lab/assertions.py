@@ -1,0 +1,184 @@
+"""Judging a scenario's assertions against a running lab.
+
+Each judge answers "" if it is so, else what it saw instead.  Not here: waiting for it (steps.py).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vmmobility.errors import ApiError, LabError
+from vmmobility.lab.counting import LATE_NS, Window, count_tcp, count_udp
+from vmmobility.lab.inside import udp_ask
+from vmmobility.lab.lab_run import LabRun
+from vmmobility.lab.probe import ECHO_PORT
+from vmmobility.lab.route_recorder import kind_of
+from vmmobility.lab.scenario import Assertion
+from vmmobility.lab.soundness import examine
+from vmmobility.wire.values import FAMILIES
+
+ROUTE_PROTOCOL = "77"
+_ANSWER_S = 3.0
+
+
+def judge(run: LabRun, what: Assertion) -> str:
+    """ "" if the assertion holds now, else what was seen instead."""
+    try:
+        return _JUDGES[what.what](run, what)
+    except (ApiError, LabError) as error:
+        return error.message
+
+
+def _no_loss(run: LabRun, what: Assertion) -> str:
+    asked_ns = time.time_ns()
+    while True:
+        counts = [
+            (pair, version, count_udp(run.probes.udp(pair, version), Window(0, asked_ns),
+                                      time.time_ns()))
+            for pair in run.probes.pairs
+            for version in FAMILIES
+        ]  # fmt: skip
+        if not any(c.pending for _, _, c in counts) or time.time_ns() > asked_ns + 2 * LATE_NS:
+            break
+        time.sleep(0.1)
+    lost = sum(count.lost for _, _, count in counts)
+    seen = [f"{p.correspondent} to {p.vm} IPv{v}: {c.lost} of {c.sent}"
+            for p, v, c in counts if c.lost]  # fmt: skip
+    return f"{lost} probes lost ({'; '.join(seen)})" if lost > what.maximum else ""
+
+
+def _no_broken_tcp(run: LabRun, what: Assertion) -> str:
+    window = Window(0, time.time_ns())
+    broken = [
+        f"{pair.correspondent} to {pair.vm} IPv{version}"
+        for pair in run.probes.pairs
+        for version in FAMILIES
+        if not count_tcp(run.probes.tcp(pair, version), window).survived
+    ]
+    return f"broken TCP sessions: {', '.join(broken)}" if broken else ""
+
+
+def _serving(run: LabRun, what: Assertion) -> str:
+    for entry in run.lab.daemons.ask(what.node, "GET", "/v1/vms"):
+        if entry.get("vm") == what.vm:
+            forwarding = entry.get("forwarding")
+            return "" if forwarding == "local" else f"{what.node} forwards {forwarding}"
+    return f"{what.node} does not know {what.vm}"
+
+
+def _binding(run: LabRun, what: Assertion) -> str:
+    daemons = run.lab.daemons
+    found = daemons.ask(daemons.manager, "GET", f"/v1/bindings/{what.vm}?vni=0")
+    entry = found[0] if isinstance(found, list) and found else found
+    nve = entry.get("nve") if isinstance(entry, dict) else None
+    return "" if nve == what.node else f"the manager binds {what.vm} to {nve}"
+
+
+def our_routes(run: LabRun, node: str) -> list[dict[str, Any]]:
+    """Every route of ours (by its protocol number) in a node's kernel, all tables."""
+    found = []
+    for family in ("-4", "-6"):
+        command = ["ip", "-n", run.lab.spaces.name(node), "-j", family, "route", "show",
+                   "table", "all", "proto", ROUTE_PROTOCOL]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found += json.loads(done.stdout or "[]")
+    return found
+
+
+def _vm_routes(run: LabRun, node: str, vm: str) -> dict[str, str]:
+    """address -> kind of the node's route to it, main table."""
+    addresses = dict.fromkeys(run.lab.addresses(vm), "none")
+    ends = [link.end(node) for link in run.lab.fabric.links]
+    interfaces = [end.interface for end in ends if end is not None]
+    for route in our_routes(run, node):
+        address = str(route.get("dst", "")).split("/")[0]
+        if address in addresses and route.get("table", "main") in ("main", 254):
+            addresses[address] = kind_of(str(route.get("dev", "")), interfaces)
+    return addresses
+
+
+def _route(run: LabRun, what: Assertion) -> str:
+    seen = _vm_routes(run, what.node, what.vm)
+    if all(kind == what.via for kind in seen.values()):
+        return ""
+    return f"{what.node} routes " + ", ".join(f"{a}: {kind}" for a, kind in seen.items())
+
+
+def _only_serving_route(run: LabRun, what: Assertion) -> str:
+    daemons = run.lab.daemons
+    found = daemons.ask(daemons.manager, "GET", f"/v1/bindings/{what.vm}?vni=0")
+    entry = found[0] if isinstance(found, list) and found else found
+    serving = entry.get("nve")
+    problems = []
+    for node in run.lab.fabric.nodes:
+        if node.kind not in ("nve", "router"):
+            continue
+        wanted = "local" if node.name == serving else "none"
+        seen = _vm_routes(run, node.name, what.vm)
+        problems += [f"{node.name}: {a} is {k}" for a, k in seen.items() if k != wanted]
+        if node.kind == "nve" and node.name != serving:
+            known = [e for e in daemons.ask(node.name, "GET", "/v1/vms") if e["vm"] == what.vm]
+            problems += [f"{node.name} still holds an entry ({e.get('phase')})" for e in known]
+    return "; ".join(problems)
+
+
+def _reachable(run: LabRun, what: Assertion) -> str:
+    names = {vm.name for vm in run.lab.fabric.vms}
+    source = run.lab.spaces.name(what.source)
+    for version in FAMILIES:
+        if what.vm in names:
+            address = str(run.lab.fabric.vm(what.vm).address(version))
+            udp_ask(source, address, ECHO_PORT, b"reachable?", _ANSWER_S)
+            continue
+        address = str(run.lab.fabric.first_end(what.vm).address(version))
+        command = ["ip", "netns", "exec", source, "ping", "-c1", "-W2", address]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode != 0:
+            return f"{what.source} does not reach {address}"
+    return ""
+
+
+def _command(run: LabRun, what: Assertion) -> str:
+    done = run.command(what.node, what.command)
+    output = (done.stdout + done.stderr).strip()
+    if done.returncode == 0 and what.contains in done.stdout:
+        return ""
+    return f"`{' '.join(what.command)}` in {what.node}: status {done.returncode}: {output[:200]}"
+
+
+def _event(run: LabRun, what: Assertion) -> str:
+    for event in run.lab.logbook.events():
+        if event.name == what.event and what.node in ("", event.node):
+            if event.ts_ns >= run.last_request_ns:
+                return ""
+    return f"no event {what.event} yet"
+
+
+def _moves_done(run: LabRun, what: Assertion) -> str:
+    open_moves = [f"{move.vm} to {move.target}" for move in run.moves if not run.settle(move)]
+    return f"still moving: {', '.join(open_moves)}" if open_moves else ""
+
+
+def _sound(run: LabRun, what: Assertion) -> str:
+    asker = run.asker(what.vm)
+    verdict = examine(asker, run.lab.addresses(what.vm)[0], None, None)
+    return "" if verdict.sound else verdict.reason
+
+
+_JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
+    "no-loss": _no_loss,
+    "no-broken-tcp": _no_broken_tcp,
+    "serving": _serving,
+    "binding": _binding,
+    "route": _route,
+    "only-serving-route": _only_serving_route,
+    "reachable": _reachable,
+    "command": _command,
+    "event": _event,
+    "moves-done": _moves_done,
+    "sound": _sound,
+}

@@ -1,0 +1,182 @@
+"""One run of a scenario in a lab: its probes, its moves, and the asking for them.
+
+Not here: the order of steps (steps.py), judging (assertions.py), reporting (findings.py).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmmobility.errors import ApiError, LabError
+from vmmobility.lab.correspondents import Correspondents
+from vmmobility.lab.laboratory import Laboratory
+from vmmobility.lab.scenario import Move, Scenario
+from vmmobility.lab.soundness import Soundness, examine, qemu_cpu
+from vmmobility.lab.traffic_poller import TrafficPoller
+
+_COMMAND_S = 60.0
+
+
+@dataclass(slots=True)
+class MoveRecord:
+    """A move that was asked for.  ok is None while it goes on."""
+
+    number: int
+    vm: str
+    source: str
+    target: str
+    expected: str
+    requested_ns: int
+    deadline_s: float
+    move_id: str = ""
+    ok: bool | None = None
+    reason: str = ""
+    ended_ns: int = 0
+    answer: dict[str, Any] = field(default_factory=dict)
+    soundness: Soundness | None = None
+
+
+class LabRun:
+    """The state of one run."""
+
+    def __init__(self, lab: Laboratory, scenario: Scenario, number: int, first_move: int) -> None:
+        self.lab = lab
+        self.scenario = scenario
+        self.number = number
+        self.probes = Correspondents(lab.info.folder / "probes" / str(number), scenario.probes)
+        moved = frozenset(move.vm for move in scenario.moves())
+        self.poller = TrafficPoller(lab.daemons, moved)
+        self.moves: list[MoveRecord] = []
+        self.cpu_before: dict[str, float | None] = {}
+        self.begun_ns = time.time_ns()
+        self.ended_ns = 0
+        self._first_move = first_move
+
+    @property
+    def last_request_ns(self) -> int:
+        """When the last move was asked for (or the run began)."""
+        return self.moves[-1].requested_ns if self.moves else self.begun_ns
+
+    def start(self) -> None:
+        """Probes on, levels noted."""
+        pairs = self.probes.pairs
+        spaces = {p.correspondent: self.lab.spaces.name(p.correspondent) for p in pairs}
+        self.probes.start(spaces, {p.vm: self.lab.addresses(p.vm) for p in pairs})
+        self.lab.say(f"{len(spaces)} correspondents talk to {len({p.vm for p in pairs})} VM(s), "
+                     "UDP every 5 ms and TCP, IPv4 and IPv6")  # fmt: skip
+        for vm in self.lab.fabric.vms:
+            if vm.kind == "guest":
+                home = self.place_of(vm.name) or vm.home
+                self.cpu_before[vm.name] = qemu_cpu(self.lab.spaces.name(home))
+        self.poller.start()
+
+    def stop(self) -> None:
+        """2 s after the last move's end, stop the probes."""
+        last_ns = max((move.ended_ns for move in self.moves), default=0)
+        time.sleep(max(0.0, (last_ns + 2_000_000_000 - time.time_ns()) / 1e9))
+        self.ended_ns = time.time_ns()
+        self.probes.stop()
+        self.poller.stop()
+        self.lab.logbook.read()
+
+    def abort(self) -> None:
+        """The run is over early: stop what it started."""
+        self.probes.stop()
+
+    def place_of(self, vm: str) -> str:
+        """The NVE to which the manager binds the VM, or ""."""
+        daemons = self.lab.daemons
+        try:
+            found = daemons.ask(daemons.manager, "GET", f"/v1/bindings/{vm}?vni=0")
+        except ApiError:
+            return ""
+        entry = found[0] if isinstance(found, list) and found else found
+        return str(entry.get("nve") or "") if isinstance(entry, dict) else ""
+
+    def asker(self, vm: str) -> str:
+        """A namespace from which that VM is asked things."""
+        for pair in self.probes.pairs:
+            if pair.vm == vm:
+                return self.lab.spaces.name(pair.correspondent)
+        return self.lab.spaces.name(self.lab.daemons.manager)
+
+    def request(self, step: Move) -> MoveRecord:
+        """Ask the manager for a move."""
+        daemons = self.lab.daemons
+        source = self.place_of(step.vm)
+        number = self._first_move + len(self.moves)
+        deadline_s = time.monotonic() + step.timeout_s
+        record = MoveRecord(number, step.vm, source, step.to, step.expect, time.time_ns(),
+                            deadline_s)  # fmt: skip
+        self.moves.append(record)
+        self.lab.say(f"move {number}: {step.vm} from {source or '?'} to {step.to}")
+        body = {"vm": step.vm, "vni": 0, "to": step.to}
+        try:
+            record.answer = daemons.ask(daemons.manager, "POST", "/v1/moves", body)
+            record.move_id = str(record.answer["id"])
+        except ApiError as error:
+            record.ok, record.reason = False, error.message
+            record.ended_ns = time.time_ns()
+        return record
+
+    def settle(self, record: MoveRecord, wait_s: float = 0.0) -> bool:
+        """Whether the move has ended, waiting up to `wait_s`; afterwards the guest is examined."""
+        if record.ok is None:
+            self._ask_for_end(record, wait_s)
+        if record.ok is not None and record.soundness is None:
+            self._examine(record)
+        return record.ok is not None
+
+    def _ask_for_end(self, record: MoveRecord, wait_s: float) -> None:
+        daemons = self.lab.daemons
+        try:
+            target = f"/v1/moves/{record.move_id}?wait={wait_s:g}"
+            record.answer = daemons.ask(daemons.manager, "GET", target, timeout_s=wait_s + 10)
+        except ApiError as error:
+            record.reason = error.message
+            time.sleep(0.2)
+        ok = record.answer.get("ok")
+        if isinstance(ok, bool):
+            record.ok = ok
+            record.reason = str(record.answer.get("reason") or "")
+        elif time.monotonic() > record.deadline_s:
+            record.ok = False
+            record.reason = record.reason or "it has not ended in time"
+        if record.ok is not None:
+            record.ended_ns = time.time_ns()
+
+    def wait_for(self, record: MoveRecord) -> None:
+        """Wait for the move's end; LabError if it is not the one expected."""
+        while not self.settle(record, wait_s=1.0):
+            pass
+        wanted = {"ok": True, "fail": False}.get(record.expected)
+        if wanted is not None and record.ok is not wanted:
+            went = "succeeded" if record.ok else f"failed: {record.reason}"
+            raise LabError(f"move {record.number} of {record.vm} to {record.target} {went}",
+                           f"the scenario expects it to {record.expected}")  # fmt: skip
+
+    def _examine(self, record: MoveRecord) -> None:
+        vm = self.lab.fabric.vm(record.vm)
+        cpu = None
+        if vm.kind == "guest":
+            place = record.target if record.ok else record.source
+            cpu = qemu_cpu(self.lab.spaces.name(place))
+        address = self.lab.addresses(record.vm)[0]
+        before = self.cpu_before.get(record.vm)
+        record.soundness = examine(self.asker(record.vm), address, cpu, before)
+        if not record.soundness.sound:
+            self.lab.say(f"{record.vm} is not sound: {record.soundness.reason}")
+
+    def command(self, node: str, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command in a node's namespace."""
+        command = ["ip", "netns", "exec", self.lab.spaces.name(node), *words]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S,
+                                  check=False)  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"`{' '.join(words)}` in {node} has not ended",
+                           f"it had {_COMMAND_S:g} s") from error  # fmt: skip

@@ -1,0 +1,184 @@
+"""The report of a scenario's runs as values, and as the JSON that programs read.
+
+Field names are docs/lab.md's contract.  Not here: how it looks (report_text.py, report_html.py).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """One correspondent's UDP probes of one family in one move's window."""
+
+    correspondent: str
+    family: str
+    sent: int
+    lost: int
+    duplicated: int
+    longest_gap_ms: float
+    gap_beyond_stop_ms: float | None
+    gap_start_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class TcpReport:
+    """All TCP sessions to the VM in one move's window."""
+
+    sessions: int
+    survived: int
+    longest_stall_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class GuestReport:
+    """What the guest went through."""
+
+    downtime_ms: float | None
+    stop_to_resume_ms: float | None
+    total_ms: float | None
+    sound: bool
+    bad_pages: int | None
+    memory_pages: int | None
+    cpu: float | None
+    cpu_before: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlReport:
+    """What the control plane took."""
+
+    registered_ms: float | None
+    redirected_ms: float | None
+    redirect_to_stop_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteReport:
+    """A node's route to the VM, in ms since the move was asked for; None: beyond the window."""
+
+    node: str
+    family: str
+    via: str
+    text: str
+    from_ms: float | None
+    to_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MoveReport:
+    """One move; its window runs from its request to the next one's."""
+
+    number: int
+    run: int
+    vm: str
+    source: str
+    target: str
+    mode: str
+    ok: bool
+    reason: str
+    expected: str
+    started_ns: int
+    window_ms: float
+    probes: tuple[ProbeReport, ...]
+    tcp: TcpReport
+    guest: GuestReport
+    control: ControlReport
+    queue_peak: int | None
+    relayed: int
+    phases: tuple[dict[str, Any], ...]
+    routes: tuple[RouteReport, ...]
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The move with the names of the format."""
+        data = asdict(self)
+        data["from"], data["to"] = data.pop("source"), data.pop("target")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that `vmmob lab run` found out."""
+
+    scenario: str
+    description: str
+    fabric: str
+    runs: int
+    started_ns: int
+    duration_s: float
+    failures: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    moves: tuple[MoveReport, ...]
+    steps: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """All steps went as the scenario wants it, and nothing of ours is left."""
+        return not self.failures and not self.leftovers
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "format": FORMAT,
+            "scenario": self.scenario,
+            "description": self.description,
+            "fabric": self.fabric,
+            "ok": self.ok,
+            "runs": self.runs,
+            "started_ns": self.started_ns,
+            "duration_s": round(self.duration_s, 3),
+            "failures": list(self.failures),
+            "leftovers": list(self.leftovers),
+            "summary": self.summary(),
+            "moves": [move.as_json() for move in self.moves],
+            "steps": list(self.steps),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Totals over all moves, and medians of what varies."""
+        probes = [probe for move in self.moves for probe in move.probes]
+        return {
+            "moves": len(self.moves),
+            "moves_ok": sum(move.ok for move in self.moves),
+            "sound": sum(move.guest.sound for move in self.moves),
+            "sent": sum(probe.sent for probe in probes),
+            "lost": sum(probe.lost for probe in probes),
+            "duplicated": sum(probe.duplicated for probe in probes),
+            "tcp_sessions": sum(move.tcp.sessions for move in self.moves),
+            "tcp_survived": sum(move.tcp.survived for move in self.moves),
+            "relayed": sum(move.relayed for move in self.moves),
+            "median": {
+                "longest_gap_ms": _median(max_gap(move) for move in self.moves),
+                "gap_beyond_stop_ms": _median(
+                    probe.gap_beyond_stop_ms for probe in probes
+                ),
+                "longest_stall_ms": _median(move.tcp.longest_stall_ms for move in self.moves),
+                "downtime_ms": _median(move.guest.downtime_ms for move in self.moves),
+                "stop_to_resume_ms": _median(m.guest.stop_to_resume_ms for m in self.moves),
+                "total_ms": _median(move.guest.total_ms for move in self.moves),
+                "registered_ms": _median(move.control.registered_ms for move in self.moves),
+                "redirected_ms": _median(move.control.redirected_ms for move in self.moves),
+                "redirect_to_stop_ms": _median(
+                    move.control.redirect_to_stop_ms for move in self.moves
+                ),
+                "queue_peak": _median(move.queue_peak for move in self.moves),
+            },
+        }  # fmt: skip
+
+
+def max_gap(move: MoveReport) -> float | None:
+    """The longest gap of all the move's probes."""
+    return max((probe.longest_gap_ms for probe in move.probes), default=None)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 3) if known else None

@@ -1,0 +1,155 @@
+"""`vmmob lab run`: a scenario from fabric up to report, however it ends.
+
+Tear-down happens on the normal way, on a failure, on SIGINT and on SIGTERM.  Labs of earlier
+runs whose owner was killed are swept first.  Not here: the steps (steps.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vmmobility.errors import LabError, VmMobilityError
+from vmmobility.lab import teardown
+from vmmobility.lab.findings import move_reports
+from vmmobility.lab.lab_run import LabRun
+from vmmobility.lab.laboratory import Laboratory, build
+from vmmobility.lab.narrator import Say
+from vmmobility.lab.report import MoveReport, Report
+from vmmobility.lab.scenario import Scenario
+from vmmobility.lab.steps import Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run: how often, where raw files go, whether the lab stays."""
+
+    repeat: int = 1
+    raw: Path | None = None
+    keep: bool = False
+
+
+@dataclass(slots=True)
+class _Campaign:
+    """What the runs have found so far."""
+
+    moves: list[MoveReport] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    runs: int = 0
+    lab: Laboratory | None = None
+
+
+def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
+    """Run it as often as asked; the report says how it went.  KeyboardInterrupt after tear-down."""
+    for swept in teardown.sweep():
+        say(f"swept the abandoned lab {swept.lab_id} ({swept.name})")
+    if options.raw is not None:
+        options.raw.mkdir(parents=True, exist_ok=True)
+    started_ns, begun = time.time_ns(), time.monotonic()
+    campaign = _Campaign()
+    with _interruptible():
+        try:
+            for number in range(1, options.repeat + 1):
+                if options.repeat > 1:
+                    say(f"run {number} of {options.repeat}")
+                _one_run(scenario, number, options, campaign, say)
+        except VmMobilityError as error:
+            campaign.failures.append(str(error))
+            say(f"failed: {error}")
+        finally:
+            _close(campaign, options, say)
+    return Report(
+        scenario=scenario.name,
+        description=scenario.description,
+        fabric=scenario.fabric.name,
+        runs=campaign.runs,
+        started_ns=started_ns,
+        duration_s=time.monotonic() - begun,
+        failures=tuple(campaign.failures),
+        leftovers=tuple(campaign.leftovers),
+        moves=tuple(campaign.moves),
+        steps=tuple(campaign.results),
+    )
+
+
+def _one_run(
+    scenario: Scenario, number: int, options: Options, campaign: _Campaign, say: Say
+) -> None:
+    if campaign.lab is None:
+        campaign.lab = build(scenario.fabric, scenario.name, owned=True, say=say)
+    run = LabRun(campaign.lab, scenario, number, len(campaign.moves) + 1)
+    steps = Steps(run)
+    try:
+        run.start()
+        steps.carry_out(scenario.steps)
+        run.stop()
+    except BaseException:
+        run.abort()
+        raise
+    campaign.runs += 1
+    campaign.moves += move_reports(run, options.raw)
+    campaign.failures += steps.failures
+    campaign.results += steps.results
+    at_home = all(run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms)
+    last = number == options.repeat
+    if not last and (steps.failures or not at_home):
+        _keep_logs(campaign.lab, options, number)
+        say("the scenario does not end where it began: the fabric is built anew")
+        campaign.leftovers += campaign.lab.down()
+        campaign.lab = None
+
+
+def _close(campaign: _Campaign, options: Options, say: Say) -> None:
+    if campaign.lab is None:
+        return
+    _keep_logs(campaign.lab, options, campaign.runs)
+    if options.keep:
+        campaign.lab.info = replace(campaign.lab.info, owner=0, owner_started=0)
+        campaign.lab.info.save()
+        say(
+            f"the lab {campaign.lab.info.lab_id} is kept: vmmob lab down {campaign.lab.info.lab_id}"
+        )
+        return
+    campaign.leftovers += campaign.lab.down()
+
+
+def _keep_logs(lab: Laboratory, options: Options, number: int) -> None:
+    """The daemons' logs and the route recordings, beside the raw files."""
+    if options.raw is None:
+        return
+    for path in [*lab.info.folder.glob("nodes/*/log.json"),
+                 *lab.info.folder.glob("nodes/*/stderr.txt")]:  # fmt: skip
+        target = options.raw / "logs" / f"run-{number}" / f"{path.parent.name}-{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            shutil.copy2(path, target)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt once; during tear-down more of them do nothing."""
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not seen:
+            seen.append(number)
+            raise KeyboardInterrupt
+
+    try:
+        old = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError as error:  # only the main thread hears signals
+        raise LabError("the lab does not run in the main thread", "call it from there") from error
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

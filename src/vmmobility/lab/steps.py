@@ -1,0 +1,133 @@
+"""Carrying out a scenario's steps, one after another.
+
+A failed assertion is noted and the run goes on; any other failed step ends the run.
+Not here: what assertions mean (assertions.py), moves (lab_run.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from signal import SIGTERM
+from typing import Any
+
+from vmmobility.errors import LabError, VmMobilityError
+from vmmobility.lab.assertions import judge
+from vmmobility.lab.faults import find_link
+from vmmobility.lab.lab_run import LabRun
+from vmmobility.lab.scenario import (
+    Assertion,
+    Exec,
+    Fault,
+    Kill,
+    Move,
+    Pause,
+    Repeat,
+    Start,
+    Step,
+)
+
+_POLL_S = 0.1
+
+
+class Steps:
+    """Runs steps and keeps what failed."""
+
+    def __init__(self, run: LabRun) -> None:
+        self._run = run
+        self._lab = run.lab
+        self.failures: list[str] = []
+        self.results: list[dict[str, Any]] = []
+        self._heal_at: list[tuple[float, str]] = []
+
+    def carry_out(self, steps: Sequence[Step]) -> None:
+        """All steps; what fails is in `failures`."""
+        try:
+            for step in steps:
+                self._one(step)
+            for record in self._run.moves:
+                self._run.wait_for(record)
+        except VmMobilityError as error:
+            self.failures.append(f"run {self._run.number}: {error}")
+            self._lab.say(f"the run ends here: {error}")
+            for record in self._run.moves:
+                self._run.settle(record)
+
+    def _one(self, step: Step) -> None:
+        self._heal_what_is_due()
+        match step:
+            case Move():
+                record = self._run.request(step)
+                if step.wait:
+                    self._run.wait_for(record)
+            case Pause():
+                self._pause(step.seconds)
+            case Kill():
+                self._lab.say(f"{step.signal.name} to {step.node}")
+                self._lab.daemons.kill(step.node, step.signal)
+            case Start():
+                self._start(step)
+            case Fault():
+                self._fault(step)
+            case Exec():
+                self._exec(step)
+            case Assertion():
+                self._assert(step)
+            case Repeat():
+                for _ in range(step.times):
+                    for inner in step.steps:
+                        self._one(inner)
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._heal_what_is_due()
+            time.sleep(min(left, _POLL_S))
+
+    def _start(self, step: Start) -> None:
+        if step.kill_first:
+            self._lab.daemons.kill(step.node, SIGTERM)
+        self._lab.daemons.start(step.node)
+        self._lab.daemons.wait_ready(step.node)
+        self._lab.say(f"{step.node} is started" + (" again" if step.kill_first else ""))
+
+    def _fault(self, step: Fault) -> None:
+        link = find_link(self._lab.fabric, step.link, "scenario")
+        if step.per_mille == 0:
+            self._lab.faults.heal(link)
+            self._lab.say(f"link {step.link} is healed")
+            return
+        self._lab.faults.drop(link, step.per_mille)
+        how = "cut" if step.per_mille == 1000 else f"losing {step.per_mille / 10:g} % each way"
+        self._lab.say(f"link {step.link} is {how}")
+        if step.seconds is not None:
+            self._heal_at.append((time.monotonic() + step.seconds, step.link))
+            self._pause(step.seconds)
+            self._heal_what_is_due()
+
+    def _heal_what_is_due(self) -> None:
+        due = [entry for entry in self._heal_at if entry[0] <= time.monotonic()]
+        for entry in due:
+            self._heal_at.remove(entry)
+            self._fault(Fault(entry[1], 0))
+
+    def _exec(self, step: Exec) -> None:
+        done = self._run.command(step.node, step.command)
+        if step.expect_status is not None and done.returncode != step.expect_status:
+            what = f"`{' '.join(step.command)}` in {step.node}: status {done.returncode}"
+            raise LabError(f"{what}: {done.stderr.strip()[:300]}", "any_status = true ignores it")
+
+    def _assert(self, step: Assertion) -> None:
+        begun = time.monotonic()
+        seen = judge(self._run, step)
+        while seen and time.monotonic() < begun + step.within_s:
+            self._pause(_POLL_S)
+            seen = judge(self._run, step)
+        waited = time.monotonic() - begun
+        name = " ".join(filter(None, [step.what, step.vm, step.node, step.via, step.event]))
+        self.results.append({"run": self._run.number, "assert": name, "ok": not seen,
+                             "seen": seen, "waited_s": round(waited, 3)})  # fmt: skip
+        if seen:
+            self.failures.append(f"run {self._run.number}: {name}: {seen}")
+        self._lab.say(f"assert {name}: " + (seen or "yes")
+                      + (f", after {waited:.1f} s" if waited > 1 else ""))  # fmt: skip
