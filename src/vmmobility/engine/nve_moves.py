@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmmobility.engine.binding_update_list import Entry
@@ -276,7 +277,8 @@ class NveMoves:
         if error:
             self._fail_request(entry, entry.came_from, Status.HYPERVISOR_FAILURE, error, now)
             return
-        self._answer_waiting(entry, options=(Endpoint(result["address"], result["port"]),))
+        endpoint = Endpoint(ip_address(result["address"]), result["port"])
+        self._answer_waiting(entry, options=(endpoint,))
 
     def _deliver(self, entry: Entry, received: Received, now: float) -> None:
         """From here on packets wait in the tap's queue; the relay to the source ends first."""

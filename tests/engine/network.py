@@ -1,0 +1,396 @@
+"""Real engines joined by an in-memory network on virtual time, with fakes for the world.
+
+A World has a manager and NVEs.  Time is a number that jumps from event to event; every choice of
+chance (loss, repetition, delay) comes from one seed, so a run repeats itself exactly.  A node's
+*daemon* can crash and restart from what was persisted, its machine can lose power; `interrupt`
+is asked before each output is carried out, so a campaign can crash a node between any two.
+
+After every event safety.py looks at all nodes.  Not here: the scenario language (conversation.py).
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from tests.engine import safety
+from tests.engine.fakes import Guest, Hypervisor, Kernel, Life, Pace
+from vmmobility.engine.binding_update_list import make_nve
+from vmmobility.engine.channel import Peer
+from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.nve import NveEngine, NveSettings
+from vmmobility.engine.outputs import (
+    CommandDone,
+    CountTraffic,
+    Endpoint,
+    Event,
+    Halt,
+    HypervisorOrder,
+    Order,
+    Output,
+    Persist,
+    Send,
+    SetDataPlane,
+)
+from vmmobility.wire.registry import UDP_PORT, Role
+from vmmobility.wire.values import Interface, Nve, VmKey
+
+MANAGER = "manager"
+COUNT_S = 1.0  # the pump counts redirected traffic so often
+
+
+@dataclass
+class Weather:
+    """What the network does to datagrams: chances from 0 to 1, delays in seconds."""
+
+    loss: float = 0.0
+    repetition: float = 0.0
+    delay_s: tuple[float, float] = (0.001, 0.001)
+
+
+@dataclass
+class Node:
+    """One machine.  life: counts daemon starts; what belongs to an earlier life is void."""
+
+    node_id: str
+    role: Role
+    nve: Nve
+    home: tuple[Any, ...]
+    kernel: Kernel
+    hypervisor: Hypervisor | None = None
+    disk: dict[str, Any] = field(default_factory=dict)
+    boot: int = 0
+    life: int = 0
+    manager: ManagerEngine | None = None
+    edge: NveEngine | None = None
+    wake: int = 0
+    carried: int = 0
+    counting: bool = False
+    fail_persist: bool = False
+
+    @property
+    def engine(self) -> ManagerEngine | NveEngine | None:
+        return self.manager or self.edge
+
+
+class World:
+    """The whole domain.  observe(node, what, value) is told of everything that happens."""
+
+    def __init__(
+        self,
+        nves: tuple[str, ...] = ("a", "b", "c"),
+        seed: int = 1,
+        weather: Weather | None = None,
+        persist_s: float = 0.001,
+        pace: Pace | None = None,
+        manager_settings: dict[str, Any] | None = None,
+        nve_settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.now = 0.0
+        self.chance = random.Random(seed)
+        self.weather = weather or Weather()
+        self.persist_s = persist_s
+        self.pace = pace or Pace()
+        self.manager_settings = manager_settings or {}
+        self.nve_settings = nve_settings or {}
+        self.cut: set[frozenset[str]] = set()
+        self.senders: set[tuple[str, VmKey]] = set()
+        self.addresses: dict[VmKey, tuple[Any, ...]] = {}
+        self.results: dict[int, CommandDone] = {}
+        self.events: list[tuple[float, str, Event]] = []
+        self.observe: Callable[[Node, str, Any], None] = lambda node, what, value: None
+        self.interrupt: Callable[[Node, Output], bool] = lambda node, output: False
+        self.watch: Callable[[World], None] = safety.check
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        self._commands = 0
+        self.nodes: dict[str, Node] = {}
+        for index, name in enumerate(nves, 1):
+            self._add(name, index, Role.NVE)
+        self._add(MANAGER, 99, Role.MANAGER)
+        self._by_address = {a: n for n in self.nodes.values() for a in n.nve.locators}
+        for node in self.nodes.values():
+            self.restart(node.node_id)
+
+    # ---- building ------------------------------------------------------------------------------
+
+    def _add(self, name: str, index: int, role: Role) -> None:
+        nve = make_nve(name, (ip_address(f"10.0.{index}.2"), ip_address(f"fd00:0:{index}::2")))
+        home = (ip_network(f"10.{index}.0.0/24"), ip_network(f"fd01:{index}::/64"))
+        node = self.nodes[name] = Node(name, role, nve, home, Kernel())
+        if role is Role.NVE:
+            node.hypervisor = Hypervisor(
+                nve,
+                self.later,
+                lambda vm, order, result, error: self._order_done(node, vm, order, result, error),
+                lambda vm, event, detail: self._reported(node, vm, event, detail),
+                self._waiting_guest,
+                self.pace,
+            )
+
+    def _waiting_guest(self, address: str, port: int) -> Guest | None:
+        node = self._by_address[ip_address(address)]
+        assert node.hypervisor is not None
+        for guest in node.hypervisor.guests.values():
+            if guest.port == port and guest.life is Life.WAITING:
+                return guest
+        return None
+
+    def _peer(self, one: str, other: str) -> Peer:
+        secret = "--".join(sorted((one, other))).encode().ljust(32, b".")
+        node = self.nodes[other]
+        endpoints = tuple(Endpoint(a, UDP_PORT) for a in node.nve.locators)
+        return Peer(other, node.role, endpoints, {1: secret}, 1)
+
+    def _make_engine(self, node: Node) -> None:
+        jitter = random.Random(f"{node.node_id}/{node.boot}")
+        state = json.loads(json.dumps(node.disk))
+        if node.role is Role.MANAGER:
+            peers = [self._peer(MANAGER, n) for n in self.nodes if n != MANAGER]
+            settings = ManagerSettings(MANAGER, **self.manager_settings)
+            node.manager = ManagerEngine(settings, peers, state, node.boot, jitter, self.now)
+        else:
+            peers = [self._peer(node.node_id, MANAGER)]
+            own = NveSettings(node.nve, node.home, **self.nve_settings)
+            node.edge = NveEngine(own, peers, state, node.boot, jitter)
+
+    # ---- time ----------------------------------------------------------------------------------
+
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._queue, (self.now + delay, self._number, action))
+
+    def step(self) -> None:
+        """The next event, then the look at safety."""
+        self.now, _, action = heapq.heappop(self._queue)
+        action()
+        self.watch(self)
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._queue and self._queue[0][0] <= end:
+            self.step()
+        self.now = end
+
+    def run_until(self, condition: Callable[[], object], limit_s: float = 120.0) -> None:
+        """Until the condition holds; AssertionError after limit_s of virtual time."""
+        end = self.now + limit_s
+        while not condition():
+            assert self._queue, "nothing will ever happen again"
+            assert self._queue[0][0] <= end, f"not within {limit_s} s"
+            self.step()
+
+    # ---- a node's life -------------------------------------------------------------------------
+
+    def crash(self, name: str) -> None:
+        """The daemon dies: the engine and what was not persisted are gone."""
+        node = self.nodes[name]
+        node.manager = node.edge = None
+        node.life += 1
+        self.observe(node, "crash", None)
+
+    def power_cut(self, name: str) -> None:
+        """The whole machine: its guests and routes are gone, too."""
+        node = self.nodes[name]
+        self.crash(name)
+        node.kernel.held.clear()
+        node.kernel.counters.clear()
+        if node.hypervisor is not None:
+            node.hypervisor.guests.clear()
+
+    def restart(self, name: str) -> None:
+        """A new daemon on what the disk holds, its boot number one higher and durable."""
+        node = self.nodes[name]
+        if node.engine is not None:
+            self.crash(name)
+        node.boot += 1
+        node.counting = False
+        self._make_engine(node)
+        if node.manager is not None:
+            node.manager.started(self.now)
+        elif node.edge is not None and node.hypervisor is not None:
+            wanted = node.edge.desired()
+            for vm in [vm for vm in node.kernel.held if vm not in wanted]:
+                del node.kernel.held[vm]
+            for state in wanted.values():
+                node.kernel.apply(state)
+            node.edge.started(node.hypervisor.running(), self.now)
+        self._pump(node)
+
+    def _alive(self, node: Node, life: int) -> bool:
+        return node.life == life and node.engine is not None
+
+    # ---- the pump ------------------------------------------------------------------------------
+
+    def feed(self, node: Node, action: Callable[[], None]) -> None:
+        """One input, then what it leads to."""
+        action()
+        self._pump(node)
+
+    def _pump(self, node: Node) -> None:
+        life = node.life
+        while node.engine is not None:
+            outputs = node.engine.flush()
+            if not outputs:
+                break
+            for output in outputs:
+                if self.interrupt(node, output):
+                    self.crash(node.node_id)
+                if not self._alive(node, life):
+                    return
+                node.carried += 1
+                self._carry_out(node, output)
+        self._set_timer(node)
+
+    def _set_timer(self, node: Node) -> None:
+        node.wake += 1
+        wake, life = node.wake, node.life
+        due = node.engine.next_timer() if node.engine else None
+        if due is not None:
+            self.later(max(0.0, due - self.now), lambda: self._wake(node, wake, life))
+        if node.edge is not None and node.edge.wants_traffic and not node.counting:
+            node.counting = True
+            self.later(COUNT_S, lambda: self._count(node, life))
+
+    def _wake(self, node: Node, wake: int, life: int) -> None:
+        engine = node.engine
+        if engine is not None and node.life == life and node.wake == wake:
+            self.feed(node, lambda: engine.timer(self.now))
+
+    def _count(self, node: Node, life: int) -> None:
+        edge = node.edge
+        if edge is None or node.life != life:
+            return
+        node.counting = False
+        for vm, counters in node.kernel.counters.items():
+            if (node.node_id, vm) in self.senders:
+                counters.redirected += 1
+        self.feed(node, lambda: edge.traffic(dict(node.kernel.counters), self.now))
+
+    def _carry_out(self, node: Node, output: Output) -> None:
+        self.observe(node, "output", output)
+        life = node.life
+        if isinstance(output, Send):
+            self._send(node, output)
+        elif isinstance(output, Persist):
+            changes = json.loads(json.dumps(output.changes))
+            self.later(self.persist_s, lambda: self._persisted(node, life, output.number, changes))
+        elif isinstance(output, SetDataPlane):
+            self.later(0.001, lambda: self._applied(node, life, output))
+        elif isinstance(output, HypervisorOrder):
+            assert node.hypervisor is not None
+            node.hypervisor.order(output)
+        elif isinstance(output, CountTraffic):
+            self.later(0.0, lambda: self._counted(node, life, output))
+        elif isinstance(output, CommandDone):
+            self.results[output.command] = output
+        elif isinstance(output, Event):
+            self.events.append((self.now, node.node_id, output))
+        elif isinstance(output, Halt):
+            self.crash(node.node_id)
+
+    def _persisted(self, node: Node, life: int, number: int, changes: list[Any]) -> None:
+        engine = node.engine
+        if engine is None or node.life != life:
+            return
+        if node.fail_persist:
+            node.fail_persist = False
+            self.feed(node, lambda: engine.persist_failed("No space left on device"))
+            return
+        for key, value in changes:
+            if value is None:
+                node.disk.pop(key, None)
+            else:
+                node.disk[key] = value
+        self.feed(node, lambda: engine.persisted(number))
+
+    def _applied(self, node: Node, life: int, output: SetDataPlane) -> None:
+        edge = node.edge
+        if edge is None or node.life != life:
+            return
+        failures = node.kernel.apply(output.state)
+        self.observe(node, "held", output.state if not failures else failures)
+        vm = output.state.vm
+        self.feed(node, lambda: edge.data_plane_applied(vm, output.tag, failures, self.now))
+
+    def _counted(self, node: Node, life: int, output: CountTraffic) -> None:
+        edge = node.edge
+        counters = node.kernel.counters.get(output.vm)
+        if edge is not None and node.life == life and counters is not None:
+            self.feed(
+                node, lambda: edge.traffic_counted(output.vm, output.label, counters, self.now)
+            )
+
+    def _order_done(
+        self, node: Node, vm: VmKey, order: Order, result: dict[str, Any], error: str
+    ) -> None:
+        edge = node.edge
+        self.observe(node, "done", (vm, order, error))
+        if edge is not None:
+            self.feed(node, lambda: edge.order_done(vm, order, result, error, self.now))
+
+    def _reported(self, node: Node, vm: VmKey, event: str, detail: dict[str, Any]) -> None:
+        edge = node.edge
+        self.observe(node, "report", (vm, event, detail))
+        if edge is not None:
+            self.feed(node, lambda: edge.guest_report(vm, event, detail, self.now))
+
+    # ---- the network ---------------------------------------------------------------------------
+
+    def _send(self, node: Node, output: Send) -> None:
+        target = self._by_address[output.destination.address]
+        if frozenset((node.node_id, target.node_id)) in self.cut:
+            return
+        family = output.destination.address.version
+        source = Endpoint(output.source or _locator(node.nve, family), UDP_PORT)
+        local = output.destination.address
+        copies = 0 if self.chance.random() < self.weather.loss else 1
+        copies += self.chance.random() < self.weather.repetition
+        for _ in range(copies):
+            delay = self.chance.uniform(*self.weather.delay_s)
+            self.later(delay, lambda: self._arrive(target, output.data, source, local))
+
+    def _arrive(self, node: Node, data: bytes, source: Endpoint, local: Any) -> None:
+        engine = node.engine
+        if engine is not None:
+            self.feed(node, lambda: engine.datagram_received(data, source, local, self.now))
+
+    # ---- people --------------------------------------------------------------------------------
+
+    def start_vm(self, vm: VmKey, at: str, interfaces: tuple[Interface, ...]) -> int:
+        self._commands += 1
+        number, node = self._commands, self.nodes[at]
+        edge = node.edge
+        assert edge is not None
+        self.addresses.setdefault(vm, tuple(p for i in interfaces for p in i.prefixes))
+        self.feed(node, lambda: edge.start_vm(number, vm, interfaces, b"{}", self.now))
+        return number
+
+    def stop_vm(self, vm: VmKey, at: str) -> int:
+        self._commands += 1
+        number, node = self._commands, self.nodes[at]
+        edge = node.edge
+        assert edge is not None
+        self.feed(node, lambda: edge.stop_vm(number, vm, self.now))
+        return number
+
+    def move(self, vm: VmKey, to: str) -> str:
+        """Begin a move; returns its id.  MoveRefused comes through."""
+        node = self.nodes[MANAGER]
+        assert node.manager is not None
+        try:
+            move = node.manager.start_move(vm, to, self.now, 0)
+        finally:
+            self._pump(node)
+        return move.move_id
+
+
+def _locator(nve: Nve, family: int) -> Any:
+    address = nve.locator(family)
+    assert address is not None
+    return address

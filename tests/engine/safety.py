@@ -1,0 +1,110 @@
+"""What must hold after every event (design, Invariants), looked at over all nodes at once.
+
+(a) A guest runs at most at one place.  (b) A packet for a VM, started at any node and walked
+through the forwarding state that the kernels hold, never meets a node twice, and packets are
+delivered to a running guest at no two places.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.engine.fakes import Life
+from vmmobility.engine.dataplane import Forwarding
+from vmmobility.wire.values import VmKey
+
+if TYPE_CHECKING:
+    from tests.engine.network import World
+
+
+class Violation(AssertionError):
+    """A safety invariant is broken."""
+
+
+class Walk(NamedTuple):
+    """Where a packet went.  end: delivered, waits (a guest's memory is on its way there), stale
+    (taps of a guest that does not run there), dropped, loop."""
+
+    path: tuple[str, ...]
+    end: str
+
+
+def check(world: World) -> None:
+    """Raises Violation."""
+    vms = {vm for n in world.nodes.values() if n.hypervisor for vm in n.hypervisor.guests}
+    vms |= {vm for n in world.nodes.values() for vm in n.kernel.held}
+    for vm in vms:
+        places = running(world, vm)
+        if len(places) > 1:
+            raise Violation(f"{world.now:.3f} {vm} runs at {' and '.join(places)}")
+        ends = {walk.path[-1] for walk in walks(world, vm) if walk.end == "delivered"}
+        if len(ends) > 1:
+            raise Violation(f"{world.now:.3f} {vm} is delivered at {' and '.join(sorted(ends))}")
+
+
+def running(world: World, vm: VmKey) -> list[str]:
+    """The nodes at which the VM's guest runs."""
+    return [
+        name
+        for name, node in world.nodes.items()
+        if node.hypervisor and vm in node.hypervisor.guests
+        and node.hypervisor.guests[vm].life is Life.RUNNING
+    ]  # fmt: skip
+
+
+def walks(world: World, vm: VmKey) -> list[Walk]:
+    """A packet from each NVE, walked to its end.  Raises Violation for a loop."""
+    found = []
+    for name, node in world.nodes.items():
+        if node.hypervisor is not None:
+            walk = _walk(world, vm, name)
+            if walk.end == "loop":
+                raise Violation(f"{world.now:.3f} {vm} loops: {' -> '.join(walk.path)}")
+            found.append(walk)
+    return found
+
+
+def _walk(world: World, vm: VmKey, start: str) -> Walk:
+    path, came_from = [start], ""
+    while True:
+        node = world.nodes[path[-1]]
+        state = node.kernel.held.get(vm)
+        if came_from and (state is None or came_from not in {n.nve_id for n in state.accept_from}):
+            return Walk(tuple(path), "dropped")
+        if state is None or state.forwarding is Forwarding.NONE:
+            home = _home(world, vm)
+            if home is None or home == path[-1] or came_from:
+                return Walk(tuple(path), "dropped")
+            following, tunnelled = home, ""
+        elif state.forwarding is Forwarding.LOCAL:
+            return Walk(tuple(path), _local(world, vm, path[-1]))
+        else:
+            assert state.target is not None
+            following, tunnelled = state.target.nve_id, path[-1]
+            if following == came_from:
+                return Walk(tuple(path), "dropped")
+        if following in path:
+            return Walk((*path, following), "loop")
+        path.append(following)
+        came_from = tunnelled
+
+
+def _local(world: World, vm: VmKey, name: str) -> str:
+    hypervisor = world.nodes[name].hypervisor
+    assert hypervisor is not None
+    guest = hypervisor.guests.get(vm)
+    if guest is None:
+        return "stale"
+    ends = {Life.RUNNING: "delivered", Life.WAITING: "waits"}
+    return ends.get(guest.life, "stale")
+
+
+def _home(world: World, vm: VmKey) -> str | None:
+    """The node to which the fabric's covering prefix leads for the VM (by its first address)."""
+    addresses = world.addresses.get(vm)
+    if not addresses:
+        return None
+    for name, node in world.nodes.items():
+        if any(addresses[0].version == h.version and addresses[0].subnet_of(h) for h in node.home):
+            return name
+    return None
