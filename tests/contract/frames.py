@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from tests.contract.namespaces import Namespace
+from tests.contract.namespaces import Namespace, wait_for
+from vmmobility.drivers.linux.tap import open_tap
 
 BROADCAST = b"\xff" * 6
 
@@ -88,10 +89,10 @@ class Guest:
     """Whoever holds a tap open: its frames are read and written raw."""
 
     def __init__(self, space: Namespace, tap: str, mac: bytes, gateway_mac: bytes) -> None:
-        from vmmobility.drivers.linux.tap import open_tap
-
         self.mac, self._gateway_mac = mac, gateway_mac
         self.descriptor = space.call(open_tap, tap)
+        # The kernel starts the tap's queue a moment after it was attached to.
+        wait_for(lambda: "state UP" in space.ip("link", "show", tap), f"{tap} up")
 
     def send(self, frame: bytes) -> None:
         os.write(self.descriptor, frame)

@@ -22,7 +22,7 @@ from vmmobility.drivers.linux.netlink import Netlink, Refusal
 from vmmobility.drivers.linux.ownership import TUN_NAME
 from vmmobility.drivers.linux.plan import Plan, Port, is_absent, plan, vm_name
 from vmmobility.drivers.linux.ports import Ports
-from vmmobility.drivers.linux.relay_client import RelayClient
+from vmmobility.drivers.linux.relay_client import Found, RelayClient
 from vmmobility.drivers.linux.routes import RouteName, Routes
 from vmmobility.drivers.linux.rtnetlink import NextHop, Route
 from vmmobility.drivers.linux.settings import LinuxSettings
@@ -49,6 +49,7 @@ class LinuxDataPlane:
         self._relay = RelayClient(settings, self._relay_lost)
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
+        self._synchronised = False
         self._desired: dict[VmKey, VmDataPlane] = {}
         self._counted: dict[VmKey, list[Prefix]] = {}
         self._entries: dict[str, dict[str, Any]] = {}
@@ -64,7 +65,7 @@ class LinuxDataPlane:
     async def start(self) -> None:
         """See DataPlane.start.  Also starts the relay, or adopts the one that runs."""
         environment.check_rights_and_programs()
-        self._closing = False
+        self._closing = self._synchronised = False
         if self._netlink is None:
             self._netlink = Netlink()
         self._ports = Ports(self._netlink, self._settings)
@@ -140,6 +141,7 @@ class LinuxDataPlane:
         async with self._lock:
             await self._ensure_base()
             self._desired, self._counted, self._entries = {}, {}, {}
+            self._synchronised = True
             failures = await self._reconcile(list(desired.values()), tell_relay_all=True)
             for vm in [v for v in self._ledger.vms() if v not in self._desired]:
                 self._ledger.close(vm)
@@ -432,10 +434,17 @@ class LinuxDataPlane:
     # -- relay and counters -------------------------------------------------------------------
 
     async def _ensure_relay(self) -> bool:
-        """Have a relay; True if one was started or adopted now and told the whole table."""
-        if not await self._relay.ensure():
+        """Have a relay; True if one was started or adopted now and told the whole table.
+
+        Before the first resync an adopted relay keeps the table of the daemon before us: traffic
+        must not stop while this one learns what is desired.
+        """
+        found = await self._relay.ensure()
+        if found is Found.KNOWN or (found is Found.ADOPTED and not self._synchronised):
             return False
         await self._relay.order(self._whole_table())
+        if found is Found.STARTED:
+            await environment.until_running(self._open_netlink(), TUN_NAME)
         return True
 
     def _relay_lost(self) -> None:

@@ -5,6 +5,7 @@ Each missing thing is an EnvironmentProblem with its remedy.  Not here: anything
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 
@@ -26,6 +27,7 @@ from vmmobility.wire.values import FAMILIES
 _OUTER_HEADER = {4: 20, 6: 40}
 _LEAST_IPV6_MTU = 1280
 _EEXIST = 17
+_RUNNING_PATIENCE_S, _RUNNING_POLL_S = 3.0, 0.001
 _TUN_QUEUE_LENGTH = 10_000
 
 
@@ -92,6 +94,20 @@ def ensure_tun(netlink: Netlink, underlays: list[Link]) -> int:
     if not link.up:
         _must(netlink, [rtnetlink.set_link(link.index, up=True)], TUN_NAME)
     return link.index
+
+
+async def until_running(netlink: Netlink, name: str) -> None:
+    """Wait until an interface that was attached to just now takes packets.
+
+    The kernel turns its queue on a moment later (link watch), and drops what comes before.
+    """
+    deadline = asyncio.get_running_loop().time() + _RUNNING_PATIENCE_S
+    while asyncio.get_running_loop().time() < deadline:
+        link = rtnetlink.link_named(netlink, name)
+        if link is not None and link.running:
+            return
+        await asyncio.sleep(_RUNNING_POLL_S)
+    raise DataPlaneError(f"{name} does not come up", "see the relay's log and `ip link`")
 
 
 def tunnelled_rules() -> list[Rule]:

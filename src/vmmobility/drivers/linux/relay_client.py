@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ _STOP_PATIENCE_S = 2.0
 _ANSWER_PATIENCE_S = 5.0
 _POLL_S = 0.005
 _LONGEST_ANSWER = 64 << 20
+
+
+class Found(Enum):
+    """How `ensure` came by the relay."""
+
+    KNOWN = "known"  # connected all the time: it holds what it was told
+    ADOPTED = "adopted"  # it ran before we connected: it holds what an earlier daemon told
+    STARTED = "started"  # it holds nothing
 
 
 class RelayClient:
@@ -47,7 +56,7 @@ class RelayClient:
         self._reading: asyncio.Task[None] | None = None
         self._waiting: deque[asyncio.Future[dict[str, Any]]] = deque()
         self._child: subprocess.Popen[bytes] | None = None
-        self._stopping = False
+        self._settled = False
 
     @property
     def connected(self) -> bool:
@@ -65,20 +74,31 @@ class RelayClient:
         mac = settings.gateway_mac.hex(":")
         return [*arguments, "--gateway-mac", mac, "--gateway6", str(settings.gateway6)]
 
-    async def ensure(self) -> bool:
-        """Be connected to a relay of our configuration; True if its table must be set anew.
+    async def ensure(self) -> Found:
+        """Be connected to a relay of our configuration.
 
         Raises DataPlaneError with the relay's last words if it does not start.
         """
         if self.connected:
+            return Found.KNOWN
+        self._settled = False
+        found = Found.ADOPTED if await self._adopt() else await self._replace()
+        self._settled = True
+        return found
+
+    async def _adopt(self) -> bool:
+        """Connect to the relay that runs, if it is one of ours and of our configuration."""
+        if not await self._connect():
             return False
-        if await self._connect():
+        try:
             hello = await self.order({"op": "hello"})
-            if (
-                hello.get("version") == VERSION
-                and hello.get("configuration") == self.configuration()
-            ):
-                return True
+        except DataPlaneError:
+            # A process that is being killed still accepts for a moment.
+            return False
+        alike = hello.get("configuration") == self.configuration()
+        return alike and hello.get("version") == VERSION
+
+    async def _replace(self) -> Found:
         await self.stop()
         self._start()
         deadline = asyncio.get_running_loop().time() + _START_PATIENCE_S
@@ -87,7 +107,7 @@ class RelayClient:
             if died or asyncio.get_running_loop().time() > deadline:
                 raise DataPlaneError(f"the relay did not start: {self._last_words()}")
             await asyncio.sleep(_POLL_S)
-        return True
+        return Found.STARTED
 
     def _start(self) -> None:
         settings = self._settings
@@ -136,7 +156,7 @@ class RelayClient:
                     if not future.done():
                         future.set_result(json.loads(line))
         self._disconnect()
-        if not self._stopping:
+        if self._settled:
             self._on_lost()
 
     def _disconnect(self) -> None:
@@ -180,7 +200,7 @@ class RelayClient:
 
     async def stop(self) -> None:
         """End the relay of this folder, politely first, and remove its files."""
-        self._stopping = True
+        self._settled = False
         if self.connected:
             with contextlib.suppress(DataPlaneError):
                 await self.order({"op": "stop"})
@@ -197,7 +217,6 @@ class RelayClient:
             await asyncio.to_thread(child.wait)
         for path in (self._socket_path, self._lock_path, self._log_path):
             path.unlink(missing_ok=True)
-        self._stopping = False
 
     def _lock_holder(self) -> int | None:
         """The process id of the living relay of this folder, or None."""

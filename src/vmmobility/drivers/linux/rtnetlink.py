@@ -36,7 +36,7 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
-_IFF_UP = 1
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
 _NUD_PERMANENT = 0x80
 
@@ -52,7 +52,7 @@ _VERSION = {socket.AF_INET: 4, socket.AF_INET6: 6}
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface as the kernel shows it."""
+    """An interface as the kernel shows it; `running`: up, attached, and its queue at work."""
 
     index: int
     name: str
@@ -60,6 +60,7 @@ class Link:
     mtu: int
     queue_length: int
     up: bool
+    running: bool
     loopback: bool
     tx_packets: int
 
@@ -202,6 +203,7 @@ def _link(body: bytes) -> Link:
         mtu=number(found.get(4, b"\0")),
         queue_length=number(found.get(13, b"\0")),
         up=bool(flags & _IFF_UP),
+        running=bool(flags & _IFF_RUNNING),
         loopback=kind == 772,
         tx_packets=counters[1],
     )
