@@ -1,0 +1,76 @@
+"""Parameters that several commands take: a VM's name, the daemons' sockets.
+
+Rests on click; not here: the commands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vmmobility.wire.formats import check_name
+from vmmobility.wire.values import VmKey
+
+MANAGER_SOCKET = Path("/run/vmmobility/manager.sock")
+NVE_SOCKET = Path("/run/vmmobility/nve.sock")
+
+manager_socket = click.option(
+    "--socket",
+    "socket_path",
+    envvar="VMMOB_SOCKET",
+    default=MANAGER_SOCKET,
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path),
+    help="The manager's API socket.",
+)
+nve_socket = click.option(
+    "--socket",
+    "socket_path",
+    envvar="VMMOB_NVE_SOCKET",
+    default=NVE_SOCKET,
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path),
+    help="The NVE's API socket.",
+)
+config_file = click.option(
+    "--config",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The daemon's TOML file.",
+)
+vni_option = click.option(
+    "--vni", type=click.IntRange(0, (1 << 24) - 1), help="Virtual network; VNI/VM says it too."
+)
+
+
+class _VmName(click.ParamType[VmKey]):
+    name = "VM"
+
+    def convert(
+        self, value: str | VmKey, param: click.Parameter | None, ctx: click.Context | None
+    ) -> VmKey:
+        if isinstance(value, VmKey):
+            return value
+        vni, slash, vm_id = value.rpartition("/")
+        if slash and not (vni.isascii() and vni.isdecimal() and int(vni[:10]) < 1 << 24):
+            self.fail(f"{value!r} is neither VM nor VNI/VM", param, ctx)
+        try:
+            return VmKey(int(vni or 0), check_name(vm_id))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+VM_NAME = _VmName()
+
+
+def chosen_vm(vm: VmKey, vni: int | None) -> VmKey:
+    """The VM with --vni applied.  Wrong usage if both say a VNI, and not the same."""
+    if vni is None or vni == vm.vni:
+        return vm
+    if vm.vni:
+        raise click.UsageError(f"{vm} and --vni {vni} name different virtual networks")
+    return VmKey(vni, vm.vm_id)

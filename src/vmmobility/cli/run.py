@@ -1,0 +1,45 @@
+"""The commands that do a daemon's own work: `manager run`, `nve run`, `nve flush`.
+
+The only module of the command line that knows the daemons; they are imported when asked for, so
+that every other command starts quickly.  Not here: the daemons (daemon/).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vmmobility.cli.parameters import config_file
+
+
+@click.group()
+def manager() -> None:
+    """The manager of a domain."""
+
+
+@manager.command("run")
+@config_file
+def manager_run(path: Path) -> None:
+    """Run the manager in the foreground, until SIGTERM or SIGINT."""
+    from vmmobility.daemon import manager as daemon
+
+    daemon.run(path)
+
+
+@click.command("run")
+@config_file
+def nve_run(path: Path) -> None:
+    """Run the NVE in the foreground, until SIGTERM or SIGINT.  VMs go on without it."""
+    from vmmobility.daemon import nve as daemon
+
+    daemon.run(path)
+
+
+@click.command("flush")
+@config_file
+def nve_flush(path: Path) -> None:
+    """Remove what the NVE has put into this host's kernel.  The daemon must not run."""
+    from vmmobility.daemon import nve as daemon
+
+    daemon.flush(path)

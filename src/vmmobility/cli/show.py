@@ -1,0 +1,72 @@
+"""`vmmob show bindings|nves|moves`: the manager's tables.  Speaks to the manager's API alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vmmobility.api.client import ManagerClient
+from vmmobility.cli import output
+from vmmobility.cli.output import Column
+from vmmobility.cli.parameters import manager_socket
+
+BINDINGS: list[Column] = [
+    ("VM", output.vm_name),
+    ("NVE", lambda row: row["nve"]),
+    ("EPOCH", lambda row: row["epoch"]),
+    ("ENDS IN S", lambda row: row["expires_in_s"]),
+    ("ADDRESSES", output.addresses),
+    ("PREVIOUS", lambda row: [entry["nve"] for entry in row["previous"]]),
+    ("STATE", lambda row: row["state"]),
+]
+NVES: list[Column] = [
+    ("NVE", lambda row: row["nve"]),
+    ("ADDRESSES", lambda row: row["addresses"]),
+    ("LAST HEARD S", lambda row: row["last_heard_s"]),
+    ("VMS", lambda row: row["vms"]),
+]
+MOVES: list[Column] = [
+    ("MOVE", lambda row: row["id"]),
+    ("VM", output.vm_name),
+    ("FROM", lambda row: row["from"]),
+    ("TO", lambda row: row["to"]),
+    ("STATE", lambda row: row["state"]),
+    ("OK", lambda row: row["ok"]),
+    ("REASON", lambda row: row["reason"] or None),
+]
+
+
+@click.group()
+def show() -> None:
+    """The manager's tables."""
+
+
+@show.command()
+@manager_socket
+@output.as_json
+def bindings(socket_path: Path, json_output: bool) -> None:
+    """The binding cache: which NVE serves which VM."""
+    with ManagerClient(socket_path) as client:
+        rows = client.bindings()
+    output.print_json(rows) if json_output else output.print_table(rows, BINDINGS)
+
+
+@show.command()
+@manager_socket
+@output.as_json
+def nves(socket_path: Path, json_output: bool) -> None:
+    """The NVEs that the manager has heard."""
+    with ManagerClient(socket_path) as client:
+        rows = client.nves()
+    output.print_json(rows) if json_output else output.print_table(rows, NVES)
+
+
+@show.command()
+@manager_socket
+@output.as_json
+def moves(socket_path: Path, json_output: bool) -> None:
+    """The moves that the manager remembers, oldest first."""
+    with ManagerClient(socket_path) as client:
+        rows = client.moves()
+    output.print_json(rows) if json_output else output.print_table(rows, MOVES)
