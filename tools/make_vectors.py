@@ -177,13 +177,13 @@ def registrations() -> Json:
         Purpose.ATTACH, 0x1001, VM, ETH0, ServingNve(NVE_A), AttachId(1),
         MobilityKind(Mobility.HOT), Timestamp(1_760_000_000_000_000_000), lifetime=LIFETIME,
     )  # fmt: skip
-    talk("first attach", "nve-a", attach, answer(attach, Epoch(1), lifetime=15))
+    talk("first attach", "nve-a", attach, answer(attach, VM, Epoch(1), lifetime=15))
     refresh = ask(Purpose.REFRESH, 0x1002, VM, AttachId(1), Epoch(1), lifetime=LIFETIME)
-    talk("refresh", "nve-a", refresh, answer(refresh, Epoch(1), lifetime=15))
+    talk("refresh", "nve-a", refresh, answer(refresh, VM, Epoch(1), lifetime=15))
     late = replace(refresh, sequence=0x1003)
     talk(
         "refresh of a VM that moved on", "nve-a", late,
-        answer(late, ServingNve(NVE_B), Epoch(2), status=Status.SUPERSEDED),
+        answer(late, VM, ServingNve(NVE_B), Epoch(2), status=Status.SUPERSEDED),
     )  # fmt: skip
     unknown = replace(refresh, sequence=0x1004)
     talk(
@@ -191,9 +191,9 @@ def registrations() -> Json:
         answer(unknown, Reason("no binding of vm-1"), status=Status.UNKNOWN_BINDING),
     )  # fmt: skip
     end = ask(Purpose.DEREGISTER, 0x1005, VM, AttachId(1), Epoch(1))
-    talk("deregistration", "nve-a", end, answer(end, Epoch(1)))
+    talk("deregistration", "nve-a", end, answer(end, VM))
     drained = ask(Purpose.DEREGISTER, 0x1006, VM, Epoch(2), PhaseOption(Phase.REDIRECTING))
-    talk("a drained redirect", "nve-a", drained, answer(drained, Epoch(2)))
+    talk("a drained redirect", "nve-a", drained, answer(drained, VM))
     for number, status in enumerate((s for s in Status if not s.accepted), 0x2000):
         request = replace(attach, sequence=number)
         extra: tuple[Option, ...] = ()
@@ -201,6 +201,10 @@ def registrations() -> Json:
             extra = (Supported((1,)),)
         elif status is Status.UNSUPPORTED_OPTION:
             extra = (Supported((0x234,)),)
+        elif status is Status.BOUND_ELSEWHERE:
+            extra = (ServingNve(NVE_B), Epoch(2))
+        elif status is Status.SUPERSEDED:
+            extra = (VM, ServingNve(NVE_B), Epoch(2))
         vectors.append(
             speaker.vector(
                 f"rejection {status.name}", "manager", "nve-a",
@@ -221,93 +225,63 @@ def hot_move() -> Json:
     speaker = Speaker()
     vectors: list[Json] = []
 
-    def talk(name: str, sender: str, receiver: str, request: Message, *reply: Option) -> None:
-        granted = 15 if request.purpose is Purpose.ATTACH else 0
+    def talk(name: str, sender: str, receiver: str, request: Message, reply: Message) -> None:
         vectors.append(speaker.vector(f"{name}: request", sender, receiver, request))
-        vectors.append(
-            speaker.vector(
-                f"{name}: reply", receiver, sender, answer(request, *reply, lifetime=granted)
-            )
-        )
+        vectors.append(speaker.vector(f"{name}: reply", receiver, sender, reply))
+
+    def step(
+        name: str, nve: str, purpose: Purpose, sequence: int, epoch: int, phase: Phase,
+        *more: Option, seen: int, reply: tuple[Option, ...] = (),
+    ) -> None:  # fmt: skip
+        """A step that the manager asks for.  seen: the epoch that the NVE answers with."""
+        head = VM, Epoch(epoch), TICKET, PhaseOption(phase)
+        request = ask(purpose, sequence, *head, *more)
+        stand = VM, Epoch(seen), PhaseOption(phase)
+        talk(name, "manager", nve, request, answer(request, *stand, *reply))
+
+    def report(name: str, nve: str, sequence: int, phase: Phase, *more: Option) -> None:
+        request = ask(Purpose.SWITCH, sequence, VM, Epoch(2), PhaseOption(phase), TICKET, *more)
+        said = answer(request, VM, status=Status.ACCEPTED_IN_PROGRESS)
+        talk(name, nve, "manager", request, said)
 
     endpoint = Endpoint(ip_address("10.0.2.2"), 49152)
-    pieces = tuple(definition_options(DEFINITION))
-    asked = Purpose.PREPARE, Purpose.SWITCH
-    talk(
-        "1 the source's definition", "manager", "nve-a",
-        ask(asked[0], 0x51, VM, PhaseOption(Phase.SERVING), Epoch(1)),
-        PhaseOption(Phase.SERVING), *pieces,
+    prepare, switch, phase = Purpose.PREPARE, Purpose.SWITCH, Phase
+    step(
+        "1 prepare the destination", "nve-b", prepare, 0x51, 2, phase.PREPARED,
+        ETH0, PreviousNve(NVE_A), MobilityKind(Mobility.HOT), *definition_options(DEFINITION),
+        seen=0, reply=(endpoint,),
     )  # fmt: skip
-    talk(
-        "2 prepare the destination", "manager", "nve-b",
-        ask(
-            asked[0], 0x52, VM, ETH0, TICKET, Epoch(2), PreviousNve(NVE_A),
-            PhaseOption(Phase.PREPARED), *pieces,
-        ),
-        endpoint, PhaseOption(Phase.PREPARED),
+    step(
+        "2 copy from the source", "nve-a", prepare, 0x52, 2, phase.COPYING,
+        ServingNve(NVE_B), endpoint, seen=1,
     )  # fmt: skip
-    talk(
-        "3 copy from the source", "manager", "nve-a",
-        ask(
-            asked[0], 0x53, VM, TICKET, Epoch(2), ServingNve(NVE_B), endpoint,
-            PhaseOption(Phase.COPYING),
-        ),
-        PhaseOption(Phase.COPYING),
+    report("3 the source has converged", "nve-a", 0x61, phase.CONVERGED)
+    step("4 the destination delivers", "nve-b", switch, 0x53, 2, phase.DELIVERING, seen=2)
+    step("5 the source switches", "nve-a", switch, 0x54, 2, phase.SWITCHED, seen=2)
+    attach = ask(
+        Purpose.ATTACH, 0x71, VM, ETH0, ServingNve(NVE_B), AttachId(1),
+        MobilityKind(Mobility.HOT), TICKET, Timestamp(1_760_000_002_000_000_000),
+        Measurements(b'{"downtime_ms":12.5,"queue_peak":9}'), lifetime=LIFETIME,
     )  # fmt: skip
-    talk(
-        "4 the source has converged", "nve-a", "manager",
-        ask(asked[1], 0x61, VM, TICKET, Epoch(2), PhaseOption(Phase.CONVERGED)),
-        PhaseOption(Phase.CONVERGED),
-    )  # fmt: skip
-    talk(
-        "5 the destination delivers", "manager", "nve-b",
-        ask(asked[1], 0x54, VM, TICKET, Epoch(2), PhaseOption(Phase.DELIVERING)),
-        PhaseOption(Phase.DELIVERING),
-    )  # fmt: skip
-    talk(
-        "6 the source switches", "manager", "nve-a",
-        ask(
-            asked[1], 0x55, VM, TICKET, Epoch(2), ServingNve(NVE_B), PhaseOption(Phase.SWITCHED)
-        ),
-        PhaseOption(Phase.SWITCHED),
-    )  # fmt: skip
-    talk(
-        "7 the destination registers", "nve-b", "manager",
-        ask(
-            Purpose.ATTACH, 0x71, VM, ETH0, ServingNve(NVE_B), AttachId(1),
-            MobilityKind(Mobility.HOT), TICKET, Timestamp(1_760_000_002_000_000_000),
-            Measurements(b'{"downtime_ms":12.5,"queue_peak":9}'), lifetime=LIFETIME,
-        ),
-        Epoch(2), PreviousNve(NVE_A),
-    )  # fmt: skip
-    talk(
-        "8 the source is redirected", "manager", "nve-a",
-        ask(Purpose.REDIRECT, 0x56, VM, ETH0, ServingNve(NVE_B), Epoch(2)),
-        PhaseOption(Phase.REDIRECTING),
-    )  # fmt: skip
-    talk(
-        "9 the source has drained",
-        "nve-a",
-        "manager",
-        ask(Purpose.DEREGISTER, 0x62, VM, Epoch(2), PhaseOption(Phase.REDIRECTING)),
-    )
+    granted = answer(attach, VM, Epoch(2), PreviousNve(NVE_A), lifetime=15)
+    talk("6 the destination registers", "nve-b", "manager", attach, granted)
+    redirect = ask(Purpose.REDIRECT, 0x55, VM, ETH0, ServingNve(NVE_B), Epoch(2), lifetime=15)
+    redirecting = answer(redirect, VM, Epoch(2), PhaseOption(phase.REDIRECTING))
+    talk("7 the source is redirected", "manager", "nve-a", redirect, redirecting)
+    drained = ask(Purpose.DEREGISTER, 0x62, VM, Epoch(2), PhaseOption(phase.REDIRECTING))
+    talk("8 the source has drained", "nve-a", "manager", drained, answer(drained, VM))
+    why = Reason("the destination hypervisor closed the connection")
+    report("turning back 1, the source failed", "nve-a", 0x63, phase.FAILED, why)
+    step("turning back 2, end the guest", "nve-b", switch, 0x56, 3, phase.FAILED, seen=3)
+    step("turning back 3, serve again", "nve-a", switch, 0x57, 3, phase.SERVING, seen=3)
+    clear = ask(Purpose.DEREGISTER, 0x58, VM, Epoch(3), TICKET)
+    cleared = answer(clear, VM, Epoch(3), PhaseOption(phase.NONE))
+    talk("turning back 4, forget", "manager", "nve-b", clear, cleared)
     return {
-        "description": "The messages of a hot move of vm-1 from nve-a to nve-b, and a roll-back.",
-        "vectors": [
-            *vectors,
-            speaker.vector(
-                "a roll-back: the source serves again", "manager", "nve-a",
-                ask(asked[1], 0x57, VM, Epoch(3), PhaseOption(Phase.SERVING)),
-            ),
-            speaker.vector(
-                "a failure at the source", "nve-a", "manager",
-                ask(
-                    asked[1], 0x63, VM, TICKET, Epoch(2), PhaseOption(Phase.FAILED),
-                    Reason("the destination hypervisor closed the connection"),
-                ),
-            ),
-        ],
-    }  # fmt: skip
+        "description": "The messages of a hot move of vm-1 from nve-a to nve-b, and, from its "
+        "switch on, those of turning back instead.",
+        "vectors": vectors,
+    }
 
 
 def parts() -> Json:

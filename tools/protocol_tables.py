@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from vmmobility.engine import manager_transitions, nve_transitions  # noqa: E402
+from vmmobility.engine.manager import RIGHTS as MANAGER_RIGHTS  # noqa: E402
 from vmmobility.engine.nve import RIGHTS as NVE_RIGHTS  # noqa: E402
 from vmmobility.wire.authentication import DATA  # noqa: E402
 from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS  # noqa: E402
@@ -33,6 +36,7 @@ from vmmobility.wire.registry import (  # noqa: E402
 )
 
 PAGE = ROOT / "docs" / "protocol.md"
+EXAMPLE = "deregistration: request"
 _MEMBER = re.compile(r"^    (\w+) = \d+(?:  # (.+))?$", re.MULTILINE)
 
 
@@ -72,16 +76,23 @@ def drop_reasons() -> str:
 
 def rights() -> str:
     """Receiver x purpose -> the roles that may send it."""
-    from vmmobility.engine.manager import RIGHTS as MANAGER_RIGHTS
 
-    def cell(table: object, purpose: Purpose) -> str:
-        assert isinstance(table, dict)
+    def cell(table: Mapping[Purpose, frozenset[Role]], purpose: Purpose) -> str:
         return ", ".join(f"`{r.name}`" for r in sorted(table.get(purpose, ()))) or "–"
 
     rows: list[tuple[object, ...]] = [
         (f"`{p.name}`", cell(MANAGER_RIGHTS, p), cell(NVE_RIGHTS, p)) for p in Purpose
     ]
     return _rows(("Request", "received by a `MANAGER` from", "received by an `NVE` from"), rows)
+
+
+def example() -> str:
+    """One datagram of docs/vectors, 16 octets a line, in a frame."""
+    content = json.loads((ROOT / "docs" / "vectors" / "registrations.json").read_text("utf-8"))
+    vector = next(v for v in content["vectors"] if v["name"] == EXAMPLE)
+    octets = bytes.fromhex(vector["datagrams"][0])
+    lines = [octets[at : at + 16].hex(" ") for at in range(0, len(octets), 16)]
+    return "\n".join(("```", f"key {vector['key']}", "", *lines, "```", ""))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -94,6 +105,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "options": option_types,
     "drops": drop_reasons,
     "rights": rights,
+    "manager-machine": manager_transitions.picture,
+    "nve-machine": nve_transitions.picture,
+    "example": example,
 }
 
 
