@@ -152,9 +152,9 @@ def _command(run: LabRun, what: Assertion) -> str:
 
 def _event(run: LabRun, what: Assertion) -> str:
     for event in run.lab.logbook.events():
-        if event.name == what.event and what.node in ("", event.node):
-            if event.ts_ns >= run.last_request_ns:
-                return ""
+        recent = event.ts_ns >= run.last_request_ns
+        if recent and event.name == what.event and what.node in ("", event.node):
+            return ""
     return f"no event {what.event} yet"
 
 

@@ -110,7 +110,7 @@ def _probes(
                     count.longest_gap_ms,
                     beyond,
                     start_ms,
-                )  # fmt: skip
+                )
             )
     return found
 

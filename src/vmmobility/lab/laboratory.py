@@ -110,6 +110,10 @@ class Laboratory:
         found = sorted(self.fabric.vm(vm).addresses, key=lambda a: a.version)
         return [str(address.ip) for address in found]
 
+    def detach(self) -> None:
+        """Let the lab live on without this process."""
+        self.logbook.stop()
+
     def down(self) -> list[str]:
         """End and remove everything; what is left all the same."""
         self.routes.stop()

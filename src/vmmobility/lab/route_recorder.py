@@ -57,7 +57,9 @@ class RouteRecorder:
             with (self._folder / f"{node}.txt").open("wb") as out:
                 command = ["ip", "-n", self._spaces.name(node), "-o", "-ts", "monitor", "route"]
                 self._processes.append(
-                    subprocess.Popen(command, stdout=out, env={**os.environ, "TZ": "UTC"})
+                    subprocess.Popen(
+                        command, stdout=out, start_new_session=True, env={**os.environ, "TZ": "UTC"}
+                    )
                 )
 
     def stop(self) -> None:

@@ -56,7 +56,7 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         options.raw.mkdir(parents=True, exist_ok=True)
     started_ns, begun = time.time_ns(), time.monotonic()
     campaign = _Campaign()
-    with _interruptible():
+    with interruptible():
         try:
             for number in range(1, options.repeat + 1):
                 if options.repeat > 1:
@@ -135,7 +135,7 @@ def _keep_logs(lab: Laboratory, options: Options, number: int) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGINT and SIGTERM raise KeyboardInterrupt once; during tear-down more of them do nothing."""
     seen: list[int] = []
 

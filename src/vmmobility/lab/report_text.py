@@ -1,0 +1,117 @@
+"""The report for a person at a terminal of 100 columns.
+
+Not here: where it is printed (cli/lab.py).  Rests on rich.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from vmmobility.lab.report import MoveReport, Report
+
+_BAR = 56
+_MARKS = {
+    "move.requested": "requested", "move.prepared": "prepared", "move.copying": "copying",
+    "move.converged": "converged", "forwarding redirect": "redirect", "guest.stopped": "stop",
+    "guest.resumed": "resume", "move.registered": "registered", "move.redirected": "redirected",
+    "move.done": "done", "move.failed": "failed", "move.aborted": "aborted",
+}  # fmt: skip
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print all of it."""
+    console.print(Rule(Text(f"{report.scenario} on {report.fabric}")))
+    for move in report.moves:
+        console.print(_move(move))
+    if len(report.moves) > 1:
+        console.print(_summary(report))
+    for failure in report.failures:
+        console.print(Text(f"FAILED  {failure}", style="bold red"))
+    for leftover in report.leftovers:
+        console.print(Text(f"LEFT BEHIND  {leftover}", style="bold red"))
+    verdict = Text("ok", style="bold green") if report.ok else Text("NOT ok", style="bold red")
+    verdict.append(f"  {len(report.moves)} moves in {report.runs} run(s), "
+                   f"{report.duration_s:.0f} s", style="default")  # fmt: skip
+    console.print(verdict)
+
+
+def _move(move: MoveReport) -> RenderableType:
+    head = Text(f"move {move.number}  {move.vm}: {move.source or '?'} -> {move.target}  ",
+                style="bold")  # fmt: skip
+    head.append("ok" if move.ok else f"FAILED: {move.reason}",
+                style="green" if move.ok else "red")  # fmt: skip
+    parts: list[RenderableType] = [head, *_timeline(move), _probes(move), _facts(move), Text()]
+    return Group(*parts)
+
+
+def _timeline(move: MoveReport) -> list[Text]:
+    """One line a phase: when, and how far along the move."""
+    seen: dict[str, float] = {}
+    for phase in move.phases:
+        name = _MARKS.get(phase["name"])
+        if name is not None:
+            seen.setdefault(name, phase["at_ms"])
+    whole = max(seen.values(), default=0.0) or 1.0
+    lines = []
+    for name, at_ms in sorted(seen.items(), key=lambda item: item[1]):
+        filled = round(_BAR * max(0.0, at_ms) / whole)
+        line = Text(f"  {name:<11}{at_ms:>10.1f} ms  ")
+        line.append("─" * filled, style="dim")
+        line.append("●", style="red" if name in ("stop", "failed", "aborted") else "cyan")
+        lines.append(line)
+    return lines
+
+
+def _probes(move: MoveReport) -> RenderableType:
+    if not move.probes:
+        return Text("  no probes", style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("  from")
+    table.add_column("family")
+    for name in ("sent", "lost", "dup", "longest gap", "beyond stop"):
+        table.add_column(name, justify="right")
+    for probe in move.probes:
+        beyond = "-" if probe.gap_beyond_stop_ms is None else f"{probe.gap_beyond_stop_ms:.1f} ms"
+        table.add_row(
+            f"  {probe.correspondent}", probe.family, str(probe.sent),
+            Text(str(probe.lost), style="bold red" if probe.lost else "green"),
+            str(probe.duplicated), f"{probe.longest_gap_ms:.1f} ms", beyond,
+        )  # fmt: skip
+    return table
+
+
+def _facts(move: MoveReport) -> Text:
+    tcp, guest, control = move.tcp, move.guest, move.control
+    lines = [
+        f"  tcp      {tcp.survived} of {tcp.sessions} sessions survived, "
+        f"longest stall {tcp.longest_stall_ms:.0f} ms",
+        f"  guest    downtime {_ms(guest.downtime_ms)}, stop to resume "
+        f"{_ms(guest.stop_to_resume_ms)}, total {_ms(guest.total_ms)}, "
+        + ("sound" if guest.sound else f"NOT sound: {guest.reason}"),
+        f"  control  redirect {_ms(control.redirect_to_stop_ms)} before stop; registered "
+        f"{_ms(control.registered_ms)} after resume, redirected {_ms(control.redirected_ms)} later",
+        f"  path     {move.relayed} packets relayed, "
+        f"queue peak {'-' if move.queue_peak is None else move.queue_peak}",
+    ]
+    return Text("\n".join(lines))
+
+
+def _summary(report: Report) -> RenderableType:
+    total = report.summary()
+    median = total["median"]
+    return Text(
+        f"all moves: {total['moves_ok']} of {total['moves']} ok, {total['sound']} sound; "
+        f"{total['lost']} of {total['sent']} probes lost, {total['duplicated']} duplicated; "
+        f"TCP {total['tcp_survived']} of {total['tcp_sessions']}\n"
+        f"medians: gap {_ms(median['longest_gap_ms'])}, stop to resume "
+        f"{_ms(median['stop_to_resume_ms'])}, downtime {_ms(median['downtime_ms'])}, "
+        f"TCP stall {_ms(median['longest_stall_ms'])}, total {_ms(median['total_ms'])}",
+        style="bold",
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"
