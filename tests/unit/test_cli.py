@@ -318,10 +318,20 @@ def test_version_and_help(vmmob: Callable[..., Ran]):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nothing"], ["vm", "show"], ["vm", "show", "a b"], ["vm", "show", "x/vm"],
-     ["vm", "list", "-x"], ["vm", "show", "1/vm", "--vni", "2"], ["move", "vm1"], ["move", "v", "n", "--timeout", "0"],
-     ["nve", "run"], ["config", "init", "napt"], ["vm", "show", "vm1", "--vni", "-1"]],
-)  # fmt: skip
+    [
+        ["nothing"],
+        ["vm", "show"],
+        ["vm", "show", "a b"],
+        ["vm", "show", "x/vm"],
+        ["vm", "list", "-x"],
+        ["vm", "show", "1/vm", "--vni", "2"],
+        ["vm", "show", "vm1", "--vni", "-1"],
+        ["move", "vm1"],
+        ["move", "v", "n", "--timeout", "0"],
+        ["nve", "run"],
+        ["config", "init", "napt"],
+    ],
+)
 def test_wrong_usage_is_2(vmmob: Callable[..., Ran], arguments: list[str]):
     ran = vmmob(*arguments)
     assert ran.code == 2
