@@ -2,21 +2,25 @@
 
 import hashlib
 import json
+import random
 import struct
 import subprocess
 import sys
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vmmobility.engine.channel import Channel, Peer, Retransmission
+from vmmobility.engine.outputs import Endpoint, Outbox, Persist, Send
 from vmmobility.engine.replay import ReplayWindow
 from vmmobility.errors import DecodeError
 from vmmobility.wire import dissect
 from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
 from vmmobility.wire.message import decode_part, encode_parts, join_parts
 from vmmobility.wire.options import OPTIONS
-from vmmobility.wire.registry import MAX_DATAGRAM, Phase, Status
+from vmmobility.wire.registry import MAX_DATAGRAM, Phase, Role, Status
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "docs" / "vectors"
@@ -88,6 +92,25 @@ def test_an_invalid_datagram_is_dropped_for_the_stored_reason(vector):
     with pytest.raises(DecodeError) as caught:
         open_and_decode(datagram, load("invalid"))
     assert caught.value.reason == vector["reason"]
+
+
+@pytest.mark.parametrize("vector", vectors("invalid"))
+def test_a_node_counts_and_answers_it_as_stored(vector):
+    content, outbox = load("invalid"), Outbox()
+    secret = bytes.fromhex(content["keys"]["nve-a"]["1"])
+    source = Endpoint(IPv4Address("10.0.1.2"), 8747)
+    peer = Peer("nve-a", Role.NVE, (source,), {1: secret}, 1)
+    channel = Channel(
+        content["receiver"], 1, [peer], {}, outbox, random.Random(1), Retransmission()
+    )
+    assert channel.datagram(bytes.fromhex(vector["datagram"]), source, None, 0.0) is None
+    assert dict(channel.drops) == {vector["reason"]: 1}
+    outputs = outbox.flush()
+    for persist in [o for o in outputs if isinstance(o, Persist)]:
+        outbox.persisted(persist.number)
+    sent = [o for o in (*outputs, *outbox.flush()) if isinstance(o, Send)]
+    statuses = [decode_part(o.data, TRAILER).message.status.name for o in sent]
+    assert statuses == ([vector["answer"]] if vector["answer"] else [])
 
 
 def test_replays_are_dropped_as_stored():

@@ -1,0 +1,87 @@
+"""docs/protocol.md says what the code does: tables, option sections, drop reasons, constants."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmmobility.engine import channel, replay
+from vmmobility.wire import formats
+from vmmobility.wire.authentication import DATA, TRAILER
+from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS
+from vmmobility.wire.registry import (
+    DROP_REASONS,
+    LIFETIME_UNIT_S,
+    MAX_DATAGRAM,
+    MAX_PARTS,
+    UDP_PORT,
+    VERSION,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+PLAIN = " ".join(PAGE.split())
+
+
+def test_the_tables_are_the_code_s():
+    made = subprocess.run(
+        [sys.executable, ROOT / "tools" / "protocol_tables.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+
+
+def test_every_option_has_its_section():
+    found = re.findall(r"^### 4\.\d+\. (.+) \((\d+)\)$", PAGE, re.MULTILINE)
+    declared = {(d.name, str(d.number)) for d in OPTIONS}
+    assert set(found) == declared | {("Authentication", str(AUTHENTICATION_TYPE))}
+
+
+def test_every_heading_is_linked_and_every_link_leads_somewhere():
+    headings = {
+        re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-")
+        for h in re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) == headings
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        f"The port is **{UDP_PORT}**",
+        f"MUST NOT exceed **{MAX_DATAGRAM:,} octets**",
+        f"up to **{MAX_PARTS} parts**",
+        f"| Version | 8 | {VERSION} |",
+        f"in units of {LIFETIME_UNIT_S} s",
+        f"the last **{TRAILER}** octets",
+        f"Length = {DATA}",
+        f"which of the **{replay.WINDOW:,}** counters",
+        f"**reply cache** of at least **{channel.REPLY_CACHE}** entries",
+        f"for **{channel.ASSEMBLY_S:.0f} s** and at most **{channel.ASSEMBLIES}** a peer",
+        f"after **{channel.Retransmission().first_s * 1000:.0f} ms**",
+        f"up to **{channel.Retransmission().most_s:.0f} s**",
+        f"1 to {formats.MAX_NAME} octets (a node's: 1 to {formats.MAX_NODE_NAME})",
+    ],
+)
+def test_constants_are_the_code_s(sentence):
+    assert sentence in PLAIN
+
+
+def test_every_reason_of_a_drop_is_registered():
+    counted = r'(?:DecodeError|_drop)\(\s*"([a-z-]+)"|drops\["([a-z-]+)"\]'
+    found = {
+        name
+        for folder in ("wire", "engine")
+        for path in (ROOT / "src" / "vmmobility" / folder).glob("*.py")
+        for names in re.findall(counted, path.read_text("utf-8"))
+        for name in names
+        if name
+    }
+    window = replay.ReplayWindow(boot=5, high=2000)
+    found |= {str(window.check(*mark)) for mark in ((4, 1), (5, 2000), (5, 2000 - replay.WINDOW))}
+    found |= {"unsupported-version", "unsupported-option"}  # raised by their own classes
+    assert found == set(DROP_REASONS)
