@@ -18,13 +18,15 @@ from vmmobility.drivers.hypervisor.interface import (
     Listener,
     VmDefinition,
 )
-from vmmobility.drivers.hypervisor.move import OutgoingMove
+from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import HypervisorError
 
 END_NOTICE_S = 1.0  # between a lost monitor and the end of its process
+STALE_LIMIT_S = 3.0
+_UNDER_WAY = ("setup", "active", "pre-switchover", "device", "cancelling")
 ANNOUNCEMENT = {"initial": 10, "max": 100, "rounds": 5, "step": 30}  # milliseconds, rounds
 
 
@@ -77,6 +79,20 @@ class QemuGuest:
     async def running(self) -> bool:
         """Whether its CPUs run here."""
         return bool((await self.execute("query-status"))["running"])
+
+    async def drop_stale_migration(self) -> None:
+        """End a migration that an earlier daemon has left; its guest runs on here."""
+        if self.move is not None and self.move.phase is not Phase.ENDED:
+            return
+        deadline = asyncio.get_running_loop().time() + STALE_LIMIT_S
+        cancelled = False
+        while (await self.execute("query-migrate")).get("status") in _UNDER_WAY:
+            if not cancelled:
+                await self.execute("migrate_cancel")
+                cancelled = True
+            if asyncio.get_running_loop().time() > deadline:
+                raise HypervisorError(f"{self._name}: QEMU does not end an earlier migration")
+            await asyncio.sleep(process.POLL_S)
 
     async def announce(self) -> None:
         """Let the guest (virtio) and QEMU send their announcements."""

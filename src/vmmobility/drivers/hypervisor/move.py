@@ -148,7 +148,7 @@ class OutgoingMove:
         """Give the move up, in whatever phase.  The guest runs on unless it has already gone."""
         if self.phase is not Phase.ENDED and not self._over.is_set():
             self._reason = self._reason or reason
-            await self._session.execute("migrate_cancel")
+            await self._abandon()
 
     # -- the phases ------------------------------------------------------------------------------
 
@@ -250,18 +250,28 @@ class OutgoingMove:
     async def _fail(self, reason: str) -> None:
         """Make sure that the migration is over and report whether the guest runs."""
         running = False
-        detail = self._reason or reason
+        detail = self._reason
         try:
             if not self._over.is_set():
-                await self._session.execute("migrate_cancel")
+                detail = detail or reason  # not what QEMU says of our breaking it off
+                await self._abandon()
                 async with asyncio.timeout(SETTLED_LIMIT_S):
                     await self._over.wait()
             said = (await self._query()).get("error-desc", "")
-            detail = self._reason or said or reason or "QEMU gave no reason"
+            detail = detail or said or reason or f"the copy to {self.target[0]} broke off"
             running = await self._settled()
         except (HypervisorError, TimeoutError) as error:
-            detail = detail or str(error)
+            detail = detail or reason or str(error)
         self._report(GuestEvent.FAILED, {"reason": detail, "running": running})
+
+    async def _abandon(self) -> None:
+        if self.phase is Phase.SWITCHING:
+            # QEMU's main loop is blocked while the last part is sent, on a cut path for minutes:
+            # only an out-of-band command gets through.  The guest is started again here.
+            instances = [{"type": "migration"}]
+            await self._session.execute("yank", {"instances": instances}, out_of_band=True)
+        else:
+            await self._session.execute("migrate_cancel")
 
     async def _settled(self) -> bool:
         """Whether the guest runs, once QEMU has decided."""

@@ -25,7 +25,6 @@ from vmmobility.wire.values import VmKey
 
 # Unix socket paths hold 107 octets; the driver adds a digest of 12 and "/qmp".
 STATE_DIR_LIMIT = 107 - len("/0123456789ab/qmp")
-CANCEL_LIMIT_S = 5.0
 # QEMU before 9.0 loses writes of a TCG guest at each dirty-log sync while the guest runs
 # (docs/design/hypervisor.md): one round, then the switch.  KVM tracks exactly: a second round
 # leaves less for the blackout.
@@ -81,6 +80,7 @@ class QemuHypervisor:
         guest = self._guest(vm)
         if guest.incoming:
             raise HypervisorError(f"{vm}: its copy has not arrived", "cancel the move instead")
+        await guest.drop_stale_migration()
         if not await guest.running():
             await guest.execute("cont")
         await guest.announce()
@@ -115,6 +115,7 @@ class QemuHypervisor:
                 if move.target == (address, port):
                     return
                 raise HypervisorError(f"{vm}: it is being moved to {move.target[0]} already")
+            await guest.drop_stale_migration()
             await guest.begin_move((address, port), LEAST_ROUNDS[await self._accelerator()])
 
     async def switch_over(self, vm: VmKey) -> None:
@@ -137,14 +138,12 @@ class QemuHypervisor:
             guest = self._guests.get(vm)
             if guest is None:
                 return
-            if guest.incoming:
+            if guest.incoming or not guest.alive:
                 await self._end(vm)
             elif guest.move is not None:
                 await guest.move.cancel("cancelled")
-            else:  # begun by an earlier daemon
-                info = await guest.execute("query-migrate")
-                if info.get("status") in ("setup", "active"):
-                    await guest.execute("migrate_cancel")
+            else:
+                await guest.drop_stale_migration()
 
     async def announce(self, vm: VmKey) -> None:
         """Send announcements on the guest's behalf."""

@@ -68,11 +68,16 @@ class QmpSession:
         command: str,
         arguments: Mapping[str, object] | None = None,
         limit_s: float = EXECUTE_LIMIT_S,
+        *,
+        out_of_band: bool = False,
     ) -> Any:
-        """Run a monitor command; its return value.  Raises HypervisorError."""
+        """Run a monitor command; its return value.  Raises HypervisorError.
+
+        out_of_band: even while QEMU's main loop is blocked (for the few commands that may)
+        """
         try:
             async with asyncio.timeout(limit_s):
-                return await self._client.execute(command, arguments)
+                return await self._client.execute(command, arguments, out_of_band)
         except ExecuteError as error:
             raise HypervisorError(f"{self._guest}: QEMU refused {command}: {error}") from None
         except TimeoutError:

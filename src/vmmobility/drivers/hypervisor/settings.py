@@ -26,7 +26,7 @@ class QemuSettings:
     lead_ms:                    ABOUT_TO_STOP comes this long before the predicted tick
     converge_limit_s:           a copy that has not converged by then has failed
     stall_limit_s:              a copy without any progress for that long has failed
-    switch_limit_s:             from proceed() to completion; then the move is cancelled
+    switch_limit_s:             from proceed() to completion; then the move is broken off
     start_limit_s:              QEMU must answer its monitor within this
     stop_limit_s:               QEMU must end within this after quit, else it is killed
     ports:                      first and last TCP port where an incoming guest's memory may arrive
@@ -42,7 +42,7 @@ class QemuSettings:
     lead_ms: float = 12.0
     converge_limit_s: float = 120.0
     stall_limit_s: float = 5.0
-    switch_limit_s: float = 5.0
+    switch_limit_s: float = 3.0
     start_limit_s: float = 20.0
     stop_limit_s: float = 3.0
     ports: tuple[int, int] = (49152, 49407)
