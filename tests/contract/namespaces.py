@@ -51,6 +51,8 @@ class Namespace:
         self._thread.start()
         assert self._entered.wait(_PATIENCE_S)
         self.ip("link", "set", "lo", "up")
+        # No wait for duplicate address detection on links that nobody else can be on.
+        self.run("sysctl", "-qw", "net.ipv6.conf.default.dad_transmits=0")
 
     def _live(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)

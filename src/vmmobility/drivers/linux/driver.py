@@ -139,13 +139,16 @@ class LinuxDataPlane:
     async def resync(self, desired: Mapping[VmKey, VmDataPlane]) -> Sequence[Failure]:
         """See DataPlane.resync.  Raises DataPlaneError where the base itself cannot be made."""
         async with self._lock:
-            await self._ensure_base()
-            self._desired, self._counted, self._entries = {}, {}, {}
-            self._synchronised = True
-            failures = await self._reconcile(list(desired.values()), tell_relay_all=True)
-            for vm in [v for v in self._ledger.vms() if v not in self._desired]:
-                self._ledger.close(vm)
-            return [*failures, *await self._remove_leftovers()]
+            return await self._resync(desired)
+
+    async def _resync(self, desired: Mapping[VmKey, VmDataPlane]) -> Sequence[Failure]:
+        await self._ensure_base()
+        self._desired, self._counted, self._entries = {}, {}, {}
+        self._synchronised = True
+        failures = await self._reconcile(list(desired.values()), tell_relay_all=True)
+        for vm in [v for v in self._ledger.vms() if v not in self._desired]:
+            self._ledger.close(vm)
+        return [*failures, *await self._remove_leftovers()]
 
     async def apply(self, desired: Sequence[VmDataPlane]) -> Sequence[Failure]:
         """See DataPlane.apply."""
@@ -457,9 +460,14 @@ class LinuxDataPlane:
         )
 
     async def _recover(self) -> None:
+        """Start another relay; as its device may be gone too, look at everything again."""
         async with self._lock:
             try:
-                await self._ensure_relay()
+                if not self._synchronised:
+                    await self._ensure_relay()
+                    return
+                for failure in await self._resync(dict(self._desired)):
+                    self._on_failure(f"{failure.vm}: {failure.item}: {failure.reason}")
             except (VmMobilityError, OSError) as error:
                 # The next apply or traffic tries again; routes to the TUN drop, never loop.
                 self._on_failure(f"the relay is not back: {error}")

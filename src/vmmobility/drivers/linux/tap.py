@@ -6,7 +6,6 @@ outlives the daemon and the relay, so that routes to it outlive them too.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import struct
@@ -57,16 +56,20 @@ def create_tap(name: str) -> None:
 def create_tun(name: str) -> None:
     """Make a persistent TUN device, or find it there.  Raises DataPlaneError."""
     try:
-        descriptor = _open(name, _IFF_TUN | _IFF_NO_PI)
+        os.close(open_tun(name))
     except OSError as error:
         raise DataPlaneError(f"TUN {name}: {error.strerror}", "is a relay left over?") from error
-    with contextlib.closing(os.fdopen(descriptor, "rb", buffering=0)) as device:
-        fcntl.ioctl(device.fileno(), _TUNSETPERSIST, 1)
 
 
 def open_tun(name: str) -> int:
-    """Attach to a TUN device; answers the non-blocking descriptor.  Raises OSError."""
-    return _open(name, _IFF_TUN | _IFF_NO_PI)
+    """Attach to a TUN device and keep it persistent; answers the non-blocking descriptor.
+
+    Persistent even where this made it: routes to it must outlive whoever holds it.
+    Raises OSError.
+    """
+    descriptor = _open(name, _IFF_TUN | _IFF_NO_PI)
+    fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
+    return descriptor
 
 
 def open_tap(name: str) -> int:
