@@ -29,7 +29,7 @@ from vmmobility.wire.options import (
     UnknownOption,
     VmId,
 )
-from vmmobility.wire.registry import MAX_DATAGRAM, MAX_PARTS, Kind, Purpose, Status
+from vmmobility.wire.registry import MAX_DATAGRAM, MAX_DEFINITION, MAX_PARTS, Kind, Purpose, Status
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 VM = VmId(VmKey(0, "vm-1"))
@@ -172,7 +172,7 @@ def test_a_message_of_exactly_one_datagram_is_not_cut():
 
 
 def test_a_message_has_at_most_sixteen_parts():
-    pieces = tuple(definition_options(bytes(1000 * MAX_PARTS)))
+    pieces = (Definition(bytes(1000)),) * MAX_PARTS
     assert len(wire(ask(*pieces))) == MAX_PARTS
     with pytest.raises(ValueError, match="at most 16"):
         wire(ask(*pieces, Definition(bytes(1000))))
@@ -245,4 +245,14 @@ def test_a_definition_is_cut_within_characters_and_still_utf_8():
     assert ask(*definition_options(b"a" + data)).definition == b"a" + data
     with pytest.raises(DecodeError) as caught:
         _ = ask(Definition(data[:1])).definition
+    assert caught.value.reason == "bad-value"
+
+
+def test_a_definition_is_not_too_long():
+    longest = b"x" * MAX_DEFINITION
+    assert ask(*definition_options(longest)).definition == longest
+    with pytest.raises(ValueError, match="at most 12000 octets"):
+        list(definition_options(longest + b"x"))
+    with pytest.raises(DecodeError, match="too long") as caught:
+        _ = ask(*definition_options(longest), Definition(b"x")).definition
     assert caught.value.reason == "bad-value"

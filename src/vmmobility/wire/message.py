@@ -40,7 +40,15 @@ from vmmobility.wire.options import (
     decode_options,
     encode_option,
 )
-from vmmobility.wire.registry import MAX_LIFETIME_UNITS, MAX_PARTS, VERSION, Kind, Purpose, Status
+from vmmobility.wire.registry import (
+    MAX_DEFINITION,
+    MAX_LIFETIME_UNITS,
+    MAX_PARTS,
+    VERSION,
+    Kind,
+    Purpose,
+    Status,
+)
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 HEADER = 16
@@ -96,8 +104,13 @@ class Message:
 
     @property
     def definition(self) -> bytes:
-        """All Definition options joined; DecodeError("bad-value") if that is not UTF-8."""
+        """All Definition options joined.
+
+        Raises DecodeError("bad-value") if that is not UTF-8 or longer than MAX_DEFINITION.
+        """
         joined = b"".join(o.data for o in self.options if isinstance(o, Definition))
+        if len(joined) > MAX_DEFINITION:
+            raise DecodeError("bad-value", f"a definition of {len(joined)} octets is too long")
         try:
             joined.decode("utf-8")
         except UnicodeDecodeError:
@@ -219,7 +232,12 @@ def join_parts(parts: Sequence[Part]) -> Message:
 
 
 def definition_options(data: bytes) -> Iterator[Definition]:
-    """A definition cut into options that each fit a datagram."""
+    """A definition cut into options that each fit a datagram.
+
+    Raises ValueError if it is longer than MAX_DEFINITION.
+    """
+    if len(data) > MAX_DEFINITION:
+        raise ValueError(f"a definition has at most {MAX_DEFINITION} octets, not {len(data)}")
     step = 1000
     for start in range(0, len(data), step):
         yield Definition(data[start : start + step])

@@ -11,6 +11,7 @@ VERSION = 1
 UDP_PORT = 8747
 MAX_DATAGRAM = 1232  # octets of UDP payload: fits an IPv6 minimum MTU, so never fragmented
 MAX_PARTS = 16
+MAX_DEFINITION = 12_000  # octets of a VM's definition: fits a message, whatever stands beside it
 LIFETIME_UNIT_S = 4  # Section 5: "the number of time units (each 4 seconds)"
 MAX_LIFETIME_UNITS = 0xFFFF
 
