@@ -1,0 +1,143 @@
+"""Fabrics: numbering, validation, static routes."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from vmmobility.errors import LabError
+from vmmobility.lab import fabric as fabrics
+from vmmobility.lab.faults import find_link
+from vmmobility.lab.routing import static_routes
+
+
+def small(**changes):
+    data = {
+        "router": [{"name": "r"}],
+        "nve": [{"name": "nve-a", "prefixes": ["10.1.0.0/24", "fd01::/64"]}],
+        "manager": [{"name": "manager"}],
+        "correspondent": [{"name": "c"}],
+        "link": [{"nodes": ["r", "nve-a"]}, {"nodes": ["r", "manager"]}, {"nodes": ["r", "c"]}],
+        "vm": [
+            {
+                "name": "vm1",
+                "kind": "netns",
+                "home": "nve-a",
+                "addresses": ["10.1.0.5", "fd01::5"],
+            }
+        ],
+    }
+    return {**data, **changes}
+
+
+@pytest.mark.parametrize("name", sorted(fabrics.built_in()))
+def test_every_built_in_fabric_is_right_and_described(name):
+    fabric = fabrics.load_fabric(fabrics.built_in()[name])
+    assert fabric.name == name
+    assert fabric.description
+    assert fabric.mtu == 1600
+
+
+def test_links_are_numbered_in_order():
+    fabric = fabrics.parse_fabric(small(), "f")
+    assert [str(a) for a in fabric.first_end("nve-a").addresses] == [
+        "10.0.1.2/24",
+        "fd00:0:1::2/64",
+    ]
+    assert [str(a) for a in fabric.first_end("c").addresses] == ["10.0.3.2/24", "fd00:0:3::2/64"]
+    assert fabric.first_end("r").interface == "nve-a"
+    assert fabric.vm("vm1").mac.startswith("02:")
+
+
+def test_given_addresses_are_kept():
+    link = {
+        "nodes": ["r", "nve-a"],
+        "name": "up",
+        "prefixes": ["192.0.2.0/24", "2001:db8::/64"],
+        "addresses": {"nve-a": ["192.0.2.77", "2001:db8::77"]},
+    }
+    links = [link, {"nodes": ["r", "manager"]}, {"nodes": ["r", "c"]}]
+    fabric = fabrics.parse_fabric(small(link=links), "f")
+    assert str(fabric.first_end("nve-a").address(4)) == "192.0.2.77"
+    assert str(fabric.first_end("r").address(6)) == "2001:db8::1"
+    assert find_link(fabric, "nve-a--r", "f").name == "up"
+
+
+def test_routes_lead_home_prefixes_to_their_nve():
+    fabric = fabrics.parse_fabric(small(), "f")
+    routes = {route.prefix: route for route in static_routes(fabric)["c"]}
+    assert routes[ip_network("10.1.0.0/24")].next_hop == ip_address("10.0.3.1")
+    at_router = {route.prefix: route for route in static_routes(fabric)["r"]}
+    assert at_router[ip_network("fd01::/64")].next_hop == ip_address("fd00:0:1::2")
+    assert ip_network("10.1.0.0/24") not in {r.prefix for r in static_routes(fabric)["nve-a"]}
+
+
+def test_only_routers_carry_what_is_not_theirs():
+    nodes = small(
+        nve=[{"name": "x"}, {"name": "y", "prefixes": ["10.1.0.0/24", "fd01::/64"]}],
+        link=[
+            {"nodes": ["c", "x"]},
+            {"nodes": ["x", "y"]},
+            {"nodes": ["r", "manager"]},
+            {"nodes": ["r", "y"]},
+        ],
+        vm=[],
+    )
+    routes = static_routes(fabrics.parse_fabric(nodes, "f"))
+    assert ip_network("10.1.0.0/24") not in {route.prefix for route in routes["c"]}
+    assert ip_network("10.1.0.0/24") in {route.prefix for route in routes["x"]}
+
+
+WRONG = [
+    ({"routr": []}, "unknown key `routr`", "router"),
+    ({"vm": [{"name": "vm1", "kind": "netns", "home": "r"}]}, "home 'r' is no NVE", "nve"),
+    ({"link": [{"nodes": ["r", "nobody"]}]}, "nobody", "two or more"),
+    ({"router": [{"name": "c"}]}, "", ""),
+    ({"router": [{"name": "Rack 1"}]}, "name 'Rack 1'", "a-z"),
+    ({"mtu": "big"}, "`mtu` is 'big'", "whole number"),
+    ({"manager": [{"name": "manager"}, {"name": "m2"}]}, "m2 is on no link", "[[link]]"),
+]
+
+
+@pytest.mark.parametrize(("change", "message", "remedy"), WRONG)
+def test_mistakes_name_the_place_and_the_remedy(change, message, remedy):
+    with pytest.raises(LabError) as caught:
+        fabrics.parse_fabric(small(**change), "f.toml")
+    assert caught.value.message.startswith("f.toml")
+    assert message in caught.value.message
+    assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("vm", "message"),
+    [
+        ({"addresses": ["10.9.0.5", "fd01::5"]}, "10.9.0.5 is not in nve-a's prefixes"),
+        ({"addresses": ["10.1.0.5"]}, "addresses"),
+        ({"addresses": ["10.1.0.5/24", "fd01::5"]}, "10.1.0.5/24 has a prefix length"),
+        ({"mac": "01:00:00:00:00:01"}, "mac"),
+        ({"kind": "guest", "on_link": True}, "on_link of a guest"),
+        ({"memory": 3}, "unknown key `memory`"),
+    ],
+)
+def test_a_wrong_vm_is_refused(vm, message):
+    right = {"name": "v", "kind": "netns", "home": "nve-a", "addresses": ["10.1.0.5", "fd01::5"]}
+    with pytest.raises(LabError) as caught:
+        fabrics.parse_fabric(small(vm=[{**right, **vm}]), "f.toml")
+    assert message in caught.value.message
+
+
+def test_overlapping_prefixes_are_refused():
+    nves = [{"name": "nve-a", "prefixes": ["10.0.0.0/8", "fd01::/64"]}]
+    with pytest.raises(LabError, match="overlap"):
+        fabrics.parse_fabric(small(nve=nves, vm=[]), "f.toml")
+
+
+def test_long_peer_names_give_distinct_interfaces():
+    names = ["correspondent-in-a", "correspondent-in-b"]
+    links = [{"nodes": ["r", name]} for name in [*names, "nve-a", "manager"]]
+    data = small(correspondent=[{"name": name} for name in names], link=links)
+    fabric = fabrics.parse_fabric(data, "f")
+    interfaces = [end.interface for link in fabric.links for end in link.ends if end.node == "r"]
+    assert len(set(interfaces)) == 4
+    assert all(len(name) <= 15 for name in interfaces)

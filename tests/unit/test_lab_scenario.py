@@ -1,0 +1,140 @@
+"""Scenarios: built-in ones, every step, mistakes."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from vmmobility.errors import LabError
+from vmmobility.lab import scenario as scenarios
+from vmmobility.lab.correspondents import Pair
+from vmmobility.lab.scenario import Assertion, Fault, Kill, Move, Pause, Repeat, Start
+
+HEAD = 'fabric = "three-racks-light"\n'
+
+
+def load(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(HEAD + text)
+    return scenarios.load_scenario(path)
+
+
+@pytest.mark.parametrize("name", sorted(scenarios.built_in()))
+def test_every_built_in_scenario_is_right_ends_at_home_and_judges(name):
+    found = scenarios.load_scenario(scenarios.find(name))
+    assert found.description
+    assert [move.to for move in found.moves()][-1] == found.fabric.vm("vm1").home
+    judged = {step.what for step in found.steps if isinstance(step, Assertion)}
+    assert {"no-loss", "no-broken-tcp", "only-serving-route"} <= judged
+
+
+def test_the_chain_moves_a_b_c_a():
+    found = scenarios.load_scenario(scenarios.find("hot-chain"))
+    assert [move.to for move in found.moves()] == ["nve-b", "nve-c", "nve-a"]
+    assert found.probes == (Pair("near", "vm1"), Pair("far", "vm1"))
+    assert found.fabric.vm("vm1").kind == "guest"
+
+
+def test_ping_pong_moves_twenty_times():
+    assert len(list(scenarios.load_scenario(scenarios.find("ping-pong")).moves())) == 20
+
+
+def test_every_step_is_read(tmp_path):
+    found = load(
+        tmp_path,
+        """
+[[probe]]
+from = "near"
+to = "vm1"
+[[step]]
+do = "move"
+vm = "vm1"
+to = "nve-b"
+wait = false
+expect = "fail"
+[[step]]
+do = "wait"
+seconds = 1
+[[step]]
+do = "wait"
+until = "event"
+event = "move.copying"
+[[step]]
+do = "kill"
+node = "nve-b"
+[[step]]
+do = "restart"
+node = "manager"
+[[step]]
+do = "cut"
+link = "core--rack-a"
+seconds = 0.5
+[[step]]
+do = "loss"
+link = "rack-a--core"
+percent = 2.5
+[[step]]
+do = "heal"
+link = "core--rack-a"
+[[step]]
+do = "repeat"
+times = 2
+[[step.step]]
+do = "assert"
+what = "route"
+node = "rack-a"
+vm = "vm1"
+via = "none"
+""",
+    )
+    assert found.steps == (
+        Move("vm1", "nve-b", False, "fail"),
+        Pause(1.0),
+        Assertion("event", 30.0, event="move.copying"),
+        Kill("nve-b", signal.SIGKILL),
+        Start("manager", True),
+        Fault("core--rack-a", 1000, 0.5),
+        Fault("core--rack-a", 25),
+        Fault("core--rack-a", 0),
+        Repeat(2, (Assertion("route", 0.0, "vm1", "rack-a", "none"),)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "remedy"),
+    [
+        ('[[step]]\ndo = "mve"\n', "step 1: `do` is 'mve'", "move"),
+        ('[[step]]\ndo = "move"\nvm = "vm1"\nto = "nve-x"\n', "`to` is 'nve-x'", "nve-a"),
+        ('[[step]]\ndo = "move"\nvm = "vm1"\nto = "nve-a"\nwiat = true\n', "`wiat`", "`wait`"),
+        ('[[step]]\ndo = "cut"\nlink = "a--b"\n', "no link 'a--b'", "core--rack-a"),
+        ('[[step]]\ndo = "kill"\nnode = "core"\n', "`node` is 'core'", "manager"),
+        ('[[step]]\ndo = "loss"\nlink = "core--rack-a"\npercent = 101\n', "percent", "at most"),
+        ('[[probe]]\nfrom = "core"\nto = "vm1"\n', "`from` is 'core'", "near"),
+        ('[[step]]\ndo = "assert"\nwhat = "no-los"\n', "`what` is 'no-los'", "no-loss"),
+    ],
+)
+def test_mistakes_name_the_place_and_the_remedy(tmp_path, text, message, remedy):
+    with pytest.raises(LabError) as caught:
+        load(tmp_path, text)
+    assert "mine.toml" in caught.value.message
+    assert message in caught.value.message
+    assert remedy in caught.value.remedy
+
+
+def test_a_fabric_can_stand_in_the_scenario_or_beside_it(tmp_path):
+    (tmp_path / "net.toml").write_text(
+        '[[router]]\nname = "r"\n[[correspondent]]\nname = "c"\n[[link]]\nnodes = ["r", "c"]\n'
+    )
+    (tmp_path / "s.toml").write_text('fabric = "net.toml"\n')
+    assert scenarios.load_scenario(tmp_path / "s.toml").fabric.name == "net"
+    (tmp_path / "t.toml").write_text(
+        '[fabric]\nrouter = [{name = "r"}]\ncorrespondent = [{name = "c"}]\n'
+        'link = [{nodes = ["r", "c"]}]\n'
+    )
+    assert len(scenarios.load_scenario(tmp_path / "t.toml").fabric.nodes) == 2
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(LabError, match="hot-chain"):
+        scenarios.find("hot-chian")
