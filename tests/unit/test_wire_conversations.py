@@ -1,0 +1,181 @@
+"""Whatever the engines say is what docs/protocol.md, Section 10, allows: option by option.
+
+The engines are joined by tests/engine/network.py; here only their datagrams are looked at.
+"""
+
+from collections.abc import Iterator
+from ipaddress import ip_network
+
+import pytest
+
+from tests.engine.network import World
+from vmmobility.engine.outputs import Send
+from vmmobility.wire.authentication import TRAILER, read_seal
+from vmmobility.wire.message import Message, decode_part
+from vmmobility.wire.options import BY_CLASS, PhaseOption
+from vmmobility.wire.registry import Kind, Phase, Purpose, Status
+from vmmobility.wire.values import Interface, VmKey
+
+VM = VmKey(0, "vm-1")
+ETH0 = Interface(b"\x52\x54\0\0\0\x01", (ip_network("10.1.0.5/32"), ip_network("fd01:1::5/128")))
+
+# (kind, purpose, from the manager, phase asked for) -> options that MUST, that MAY be there.
+# A reply stands under its request's phase; ANY: Phase plays no part.
+ANY = None
+STAND = "VM-ID, Epoch, Phase"
+Row = tuple[Kind, Purpose, bool, Phase | None]
+SECTION_10: dict[Row, tuple[str, str]] = {
+    (Kind.REQUEST, Purpose.ATTACH, False, ANY): (
+        "VM-ID, Interface Group, Serving NVE, Attach-ID",
+        "Mobility Kind, Ticket, Definition, Timestamp, Measurements",
+    ),
+    (Kind.REPLY, Purpose.ATTACH, True, ANY): ("VM-ID, Epoch", "Previous NVE"),
+    (Kind.REQUEST, Purpose.REFRESH, False, ANY): ("VM-ID, Attach-ID, Epoch", ""),
+    (Kind.REPLY, Purpose.REFRESH, True, ANY): ("VM-ID, Epoch", "Previous NVE"),
+    (Kind.REQUEST, Purpose.DEREGISTER, False, ANY): ("VM-ID, Attach-ID, Epoch", ""),
+    (Kind.REQUEST, Purpose.DEREGISTER, False, Phase.REDIRECTING): ("VM-ID, Epoch, Phase", ""),
+    (Kind.REPLY, Purpose.DEREGISTER, True, ANY): ("VM-ID", ""),
+    (Kind.REQUEST, Purpose.DEREGISTER, True, ANY): ("VM-ID, Epoch", "Ticket"),
+    (Kind.REPLY, Purpose.DEREGISTER, False, ANY): (STAND, ""),
+    (Kind.REQUEST, Purpose.REDIRECT, True, ANY): (
+        "VM-ID, Serving NVE, Epoch",
+        "Interface Group, Previous NVE",
+    ),
+    (Kind.REPLY, Purpose.REDIRECT, False, ANY): (STAND, ""),
+    (Kind.REQUEST, Purpose.PREPARE, True, Phase.PREPARED): (
+        "VM-ID, Phase, Epoch, Ticket, Interface Group, Previous NVE, Definition",
+        "Mobility Kind",
+    ),
+    (Kind.REPLY, Purpose.PREPARE, False, Phase.PREPARED): (f"{STAND}, Endpoint", ""),
+    (Kind.REQUEST, Purpose.PREPARE, True, Phase.COPYING): (
+        "VM-ID, Phase, Epoch, Ticket, Endpoint, Serving NVE",
+        "",
+    ),
+    (Kind.REPLY, Purpose.PREPARE, False, Phase.COPYING): (STAND, ""),
+    **{
+        (Kind.REQUEST, Purpose.SWITCH, True, phase): ("VM-ID, Phase, Epoch, Ticket", "")
+        for phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.SERVING, Phase.FAILED)
+    },
+    **{
+        (Kind.REPLY, Purpose.SWITCH, False, phase): (STAND, "Measurements")
+        for phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.SERVING, Phase.FAILED)
+    },
+    **{
+        (Kind.REQUEST, Purpose.SWITCH, False, phase): (
+            "VM-ID, Phase, Epoch, Ticket",
+            "Measurements, Reason",
+        )
+        for phase in (Phase.CONVERGED, Phase.FAILED)
+    },
+    (Kind.REPLY, Purpose.SWITCH, True, ANY): ("VM-ID", ""),
+}
+# What replies that reject must carry; Reason may always be there.
+REJECTIONS: dict[Status, str] = {
+    Status.SUPERSEDED: "VM-ID, Serving NVE, Epoch",
+    Status.BOUND_ELSEWHERE: "Serving NVE, Epoch",
+    Status.WRONG_PHASE: STAND,
+    Status.STALE_EPOCH: STAND,
+}
+
+
+def names(text: str) -> set[str]:
+    return {name for name in text.split(", ") if name}
+
+
+class Ear:
+    """Hears all that is sent in a World."""
+
+    def __init__(self, world: World) -> None:
+        self.heard: list[tuple[str, Message]] = []
+        self._asked: dict[tuple[int, bool], Phase | None] = {}
+        carry_out = world._carry_out
+
+        def listen(node, output):
+            if isinstance(output, Send):
+                sender = read_seal(output.data).sender
+                self.heard.append((sender, decode_part(output.data, TRAILER).message))
+            carry_out(node, output)
+
+        world._carry_out = listen  # type: ignore[method-assign]
+
+    def rows(self) -> Iterator[tuple[Row, Message]]:
+        for sender, message in self.heard:
+            manager, option = sender == "manager", message.find(PhaseOption)
+            phase = option.phase if option else ANY
+            asked = (message.sequence, manager)
+            if message.kind is Kind.REQUEST:
+                self._asked[asked] = phase
+            else:
+                phase = self._asked[message.sequence, not manager]
+            row = (message.kind, message.purpose, manager, phase)
+            if row not in SECTION_10:
+                row = (*row[:3], ANY)
+            yield row, message
+
+
+def check(ear: Ear) -> set[Row]:
+    """Every message heard against the tables; the rows that were met."""
+    met: set[Row] = set()
+    for row, message in ear.rows():
+        found = {BY_CLASS[type(o)].name for o in message.options}
+        if not message.status.accepted:
+            assert names(REJECTIONS.get(message.status, "")) <= found, (row, message)
+            continue
+        must, may = map(names, SECTION_10[row])
+        assert must <= found, (row, must - found)
+        assert found <= must | may, (row, found - must - may)
+        met.add(row)
+        if message.purpose in (Purpose.ATTACH, Purpose.REFRESH):
+            assert message.lifetime > 0
+        if message.purpose is Purpose.DEREGISTER:
+            assert message.lifetime == 0
+    return met
+
+
+def started() -> tuple[World, Ear]:
+    world = World(nve_settings={"lifetime_s": 40.0, "drain_s": 5.0})
+    ear = Ear(world)
+    number = world.start_vm(VM, "a", (ETH0,))
+    world.run_until(lambda: number in world.results)
+    return world, ear
+
+
+def a_life_with_moves() -> Ear:
+    world, ear = started()
+    for to in ("b", "c", "a"):
+        world.move(VM, to)
+        world.run(40.0)
+    world.move(VM, "b")
+    world.run(10.0)
+    world.stop_vm(VM, "b")
+    world.run(20.0)
+    return ear
+
+
+def a_move_that_breaks(stage: str) -> Ear:
+    world, ear = started()
+    hypervisor = world.nodes["a"].hypervisor
+    assert hypervisor is not None
+    hypervisor.break_next = {stage}
+    world.move(VM, "b")
+    world.run(90.0)
+    return ear
+
+
+STAGES = ("copy", "moment", "switch", "load")
+
+
+def test_a_life_with_moves():
+    check(a_life_with_moves())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_move_that_breaks(stage):
+    check(a_move_that_breaks(stage))
+
+
+def test_every_row_of_the_tables_is_met():
+    met = check(a_life_with_moves())
+    for stage in STAGES:
+        met |= check(a_move_that_breaks(stage))
+    assert set(SECTION_10) == met
