@@ -82,6 +82,10 @@ class Pair:
         converged = await self.source.next(GuestEvent.CONVERGED)
         assert {"remaining_bytes", "rounds"} <= converged.detail.keys()
 
+    async def state_at(self, node: Node) -> str:
+        assert isinstance(node.hypervisor, FakeHypervisor | QemuHypervisor)
+        return await node.hypervisor.state(VM)
+
     async def runs_at(self, node: Node) -> bool:
         return (await node.hypervisor.adopt([self.definition])).get(VM, False)
 
@@ -171,6 +175,8 @@ def test_a_hot_move_reports_each_phase_in_order(run: Callable[[PairTest], None])
         assert figures <= completed.detail.keys()
         assert await pair.runs_at(destination)
         assert await source.hypervisor.adopt([pair.definition]) == {VM: False}
+        assert await pair.state_at(source) == "moved-out"
+        assert await pair.state_at(destination) == "running"
         await destination.hypervisor.announce(VM)
         await source.hypervisor.stop(VM)
         assert await source.hypervisor.adopt([pair.definition]) == {}
@@ -257,9 +263,24 @@ def test_guests_outlive_the_daemon(run: Callable[[PairTest], None]) -> None:
             node.hypervisor = node.reopen()
         assert await source.hypervisor.adopt([pair.definition]) == {VM: True}
         assert await destination.hypervisor.adopt([pair.definition]) == {VM: False}
+        assert await pair.state_at(destination) == "incoming"
         # What was prepared before the restart is still good.
         await source.hypervisor.copy_out(VM, *await pair.prepare())
         await source.next(GuestEvent.CONVERGED)
+
+    run(scenario)
+
+
+def test_a_copy_that_a_dead_daemon_has_held_is_cancelled(run: Callable[[PairTest], None]) -> None:
+    async def scenario(pair: Pair) -> None:
+        await pair.hold()
+        await pair.source.hypervisor.close()
+        pair.source.hypervisor = pair.source.reopen()
+        assert await pair.runs_at(pair.source)
+        await pair.source.hypervisor.cancel(VM)
+        failed = await pair.source.next(GuestEvent.FAILED)
+        assert failed.detail == {"reason": "cancelled", "running": True}
+        assert await pair.runs_at(pair.source)
 
     run(scenario)
 

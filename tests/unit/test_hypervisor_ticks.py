@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmmobility.drivers.hypervisor.ticks import WINDOW_S, TickClock
+from vmmobility.drivers.hypervisor.ticks import LEAD_LIMIT_S, WINDOW_S, Lead, TickClock
 
 
 def test_nothing_is_predicted_before_a_tick_was_seen() -> None:
@@ -38,3 +38,17 @@ def test_a_watch_begins_shortly_before_a_tick_and_never_in_the_past() -> None:
         now = 10.0 + step * 0.001
         wait = ticks.until_watch(now)
         assert 0 <= wait <= WINDOW_S
+
+
+def test_the_lead_follows_the_slowest_of_the_last_redirects() -> None:
+    lead = Lead(0.012)
+    assert lead.seconds == 0.012
+    lead.took(0.003)
+    assert lead.seconds == 0.012
+    lead.took(0.020)
+    assert lead.seconds == pytest.approx(0.036)
+    lead.took(3.0)
+    assert lead.seconds == LEAD_LIMIT_S
+    for _ in range(8):
+        lead.took(0.003)
+    assert lead.seconds == 0.012

@@ -192,6 +192,10 @@ class FakeHypervisor:
         elif guest.phase is not None:
             self._fail_move(vm, "cancelled")
 
+    async def state(self, vm: VmKey) -> str:
+        """Beyond the interface: "running", "paused", "incoming" or "moved-out"."""
+        return self._guest(vm).state.value
+
     async def announce(self, vm: VmKey) -> None:
         """Note the announcement in `announced`."""
         self._may_fail("announce", vm)

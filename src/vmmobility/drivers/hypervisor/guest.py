@@ -22,10 +22,12 @@ from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.ticks import Lead
 from vmmobility.errors import HypervisorError
 
 END_NOTICE_S = 1.0  # between a lost monitor and the end of its process
 STALE_LIMIT_S = 3.0
+_STATES = {"running": "running", "inmigrate": "incoming", "postmigrate": "moved-out"}
 _UNDER_WAY = ("setup", "active", "pre-switchover", "device", "cancelling")
 ANNOUNCEMENT = {"initial": 10, "max": 100, "rounds": 5, "step": 30}  # milliseconds, rounds
 
@@ -40,6 +42,7 @@ class QemuGuest:
         pid: int,
         listener: Listener,
         settings: QemuSettings,
+        lead: Lead,
     ) -> None:
         self.definition = definition
         self.folder = folder
@@ -50,6 +53,7 @@ class QemuGuest:
         self._name = str(definition.vm)
         self._listener = listener
         self._settings = settings
+        self._lead = lead
         self._session = QmpSession(self._name, folder.monitor)
         self._runner: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -80,10 +84,10 @@ class QemuGuest:
         """Whether its CPUs run here."""
         return bool((await self.execute("query-status"))["running"])
 
-    async def drop_stale_migration(self) -> None:
-        """End a migration that an earlier daemon has left; its guest runs on here."""
+    async def drop_stale_migration(self) -> bool:
+        """End a migration that an earlier daemon has left, if so; its guest runs on here."""
         if self.move is not None and self.move.phase is not Phase.ENDED:
-            return
+            return False
         deadline = asyncio.get_running_loop().time() + STALE_LIMIT_S
         cancelled = False
         while (await self.execute("query-migrate")).get("status") in _UNDER_WAY:
@@ -93,6 +97,12 @@ class QemuGuest:
             if asyncio.get_running_loop().time() > deadline:
                 raise HypervisorError(f"{self._name}: QEMU does not end an earlier migration")
             await asyncio.sleep(process.POLL_S)
+        return cancelled
+
+    async def state(self) -> str:
+        """ "running", "paused", "incoming" or "moved-out"."""
+        status: str = (await self.execute("query-status"))["status"]
+        return _STATES.get(status, "paused")
 
     async def announce(self) -> None:
         """Let the guest (virtio) and QEMU send their announcements."""
@@ -103,7 +113,13 @@ class QemuGuest:
         if self._group is None:
             raise HypervisorError(f"{self._name}: the guest has ended")
         move = OutgoingMove(
-            self._name, self._session, target, self.report, self._settings, least_rounds
+            self._name,
+            self._session,
+            target,
+            self.report,
+            self._settings,
+            least_rounds,
+            self._lead,
         )
         self.move = move
         try:

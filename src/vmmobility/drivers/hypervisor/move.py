@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
-from vmmobility.drivers.hypervisor.ticks import TickClock
+from vmmobility.drivers.hypervisor.ticks import Lead, TickClock
 from vmmobility.errors import HypervisorError
 
 POLL_FAR_S = 0.010
@@ -74,6 +74,7 @@ class OutgoingMove:
         report: Report,
         settings: QemuSettings,
         least_rounds: int,
+        lead: Lead,
     ) -> None:
         self.target = target
         self.phase = Phase.COPYING
@@ -82,6 +83,7 @@ class OutgoingMove:
         self._report = report
         self._settings = settings
         self._least_rounds = least_rounds
+        self._lead = lead
         self._switch = asyncio.Event()
         self._proceed = asyncio.Event()
         self._over = asyncio.Event()
@@ -96,7 +98,7 @@ class OutgoingMove:
         await self._session.execute(
             "migrate-set-parameters",
             {
-                "max-bandwidth": self._settings.copy_bytes_per_s,
+                "max-bandwidth": self._settings.hold_bytes_per_s,
                 "downtime-limit": DOWNTIME_COPYING_MS,
             },
         )
@@ -152,10 +154,26 @@ class OutgoingMove:
 
     # -- the phases ------------------------------------------------------------------------------
 
+    async def _first_window(self, progress: _Progress) -> None:
+        """Let one held window pass before the copy begins in earnest.
+
+        Until its first tick QEMU has no threshold, and a guest whose whole memory fits into one
+        window (little used, mostly zero) would be stopped at once.
+        """
+        while not self._waiting.is_set():
+            info = await self._query()
+            if info.get("status") == "active":
+                await self._watch_one_tick(TickClock())
+                break
+            progress.seen(0)
+            await self._pause(POLL_NEAR_S)
+        await self._set_bandwidth(self._settings.copy_bytes_per_s)
+
     async def _converge(self) -> None:
         """Copy until little enough remains, then slow the copy down to almost nothing."""
         mark = self._settings.hold_remaining_bytes
         progress = _Progress(self._settings)
+        await self._first_window(progress)
         near = False
         while True:
             info = await self._query()
@@ -212,14 +230,16 @@ class OutgoingMove:
     async def _wait_for_moment(self, ticks: TickClock) -> None:
         left_s = 0.0
         if not self._waiting.is_set():
-            lead_s = self._settings.lead_ms / 1000
+            lead_s = self._lead.seconds
             moment = ticks.next_after(time.monotonic() + lead_s)
             await self._pause(moment - lead_s - time.monotonic())
             left_s = moment - time.monotonic()
         self.phase = Phase.ABOUT_TO_STOP
         self._report(GuestEvent.ABOUT_TO_STOP, {"expected_in_ms": round(left_s * 1000, 1)})
+        asked = time.monotonic()
         await self._proceed.wait()
         self._check()
+        self._lead.took(time.monotonic() - asked)
 
     async def _finish(self) -> None:
         self.phase = Phase.SWITCHING

@@ -20,6 +20,7 @@ from vmmobility.drivers.hypervisor.interface import GuestEvent, Listener, VmDefi
 from vmmobility.drivers.hypervisor.move import CAPABILITIES, Phase, set_capabilities, tcp_uri
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.ticks import Lead
 from vmmobility.errors import EnvironmentProblem, HypervisorError
 from vmmobility.wire.values import VmKey
 
@@ -38,6 +39,7 @@ class QemuHypervisor:
         self._state_dir = state_dir.absolute()
         self._listener = listener
         self._settings = settings
+        self._lead = Lead(settings.lead_ms / 1000)  # one engine, one habit
         self._guests: dict[VmKey, QemuGuest] = {}
         self._locks: defaultdict[VmKey, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -140,10 +142,15 @@ class QemuHypervisor:
                 return
             if guest.incoming or not guest.alive:
                 await self._end(vm)
-            elif guest.move is not None:
+            elif guest.move is not None and guest.move.phase is not Phase.ENDED:
                 await guest.move.cancel("cancelled")
-            else:
-                await guest.drop_stale_migration()
+            elif await guest.drop_stale_migration():
+                detail = {"reason": "cancelled", "running": await guest.running()}
+                guest.report(GuestEvent.FAILED, detail)
+
+    async def state(self, vm: VmKey) -> str:
+        """Beyond the interface: "running", "paused", "incoming" or "moved-out"."""
+        return await self._guest(vm).state()
 
     async def announce(self, vm: VmKey) -> None:
         """Send announcements on the guest's behalf."""
@@ -176,7 +183,7 @@ class QemuHypervisor:
         return None if pid is None else await self._attach(folder, definition, pid)
 
     async def _attach(self, folder: GuestFolder, definition: VmDefinition, pid: int) -> QemuGuest:
-        guest = QemuGuest(folder, definition, pid, self._listener, self._settings)
+        guest = QemuGuest(folder, definition, pid, self._listener, self._settings, self._lead)
         await guest.attach()
         if guest.incoming:
             guest.incoming_at = _listening_at(await guest.execute("query-migrate"))

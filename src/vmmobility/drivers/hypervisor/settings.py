@@ -23,7 +23,8 @@ class QemuSettings:
                                 QEMU derives "what can be sent within the downtime limit" from the
                                 bandwidth it has seen in the last window
     settle_ms:                  shortest time between the last dirty-log sync and CONVERGED
-    lead_ms:                    ABOUT_TO_STOP comes this long before the predicted tick
+    lead_ms:                    ABOUT_TO_STOP comes at least this long before the predicted tick;
+                                longer where redirects were seen to take longer
     converge_limit_s:           a copy that has not converged by then has failed
     stall_limit_s:              a copy without any progress for that long has failed
     switch_limit_s:             from proceed() to completion; then the move is broken off

@@ -6,12 +6,37 @@ Pure arithmetic on monotonic seconds: no clock is read here.  Rests on nothing.
 from __future__ import annotations
 
 import math
+from collections import deque
 
 WINDOW_S = 0.100  # QEMU: BUFFER_DELAY
 WATCH_BEFORE_S = 0.004
 # A window lasts up to a millisecond longer than it should (QEMU counts whole ones): older
 # observations than this predict too badly.
 FRESH_S = 1.0
+
+
+LEAD_MARGIN_S = 0.006  # QEMU must have taken proceed()'s order before the tick
+LEAD_FACTOR = 1.5
+LEAD_LIMIT_S = 0.060  # a lead costs blackout in every move, a missed tick 100 ms in one
+LEADS_REMEMBERED = 8
+
+
+class Lead:
+    """How long before a tick to say ABOUT_TO_STOP: learnt from how long redirects have taken."""
+
+    def __init__(self, least_s: float) -> None:
+        self._least_s = least_s
+        self._taken: deque[float] = deque(maxlen=LEADS_REMEMBERED)
+
+    @property
+    def seconds(self) -> float:
+        """The lead for the next move."""
+        slowest = max(self._taken, default=0.0)
+        return max(self._least_s, min(slowest * LEAD_FACTOR + LEAD_MARGIN_S, LEAD_LIMIT_S))
+
+    def took(self, seconds: float) -> None:
+        """From ABOUT_TO_STOP to proceed() it took that long."""
+        self._taken.append(seconds)
 
 
 class TickClock:
