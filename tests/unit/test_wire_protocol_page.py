@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vmmobility.engine import channel, replay
+from vmmobility.engine.nve_transitions import RULES
 from vmmobility.wire import formats
 from vmmobility.wire.authentication import DATA, TRAILER
 from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS
@@ -47,6 +48,11 @@ def test_every_heading_is_linked_and_every_link_leads_somewhere():
         for h in re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) == headings
+
+
+def test_every_action_of_an_nve_is_explained():
+    explained = PAGE.split("| Action | What it does")[1].split("\n\n")[0]
+    assert {rule.action for rule in RULES} <= set(re.findall(r"`(\w+)`", explained))
 
 
 @pytest.mark.parametrize(
