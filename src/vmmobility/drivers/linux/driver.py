@@ -12,23 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from vmmobility.drivers.dataplane import Failure, Traffic
 from vmmobility.drivers.linux import environment, filter, rtnetlink, sysctl
 from vmmobility.drivers.linux.counters import Ledger
+from vmmobility.drivers.linux.filter_state import Filters, run_scripts
 from vmmobility.drivers.linux.netlink import Netlink, Refusal
 from vmmobility.drivers.linux.ownership import TUN_NAME
 from vmmobility.drivers.linux.plan import Plan, Port, is_absent, plan, vm_name
 from vmmobility.drivers.linux.ports import Ports
-from vmmobility.drivers.linux.relay_client import Found, RelayClient
+from vmmobility.drivers.linux.relay_client import RelayClient
+from vmmobility.drivers.linux.relay_orders import RelayOrders
 from vmmobility.drivers.linux.routes import RouteName, Routes
 from vmmobility.drivers.linux.rtnetlink import NextHop, Route
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.errors import DataPlaneError, VmMobilityError
-from vmmobility.wire.values import Address, Prefix, VmKey
+from vmmobility.wire.values import Address, VmKey
 
 
 class LinuxDataPlane:
@@ -49,15 +50,12 @@ class LinuxDataPlane:
         self._relay = RelayClient(settings, self._relay_lost)
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
-        self._synchronised = False
         self._desired: dict[VmKey, VmDataPlane] = {}
-        self._counted: dict[VmKey, list[Prefix]] = {}
-        self._entries: dict[str, dict[str, Any]] = {}
-        self._nft = filter.NftState()
+        self._filters = Filters()
         self._ledger = Ledger()
         self._ports: Ports
         self._routes: Routes
-        self._ports_changed = False
+        self._orders: RelayOrders
         self.relay_deaths = 0
 
     # -- life ---------------------------------------------------------------------------------
@@ -65,11 +63,12 @@ class LinuxDataPlane:
     async def start(self) -> None:
         """See DataPlane.start.  Also starts the relay, or adopts the one that runs."""
         environment.check_rights_and_programs()
-        self._closing = self._synchronised = False
+        self._closing = False
         if self._netlink is None:
             self._netlink = Netlink()
         self._ports = Ports(self._netlink, self._settings)
         self._routes = Routes(self._netlink)
+        self._orders = RelayOrders(self._relay, self._netlink, self._ports)
         async with self._lock:
             await self._ensure_base()
 
@@ -86,11 +85,8 @@ class LinuxDataPlane:
         environment.ensure_rules(netlink)
         self._ports.read()
         self._routes.read()
-        self._nft = await filter.read_state()
-        if not self._nft.complete:
-            await filter.run_nft(filter.base_script())
-            self._nft = await filter.read_state()
-        await self._ensure_relay()
+        await self._filters.read()
+        await self._orders.ensure()
 
     def _open_netlink(self) -> Netlink:
         if self._netlink is None:
@@ -129,8 +125,9 @@ class LinuxDataPlane:
             await filter.run_nft(filter.removal_script())
             for vm in list(self._ledger.vms()):
                 self._ledger.close(vm)
-            self._desired, self._counted, self._entries = {}, {}, {}
-            self._nft = filter.NftState()
+            self._desired = {}
+            self._filters = Filters()
+            self._orders.forget()
             self._routes.read()
         await self.close()
 
@@ -143,8 +140,10 @@ class LinuxDataPlane:
 
     async def _resync(self, desired: Mapping[VmKey, VmDataPlane]) -> Sequence[Failure]:
         await self._ensure_base()
-        self._desired, self._counted, self._entries = {}, {}, {}
-        self._synchronised = True
+        self._desired = {}
+        self._filters.forget_wishes()
+        self._orders.forget()
+        self._orders.synchronised = True
         failures = await self._reconcile(list(desired.values()), tell_relay_all=True)
         for vm in [v for v in self._ledger.vms() if v not in self._desired]:
             self._ledger.close(vm)
@@ -167,7 +166,7 @@ class LinuxDataPlane:
                 self._desired[state.vm] = state
                 self._ledger.open(state.vm)
         failures += await self._add_ports(plans)
-        failures += await self._tell_relay(plans, tell_relay_all)
+        failures += await self._orders.tell(plans, tell_relay_all)
         failures += self._turn_routes(plans)
         failures += await self._retire(plans)
         return failures
@@ -200,7 +199,7 @@ class LinuxDataPlane:
         prepared: dict[VmKey, list[Port]] = {}
         scripts: dict[VmKey, str] = {}
         for made in plans:
-            script = self._count_new(made)
+            script = self._filters.count_script(made)
             for port in made.ports:
                 tap = self._ports.taps.get(port.name)
                 if tap is not None and tap.settled == port:
@@ -211,100 +210,21 @@ class LinuxDataPlane:
                     failures.append(Failure(made.vm, f"tap {port.name}", str(error)))
                     continue
                 prepared.setdefault(made.vm, []).append(port)
-                script += self._filter_new(port, anew=new)
+                if rewritten := self._filters.filter_script(port, anew=new):
+                    self._ledger.restart(made.vm, f"filter {port.name}")
+                    script += rewritten
             if script:
                 scripts[made.vm] = script
-        for vm, reason in (await self._run_scripts(scripts)).items():
+        for vm, reason in (await run_scripts(scripts)).items():
             failures.append(Failure(vm, "filter", reason))
-            prepared.pop(vm, None)
-            self._counted.pop(vm, None)
+            self._filters.failed(vm, prepared.pop(vm, []))
         for port in (port for ports in prepared.values() for port in ports):
             try:
                 self._ports.open(port)
-                self._ports_changed = True
+                self._orders.ports_changed = True
             except (VmMobilityError, OSError) as error:
                 failures.append(Failure(port.vm, f"tap {port.name}", str(error)))
         return failures
-
-    def _count_new(self, made: Plan) -> str:
-        if self._counted.get(made.vm) == made.counted or not made.counted:
-            return ""
-        held = self._nft.counted
-        missing = [
-            prefix
-            for prefix in made.counted
-            if (filter.TO_TAP, prefix) not in held or (filter.ONWARD, prefix) not in held
-        ]
-        return filter.count_script(missing)
-
-    def _filter_new(self, port: Port, anew: bool) -> str:
-        rules = filter.filter_rules(port.mac.hex(":"), port.prefixes)
-        digest = f"{filter.digest_of(rules)}/{len(rules)}"
-        if not anew and self._nft.digests.get(port.name) == digest:
-            return ""
-        self._ledger.restart(port.vm, f"filter {port.name}")
-        self._nft.digests[port.name] = digest
-        return filter.filter_script(port.name, rules)
-
-    async def _run_scripts(self, scripts: Mapping[VmKey, str]) -> dict[VmKey, str]:
-        """Run all scripts as one transaction; if that fails, each alone: answers whose failed."""
-        if not scripts:
-            return {}
-        failed = {}
-        try:
-            await filter.run_nft("".join(scripts.values()))
-        except (DataPlaneError, OSError):
-            for vm, script in scripts.items():
-                try:
-                    await filter.run_nft(script)
-                except (DataPlaneError, OSError) as error:
-                    failed[vm] = str(error)
-        return failed
-
-    async def _tell_relay(self, plans: Sequence[Plan], everything: bool) -> list[Failure]:
-        """Add and change relay entries, before any route turns to the tunnel."""
-        put = []
-        for made in plans:
-            if made.entry is not None and self._entries.get(made.entry["vm"]) != made.entry:
-                self._entries[made.entry["vm"]] = made.entry
-                put.append((made.vm, made.entry))
-        try:
-            if await self._ensure_relay() or not (put or everything or self._ports_changed):
-                return []
-            await self._order_change([entry for _, entry in put], everything)
-        except (VmMobilityError, OSError) as error:
-            return [Failure(vm, "relay", str(error)) for vm, _ in put]
-        return []
-
-    async def _order_change(self, put: list[dict[str, Any]], everything: bool) -> None:
-        """Tell the relay what changed; if it dies on that, its successor is told everything."""
-        order: dict[str, Any] = {"op": "change", "put": put}
-        if self._ports_changed:
-            order["ports"] = self._port_orders()
-        try:
-            await self._relay.order(self._whole_table() if everything else order)
-        except DataPlaneError:
-            if self._relay.connected:
-                for entry in put:
-                    self._entries.pop(entry["vm"], None)
-                raise
-            await self._ensure_relay()
-        self._ports_changed = False
-
-    def _whole_table(self) -> dict[str, Any]:
-        entries = list(self._entries.values())
-        return {"op": "set", "entries": entries, "ports": self._port_orders()}
-
-    def _port_orders(self) -> list[dict[str, Any]]:
-        settled = [tap.settled for tap in self._ports.taps.values() if tap.settled is not None]
-        return [
-            {
-                "name": port.name,
-                "mac": port.mac.hex(":"),
-                "own": [str(p) for p in port.prefixes if p.version == 6],
-            }
-            for port in settled
-        ]
 
     def _turn_routes(self, plans: Sequence[Plan]) -> list[Failure]:
         """Install and turn routes; then remove those that a VM no longer wants."""
@@ -337,40 +257,24 @@ class LinuxDataPlane:
     async def _retire(self, plans: Sequence[Plan]) -> list[Failure]:
         """After the routes: remove relay entries, taps, filters and counters no longer wanted."""
         failures = []
-        gone: list[str] = []
         scripts: dict[VmKey, str] = {}
         for made in plans:
-            if made.entry is None and self._entries.pop(vm_name(made.vm), None) is not None:
-                gone.append(vm_name(made.vm))
             wanted = {port.name for port in made.ports}
-            old = [
-                name
-                for name, tap in self._ports.taps.items()
-                if tap.settled is not None and tap.settled.vm == made.vm and name not in wanted
-            ]
             script = ""
-            for name in old:
+            for name in self._ports.of(made.vm) - wanted:
                 try:
                     script += self._remove_tap(name)
                 except DataPlaneError as error:
                     failures.append(Failure(made.vm, f"tap {name}", str(error)))
-            uncounted = [p for p in self._counted.get(made.vm, ()) if p not in made.counted]
-            script += filter.uncount_script(self._uncount(made.vm, uncounted))
+            script += self._filters.settle(made)
             if script:
                 scripts[made.vm] = script
-            self._note_counted(made)
-        if gone or scripts:
-            await self._forget_in_relay(gone)
-        for vm, reason in (await self._run_scripts(scripts)).items():
+            if made.entry is None:
+                self._ledger.close(made.vm)
+        await self._orders.retire(plans)
+        for vm, reason in (await run_scripts(scripts)).items():
             failures.append(Failure(vm, "filter", reason))
         return failures
-
-    async def _forget_in_relay(self, gone: list[str]) -> None:
-        # A relay that is not there holds nothing: its next one is told the whole table.
-        with contextlib.suppress(DataPlaneError):
-            order = {"op": "change", "gone": gone, "ports": self._port_orders()}
-            await self._relay.order(order)
-            self._ports_changed = False
 
     def _remove_tap(self, name: str) -> str:
         """Remove a tap, keep its last numbers; answers the script that removes its filter."""
@@ -382,29 +286,9 @@ class LinuxDataPlane:
             self._ledger.restart(owner, f"tap {name}")
             self._ledger.restart(owner, f"filter {name}")
         self._ports.remove(name)
-        self._ports_changed = True
+        self._orders.ports_changed = True
         self._routes.forget_interface(tap.link.index)
-        self._nft.digests.pop(name, None)
-        return filter.unfilter_script(name)
-
-    def _uncount(self, vm: VmKey, prefixes: Iterable[Prefix]) -> list[Prefix]:
-        """Those of a VM's prefixes that no other VM counts by now."""
-        others = {p for other, ps in self._counted.items() if other != vm for p in ps}
-        gone = [p for p in prefixes if p not in others]
-        for prefix in gone:
-            for kind in (filter.TO_TAP, filter.ONWARD):
-                self._nft.counted.pop((kind, prefix), None)
-        return gone
-
-    def _note_counted(self, made: Plan) -> None:
-        if not made.counted:
-            self._counted.pop(made.vm, None)
-            self._ledger.close(made.vm)
-            return
-        self._counted[made.vm] = made.counted
-        for prefix in made.counted:
-            for kind in (filter.TO_TAP, filter.ONWARD):
-                self._nft.counted.setdefault((kind, prefix), 0)
+        return self._filters.unfilter_script(name)
 
     async def _remove_leftovers(self) -> list[Failure]:
         """Remove what is ours by its mark and wanted by nobody."""
@@ -421,12 +305,7 @@ class LinuxDataPlane:
         self._open_netlink().batch(
             [rtnetlink.delete_route(route) for route in self._routes.strangers]
         )
-        for name in [n for n in self._nft.digests if n not in self._ports.taps]:
-            script += filter.unfilter_script(name)
-            del self._nft.digests[name]
-        wanted = {p for prefixes in self._counted.values() for p in prefixes}
-        unknown = {p for _, p in self._nft.counted if p not in wanted}
-        script += filter.uncount_script(self._uncount(VmKey(0, ""), sorted(unknown, key=str)))
+        script += self._filters.leftovers_script(self._ports.taps)
         if script:
             try:
                 await filter.run_nft(script)
@@ -435,20 +314,6 @@ class LinuxDataPlane:
         return failures
 
     # -- relay and counters -------------------------------------------------------------------
-
-    async def _ensure_relay(self) -> bool:
-        """Have a relay; True if one was started or adopted now and told the whole table.
-
-        Before the first resync an adopted relay keeps the table of the daemon before us: traffic
-        must not stop while this one learns what is desired.
-        """
-        found = await self._relay.ensure()
-        if found is Found.KNOWN or (found is Found.ADOPTED and not self._synchronised):
-            return False
-        await self._relay.order(self._whole_table())
-        if found is Found.STARTED:
-            await environment.until_running(self._open_netlink(), TUN_NAME)
-        return True
 
     def _relay_lost(self) -> None:
         if self._closing:
@@ -463,8 +328,8 @@ class LinuxDataPlane:
         """Start another relay; as its device may be gone too, look at everything again."""
         async with self._lock:
             try:
-                if not self._synchronised:
-                    await self._ensure_relay()
+                if not self._orders.synchronised:
+                    await self._orders.ensure()
                     return
                 for failure in await self._resync(dict(self._desired)):
                     self._on_failure(f"{failure.vm}: {failure.item}: {failure.reason}")
@@ -477,11 +342,8 @@ class LinuxDataPlane:
         async with self._lock:
             state = await filter.read_state()
             links = {link.name: link for link in rtnetlink.links(self._open_netlink())}
-            relayed: dict[str, dict[str, int]] = {}
-            with contextlib.suppress(DataPlaneError):
-                await self._ensure_relay()
-                relayed = (await self._relay.order({"op": "counters"}))["vms"]
-            for vm, prefixes in self._counted.items():
+            relayed = await self._orders.counters()
+            for vm, prefixes in self._filters.counted.items():
                 for prefix in prefixes:
                     for kind, name in ((filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected")):
                         packets = state.counted.get((kind, prefix), 0)

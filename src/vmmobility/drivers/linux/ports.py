@@ -17,7 +17,7 @@ from vmmobility.drivers.linux.rtnetlink import Link
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.tap import create_tap
 from vmmobility.errors import DataPlaneError
-from vmmobility.wire.values import Address
+from vmmobility.wire.values import Address, VmKey
 
 _GATEWAY_LENGTH = {4: 32, 6: 64}
 
@@ -39,6 +39,7 @@ class Ports:
         self._netlink = netlink
         self._settings = settings
         self.taps: dict[str, Tap] = {}
+        self._of_vm: dict[VmKey, set[str]] = {}
 
     def read(self) -> None:
         """Take what the kernel holds; nothing counts as settled until it was checked."""
@@ -51,6 +52,11 @@ class Ports:
             if index in found:
                 found[index].neighbours[address] = mac
         self.taps = {tap.link.name: tap for tap in found.values()}
+        self._of_vm = {}
+
+    def of(self, vm: VmKey) -> frozenset[str]:
+        """The names of the taps that were opened for a VM."""
+        return frozenset(self._of_vm.get(vm, ()))
 
     def index(self, name: str) -> int:
         """The interface index of a settled tap, or 0."""
@@ -100,6 +106,7 @@ class Ports:
         if link is None:
             raise DataPlaneError(f"tap {port.name} vanished", "does somebody else remove it?")
         tap.link, tap.neighbours, tap.settled = link, wanted, port
+        self._of_vm.setdefault(port.vm, set()).add(port.name)
         tap.addresses |= {self._settings.gateway4, self._settings.gateway6}
 
     def _do(self, name: str, requests: list[Request]) -> None:
@@ -117,3 +124,8 @@ class Ports:
         if outcome is not None and rtnetlink.link_named(self._netlink, name) is not None:
             self.taps[name] = tap
             raise DataPlaneError(f"tap {name}: {outcome}", "see the kernel's log")
+        if tap.settled is not None:
+            names = self._of_vm[tap.settled.vm]
+            names.discard(name)
+            if not names:
+                del self._of_vm[tap.settled.vm]
