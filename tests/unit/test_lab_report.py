@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from typing import Any
 
 from rich.console import Console
 
@@ -48,6 +49,7 @@ def events():
 
 def sample():
     mine = events()
+    times: dict[str, Any] = {**measures.guest(mine, FACTS)}
     probes = (
         report.ProbeReport("near", "ipv4", 500, 0, 0, 41.5, 11.5, 690.0),
         report.ProbeReport("near", "ipv6", 500, 3, 1, 44.0, 14.0, 690.0),
@@ -57,7 +59,7 @@ def sample():
         1, 1, "vm1", "nve-a", "nve-b", "hot", True, "", "ok", 0, 3000.0, probes,
         report.TcpReport(2, 2, 55.0),
         report.GuestReport(sound=True, bad_pages=0, memory_pages=64, cpu=0.2, cpu_before=0.1,
-                           **measures.guest(mine, FACTS)),
+                           **times),
         report.ControlReport(**measures.control(mine, FACTS)),
         measures.queue_peak(mine), 40, tuple(measures.phases(mine, 0)), routes, {"x": 1},
     )  # fmt: skip
@@ -138,7 +140,7 @@ def test_the_logbook_hears_each_line_once(tmp_path):
 
 
 def test_the_narrator_tells_intervals():
-    told = []
+    told: list[str] = []
     narrator = Narrator(told.append)
     for event in events():
         narrator.hear(event)
