@@ -106,7 +106,7 @@ via = "none"
     [
         ('[[step]]\ndo = "mve"\n', "step 1: `do` is 'mve'", "move"),
         ('[[step]]\ndo = "move"\nvm = "vm1"\nto = "nve-x"\n', "`to` is 'nve-x'", "nve-a"),
-        ('[[step]]\ndo = "move"\nvm = "vm1"\nto = "nve-a"\nwiat = true\n', "`wiat`", "`wait`"),
+        ('[[step]]\ndo = "move"\nvm = "vm1"\nto = "nve-a"\nwaits = true\n', "`waits`", "`wait`"),
         ('[[step]]\ndo = "cut"\nlink = "a--b"\n', "no link 'a--b'", "core--rack-a"),
         ('[[step]]\ndo = "kill"\nnode = "core"\n', "`node` is 'core'", "manager"),
         ('[[step]]\ndo = "loss"\nlink = "core--rack-a"\npercent = 101\n', "percent", "at most"),
