@@ -155,6 +155,12 @@ def test_forced_host_route_to_a_far_target_fails_and_keeps_the_route(plane: Plan
     assert all(TAP in plane.leads(prefix) for prefix in BOTH)
 
 
+def test_a_resync_that_cannot_redirect_keeps_the_route_too(plane: Plane) -> None:
+    assert plane.apply(state()) == []
+    assert len(plane.resync(state(**REDIRECT, policy=RedirectPolicy.HOST_ROUTE))) == 2
+    assert all(TAP in plane.leads(prefix) for prefix in BOTH)
+
+
 def test_target_without_a_locator_of_the_family_fails_for_that_family(plane: Plane) -> None:
     failures = plane.apply(state(**{**REDIRECT, "target": replace(FAR, ipv6=None)}))
     assert [f.item for f in failures] == ["route fd77::5/128"]

@@ -29,7 +29,7 @@ from vmmobility.drivers.linux.rtnetlink import NextHop, Route
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.errors import DataPlaneError, VmMobilityError
-from vmmobility.wire.values import Address, VmKey
+from vmmobility.wire.values import Address, Prefix, VmKey
 
 
 class LinuxDataPlane:
@@ -232,6 +232,8 @@ class LinuxDataPlane:
         surplus: list[RouteName] = []
         for made in plans:
             names = set(made.keep)
+            for name in made.keep:
+                self._routes.keep(made.vm, name)
             for wish in made.routes:
                 hop = wish.hop or NextHop(
                     self._tun_index if wish.interface == TUN_NAME
@@ -344,19 +346,26 @@ class LinuxDataPlane:
             links = {link.name: link for link in rtnetlink.links(self._open_netlink())}
             relayed = await self._orders.counters()
             for vm, prefixes in self._filters.counted.items():
-                for prefix in prefixes:
-                    for kind, name in ((filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected")):
-                        packets = state.counted.get((kind, prefix), 0)
-                        self._ledger.note(vm, name, f"{kind} {prefix}", packets)
-                relay = relayed.get(vm_name(vm))
-                if relay is not None:
+                self._note_counted(vm, prefixes, state)
+                if (relay := relayed.get(vm_name(vm))) is not None:
                     self._ledger.note(vm, "redirected", "relay", relay.get("forwarded", 0))
                     drops = sum(n for key, n in relay.items() if key.startswith("drop_"))
                     self._ledger.note(vm, "dropped", "relay", drops)
             for name, tap in self._ports.taps.items():
-                if tap.settled is None or (link := links.get(name)) is None:
+                if tap.settled is None:
                     continue
-                vm = tap.settled.vm
-                self._ledger.note(vm, "consumed", f"tap {name}", link.tx_packets)
-                self._ledger.note(vm, "dropped", f"filter {name}", state.spoofed.get(name, 0))
+                if name in links:
+                    packets = links[name].tx_packets
+                    self._ledger.note(tap.settled.vm, "consumed", f"tap {name}", packets)
+                if name in state.spoofed:
+                    packets = state.spoofed[name]
+                    self._ledger.note(tap.settled.vm, "dropped", f"filter {name}", packets)
             return {vm: self._ledger.totals(vm) for vm in self._desired}
+
+    def _note_counted(self, vm: VmKey, prefixes: Sequence[Prefix], state: filter.NftState) -> None:
+        """What is not listed just now is not zero: leave it out."""
+        for prefix in prefixes:
+            for kind, name in ((filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected")):
+                packets = state.counted.get((kind, prefix))
+                if packets is not None:
+                    self._ledger.note(vm, name, f"{kind} {prefix}", packets)

@@ -55,15 +55,23 @@ class Routes:
             del self.held[name]
             self._disown(name)
 
+    def keep(self, vm: VmKey, name: RouteName) -> None:
+        """Count a route that stands as the VM's, wherever it leads."""
+        if name in self.held:
+            self._own(vm, name)
+
+    def _own(self, vm: VmKey, name: RouteName) -> None:
+        if self.owners.get(name) != vm:
+            self._disown(name)
+            self.owners[name] = vm
+            self._of_vm.setdefault(vm, set()).add(name)
+
     def turn(self, wanted: Sequence[tuple[VmKey, Route]]) -> list[tuple[VmKey, Route, Refusal]]:
         """Install or turn the routes that differ; answers what the kernel refused."""
         differing = []
         for vm, route in wanted:
             name = (route.table, route.prefix)
-            if self.owners.get(name) != vm:
-                self._disown(name)
-                self.owners[name] = vm
-                self._of_vm.setdefault(vm, set()).add(name)
+            self._own(vm, name)
             if self.held.get(name) != route.hop:
                 differing.append((vm, route))
         if not differing:
