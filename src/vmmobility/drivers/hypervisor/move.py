@@ -30,6 +30,10 @@ POLL_NEAR_S = 0.001
 # below the mark: else a whole round and the decision to finish could pass between two polls.
 NEAR_FACTOR = 4
 NEAR_MARKS_PER_S = 8
+# A round that is not the last ends at this pace: the threshold is then below one page, and no
+# guest, however idle, is stopped for having dirtied less than that.
+CAREFUL_BYTES_PER_S = 2 * 1024 * 1024
+CAREFUL_SHARE = 4
 DOWNTIME_COPYING_MS = 1  # so small that QEMU never finishes of its own accord
 DOWNTIME_SWITCH_MS = 2_000_000  # QEMU's greatest: the next decision is "finish"
 SETTLED_LIMIT_S = 2.0  # a failed or cancelled migration has brought the guest back by then
@@ -191,6 +195,8 @@ class OutgoingMove:
                 await self._set_bandwidth(
                     min(mark * NEAR_MARKS_PER_S, self._settings.copy_bytes_per_s)
                 )
+            if active and rounds < self._least_rounds and remaining < mark // CAREFUL_SHARE:
+                await self._set_bandwidth(CAREFUL_BYTES_PER_S)
             await self._pause(POLL_NEAR_S if near else POLL_FAR_S)
         await self._set_bandwidth(self._settings.hold_bytes_per_s)
         self.phase = Phase.HELD
