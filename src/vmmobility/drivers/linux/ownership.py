@@ -17,7 +17,7 @@ TUNNELLED_TABLE = 7700
 """The table of packets that came out of a tunnel: tap routes and a blackhole, no way onward."""
 
 RULE_PRIORITY = 77
-"""Priority of the rule `iif vmmob-tun lookup 7700`."""
+"""Priority of the rule: what comes in by the TUN device looks up table 7700."""
 
 TAP_PREFIX = "vmt"
 TUN_NAME = "vmmob-tun"
