@@ -181,7 +181,9 @@ def test_cancelled_and_failed_moves_leave_the_vm_at_the_source(lab):
         await a.light.copy_out(VM, address, port)
         await a.heard(GuestEvent.CONVERGED)
         await a.light.cancel(VM)
+        await a.heard(GuestEvent.FAILED)
         await b.heard(GuestEvent.FAILED)
+        a.reports.clear()
         address, port = await in_node(b, b.light.prepare_incoming(vm, [TAP], listen))
         await a.light.copy_out(VM, address, port)
         await b.light.stop(VM)  # the destination dies

@@ -50,10 +50,11 @@ class _CardClient(asyncio.Protocol):
         self._number = 0
         self._ending = False
 
-    async def connect(self) -> None:
-        """Connect to the card's socket and learn its state."""
-        loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_unix_connection(lambda: self, str(self.control))
+    async def refresh(self) -> None:
+        """Learn the card's state, connecting to its socket first if need be."""
+        if self._transport is None:
+            loop = asyncio.get_running_loop()
+            self._transport, _ = await loop.create_unix_connection(lambda: self, str(self.control))
         await self.order("state")
 
     def data_received(self, data: bytes) -> None:
@@ -77,6 +78,9 @@ class _CardClient(asyncio.Protocol):
                 future.set_result({"error": "its network card has ended"})
         if not self._ending:
             self._ending = True
+            if self.state == "waiting":
+                detail = {"reason": "its card ended", "running": False}
+                self._listener(GuestReport(self.vm, GuestEvent.FAILED, detail))
             self._listener(GuestReport(self.vm, GuestEvent.GONE, {"reason": "its card ended"}))
 
     def _report(self, message: dict[str, Any]) -> None:
@@ -84,14 +88,15 @@ class _CardClient(asyncio.Protocol):
         if event is GuestEvent.RESUMED:
             self.state = "running"
         if event is GuestEvent.FAILED and self.state == "waiting":
-            self.close()  # a waiting card ends with its move: FAILED says so already
+            self.state = "ended"  # a waiting card ends with its move
         self._listener(GuestReport(self.vm, event, message["detail"], message["time_ns"]))
 
     async def order(self, do: str, **arguments: Any) -> None:
         """Tell the card something and wait for its answer.  Raises HypervisorError."""
         if self._transport is None:
             raise HypervisorError(f"{self.vm}: no network card", "start the VM first")
-        self._ending = self._ending or do == "stop"
+        waiting_ends = do == "cancel" and self.state == "waiting"
+        self._ending = self._ending or do == "stop" or waiting_ends
         self._number += 1
         future = asyncio.get_running_loop().create_future()
         self._answers[self._number] = future
@@ -108,7 +113,7 @@ class _CardClient(asyncio.Protocol):
     @property
     def alive(self) -> bool:
         """Whether the conversation goes on."""
-        return self._transport is not None
+        return self._transport is not None and self.state != "ended"
 
     def close(self) -> None:
         """Let go of the card, leaving it running."""
@@ -133,9 +138,9 @@ class LightHypervisor:
         for definition in definitions:
             if definition.kind != "netns":
                 continue
-            client = _CardClient(definition.vm, self._control(definition.vm), self._listener)
+            client = self._living(definition.vm) or self._client(definition.vm)
             try:
-                await client.connect()
+                await client.refresh()
             except (OSError, HypervisorError):
                 client.close()
                 continue
@@ -198,6 +203,10 @@ class LightHypervisor:
         else:
             await client.order("cancel")
 
+    def state(self, vm: VmKey) -> str:
+        """What the VM's card was when it last answered (light_nic.py)."""
+        return self._card(vm).state
+
     async def announce(self, vm: VmKey) -> None:
         """Send gratuitous ARP and unsolicited NA on the VM's behalf."""
         await self._card(vm).order("announce")
@@ -212,6 +221,9 @@ class LightHypervisor:
     def _control(self, vm: VmKey) -> Path:
         digest = hashlib.sha256(f"{vm.vni}/{vm.vm_id}".encode()).hexdigest()[:9]
         return self._folder / digest
+
+    def _client(self, vm: VmKey) -> _CardClient:
+        return _CardClient(vm, self._control(vm), self._listener)
 
     def _living(self, vm: VmKey) -> _CardClient | None:
         client = self._cards.get(vm)
@@ -229,7 +241,7 @@ class LightHypervisor:
         vm = definition.vm
         control = self._specify(definition, ports, listen)
         process = self._spawn(control)
-        client = _CardClient(vm, control, self._listener)
+        client = self._client(vm)
         await self._await_card(client, process)
         self._cards[vm] = client
         return client
@@ -267,7 +279,7 @@ class LightHypervisor:
         deadline = asyncio.get_running_loop().time() + _START_S
         while process.poll() is None and asyncio.get_running_loop().time() < deadline:
             try:
-                await client.connect()
+                await client.refresh()
             except OSError:
                 await asyncio.sleep(_POLL_S)
                 continue

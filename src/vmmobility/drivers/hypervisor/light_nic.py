@@ -12,16 +12,12 @@ and its processes never stop.  Standard library only, one thread.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import ctypes
-import fcntl
 import json
 import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -32,13 +28,38 @@ from pathlib import Path
 from typing import Any
 
 from vmmobility.drivers.hypervisor.light_frames import announcement
+from vmmobility.drivers.hypervisor.light_tap import (
+    in_namespace,
+    open_tap,
+    pump,
+    receive_descriptors,
+    send_descriptors,
+)
 
-_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
-_IFF_TAP, _IFF_NO_PI = 0x2, 0x1000
-_CLONE_NEWNET = 0x40000000
-_FRAME = 65600
-_BATCH = 64
 _HANDOVER_S = 5.0
+
+
+_ANY = ("waiting", "running", "converged", "about-to-stop", "paused", "handed")
+# order -> the states in which it is obeyed, and those in which nothing is left to do
+_ALLOWED = {
+    "state": _ANY,
+    "stop": _ANY,
+    "announce": _ANY,
+    "copy-out": ("running",),
+    "switch-over": ("converged",),
+    "proceed": ("about-to-stop",),
+    "cancel": ("waiting", "converged", "about-to-stop"),
+    "pause": ("running",),
+    "resume": ("paused", "handed"),
+}
+_NOTHING_TO_DO = {
+    "copy-out": ("converged",),
+    "switch-over": ("about-to-stop",),
+    "proceed": ("handed",),
+    "cancel": ("running", "paused", "handed"),
+    "pause": ("paused",),
+    "resume": ("running", "converged", "about-to-stop"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +85,7 @@ class Card:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._selector = selectors.DefaultSelector()
+        self._watched: list[Callable[[], Any]] = []
         self._outer = [open_tap(name) for name in spec.ports]
         self._inner: list[int] = []
         self._client: socket.socket | None = None
@@ -71,6 +93,7 @@ class Card:
         self._door: socket.socket | None = None
         self._buffer = b""
         self._begun_ns = 0
+        self._setup_ms = 0.0
         self.state = "waiting" if spec.listen else "running"
         self.port = 0
         self._control = _unix_server(spec.control)
@@ -87,7 +110,7 @@ class Card:
         """Serve until ended."""
         while self.state != "ended":
             for key, _ in self._selector.select():
-                if key.fileobj in self._selector.get_map():
+                if key.data in self._watched:  # not unwatched by one before it in this batch
                     key.data()
 
     # --- frames --------------------------------------------------------------------------------
@@ -151,33 +174,45 @@ class Card:
         self._tell(event=event, time_ns=time.time_ns(), detail=detail)
 
     def _obey(self, do: str, order: dict[str, Any]) -> None:
-        if do == "copy-out" and self.state == "running":
+        """One order; repeating it after success changes nothing, a wrong moment is an error."""
+        if self.state in _NOTHING_TO_DO.get(do, ()):
+            return
+        if self.state not in _ALLOWED[do]:
+            raise OSError(0, f"not while it is {self.state}")
+        if do == "copy-out":
             self._copy_out(str(order["address"]), int(order["port"]))
-        elif do == "switch-over" and self.state == "converged":
+        elif do == "switch-over":
             self.state = "about-to-stop"
             self._event("about-to-stop")
-        elif do == "proceed" and self.state == "about-to-stop":
+        elif do == "proceed":
             self._hand_over()
-        elif do == "cancel" and self.state in ("converged", "about-to-stop"):
+        elif do == "cancel" and self.state != "waiting":
             self._drop_peer()
             self.state = "running"
-        elif do == "pause" and self.state == "running":
+            self._event("failed", reason="cancelled", running=True)
+        elif do == "pause":
             self._halt()
             self.state = "paused"
-        elif do == "resume" and self.state in ("paused", "handed"):
+        elif do == "resume":
             self.state = "running"
             self._copy()
             self._announce()
         elif do == "announce":
             self._announce()
-        elif do == "stop" or (do == "cancel" and self.state == "waiting"):
+        elif do in ("stop", "cancel"):
             self.state = "ended"
 
     # --- moving out ----------------------------------------------------------------------------
 
     def _copy_out(self, address: str, port: int) -> None:
         self._begun_ns = time.monotonic_ns()
-        self._peer = socket.create_connection((address, port), timeout=_HANDOVER_S)
+        try:
+            self._peer = socket.create_connection((address, port), timeout=_HANDOVER_S)
+        except OSError as error:
+            reason = f"{address}: {error.strerror or error}".lower()
+            self._event("failed", reason=reason, running=True)
+            return
+        self._setup_ms = (time.monotonic_ns() - self._begun_ns) / 1e6
         self._watch(self._peer, self._peer_spoke)
         self.state = "converged"
         self._event("converged", remaining_bytes=0, rounds=1)
@@ -202,10 +237,7 @@ class Card:
         try:
             peer.settimeout(_HANDOVER_S)
             door = _ask(peer, b"go\n")
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as passage:
-                passage.connect(door)
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._inner))]
-                passage.sendmsg([b"eth0"], rights)
+            send_descriptors(door, self._inner)
             sure = False
             done = _ask(peer, b"sent\n") == "runs"
             sure = True
@@ -218,7 +250,14 @@ class Card:
         if done:
             self.state = "handed"
             total_ms = (time.monotonic_ns() - self._begun_ns) / 1e6
-            self._event("completed", downtime_ms=round(ms, 3), total_ms=round(total_ms, 3))
+            self._event(
+                "completed",
+                downtime_ms=round(ms, 3),
+                total_ms=round(total_ms, 3),
+                setup_ms=round(self._setup_ms, 3),
+                rounds=1,
+                transferred_bytes=0,
+            )
         elif sure:
             self.state = "running"
             self._copy()
@@ -260,7 +299,7 @@ class Card:
             peer.sendall((self._spec.control + ".door\n").encode())
             passage, _ = door.accept()
             with passage:
-                self._inner = _receive_descriptors(passage, len(self._outer))
+                self._inner = receive_descriptors(passage, len(self._outer))
             if peer.recv(16) != b"sent\n":
                 raise ConnectionError("the source broke off")
             peer.sendall(b"runs\n")
@@ -290,52 +329,11 @@ class Card:
 
     def _watch(self, file: Any, ready: Callable[[], Any]) -> None:
         self._selector.register(file, selectors.EVENT_READ, ready)
+        self._watched.append(ready)
 
     def _unwatch(self, file: Any) -> None:
         with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(file)
-
-
-def pump(source: int, sink: int) -> int:
-    """Copy the frames that wait, at most a batch; how many."""
-    for number in range(_BATCH):
-        try:
-            frame = os.read(source, _FRAME)
-        except OSError:
-            return number  # no more, or the tap is down
-        with contextlib.suppress(OSError):
-            os.write(sink, frame)
-    return _BATCH
-
-
-def open_tap(name: str) -> int:
-    """Attach to a tap of the calling thread's namespace, without header or offloads."""
-    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI)
-        fcntl.ioctl(descriptor, _TUNSETIFF, request)
-        fcntl.ioctl(descriptor, _TUNSETOFFLOAD, 0)
-    except OSError as error:
-        os.close(descriptor)
-        raise OSError(error.errno, f"tap {name}: {error.strerror}") from error
-    return descriptor
-
-
-def in_namespace(name: str, work: Callable[[], list[int]]) -> list[int]:
-    """Do `work` inside the network namespace of /run/netns and come back."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    there = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.setns(there, _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), f"cannot enter namespace {name}")
-        try:
-            return work()
-        finally:
-            libc.setns(home, _CLONE_NEWNET)
-    finally:
-        os.close(home)
-        os.close(there)
+            self._watched.remove(self._selector.unregister(file).data)
 
 
 def _ask(peer: socket.socket, word: bytes) -> str:
@@ -347,17 +345,6 @@ def _ask(peer: socket.socket, word: bytes) -> str:
             raise ConnectionError("the destination closed the connection")
         answer += part
     return answer.decode().strip()
-
-
-def _receive_descriptors(passage: socket.socket, count: int) -> list[int]:
-    room = socket.CMSG_SPACE(count * array.array("i").itemsize)
-    _, extra, _, _ = passage.recvmsg(16, room)
-    for level, kind, data in extra:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors = array.array("i")
-            descriptors.frombytes(data)
-            return list(descriptors)
-    raise ConnectionError("the source sent no network card")
 
 
 def _unix_server(path: str) -> socket.socket:
