@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import ApiError, LabError
 from vmmobility.lab.counting import LATE_NS, Window, count_tcp, count_udp
 from vmmobility.lab.inside import udp_ask
@@ -19,10 +20,11 @@ from vmmobility.lab.probe import ECHO_PORT
 from vmmobility.lab.route_recorder import kind_of
 from vmmobility.lab.scenario import Assertion
 from vmmobility.lab.soundness import examine
-from vmmobility.wire.values import FAMILIES
+from vmmobility.wire.values import FAMILIES, VmKey
 
 ROUTE_PROTOCOL = "77"
 _ANSWER_S = 3.0
+_GONE = ("none", "gone")  # a tombstone: the highest epoch seen, nothing in the kernel
 
 
 def judge(run: LabRun, what: Assertion) -> str:
@@ -121,9 +123,21 @@ def _only_serving_route(run: LabRun, what: Assertion) -> str:
         seen = _vm_routes(run, node.name, what.vm)
         problems += [f"{node.name}: {a} is {k}" for a, k in seen.items() if k != wanted]
         if node.kind == "nve" and node.name != serving:
-            known = [e for e in daemons.ask(node.name, "GET", "/v1/vms") if e["vm"] == what.vm]
-            problems += [f"{node.name} still holds an entry ({e.get('phase')})" for e in known]
+            problems += _remains(run, node.name, what.vm)
     return "; ".join(problems)
+
+
+def _remains(run: LabRun, node: str, vm: str) -> list[str]:
+    """What an NVE that does not serve the VM still holds for it: an entry, a tap."""
+    found = []
+    for entry in run.lab.daemons.ask(node, "GET", "/v1/vms"):
+        if entry["vm"] == vm and entry.get("phase") not in _GONE:
+            found.append(f"{node} still holds an entry ({entry.get('phase')})")
+    tap = port_name(VmKey(0, vm), 0)
+    command = ["ip", "-n", run.lab.spaces.name(node), "link", "show", "dev", tap]
+    if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+        found.append(f"{node} still has the tap {tap}")
+    return found
 
 
 def _reachable(run: LabRun, what: Assertion) -> str:

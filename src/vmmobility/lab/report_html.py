@@ -39,8 +39,18 @@ svg .band{fill:var(--band)}svg .alive{fill:var(--alive)}svg .gap{fill:var(--gap)
 svg .dot{fill:var(--local)}svg .dot.bad{fill:var(--bad)}svg .via{fill:#fff;font-size:11px}
 svg .route{rx:3px;fill:var(--tunnel)}svg .local{fill:var(--local)}
 svg .host-route{fill:var(--hostroute)}details summary{cursor:pointer;color:var(--soft)}
+.legend{font-size:12.5px;margin:0 0 12px}.legend i{display:inline-block;width:12px;height:12px;
+border-radius:3px;margin:0 6px 0 18px;vertical-align:-1px}
 code{font:12.5px ui-monospace,monospace}
 """
+
+_LEGEND = (
+    '<p class="legend"><i style="background:var(--band)"></i>stop to resume'
+    '<i style="background:var(--gap)"></i>longest gap of a probe'
+    '<i style="background:var(--local)"></i>route to the VM\'s tap'
+    '<i style="background:var(--tunnel)"></i>tunnel'
+    '<i style="background:var(--hostroute)"></i>host route</p>'
+)
 
 
 def html(report: Report) -> str:
@@ -97,7 +107,7 @@ def _move(move: MoveReport) -> str:
     state = _chip(move.ok, "ok" if move.ok else move.reason or "failed")
     run = f"<p>Run {move.run}, {escape(move.mode)} move.</p>"
     return (
-        f"<section><h2>{escape(title)} {state}</h2>{run}{timeline(move)}"
+        f"<section><h2>{escape(title)} {state}</h2>{run}{timeline(move)}{_LEGEND}"
         f"{_probe_table(move)}{_fact_table(move)}{_details(move)}</section>"
     )
 
