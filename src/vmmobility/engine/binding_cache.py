@@ -30,7 +30,12 @@ class Previous:
 
 @dataclass(slots=True)
 class Binding:
-    """One VM's entry.  expires_at: monotonic seconds, not durable (a restart grants a lifetime)."""
+    """One VM's entry.
+
+    ending:     epoch under which it is being removed, 0 if it is not: the binding lives on until
+                no previous NVE redirects any more
+    expires_at: monotonic seconds, not durable (a restart grants a lifetime)
+    """
 
     vm: VmKey
     interfaces: tuple[Interface, ...]
@@ -42,6 +47,7 @@ class Binding:
     mobility: Mobility = Mobility.HOT
     lifetime_s: float = 0.0
     previous: dict[str, Previous] = field(default_factory=dict)
+    ending: int = 0
     expires_at: float | None = None
     expired: bool = False
 
@@ -88,22 +94,22 @@ class BindingCache:
         """Another VM of that VNI which owns an overlapping address, and the prefix in dispute."""
         for interface in interfaces:
             for prefix in interface.prefixes:
-                holder = self._overlapping(vm.vni, prefix)
-                if holder is not None and holder != vm:
+                holder = self._overlapping(vm, prefix)
+                if holder is not None:
                     return prefix, holder
         return None
 
-    def _overlapping(self, vni: int, prefix: Prefix) -> VmKey | None:
-        lengths = self._lengths.get((vni, prefix.version), {})
+    def _overlapping(self, vm: VmKey, prefix: Prefix) -> VmKey | None:
+        lengths = self._lengths.get((vm.vni, prefix.version), {})
         for length in lengths:
             if length <= prefix.prefixlen:
-                found = self._owners.get((vni, prefix.supernet(new_prefix=length)))
-                if found is not None:
+                found = self._owners.get((vm.vni, prefix.supernet(new_prefix=length)))
+                if found is not None and found != vm:
                     return found
         if any(length > prefix.prefixlen for length in lengths):
-            for (held_vni, held), vm in self._owners.items():
-                if held_vni == vni and held.version == prefix.version and held.overlaps(prefix):
-                    return vm
+            for (vni, held), holder in self._owners.items():
+                if holder != vm and vni == vm.vni and _overlap(held, prefix):
+                    return holder
         return None
 
     def put(self, binding: Binding) -> None:
@@ -135,6 +141,10 @@ class BindingCache:
                 del lengths[prefix.prefixlen]
 
 
+def _overlap(one: Prefix, other: Prefix) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
 def binding_to_json(binding: Binding) -> dict[str, Any]:
     return {
         "interfaces": [interface_to_json(i) for i in binding.interfaces],
@@ -149,6 +159,7 @@ def binding_to_json(binding: Binding) -> dict[str, Any]:
             {**(nve_to_json(p.nve) or {}), "acknowledged": p.acknowledged}
             for p in binding.previous.values()
         ],
+        "ending": binding.ending,
     }
 
 
@@ -165,4 +176,5 @@ def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
         Mobility(value["mobility"]),
         value["lifetime_s"],
         {p.nve.nve_id: p for p in previous},
+        value["ending"],
     )

@@ -21,7 +21,7 @@ DATA_PLANE: Mapping[Phase, tuple[bool, Forwarding]] = {
     Phase.NONE: (False, Forwarding.NONE),
     Phase.ATTACHING: (True, Forwarding.LOCAL),
     Phase.SERVING: (True, Forwarding.LOCAL),
-    Phase.PREPARED: (True, Forwarding.REDIRECT),
+    Phase.PREPARED: (True, Forwarding.NONE),
     Phase.COPYING: (True, Forwarding.LOCAL),
     Phase.CONVERGED: (True, Forwarding.LOCAL),
     Phase.DELIVERING: (True, Forwarding.LOCAL),
@@ -43,6 +43,9 @@ class Entry:
     came_from:  phase to fall back to when a preparation is given up (NONE or REDIRECTING)
     turned:     SWITCHED only: the guest is about to stop, so the redirect is wanted now
     unplugged:  REDIRECTING only: the local guest is gone, so its taps may go
+    move_epoch: epoch of the move that is prepared or under way here
+    rolling_back: SERVING only: once packets come here again, the guest is let go on
+    proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
     lifetime_s: granted lifetime; refresh_at, drained_at: monotonic seconds
     request:    the manager's request that waits for the data plane or the hypervisor
     tag:        number of the newest data plane state asked for
@@ -61,11 +64,13 @@ class Entry:
     accept: tuple[Nve, ...] = ()
     came_from: Phase = Phase.NONE
     lifetime_s: float = 0.0
+    turned: bool = False
+    unplugged: bool = False
     # not durable
     move_epoch: int = 0
     started: bool = False
-    turned: bool = False
-    unplugged: bool = False
+    proceeding: bool = False
+    rolling_back: bool = False
     refresh_at: float | None = None
     quiet_since: float | None = None
     redirected: int = 0
@@ -83,6 +88,10 @@ class Entry:
             forwarding = Forwarding.LOCAL
         if self.phase is Phase.REDIRECTING:
             plugged = not self.unplugged
+        if self.phase is Phase.PREPARED and self.came_from is Phase.REDIRECTING:
+            # It redirects to the source as before.  A node that held no redirect leaves packets to
+            # the fabric: the source would not accept them from here (invariant 3).
+            forwarding = Forwarding.REDIRECT
         target = self.target if forwarding is Forwarding.REDIRECT else None
         return VmDataPlane(
             self.vm, self.interfaces, plugged, forwarding, target, policy, self.accept
@@ -149,6 +158,8 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         "accept": [nve_to_json(n) for n in entry.accept],
         "came_from": int(entry.came_from),
         "lifetime_s": entry.lifetime_s,
+        "turned": entry.turned,
+        "unplugged": entry.unplugged,
     }
 
 
@@ -169,6 +180,8 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         accept=tuple(nve_from_json(n) for n in value["accept"]),
         came_from=Phase(value["came_from"]),
         lifetime_s=value["lifetime_s"],
+        turned=value["turned"],
+        unplugged=value["unplugged"],
     )
 
 

@@ -46,6 +46,9 @@ RIGHTS = {
     for purpose in (Purpose.ATTACH, Purpose.REFRESH, Purpose.DEREGISTER, Purpose.SWITCH)
 }
 EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
+REDIRECT_RETRY_S = 5.0  # a refused redirect is sent again after so long
+# Octets of a VM's definition and addresses: with the other options they fit a message's 16 parts.
+MAX_VM_OCTETS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class ManagerEngine(ManagerMoves):
         for binding in self.cache.bindings.values():
             binding.expires_at = now + settings.lifetime_s
         self._expiry_scan_at = now + EXPIRY_SCAN_S
+        self._redirect_retry: dict[VmKey, float] = {}
+        self._deregistering: dict[VmKey, Received] = {}
         self._load_moves(state, now)
 
     # ---- inputs --------------------------------------------------------------------------------
@@ -115,11 +120,16 @@ class ManagerEngine(ManagerMoves):
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self._next_move_timer(), self._expiry_scan_at]
+        due += self._redirect_retry.values()
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
         self.channel.timer(now)
         self._move_timer(now)
+        for vm in [vm for vm, due in self._redirect_retry.items() if due <= now]:
+            del self._redirect_retry[vm]
+            if vm in self.cache.bindings:
+                self._redirect_previous(self.cache.bindings[vm], now)
         if self._expiry_scan_at <= now:
             self._expiry_scan_at = now + EXPIRY_SCAN_S
             for binding in self.cache.bindings.values():
@@ -162,7 +172,7 @@ class ManagerEngine(ManagerMoves):
             if epoch is None:
                 self._reject(received, Status.INVALID_TICKET, "no such move is under way")
                 return
-        elif binding and binding.nve.nve_id != peer.node_id and not binding.expired:
+        elif binding and not self._may_take(binding, peer.node_id):
             options = (ServingNve(binding.nve), Epoch(binding.epoch))
             self._reject(
                 received, Status.BOUND_ELSEWHERE, f"{binding.nve.nve_id} serves it", options
@@ -173,6 +183,12 @@ class ManagerEngine(ManagerMoves):
             epoch = self._new_epoch()
         self._bind(received, binding, nve, attach_id, epoch, now)
 
+    def _may_take(self, binding: Binding, node: str) -> bool:
+        """Whether this node may attach the VM without a ticket."""
+        if binding.ending or self._in_switch(binding.vm):
+            return False
+        return binding.nve.nve_id == node or binding.expired
+
     def _refusal(self, received: Received, vm: VmKey) -> tuple[Status, str] | None:
         message = received.message
         if vm.vni != 0:
@@ -182,6 +198,9 @@ class ManagerEngine(ManagerMoves):
             return Status.ADMINISTRATIVELY_PROHIBITED, "an NVE attaches under its own NVE-ID only"
         if message.lifetime == 0 or not any(i.prefixes for i in message.interfaces):
             return Status.MALFORMED, "an attach has a lifetime and at least one address"
+        octets = len(message.definition) + sum(8 + 18 * len(i.prefixes) for i in message.interfaces)
+        if octets > MAX_VM_OCTETS:
+            return Status.INSUFFICIENT_RESOURCES, f"a VM takes at most {MAX_VM_OCTETS} octets"
         clash = self.cache.owner(vm, message.interfaces)
         if clash is not None:
             return Status.ADDRESS_IN_USE, f"{clash[0]} belongs to VM {clash[1]}"
@@ -190,9 +209,14 @@ class ManagerEngine(ManagerMoves):
     @staticmethod
     def _nve_of(received: Received) -> Nve:
         """Section 5: "Source address of VM Mobility Registration Request packet is used as the new
-        address to which packets need to be sent"; the option gives the other family's."""
+        address to which packets need to be sent"; the option gives the other family's.  No digest
+        covers a packet's addresses, so the source must be one that the sender declares, or that it
+        is known by here."""
         declared = received.message.need(ServingNve).nve
         source = received.source.address
+        known = [e.address for e in received.peer.endpoints]
+        if source not in declared.locators and source not in known:
+            return declared if declared.locators else make_nve(declared.nve_id, tuple(known))
         others = tuple(a for a in declared.locators if a.version != source.version)
         return make_nve(declared.nve_id, (source, *others))
 
@@ -312,6 +336,7 @@ class ManagerEngine(ManagerMoves):
             if binding is not None and binding.previous.pop(node, None) is not None:
                 self._save_binding(binding)
                 self.channel.withdraw_subject(received.peer, (message.vm, "redirect"))
+                self._try_removal(binding)
             self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
             return
         if binding is None:
@@ -320,38 +345,40 @@ class ManagerEngine(ManagerMoves):
         if binding.nve.nve_id != node or binding.attach_id != message.need(AttachId).attach_id:
             self._reject(received, Status.NOT_OWNER, f"{binding.nve.nve_id} serves it")
             return
-        self._unbind(binding, now)
-        self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
+        self._deregistering[binding.vm] = received
+        if not binding.ending:
+            self._void_move(binding.vm, now)
+            binding.ending = self._new_epoch()
+            self._save_binding(binding)
+            self._redirect_previous(binding, now)
+        self._try_removal(binding)
 
-    def _unbind(self, binding: Binding, now: float) -> None:
-        self._void_move(binding.vm, now)
+    def _try_removal(self, binding: Binding) -> None:
+        """The serving NVE lets go last: a redirect to a node that no longer knows the VM would send
+        its packets back to the fabric, which leads them to the redirect (invariant 3)."""
+        if not binding.ending or binding.previous:
+            return
         self.cache.remove(binding.vm)
         self.outbox.record(BindingCache.key(binding.vm), None)
-        epoch = self._new_epoch()
-        for nve in binding.previous_nves:
-            peer = self.channel.peers.get(nve.nve_id)
-            if peer is not None:
-                self.channel.request(
-                    peer,
-                    Purpose.DEREGISTER,
-                    [VmId(binding.vm), Epoch(epoch)],
-                    now,
-                    lambda reply, at: None,
-                    subject=(binding.vm, "redirect"),
-                )
         detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": binding.nve.nve_id}
         self.outbox.emit(Event("binding.removed", detail))
+        received = self._deregistering.pop(binding.vm, None)
+        if received is not None:
+            self.channel.reply(received, Status.ACCEPTED, [VmId(binding.vm)])
 
     # ---- redirects: a star, not a chain (invariant 3) ------------------------------------------
 
     def _redirect_previous(self, binding: Binding, now: float) -> None:
         """Section 5: "the management node sends VM Mobility Registration Request message to the
         source NVEs", all of them, each straight to the newest."""
-        for previous in binding.previous.values():
-            if previous.acknowledged >= binding.epoch:
-                continue
+        for previous in list(binding.previous.values()):
             peer = self.channel.peers.get(previous.nve.nve_id)
             if peer is None:
+                continue
+            if binding.ending:
+                self._end_redirect(binding, peer, now)
+                continue
+            if previous.acknowledged >= binding.epoch:
                 continue
             others = [n for n in binding.previous_nves if n != previous.nve]
             self.channel.request(
@@ -365,19 +392,47 @@ class ManagerEngine(ManagerMoves):
                     *(PreviousNve(n) for n in others),
                 ],
                 now,
-                partial(self._redirected, binding, peer.node_id),
+                partial(self._redirected, binding, peer.node_id, binding.epoch),
                 lifetime=int(binding.lifetime_s // LIFETIME_UNIT_S),
                 subject=(binding.vm, "redirect"),
             )
 
-    def _redirected(self, binding: Binding, node: str, reply: Message, now: float) -> None:
+    def _end_redirect(self, binding: Binding, peer: Peer, now: float) -> None:
+        """Lifetime 0 to a previous NVE: the VM is no more."""
+        self.channel.request(
+            peer,
+            Purpose.DEREGISTER,
+            [VmId(binding.vm), Epoch(binding.ending)],
+            now,
+            partial(self._redirect_ended, binding, peer.node_id),
+            subject=(binding.vm, "redirect"),
+        )
+
+    def _redirect_ended(self, binding: Binding, node: str, reply: Message, now: float) -> None:
+        if self.cache.bindings.get(binding.vm) is not binding:
+            return
+        if not reply.status.accepted:
+            self._redirect_refused(binding, node, reply, now)
+            return
+        binding.previous.pop(node, None)
+        self._save_binding(binding)
+        self._try_removal(binding)
+
+    def _redirect_refused(self, binding: Binding, node: str, reply: Message, now: float) -> None:
+        """A guest that still runs there learns by its own refresh first; then it is asked again."""
+        detail = {"vm": binding.vm.vm_id, "nve": node, "status": reply.status.name.lower()}
+        self.outbox.emit(Event("redirect.refused", detail))
+        self._redirect_retry.setdefault(binding.vm, now + REDIRECT_RETRY_S)
+
+    def _redirected(
+        self, binding: Binding, node: str, epoch: int, reply: Message, now: float
+    ) -> None:
         previous = binding.previous.get(node)
         if previous is None or self.cache.bindings.get(binding.vm) is not binding:
             return
         if not reply.status.accepted:
-            detail = {"vm": binding.vm.vm_id, "nve": node, "status": reply.status.name.lower()}
-            self.outbox.emit(Event("redirect.refused", detail))
+            self._redirect_refused(binding, node, reply, now)
             return
-        previous.acknowledged = binding.epoch
+        previous.acknowledged = max(previous.acknowledged, epoch)
         self._save_binding(binding)
         self._previous_acknowledged(binding, node, reply, now)

@@ -52,6 +52,7 @@ class Move:
     """One move.  phases: (name, milliseconds since the request) for people.
 
     epoch: reserved for the destination's attach; endpoint: where its hypervisor takes the memory
+    cleared: False from the first request to the destination until it has nothing left of the move
     """
 
     move_id: str
@@ -69,6 +70,7 @@ class Move:
     measured: dict[str, Any] = field(default_factory=dict)
     began: float = 0.0
     deadline: float | None = None
+    cleared: bool = True
 
     @property
     def ok(self) -> bool | None:
@@ -110,6 +112,7 @@ class ManagerMoves:
         jitter: random.Random
         _new_epoch: Callable[[], int]
         _save_binding: Callable[[Binding], None]
+        _redirect_previous: Callable[[Binding, float], None]
 
     moves: dict[str, Move]
     _current: dict[VmKey, Move]
@@ -119,7 +122,7 @@ class ManagerMoves:
     def start_move(self, vm: VmKey, to: str, now: float, wall_ns: int) -> Move:
         """Begin a hot move; raises MoveRefused.  wall_ns is CLOCK_REALTIME, for display."""
         binding = self.cache.bindings.get(vm)
-        if binding is None:
+        if binding is None or binding.ending:
             raise MoveRefused("unknown-vm", f"no VM {vm} is registered", "see `vmmob vm list`")
         peer = self.channel.peers.get(to)
         if peer is None or not peer.endpoints:
@@ -142,6 +145,7 @@ class ManagerMoves:
             self._new_epoch(),
             started_ns=wall_ns,
             began=now,
+            cleared=False,
         )
         self.moves[move.move_id] = self._current[vm] = move
         self._phase(move, "requested", now)
@@ -176,15 +180,22 @@ class ManagerMoves:
             MoveState.TURNING_BACK: self._ask_turn_back,
             MoveState.CLEARING: self._ask_clear,
         }.get(state)
+        if state is MoveState.DONE:
+            move.cleared = True
         self._save_move(move)
         if enter is not None:
             enter(move, now)
         else:
-            self._end(move)
+            self._end(move, now)
 
-    def _end(self, move: Move) -> None:
+    def _end(self, move: Move, now: float) -> None:
         if self._current.get(move.vm) is move:
             del self._current[move.vm]
+        binding = self.cache.bindings.get(move.vm)
+        if not move.cleared:
+            self._clear(move, now)
+        if binding is not None:
+            self._redirect_previous(binding, now)
         ended = [m for m in self.moves.values() if m.state in FINAL]
         for old in ended[: max(0, len(ended) - KEPT_MOVES)]:
             del self.moves[old.move_id]
@@ -192,7 +203,8 @@ class ManagerMoves:
 
     def _phase(self, move: Move, name: str, now: float) -> None:
         at_ms = round((now - move.began) * 1000, 3)
-        move.phases.append((name, at_ms))
+        if not name.startswith("waiting-"):
+            move.phases.append((name, at_ms))
         detail = {
             "vm": move.vm.vm_id,
             "vni": move.vm.vni,
@@ -304,26 +316,56 @@ class ManagerMoves:
 
     def _ask_end_guest(self, move: Move, now: float) -> None:
         self._back(move)
+        # The source must not be turned any more, should its answer only have been late.
+        source = self.channel.peers[move.source.nve_id]
+        self.channel.withdraw_subject(source, (move.vm, "move"))
         self._ask(move, now, move.destination, Purpose.SWITCH, move.back_epoch, Phase.FAILED)
 
     def _ask_turn_back(self, move: Move, now: float) -> None:
         """Roll-back under a fresh epoch, the source first (invariant 3)."""
-        self._back(move)
-        binding = self.cache.bindings.get(move.vm)
-        if binding is not None and binding.nve.nve_id == move.source.nve_id:
-            binding.epoch = move.back_epoch
-            self._save_binding(binding)
+        if not self._back(move):
+            # Another attach was accepted, or the VM is no more: its old source stays as it is.
+            self._enter(move, MoveState.CLEARING, now)
+            return
         self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING)
 
     def _ask_clear(self, move: Move, now: float) -> None:
-        self._back(move)
-        self._ask(move, now, move.destination, Purpose.DEREGISTER, move.back_epoch, None)
+        source = self.channel.peers[move.source.nve_id]
+        self.channel.withdraw_subject(source, (move.vm, "move"))
+        self._clear(move, now)
 
-    def _back(self, move: Move) -> None:
-        """The fresh epoch of a roll-back, once a move."""
+    def _clear(self, move: Move, now: float) -> None:
+        """Tell the destination that the move is off until it answers, also after the move's end."""
+
+        def replied(reply: Message, at: float) -> None:
+            # Whatever it answers, it is not (or no longer) in this preparation.
+            move.cleared = True
+            self._save_move(move)
+            if move.state is MoveState.CLEARING:
+                self._step_replied(move, reply, at)
+
+        self._back(move)
+        self.channel.request(
+            self.channel.peers[move.destination.nve_id],
+            Purpose.DEREGISTER,
+            [VmId(move.vm), Epoch(move.back_epoch), Ticket(move.ticket)],
+            now,
+            replied,
+            subject=(move.vm, "move"),
+        )
+
+    def _back(self, move: Move) -> bool:
+        """The fresh epoch of a roll-back, once a move; whether the source still holds the VM."""
         if not move.back_epoch:
             move.back_epoch = self._new_epoch()
             self._save_move(move)
+        binding = self.cache.bindings.get(move.vm)
+        if binding is None or binding.nve.nve_id != move.source.nve_id or binding.ending:
+            return False
+        if move.state is not MoveState.ENDING_GUEST and binding.epoch < move.back_epoch:
+            binding.epoch = move.back_epoch
+            self._save_binding(binding)
+        return True
 
     # ---- what the nodes say --------------------------------------------------------------------
 
@@ -351,10 +393,17 @@ class ManagerMoves:
         move = self._current.get(vm)
         if move is None or move.ticket != ticket or move.destination.nve_id != node:
             return None
-        if now > move.began + self.settings.ticket_s:
-            return None
+        switched = move.state in (MoveState.SWITCHING, MoveState.ENDING_GUEST)
+        if now > move.began + self.settings.ticket_s and not switched:
+            return None  # once the guest may run there, its move's state alone decides
         allowed = (move.state, Happening.ATTACHED) in TABLE
         return move.epoch if allowed else None
+
+    def _in_switch(self, vm: VmKey) -> bool:
+        """Whether a move is where its guest may be at either end: nobody else may attach it."""
+        move = self._current.get(vm)
+        unclear = (MoveState.SWITCHING, MoveState.ENDING_GUEST, MoveState.TURNING_BACK)
+        return move is not None and move.state in unclear
 
     def _attached(self, binding: Binding, message: Message, now: float) -> None:
         """A binding was made; was it a move's end?"""
@@ -423,9 +472,12 @@ class ManagerMoves:
     def _resume_moves(self, now: float) -> None:
         """After a restart: enter each unfinished move's state again (its requests are idempotent;
         the replies tell where both ends stand)."""
+        for move in self.moves.values():
+            if move.state in FINAL and not move.cleared:
+                self._clear(move, now)  # its destination has not answered yet
         for move in list(self._current.values()):
             binding = self.cache.bindings.get(move.vm)
-            if binding is None:
+            if binding is None and move.state is not MoveState.CLEARING:
                 move.reason = move.reason or "the VM is no longer registered"
                 self._enter(move, MoveState.FAILED, now)
             else:
@@ -451,8 +503,9 @@ def move_to_json(move: Move) -> dict[str, Any]:
         "endpoint": [str(move.endpoint.address), move.endpoint.port] if move.endpoint else None,
         "reason": move.reason,
         "started_ns": move.started_ns,
-        "phases": move.phases,
-        "measured": move.measured,
+        "phases": list(move.phases),
+        "measured": dict(move.measured),
+        "cleared": move.cleared,
     }
 
 
@@ -472,4 +525,5 @@ def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
         value["started_ns"],
         [(name, at) for name, at in value["phases"]],
         value["measured"],
+        cleared=value["cleared"],
     )

@@ -103,7 +103,7 @@ TABLE: dict[tuple[MoveState, Happening], Step] = {
     (_S.PREPARING, _H.VOIDED): Step(_S.CLEARING, "another attach was accepted"),
     (_S.COPYING, _H.VOIDED): Step(_S.CLEARING, "another attach was accepted"),
     (_S.DELIVERING, _H.VOIDED): Step(_S.CLEARING, "another attach was accepted"),
-    (_S.SWITCHING, _H.VOIDED): Step(_S.ENDING_GUEST, "another attach was accepted"),
+    (_S.SWITCHING, _H.VOIDED): Step(_S.ENDING_GUEST, "the VM was deregistered"),
 }
 
 

@@ -159,7 +159,7 @@ class NveEngine(NveMoves):
         if entry is None or tag != entry.tag:
             return
         self.outbox.emit(Event("forwarding", self._forwarding(entry, failures)))
-        if failures and entry.phase in (Phase.SERVING, Phase.REDIRECTING, Phase.NONE):
+        if failures and entry.phase not in (Phase.PREPARED, Phase.DELIVERING, Phase.SWITCHED):
             self._retry[vm] = now + RETRY_S
         self._applied(entry, "; ".join(failures), now)
 
@@ -218,10 +218,12 @@ class NveEngine(NveMoves):
         trigger = REQUEST_TRIGGERS.get((message.purpose, asked))
         if trigger is None:
             raise DecodeError("bad-value", f"{message.purpose.name} to phase {asked}")
-        entry = self.entries.entry(message.vm)
+        if trigger is Trigger.REMOVE and message.find(Ticket) is not None:
+            trigger = Trigger.CLEAR
         if message.vm.vni != 0:
             self.channel.reply(received, Status.VNI_NOT_SUPPORTED)
             return
+        entry = self.entries.entry(message.vm)
         if self._stale(entry, trigger, message):
             self._answer(received, entry, Status.STALE_EPOCH)
             return
@@ -238,7 +240,12 @@ class NveEngine(NveMoves):
             return message.epoch <= entry.epoch
         if trigger is Trigger.PREPARE_OUT:
             return message.epoch <= entry.granted
-        return message.epoch < entry.epoch
+        if trigger is Trigger.REDIRECT and entry.phase is Phase.NONE:
+            return message.epoch <= entry.epoch
+        highest = entry.epoch
+        if trigger in (Trigger.PREPARE_IN, Trigger.DELIVER, Trigger.TURN):
+            highest = max(highest, entry.move_epoch)
+        return message.epoch < highest
 
     def _fire(
         self, entry: Entry, trigger: Trigger, cause: Received | Message | Any, now: float
@@ -249,9 +256,15 @@ class NveEngine(NveMoves):
                 self._answer(cause, entry, Status.WRONG_PHASE)
             return
         action: Callable[[Entry, Any, float], None] = getattr(self, f"_{rule.action}")
+        before = entry.phase
         if rule.becomes is not None:
             entry.phase = rule.becomes
-        action(entry, cause, now)
+        try:
+            action(entry, cause, now)
+        except DecodeError:
+            # Actions read all that they need of a message before they change anything.
+            entry.phase = before
+            raise
         self._save(entry)
 
     def _save(self, entry: Entry) -> None:
@@ -319,7 +332,7 @@ class NveEngine(NveMoves):
             AttachId(entry.attach_id),
             MobilityKind(entry.mobility),
         ]
-        if entry.ticket:
+        if entry.ticket and entry.phase is Phase.ATTACHING:
             options.append(Ticket(entry.ticket))
         else:
             options.extend(definition_options(entry.definition))
@@ -345,22 +358,21 @@ class NveEngine(NveMoves):
 
     def _accepted(self, entry: Entry, reply: Message, now: float) -> None:
         self._reattached(entry, reply, now)
+        entry.ticket, entry.target = b"", None
         self._event("registered", entry, previous=[n.nve_id for n in entry.accept])
-        if entry.started:
-            self._set_data_plane(entry)
-        else:
+        if not entry.started:
             self._order(entry, Order.START, definition=entry.definition)
 
     def _reattached(self, entry: Entry, reply: Message, now: float) -> None:
         entry.granted = entry.epoch = max(reply.epoch, entry.epoch)
-        entry.ticket = b""
         entry.accept = reply.previous
-        entry.target = None
         self._granted(entry, reply, now)
+        self._set_data_plane(entry)
 
     def _granted(self, entry: Entry, reply: Message, now: float) -> None:
         """Section 5: the manager's final value is equal to or less than the suggested one."""
-        entry.lifetime_s = min(reply.lifetime * LIFETIME_UNIT_S, self.settings.lifetime_s)
+        granted = min(reply.lifetime * LIFETIME_UNIT_S, self.settings.lifetime_s)
+        entry.lifetime_s = max(granted, LIFETIME_UNIT_S)
         entry.refresh_at = now + entry.lifetime_s / 2 * self.jitter.uniform(0.9, 1.0)
 
     def _refused(self, entry: Entry, reply: Message, now: float) -> None:
@@ -370,7 +382,8 @@ class NveEngine(NveMoves):
         why = reply.status.name.lower().replace("_", "-") + (f": {words.text}" if words else "")
         self._event("registration.refused", entry, reason=why)
         if entry.started:
-            entry.ticket = b""
+            if reply.status is Status.INVALID_TICKET:
+                entry.ticket = b""
             entry.refresh_at = now + RETRY_S
             return
         command, entry.command = entry.command, None
@@ -415,9 +428,10 @@ class NveEngine(NveMoves):
             self._fire(entry, Trigger.SUPERSEDED, reply, now)
 
     def _superseded(self, entry: Entry, reply: Message, now: float) -> None:
+        serving = reply.need(ServingNve).nve
         entry.epoch, entry.granted = reply.epoch, 0
-        entry.target, entry.accept = reply.need(ServingNve).nve, ()
-        entry.refresh_at, entry.unplugged = None, True
+        entry.target, entry.accept = serving, ()
+        entry.refresh_at, entry.unplugged, entry.ticket = None, True, b""
         self._event("superseded", entry, serving=entry.target.nve_id)
         self._order(entry, Order.PAUSE)
         self._set_data_plane(entry)
@@ -458,6 +472,7 @@ class NveEngine(NveMoves):
         entry.phase, entry.target, entry.accept = Phase.NONE, None, ()
         entry.refresh_at = entry.quiet_since = None
         entry.granted, entry.draining, entry.started, entry.turned = 0, False, False, False
+        entry.attach_id, entry.ticket, entry.move_epoch = 0, b"", 0
         self._event("entry.removed", entry, redirected=entry.redirected)
         self._set_data_plane(entry)
         self._save(entry)

@@ -18,6 +18,7 @@ from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import CountTraffic, Order
+from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     Endpoint,
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from vmmobility.engine.channel import Channel, Peer
     from vmmobility.engine.nve import NveSettings
     from vmmobility.engine.outputs import Outbox
+
+
+# The manager's request is answered when this order is done: serve again, end the waiting guest.
+LAST_ORDERS = {(Order.RESUME, Phase.SERVING), (Order.CANCEL, Phase.FAILED)}
 
 
 class Counted(Protocol):
@@ -101,8 +106,9 @@ class NveMoves:
                 self._answer_waiting(entry)
         elif error and order in (Order.SWITCH_OVER, Order.PROCEED):
             self._fire(entry, Trigger.FAILED, {"reason": error, "running": True}, now)
-        elif order is Order.RESUME and entry.request is not None:
-            self._answer_waiting(entry, Status.HYPERVISOR_FAILURE if error else Status.ACCEPTED)
+        elif (order, entry.phase) in LAST_ORDERS:
+            status = Status.HYPERVISOR_FAILURE if error else Status.ACCEPTED
+            self._answer_waiting(entry, status, reason=error)
 
     def guest_report(self, vm: VmKey, event: str, detail: Mapping[str, Any], now: float) -> None:
         """What a hypervisor reports: the name of a GuestEvent and its measurements."""
@@ -163,9 +169,9 @@ class NveMoves:
 
     def _applied(self, entry: Entry, failure: str, now: float) -> None:
         """The data plane holds what the phase wants; what was waiting for it goes on."""
-        if failure and entry.request is not None:
+        if failure:
             self._data_plane_failed(entry, failure, now)
-        elif entry.phase is Phase.ATTACHING and not entry.started and not failure:
+        elif entry.phase is Phase.ATTACHING and not entry.started:
             self._attach(entry, now)
         elif entry.phase is Phase.PREPARED and entry.request is not None:
             self._order(
@@ -177,27 +183,39 @@ class NveMoves:
         elif entry.phase is Phase.DELIVERING:
             self.outbox.emit(CountTraffic(entry.vm, "delivering"))
             self._answer_waiting(entry)
-        elif entry.phase is Phase.SWITCHED and entry.turned:
-            self._order(entry, Order.PROCEED)
-            self._answer_waiting(entry)
+        elif entry.phase is Phase.SWITCHED:
+            if entry.proceeding:
+                entry.proceeding = False
+                self._order(entry, Order.PROCEED)
+                self._answer_waiting(entry)
         elif entry.phase is Phase.REDIRECTING:
             self._answer_waiting(entry)
             if not entry.unplugged:
                 self._order(entry, Order.STOP)
-        elif entry.phase is Phase.SERVING and entry.request is not None:
+        elif entry.phase is Phase.SERVING and entry.rolling_back:
+            entry.rolling_back = False
             self._order(entry, Order.CANCEL)
             self._order(entry, Order.RESUME)
-        else:
+        elif entry.phase is Phase.NONE:
             self._answer_waiting(entry)
 
     def _data_plane_failed(self, entry: Entry, failure: str, now: float) -> None:
-        if entry.phase is Phase.SWITCHED:
-            entry.turned = False
+        if entry.phase is Phase.SERVING and entry.rolling_back:
+            return  # it is tried again: the destination must not turn before this node has
+        if entry.phase is Phase.SWITCHED and entry.proceeding:
+            entry.turned = entry.proceeding = False
             self._set_data_plane(entry)
-        if entry.phase is Phase.PREPARED:
+            self._save(entry)
+        if entry.phase is Phase.PREPARED and entry.request is not None:
             self._fail_request(entry, entry.came_from, Status.DATA_PLANE_FAILURE, failure, now)
             return
-        self._answer_waiting(entry, Status.DATA_PLANE_FAILURE, reason=failure)
+        if entry.phase is Phase.ATTACHING and not entry.started:
+            command, entry.command = entry.command, None
+            self._command_failed(command, f"VM {entry.vm} cannot be plugged in: {failure}", "")
+            self._forget(entry)
+            return
+        if entry.phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.REDIRECTING, Phase.NONE):
+            self._answer_waiting(entry, Status.DATA_PLANE_FAILURE, reason=failure)
 
     def _answer_waiting(
         self,
@@ -245,17 +263,25 @@ class NveMoves:
         else:
             self._answer(received, entry)
 
+    def _off_already(self, entry: Entry, received: Received, now: float) -> None:
+        """Nothing to end here - and nothing older may begin it later: the tombstone rises."""
+        entry.epoch = max(entry.epoch, received.message.epoch)
+        self._acknowledge_again(entry, received, now)
+
     # ---- destination ---------------------------------------------------------------------------
 
     def _prepare_in(self, entry: Entry, received: Received, now: float) -> None:
         """Plug the taps, relay to the source, start a waiting guest, and say where."""
         message = received.message
+        ticket, definition, source = message.need(Ticket), message.definition, message.previous[:1]
+        if not source or not message.interfaces:
+            raise DecodeError("missing-option", "PREPARE needs the source and an interface")
+        if entry.started:
+            self._order(entry, Order.STOP)  # a superseded guest that was kept
         entry.came_from = Phase.REDIRECTING if entry.target is not None else Phase.NONE
-        entry.interfaces, entry.definition = message.interfaces, message.definition
-        entry.ticket = message.need(Ticket).ticket
-        entry.move_epoch = message.epoch
-        previous = message.previous
-        entry.target, entry.accept = previous[0], tuple(previous)
+        entry.interfaces, entry.definition = message.interfaces, definition
+        entry.ticket, entry.move_epoch = ticket.ticket, message.epoch
+        entry.target, entry.accept = source[0], message.previous
         entry.quiet_since, entry.draining = None, False
         entry.started = entry.unplugged = entry.turned = False
         entry.measured = {}
@@ -264,14 +290,14 @@ class NveMoves:
         self._set_data_plane(entry)
 
     def _prepare_in_again(self, entry: Entry, received: Received, now: float) -> None:
-        """The manager restarted or gave up waiting for the reply: prepare anew from here."""
-        if entry.request is None:
-            self._order(entry, Order.CANCEL)
-            came_from = entry.came_from
-            self._prepare_in(entry, received, now)
-            entry.came_from = came_from
-        else:
+        """The manager restarted, or this is what an earlier move left: prepare anew from here."""
+        if entry.request is not None and received.message.epoch == entry.move_epoch:
             entry.request = received
+            return
+        came_from = entry.came_from
+        self._prepare_in(entry, received, now)
+        entry.came_from = came_from
+        self._order(entry, Order.CANCEL)
 
     def _prepared(self, entry: Entry, result: Mapping[str, Any], error: str, now: float) -> None:
         if error:
@@ -289,6 +315,8 @@ class NveMoves:
     def _resumed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         """Section 5: registration MUST be conducted after the move."""
         self.outbox.emit(CountTraffic(entry.vm, "resumed"))
+        self._answer_waiting(entry, Status.WRONG_PHASE, reason="the guest runs here")
+        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         entry.started = True
         entry.attach_id = self.jitter.getrandbits(63) + 1
         entry.refresh_at = None
@@ -307,15 +335,17 @@ class NveMoves:
         self._report(entry, Phase.FAILED, now, reason)
 
     def _give_up(self, entry: Entry, received: Received, now: float) -> None:
-        """End the waiting guest for certain; forwarding stays until the source has turned."""
+        """End the waiting guest for certain, then answer - unless it runs already (_resumed).
+        Forwarding stays until the source has turned."""
         entry.epoch = max(entry.epoch, received.message.epoch)
+        entry.request = received
         self._order(entry, Order.CANCEL)
-        self._answer(received, entry)
 
     def _fall_back(self, entry: Entry, received: Received, now: float) -> None:
         """The move is off: what this node was before it."""
         entry.epoch = max(entry.epoch, received.message.epoch)
-        entry.ticket, entry.request = b"", received
+        entry.ticket, entry.request, entry.move_epoch = b"", received, 0
+        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._order(entry, Order.CANCEL)
         if entry.came_from is Phase.REDIRECTING and entry.target is not None:
             entry.phase, entry.accept, entry.unplugged = Phase.REDIRECTING, (), True
@@ -331,9 +361,9 @@ class NveMoves:
         """Section 6: "Source Hypervisor opens a TCP connection with destination Hypervisor over
         which VM's memory state is transferred." """
         message = received.message
-        endpoint = message.need(Endpoint)
+        endpoint, ticket = message.need(Endpoint), message.need(Ticket)
         entry.target = message.need(ServingNve).nve
-        entry.ticket, entry.move_epoch = message.need(Ticket).ticket, message.epoch
+        entry.ticket, entry.move_epoch = ticket.ticket, message.epoch
         entry.measured, entry.turned = {}, False
         entry.request = received
         self._order(entry, Order.COPY_OUT, address=str(endpoint.address), port=endpoint.port)
@@ -344,11 +374,11 @@ class NveMoves:
     def _turn(self, entry: Entry, received: Received, now: float) -> None:
         """The destination delivers.  The hypervisor says when to redirect (_redirect_now)."""
         entry.epoch = received.message.epoch
-        entry.turned, entry.request = False, received
+        entry.turned, entry.request, entry.proceeding = False, received, False
         self._order(entry, Order.SWITCH_OVER)
 
     def _redirect_now(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
-        entry.turned = True
+        entry.turned = entry.proceeding = True
         self._set_data_plane(entry)
 
     def _copy_failed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
@@ -369,8 +399,8 @@ class NveMoves:
         """Serve again: under a fresh epoch, before the destination turns (invariant 3)."""
         entry.epoch = received.message.epoch
         entry.granted = received.message.epoch
-        entry.ticket, entry.turned, entry.target = b"", False, None
-        entry.request = received
+        entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
+        entry.request, entry.rolling_back = received, True
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
 
@@ -380,16 +410,28 @@ class NveMoves:
         """Section 5: redirect to "the new serving NVE address from the VM Mobility Registration
         Request message received from the management node"."""
         message = received.message
+        serving = message.need(ServingNve).nve
         was_local = entry.started
-        entry.epoch, entry.granted = message.epoch, 0
-        entry.target, entry.accept = message.need(ServingNve).nve, message.previous
+        entry.epoch, entry.granted, entry.move_epoch = message.epoch, 0, 0
+        entry.target, entry.accept = serving, message.previous
         if message.interfaces:
             entry.interfaces = message.interfaces
         entry.refresh_at, entry.ticket = None, b""
         entry.unplugged = entry.unplugged or not was_local
         entry.turned, entry.request = False, received
+        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
         self._watch_traffic(entry, now)
+
+    def _redirect_prepared(self, entry: Entry, received: Received, now: float) -> None:
+        """Of the binding before the move: the relay keeps it.  Of one after it: the move is off."""
+        if received.message.epoch < entry.move_epoch:
+            self._answer(received, entry)
+            return
+        received.message.need(ServingNve)
+        self._order(entry, Order.CANCEL)
+        entry.phase, entry.unplugged = Phase.REDIRECTING, True
+        self._redirect(entry, received, now)
 
     def _drained(self, entry: Entry, _: None, now: float) -> None:
         """No packet came for drain_s: tell the manager, who alone may end the redirect."""
@@ -416,6 +458,7 @@ class NveMoves:
             entry.request = received
         if not entry.unplugged:
             self._order(entry, Order.STOP)
+        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._forget(entry)
 
     # ---- reports to the manager ----------------------------------------------------------------
@@ -474,8 +517,11 @@ class NveMoves:
         if phase in (Phase.ATTACHING, Phase.SERVING):
             if running is None:
                 self._fire(entry, Trigger.GONE, None, now)
-            else:
-                entry.refresh_at = now
+                return
+            entry.refresh_at = now
+            if phase is Phase.SERVING and not running:
+                entry.rolling_back = True  # it was told to serve again and did not get so far
+                self._set_data_plane(entry)
         elif phase is Phase.PREPARED:
             self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
         elif phase is Phase.DELIVERING:
@@ -483,6 +529,12 @@ class NveMoves:
                 self._fire(entry, Trigger.RESUMED, {}, now)
             elif running is None:
                 self._fire(entry, Trigger.FAILED, {"reason": "the waiting guest is gone"}, now)
+        elif phase is Phase.FAILED:
+            # Not yet answered that the waiting guest has ended, if it runs (_give_up).
+            if running:
+                self._fire(entry, Trigger.RESUMED, {}, now)
+            else:
+                self._incoming_failed(entry, {"reason": "the NVE restarted"}, now)
         elif phase is Phase.SWITCHED:
             self._recover_switched(entry, running, now)
         elif phase is Phase.REDIRECTING:

@@ -27,7 +27,8 @@ class Trigger(Enum):
     ROLL_BACK = "switch: serve again"
     GIVE_UP = "switch: end the waiting guest"
     REDIRECT = "redirect"
-    REMOVE = "deregister"
+    REMOVE = "deregister: the VM is no more"
+    CLEAR = "deregister: the move is off"
     # replies of the manager
     ACCEPTED = "attach accepted"
     REFUSED = "attach refused"
@@ -72,21 +73,22 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.START, "NONE", "start", Phase.ATTACHING),
     _rule(Trigger.STOP, "ATTACHING SERVING", "stop"),
     _rule(Trigger.PREPARE_IN, "NONE REDIRECTING", "prepare_in", Phase.PREPARED),
-    _rule(Trigger.PREPARE_IN, "PREPARED", "prepare_in_again"),
+    _rule(Trigger.PREPARE_IN, "PREPARED DELIVERING FAILED", "prepare_in_again", Phase.PREPARED),
     _rule(Trigger.PREPARE_OUT, "SERVING", "prepare_out", Phase.COPYING),
     _rule(Trigger.PREPARE_OUT, "COPYING CONVERGED", "acknowledge_again"),
     _rule(Trigger.DELIVER, "PREPARED", "deliver", Phase.DELIVERING),
     _rule(Trigger.DELIVER, "DELIVERING ATTACHING SERVING", "acknowledge_again"),
     _rule(Trigger.TURN, "CONVERGED", "turn", Phase.SWITCHED),
     _rule(Trigger.TURN, "SWITCHED", "acknowledge_again"),
-    _rule(Trigger.ROLL_BACK, "COPYING CONVERGED SWITCHED", "roll_back", Phase.SERVING),
-    _rule(Trigger.ROLL_BACK, "SERVING", "acknowledge_again"),
-    _rule(Trigger.GIVE_UP, "PREPARED DELIVERING", "give_up", Phase.FAILED),
-    _rule(Trigger.GIVE_UP, "FAILED NONE REDIRECTING", "acknowledge_again"),
+    _rule(Trigger.ROLL_BACK, "SERVING COPYING CONVERGED SWITCHED", "roll_back", Phase.SERVING),
+    _rule(Trigger.GIVE_UP, "PREPARED DELIVERING FAILED", "give_up", Phase.FAILED),
+    _rule(Trigger.GIVE_UP, "NONE REDIRECTING", "off_already"),
     _rule(Trigger.REDIRECT, "SWITCHED REDIRECTING NONE", "redirect", Phase.REDIRECTING),
-    _rule(Trigger.REMOVE, "REDIRECTING", "remove", Phase.NONE),
-    _rule(Trigger.REMOVE, "PREPARED DELIVERING FAILED", "fall_back"),
-    _rule(Trigger.REMOVE, "NONE", "acknowledge_again"),
+    _rule(Trigger.REDIRECT, "PREPARED DELIVERING FAILED", "redirect_prepared"),
+    _rule(Trigger.REMOVE, "SWITCHED REDIRECTING PREPARED DELIVERING FAILED", "remove", Phase.NONE),
+    _rule(Trigger.REMOVE, "NONE", "off_already"),
+    _rule(Trigger.CLEAR, "PREPARED DELIVERING FAILED", "fall_back"),
+    _rule(Trigger.CLEAR, "NONE REDIRECTING SWITCHED", "off_already"),
     _rule(Trigger.ACCEPTED, "ATTACHING", "accepted", Phase.SERVING),
     _rule(Trigger.ACCEPTED, "SERVING COPYING CONVERGED", "reattached"),
     _rule(Trigger.REFUSED, "ATTACHING", "refused"),
@@ -97,7 +99,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.DRAIN_ACCEPTED, "REDIRECTING", "remove", Phase.NONE),
     _rule(Trigger.CONVERGED, "COPYING", "converged", Phase.CONVERGED),
     _rule(Trigger.ABOUT_TO_STOP, "SWITCHED", "redirect_now"),
-    _rule(Trigger.RESUMED, "PREPARED DELIVERING", "resumed", Phase.ATTACHING),
+    _rule(Trigger.RESUMED, "PREPARED DELIVERING FAILED", "resumed", Phase.ATTACHING),
     _rule(Trigger.FAILED, "PREPARED DELIVERING", "incoming_failed", Phase.FAILED),
     _rule(Trigger.FAILED, "COPYING CONVERGED", "copy_failed", Phase.SERVING),
     _rule(Trigger.FAILED, "SWITCHED", "switch_failed"),
@@ -120,6 +122,7 @@ OTHERWISE: dict[Trigger, Otherwise] = {
         Trigger.GIVE_UP,
         Trigger.REDIRECT,
         Trigger.REMOVE,
+        Trigger.CLEAR,
     }
     else Otherwise.IGNORE
     for trigger in Trigger

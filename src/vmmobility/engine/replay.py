@@ -39,7 +39,8 @@ class ReplayWindow:
         if boot > self.boot:
             self.boot, self.high, self._seen = boot, counter, 1
         elif counter > self.high:
-            self._seen = ((self._seen << (counter - self.high)) | 1) & _MASK
+            ahead = counter - self.high
+            self._seen = ((self._seen << ahead) | 1) & _MASK if ahead < WINDOW else 1
             self.high = counter
         else:
             self._seen |= 1 << (self.high - counter)
