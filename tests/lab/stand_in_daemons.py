@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from vmmobility.drivers.hypervisor.definition import decode
-from vmmobility.drivers.hypervisor.interface import GuestEvent, GuestReport, VmDefinition
+from vmmobility.drivers.hypervisor.interface import (
+    GuestEvent,
+    GuestReport,
+    Hypervisor,
+    VmDefinition,
+)
 from vmmobility.drivers.hypervisor.light import LightHypervisor
+from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
+from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import ApiError
 from vmmobility.lab.daemons import Daemons
@@ -44,10 +51,15 @@ class StandInDaemons(Daemons):
         self._redirects: dict[str, dict[str, str]] = {}
         self._moves: dict[str, dict[str, Any]] = {}
         self._over: dict[str, asyncio.Event] = {}
-        self._light = {}
+        self._light: dict[str, Hypervisor] = {}
         for node in self.fabric.of_kind("nve"):
             home = self._folder / "nodes" / node.name
-            self._light[node.name] = LightHypervisor(home, partial(self._heard, node.name))
+            heard = partial(self._heard, node.name)
+            if any(vm.kind == "guest" for vm in self.fabric.vms):
+                settings = QemuSettings(accelerator="tcg")
+                self._light[node.name] = QemuHypervisor(home, heard, settings)
+            else:
+                self._light[node.name] = LightHypervisor(home, heard)
             for key in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
                 space = self._spaces.name(node.name)
                 subprocess.run(["ip", "netns", "exec", space, "sysctl", "-qw", key], check=True)

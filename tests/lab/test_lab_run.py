@@ -82,3 +82,22 @@ def test_an_abandoned_lab_is_swept(short):
     assert any("swept" in line for line in told)
     assert namespaces.existing(lab.info.lab_id) == []
     lab.down()
+
+
+@pytest.mark.qemu
+def test_a_real_guest_moves_there_and_back(short, tmp_path):
+    path = scenarios.built_in()["adjacent"]
+    fabric = (path.parents[1] / "fabrics" / "one-segment.toml").read_text()
+    (tmp_path / "f.toml").write_text(fabric.replace('kind = "netns"', 'kind = "guest"'))
+    text = path.read_text().replace('"one-segment"', '"f.toml"')
+    (tmp_path / "s.toml").write_text(text)
+    told: list[str] = []
+    report = run_scenario(scenarios.load_scenario(tmp_path / "s.toml"), Options(), told.append)
+    assert report.leftovers == ()
+    assert [(move.ok, move.guest.sound) for move in report.moves] == [(True, True)] * 2
+    for move in report.moves:
+        assert move.guest.memory_pages
+        assert move.guest.downtime_ms
+        assert move.guest.cpu is not None
+        assert move.tcp.survived == 4
+        assert all(probe.longest_gap_ms < 2000 for probe in move.probes)
