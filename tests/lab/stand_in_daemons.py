@@ -14,7 +14,6 @@ import subprocess
 import threading
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from vmmobility.drivers.hypervisor.definition import decode
@@ -37,6 +36,7 @@ class StandInDaemons(Daemons):
     """Answers as the daemons would.  sabotage: "" or "break-move"."""
 
     sabotage = ""
+    _thread: threading.Thread | None = None
 
     def configure(self) -> None:
         for node in self.nodes:
@@ -44,7 +44,8 @@ class StandInDaemons(Daemons):
 
     def start_all(self) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         self._waiting: dict[tuple[str, GuestEvent], asyncio.Event] = {}
         self._definitions: dict[str, VmDefinition] = {}
         self._place: dict[str, str] = {}
@@ -85,6 +86,18 @@ class StandInDaemons(Daemons):
             return dict(self._moves[move_id])
         self._do(self._ended(path[1]))
         return dict(self._moves[path[1]])
+
+    def end_all(self) -> None:
+        async def let_go() -> None:
+            for hypervisor in self._light.values():
+                await hypervisor.close()
+
+        if self._thread is not None:
+            self._do(let_go())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._thread = None
 
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
@@ -200,6 +213,3 @@ class StandInDaemons(Daemons):
 
     def kill(self, name: str, sign: Any) -> None:
         raise AssertionError("not in this stand-in")
-
-    def folder_of(self, node: str) -> Path:
-        return self._folder / "nodes" / node

@@ -119,9 +119,11 @@ class Laboratory:
         self.routes.stop()
         if self.logbook.started:
             self.logbook.stop()
+        self.daemons.end_all()
         left = teardown.tear_down(self.info)
-        for process in [*self._guests, *self.daemons.processes.values()]:
-            process.poll()
+        for process in self._guests:
+            process.kill()
+            process.wait()
         return left
 
 
