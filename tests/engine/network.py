@@ -100,7 +100,9 @@ class World:
         self.nve_settings = nve_settings or {}
         self.cut: set[frozenset[str]] = set()
         self.senders: set[tuple[str, VmKey]] = set()
-        self.addresses: dict[VmKey, tuple[Any, ...]] = {}
+        self.interfaces: dict[VmKey, tuple[Interface, ...]] = {}
+        self.lossless: set[VmKey] = set()
+        self.reports: list[tuple[str, str]] = []
         self.results: dict[int, CommandDone] = {}
         self.events: list[tuple[float, str, Event]] = []
         self.observe: Callable[[Node, str, Any], None] = lambda node, what, value: None
@@ -113,7 +115,7 @@ class World:
         for index, name in enumerate(nves, 1):
             self._add(name, index, Role.NVE)
         self._add(MANAGER, 99, Role.MANAGER)
-        self._by_address = {a: n for n in self.nodes.values() for a in n.nve.locators}
+        self.by_address = {a: n for n in self.nodes.values() for a in n.nve.locators}
         for node in self.nodes.values():
             self.restart(node.node_id)
 
@@ -134,7 +136,7 @@ class World:
             )
 
     def _waiting_guest(self, address: str, port: int) -> Guest | None:
-        node = self._by_address[ip_address(address)]
+        node = self.by_address[ip_address(address)]
         assert node.hypervisor is not None
         for guest in node.hypervisor.guests.values():
             if guest.port == port and guest.life is Life.WAITING:
@@ -314,7 +316,7 @@ class World:
         if edge is None or node.life != life:
             return
         failures = node.kernel.apply(output.state)
-        self.observe(node, "held", output.state if not failures else failures)
+        self.observe(node, "held", failures or output.state)
         vm = output.state.vm
         self.feed(node, lambda: edge.data_plane_applied(vm, output.tag, failures, self.now))
 
@@ -337,13 +339,14 @@ class World:
     def _reported(self, node: Node, vm: VmKey, event: str, detail: dict[str, Any]) -> None:
         edge = node.edge
         self.observe(node, "report", (vm, event, detail))
+        self.reports.append((node.node_id, event))
         if edge is not None:
             self.feed(node, lambda: edge.guest_report(vm, event, detail, self.now))
 
     # ---- the network ---------------------------------------------------------------------------
 
     def _send(self, node: Node, output: Send) -> None:
-        target = self._by_address[output.destination.address]
+        target = self.by_address[output.destination.address]
         if frozenset((node.node_id, target.node_id)) in self.cut:
             return
         family = output.destination.address.version
@@ -367,7 +370,7 @@ class World:
         number, node = self._commands, self.nodes[at]
         edge = node.edge
         assert edge is not None
-        self.addresses.setdefault(vm, tuple(p for i in interfaces for p in i.prefixes))
+        self.interfaces.setdefault(vm, interfaces)
         self.feed(node, lambda: edge.start_vm(number, vm, interfaces, b"{}", self.now))
         return number
 

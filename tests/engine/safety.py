@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.engine.fakes import Life
 from vmmobility.engine.dataplane import Forwarding
+from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -40,6 +41,28 @@ def check(world: World) -> None:
         ends = {walk.path[-1] for walk in walks(world, vm) if walk.end == "delivered"}
         if len(ends) > 1:
             raise Violation(f"{world.now:.3f} {vm} is delivered at {' and '.join(sorted(ends))}")
+        if vm in world.lossless:
+            for walk in walks(world, vm):
+                if walk.end not in ("delivered", "waits"):
+                    raise Violation(f"{world.now:.3f} {vm}: {' -> '.join(walk.path)} {walk.end}")
+
+
+def check_settled(world: World) -> None:
+    """Where nothing is under way: each bound VM runs at its NVE, and all packets reach it there -
+    or its guest is gone and a failed move says so.  Raises Violation."""
+    manager = world.nodes["manager"].manager
+    if manager is None:
+        return
+    failed = {m.vm for m in manager.moves.values() if m.state is MoveState.FAILED}
+    for vm, binding in manager.cache.bindings.items():
+        places, at = running(world, vm), binding.nve.nve_id
+        if places != [at]:
+            if vm in failed:
+                continue
+            raise Violation(f"{vm} is bound to {at} and runs at {places or 'no node'}")
+        for walk in walks(world, vm):
+            if walk.end != "delivered":
+                raise Violation(f"{vm}: {' -> '.join(walk.path)} {walk.end}")
 
 
 def running(world: World, vm: VmKey) -> list[str]:
@@ -101,7 +124,7 @@ def _local(world: World, vm: VmKey, name: str) -> str:
 
 def _home(world: World, vm: VmKey) -> str | None:
     """The node to which the fabric's covering prefix leads for the VM (by its first address)."""
-    addresses = world.addresses.get(vm)
+    addresses = [p for i in world.interfaces.get(vm, ()) for p in i.prefixes]
     if not addresses:
         return None
     for name, node in world.nodes.items():

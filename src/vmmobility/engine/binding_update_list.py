@@ -88,6 +88,9 @@ class Entry:
             forwarding = Forwarding.LOCAL
         if self.phase is Phase.REDIRECTING:
             plugged = not self.unplugged
+        if self.phase is Phase.ATTACHING and self.target is None:
+            # Created here and not yet accepted: another node may serve it.
+            forwarding = Forwarding.NONE
         if self.phase is Phase.PREPARED and self.came_from is Phase.REDIRECTING:
             # It redirects to the source as before.  A node that held no redirect leaves packets to
             # the fabric: the source would not accept them from here (invariant 3).

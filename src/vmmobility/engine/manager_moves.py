@@ -410,6 +410,7 @@ class ManagerMoves:
         move = self._current.get(binding.vm)
         if move is not None and binding.epoch == move.epoch:
             self._measure(move, message)
+            move.reason = ""  # whatever seemed to go wrong, it went well
             self._happen(move, Happening.ATTACHED, now)
 
     def _previous_acknowledged(

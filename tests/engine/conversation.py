@@ -1,0 +1,348 @@
+"""Scenarios as text: lines that begin with '>' are told to a World, the rest is what came of it.
+
+    # A comment.
+    > start vm1 at a
+       0.002 a        holds vm1: plugged, local
+       0.002 a        -> manager  attach ...
+    > move vm1 to b
+    > settle
+    > show
+
+`run(text)` replays the '>' lines and gives the text back with the trace that they lead to now.
+The commands are the methods `do_...` of Conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import ip_network
+from typing import Any
+
+from tests.engine import safety
+from tests.engine.fakes import Life
+from tests.engine.network import MANAGER, Node, Weather, World
+from vmmobility.engine.dataplane import Forwarding, VmDataPlane
+from vmmobility.engine.manager_moves import Move, MoveRefused
+from vmmobility.engine.outputs import (
+    CommandDone,
+    Event,
+    Halt,
+    HypervisorOrder,
+    Order,
+    Send,
+)
+from vmmobility.wire.authentication import TRAILER
+from vmmobility.wire.message import Message, decode_part
+from vmmobility.wire.options import AttachId, Epoch, PhaseOption, PreviousNve, ServingNve, Ticket
+from vmmobility.wire.registry import Kind, Phase
+from vmmobility.wire.values import Interface, VmKey
+
+SETTLE_S = 120.0
+TOLD = (
+    "move.", "superseded", "entry.drained", "entry.removed", "binding.expired", "binding.removed",
+    "rejected", "registration.refused", "redirect.refused", "order.failed",
+)  # fmt: skip
+
+
+def run(text: str) -> str:
+    """The scenario with its present trace."""
+    return Conversation().replay(text)
+
+
+def vm_key(name: str) -> VmKey:
+    return VmKey(0, name)
+
+
+def interfaces_of(name: str, home: int, count: int) -> tuple[Interface, ...]:
+    """Addresses of a VM under a home node's prefix: vm7's interface i has .7+50i."""
+    number = int("".join(c for c in name if c.isdigit()))
+    made = []
+    for index in range(count):
+        host = number + 50 * index
+        prefixes = (ip_network(f"10.{home}.0.{host}/32"), ip_network(f"fd01:{home}::{host}/128"))
+        made.append(Interface(bytes([2, 0, 0, 0, index, number]), prefixes))
+    return tuple(made)
+
+
+class Conversation:
+    """One replay: a World, the commands, and the trace so far."""
+
+    def __init__(self) -> None:
+        self._world: World | None = None
+        self._options: dict[str, Any] = {}
+        self._lines: list[str] = []
+        self._moves: dict[VmKey, str] = {}
+
+    @property
+    def world(self) -> World:
+        if self._world is None:
+            self._world = World(**self._options)
+            self._world.observe = self._observe
+        return self._world
+
+    def replay(self, text: str) -> str:
+        for line in text.splitlines():
+            if line.startswith("#") or not line.strip():
+                self._lines.append(line.rstrip())
+            elif line.startswith(">"):
+                self._lines.append(line.rstrip())
+                self._command(line[1:].split())
+        return "\n".join(self._lines) + "\n"
+
+    def _command(self, words: list[str]) -> None:
+        command: Callable[..., None] = getattr(self, "do_" + words[0].replace("-", "_"))
+        skip = {"at", "to", "is", "from", "with", "interfaces", "and"}
+        command(*[w for w in words[1:] if w not in skip])
+
+    def _say(self, who: str, what: str) -> None:
+        self._lines.append(f"{self.world.now:8.3f} {who:<8} {what}")
+
+    # ---- commands ------------------------------------------------------------------------------
+
+    def do_world(self, *words: str) -> None:
+        """world lifetime=60 drain=10 seed=3 loss=0.2 repetition=0.2 delay=0.05"""
+        given = dict(word.split("=") for word in words)
+        weather = Weather(float(given.get("loss", 0)), float(given.get("repetition", 0)))
+        if "delay" in given:
+            weather.delay_s = (0.001, float(given["delay"]))
+        self._options = {"weather": weather, "seed": int(given.get("seed", 1))}
+        nve = {f"{k}_s": float(given[k]) for k in ("lifetime", "drain") if k in given}
+        manager = {"lifetime_s": float(given["most"])} if "most" in given else {}
+        self._options |= {"nve_settings": nve, "manager_settings": manager}
+
+    def do_start(self, vm: str, node: str, count: str = "1") -> None:
+        home = list(self.world.nodes).index(node) + 1
+        key = vm_key(vm)
+        addresses = self.world.interfaces.get(key) or interfaces_of(vm, home, int(count))
+        number = self.world.start_vm(key, node, addresses)
+        self._wait_for_result(number)
+
+    def do_stop(self, vm: str, node: str) -> None:
+        self._wait_for_result(self.world.stop_vm(vm_key(vm), node))
+
+    def _wait_for_result(self, number: int) -> None:
+        end = self.world.now + 5
+        while number not in self.world.results and self.world.now < end:
+            self.world.run(0.001)
+
+    def do_move(self, vm: str, to: str) -> None:
+        try:
+            self._moves[vm_key(vm)] = self.world.move(vm_key(vm), to)
+        except MoveRefused as refused:
+            self._say(MANAGER, f"refuses ({refused.kind}): {refused.message}; {refused.remedy}")
+
+    def do_abort(self, vm: str) -> None:
+        node = self.world.nodes[MANAGER]
+        manager, move = node.manager, self._move(vm_key(vm))
+        assert manager is not None
+        self.world.feed(node, lambda: manager.abort_move(move, self.world.now))
+
+    def do_run(self, seconds: str) -> None:
+        self.world.run(float(seconds))
+
+    def do_until(self, who: str, *words: str) -> None:
+        """until b vm1 PREPARED; until move vm1 switching; until a reports stopped"""
+        if who == "move":
+            key, state = vm_key(words[0]), words[1]
+            self.world.run_until(lambda: self._move(key).state.value == state)
+        elif words[0] == "reports":
+            seen = len(self.world.reports)
+            self.world.run_until(lambda: (who, words[1]) in self.world.reports[seen:])
+        else:
+            key, phase = vm_key(words[0]), Phase[words[1]]
+            self.world.run_until(lambda: self._phase(who, key) is phase)
+
+    def _phase(self, node: str, vm: VmKey) -> Phase | None:
+        edge = self.world.nodes[node].edge
+        entry = edge.entries.get(vm) if edge else None
+        return entry.phase if entry else None
+
+    def do_settle(self) -> None:
+        """Until no request is outstanding and every move has ended; then all must be well."""
+        world = self.world
+        end = world.now + SETTLE_S
+        quiet = 0
+        while quiet < 2 and world.now < end:
+            world.run(0.05)
+            quiet = quiet + 1 if self._settled() else 0
+        if quiet == 2:
+            safety.check_settled(world)
+        else:
+            self._say("", "does not settle")
+
+    def _settled(self) -> bool:
+        manager = self.world.nodes[MANAGER].manager
+        moves = manager.moves.values() if manager else ()
+        engines = [n.engine for n in self.world.nodes.values() if n.engine]
+        return all(m.ok is not None for m in moves) and all(
+            e.channel.next_timer() is None for e in engines
+        )
+
+    def do_crash(self, node: str) -> None:
+        self.world.crash(node)
+
+    def do_power_cut(self, node: str) -> None:
+        self.world.power_cut(node)
+
+    def do_restart(self, node: str) -> None:
+        self.world.restart(node)
+
+    def do_cut(self, one: str, other: str) -> None:
+        self.world.cut.add(frozenset((one, other)))
+
+    def do_heal(self, one: str, other: str) -> None:
+        self.world.cut.discard(frozenset((one, other)))
+
+    def do_fail(self, node: str, order: str, *reason: str) -> None:
+        """fail b prepare-incoming no memory; fail b data-plane no route"""
+        words = " ".join(reason) or "refused"
+        if order == "data-plane":
+            self.world.nodes[node].kernel.fail_next.append(words)
+            return
+        hypervisor = self.world.nodes[node].hypervisor
+        assert hypervisor is not None
+        hypervisor.fail_next.setdefault(Order(order), []).append(words)
+
+    def do_break(self, node: str, stage: str) -> None:
+        hypervisor = self.world.nodes[node].hypervisor
+        assert hypervisor is not None
+        hypervisor.break_next.add(stage)
+
+    def do_kill(self, vm: str, node: str) -> None:
+        hypervisor = self.world.nodes[node].hypervisor
+        assert hypervisor is not None
+        hypervisor.kill(vm_key(vm))
+
+    def do_fence(self, vm: str, node: str) -> None:
+        """An operator stops the guest's CPUs from outside."""
+        hypervisor = self.world.nodes[node].hypervisor
+        assert hypervisor is not None
+        hypervisor.guests[vm_key(vm)].life = Life.PAUSED
+
+    def do_fill_disk(self, node: str) -> None:
+        self.world.nodes[node].fail_persist = True
+
+    def do_traffic(self, vm: str, node: str, state: str = "on") -> None:
+        """traffic vm1 from a [off]: packets for the VM enter the fabric at this node."""
+        if state == "on":
+            self.world.senders.add((node, vm_key(vm)))
+        else:
+            self.world.senders.discard((node, vm_key(vm)))
+
+    def do_lossless(self, vm: str, state: str = "on") -> None:
+        """From now on no packet for the VM may be lost, from wherever it comes."""
+        if state == "on":
+            self.world.lossless.add(vm_key(vm))
+        else:
+            self.world.lossless.discard(vm_key(vm))
+
+    def do_show(self, vm: str = "") -> None:
+        """Where everything stands."""
+        for key in sorted(self.world.interfaces):
+            if not vm or key.vm_id == vm:
+                self._show(key)
+
+    # ---- what is shown -------------------------------------------------------------------------
+
+    def _move(self, vm: VmKey) -> Move:
+        manager = self.world.nodes[MANAGER].manager
+        assert manager is not None
+        return manager.moves[self._moves[vm]]
+
+    def _show(self, vm: VmKey) -> None:
+        world, say = self.world, lambda text: self._lines.append("    " + text)
+        say(f"{vm} runs at {', '.join(safety.running(world, vm)) or 'no node'}")
+        manager = world.nodes[MANAGER].manager
+        binding = manager.cache.bindings.get(vm) if manager else None
+        if binding:
+            previous = [
+                n + ("" if p.acknowledged >= binding.epoch else " (not yet)")
+                for n, p in binding.previous.items()
+            ]
+            text = f"binding: {binding.nve.nve_id} epoch {binding.epoch}"
+            say(text + (f", previous {', '.join(previous)}" if previous else ""))
+        elif manager:
+            say("binding: none")
+        for name, node in world.nodes.items():
+            entry = node.edge.entries.get(vm) if node.edge else None
+            if entry:
+                held = node.kernel.held.get(vm)
+                say(f"{name}: {entry.phase.name} epoch {entry.epoch}, {describe(held)}")
+        walks = [f"{'>'.join(w.path)} {w.end}" for w in safety.walks(world, vm)]
+        say("packets: " + "; ".join(walks))
+        move = manager.moves.get(self._moves.get(vm, "")) if manager else None
+        if move:
+            because = f" ({move.reason})" if move.reason else ""
+            say(
+                f"move {move.source.nve_id}->{move.destination.nve_id}: {move.state.value}{because}"
+            )
+
+    def _observe(self, node: Node, what: str, value: Any) -> None:
+        if what == "crash":
+            self._say(node.node_id, "is down")
+        elif what == "report":
+            vm, event, detail = value
+            reason = f" ({detail['reason']})" if "reason" in detail else ""
+            self._say(node.node_id, f"reports {vm} {event}{reason}")
+        elif what == "held":
+            if isinstance(value, list):
+                self._say(node.node_id, f"the kernel refuses: {'; '.join(value)}")
+            else:
+                self._say(node.node_id, f"holds {value.vm}: {describe(value)}")
+        elif what == "output":
+            self._output(node, value)
+
+    def _output(self, node: Node, output: Any) -> None:
+        if isinstance(output, Send):
+            peer = self.world.by_address[output.destination.address]
+            lost = " (cut)" if frozenset((node.node_id, peer.node_id)) in self.world.cut else ""
+            part = decode_part(output.data, TRAILER)
+            more = f" part {part.number} of {part.count}" if part.count > 1 else ""
+            text = f"-> {peer.node_id:<8} {describe_message(part.message)}{more}{lost}"
+            self._say(node.node_id, text)
+        elif isinstance(output, HypervisorOrder):
+            self._say(node.node_id, f"orders {output.vm} {output.order.value}")
+        elif isinstance(output, CommandDone):
+            error = f"fails: {output.error}" if output.error else "is done"
+            self._say(node.node_id, f"command {output.command} {error}")
+        elif isinstance(output, Event) and output.name.startswith(TOLD):
+            detail = [
+                str(output.detail[k]) for k in ("vm", "status", "reason") if k in output.detail
+            ]
+            self._say(node.node_id, f"* {output.name} {' '.join(detail)}")
+        elif isinstance(output, Halt):
+            self._say(node.node_id, f"halts: {output.reason}")
+
+
+def describe(state: VmDataPlane | None) -> str:
+    """A data plane state in words."""
+    if state is None or (not state.plugged and state.forwarding is Forwarding.NONE):
+        return "nothing"
+    words = ["plugged"] if state.plugged else []
+    words.append(state.forwarding.value + (f" to {state.target.nve_id}" if state.target else ""))
+    if state.accept_from:
+        words.append("accepts " + " ".join(n.nve_id for n in state.accept_from))
+    return ", ".join(words)
+
+
+def describe_message(message: Message) -> str:
+    """A message in one line; what differs from run to run (keys, tickets) is left out."""
+    words = [message.purpose.name.lower()]
+    if message.kind is Kind.REPLY:
+        words.append(message.status.name.lower().replace("_", "-"))
+    for option in message.options:
+        if isinstance(option, PhaseOption):
+            words.append(option.phase.name)
+        elif isinstance(option, Epoch):
+            words.append(f"epoch {option.epoch}")
+        elif isinstance(option, ServingNve):
+            words.append(f"nve {option.nve.nve_id}")
+        elif isinstance(option, PreviousNve):
+            words.append(f"previous {option.nve.nve_id}")
+        elif isinstance(option, AttachId):
+            words.append("attach-id")
+        elif isinstance(option, Ticket):
+            words.append("ticket")
+    if message.lifetime:
+        words.append(f"lifetime {message.lifetime}")
+    return " ".join(words)
