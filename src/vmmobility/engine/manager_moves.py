@@ -374,7 +374,8 @@ class ManagerMoves:
         message, node = received.message, received.peer.node_id
         move = self._current.get(message.vm)
         ticket = message.find(Ticket)
-        if move is None or ticket is None or ticket.ticket != move.ticket:
+        used = move is not None and move.state is MoveState.REDIRECTING
+        if move is None or ticket is None or ticket.ticket != move.ticket or used:
             self.channel.reply(received, Status.INVALID_TICKET)
             return
         phase = message.need(PhaseOption).phase

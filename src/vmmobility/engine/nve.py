@@ -240,8 +240,6 @@ class NveEngine(NveMoves):
             return message.epoch <= entry.epoch
         if trigger is Trigger.PREPARE_OUT:
             return message.epoch <= entry.granted
-        if trigger is Trigger.REDIRECT and entry.phase is Phase.NONE:
-            return message.epoch <= entry.epoch
         highest = entry.epoch
         if trigger in (Trigger.PREPARE_IN, Trigger.DELIVER, Trigger.TURN):
             highest = max(highest, entry.move_epoch)
@@ -448,7 +446,12 @@ class NveEngine(NveMoves):
 
     def _guest_gone(self, entry: Entry, _: Any, now: float) -> None:
         self._event("guest.lost", entry)
-        self._stop(entry, None, now)
+        if entry.phase is Phase.ATTACHING and entry.target is not None:
+            # It moved in and is not bound to here yet: the source has a complete copy.
+            entry.phase = Phase.FAILED
+            self._incoming_failed(entry, {"reason": "the guest ended"}, now)
+        else:
+            self._stop(entry, None, now)
 
     def _deregister(self, entry: Entry, now: float) -> None:
         """Lifetime 0: the VM is no more; the manager tells the previous NVEs."""
@@ -465,7 +468,8 @@ class NveEngine(NveMoves):
     def _deregistered(self, entry: Entry, reply: Message) -> None:
         command, entry.command = entry.command, None
         self._command_done(command, {"vm": entry.vm.vm_id, "status": reply.status.name.lower()})
-        self._forget(entry)
+        if reply.status.accepted or entry.phase is not Phase.FAILED:
+            self._forget(entry)
 
     def _forget(self, entry: Entry) -> None:
         """Nothing stays of the VM here but its epoch (the tombstone)."""

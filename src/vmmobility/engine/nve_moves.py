@@ -75,6 +75,7 @@ class NveMoves:
         _attach: Callable[[Entry, float], None]
         _refresh: Callable[[Entry, float], None]
         _forget: Callable[[Entry], None]
+        _deregister: Callable[[Entry, float], None]
         _command_done: Callable[[int | None, dict[str, Any]], None]
         _command_failed: Callable[[int | None, str, str], None]
 
@@ -228,6 +229,11 @@ class NveMoves:
         if request is not None:
             self._answer(request, entry, status, options, reason)
 
+    def _await_with(self, entry: Entry, received: Received) -> None:
+        """This request waits now; one of another kind that waited is overtaken, and hears it."""
+        self._answer_waiting(entry, Status.WRONG_PHASE, reason="overtaken by a later request")
+        entry.request = received
+
     def _fail_request(
         self, entry: Entry, phase: Phase, status: Status, reason: str, now: float
     ) -> None:
@@ -280,12 +286,12 @@ class NveMoves:
             self._order(entry, Order.STOP)  # a superseded guest that was kept
         entry.came_from = Phase.REDIRECTING if entry.target is not None else Phase.NONE
         entry.interfaces, entry.definition = message.interfaces, definition
-        entry.ticket, entry.move_epoch = ticket.ticket, message.epoch
+        entry.ticket, entry.move_epoch, entry.attach_id = ticket.ticket, message.epoch, 0
         entry.target, entry.accept = source[0], message.previous
         entry.quiet_since, entry.draining = None, False
         entry.started = entry.unplugged = entry.turned = False
         entry.measured = {}
-        entry.request = received
+        self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
         self._set_data_plane(entry)
 
@@ -309,7 +315,7 @@ class NveMoves:
     def _deliver(self, entry: Entry, received: Received, now: float) -> None:
         """From here on packets wait in the tap's queue; the relay to the source ends first."""
         entry.epoch = received.message.epoch
-        entry.request = received
+        self._await_with(entry, received)
         self._set_data_plane(entry)
 
     def _resumed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
@@ -329,6 +335,7 @@ class NveMoves:
     def _incoming_failed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         """The waiting guest is dead and never ran; packets wait until the manager turns back."""
         reason = str(detail.get("reason", "the waiting guest ended"))
+        self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
         if entry.request is not None:
             self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, reason=reason)
         self._order(entry, Order.CANCEL)
@@ -338,13 +345,14 @@ class NveMoves:
         """End the waiting guest for certain, then answer - unless it runs already (_resumed).
         Forwarding stays until the source has turned."""
         entry.epoch = max(entry.epoch, received.message.epoch)
-        entry.request = received
+        self._await_with(entry, received)
         self._order(entry, Order.CANCEL)
 
     def _fall_back(self, entry: Entry, received: Received, now: float) -> None:
         """The move is off: what this node was before it."""
         entry.epoch = max(entry.epoch, received.message.epoch)
-        entry.ticket, entry.request, entry.move_epoch = b"", received, 0
+        entry.ticket, entry.move_epoch = b"", 0
+        self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._order(entry, Order.CANCEL)
         if entry.came_from is Phase.REDIRECTING and entry.target is not None:
@@ -365,7 +373,7 @@ class NveMoves:
         entry.target = message.need(ServingNve).nve
         entry.ticket, entry.move_epoch = ticket.ticket, message.epoch
         entry.measured, entry.turned = {}, False
-        entry.request = received
+        self._await_with(entry, received)
         self._order(entry, Order.COPY_OUT, address=str(endpoint.address), port=endpoint.port)
 
     def _converged(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
@@ -374,7 +382,8 @@ class NveMoves:
     def _turn(self, entry: Entry, received: Received, now: float) -> None:
         """The destination delivers.  The hypervisor says when to redirect (_redirect_now)."""
         entry.epoch = received.message.epoch
-        entry.turned, entry.request, entry.proceeding = False, received, False
+        entry.turned, entry.proceeding = False, False
+        self._await_with(entry, received)
         self._order(entry, Order.SWITCH_OVER)
 
     def _redirect_now(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
@@ -400,7 +409,8 @@ class NveMoves:
         entry.epoch = received.message.epoch
         entry.granted = received.message.epoch
         entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
-        entry.request, entry.rolling_back = received, True
+        entry.rolling_back = True
+        self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
 
@@ -418,7 +428,8 @@ class NveMoves:
             entry.interfaces = message.interfaces
         entry.refresh_at, entry.ticket = None, b""
         entry.unplugged = entry.unplugged or not was_local
-        entry.turned, entry.request = False, received
+        entry.turned = False
+        self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
         self._watch_traffic(entry, now)
@@ -455,7 +466,7 @@ class NveMoves:
     def _remove(self, entry: Entry, received: Received | None, now: float) -> None:
         if received is not None:
             entry.epoch = max(entry.epoch, received.message.epoch)
-            entry.request = received
+            self._await_with(entry, received)
         if not entry.unplugged:
             self._order(entry, Order.STOP)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
@@ -486,9 +497,14 @@ class NveMoves:
         )
 
     def _report_replied(self, entry: Entry, reply: Message, now: float) -> None:
-        """The manager knows no such move (any more): the copy is given up."""
-        if not reply.status.accepted and entry.phase is Phase.CONVERGED:
+        """The manager knows no such move (any more): the copy is given up; a guest that moved in,
+        and whose attach had been accepted before it died, is deregistered."""
+        if reply.status.accepted:
+            return
+        if entry.phase is Phase.CONVERGED:
             self._fire(entry, Trigger.FAILED, {"reason": "the manager knows no such move"}, now)
+        elif entry.phase is Phase.FAILED and entry.attach_id:
+            self._deregister(entry, now)
 
     def _start_done(self, entry: Entry, error: str, now: float) -> None:
         command, entry.command = entry.command, None
