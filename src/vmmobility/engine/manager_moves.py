@@ -77,6 +77,8 @@ class Move:
         return self.state is MoveState.DONE if self.state in FINAL else None
 
 
+NO_GUEST = (Phase.NONE, Phase.REDIRECTING)  # where a destination has ended the waiting guest
+
 # What people read when a state is entered (docs/architecture.md, Events).
 PHASE_NAMES = {
     MoveState.PREPARING: "ticketed",
@@ -265,6 +267,12 @@ class ManagerMoves:
                 self._phase(move, "turned", now)
             self._happen(move, Happening.ACCEPTED, now)
             return
+        phase = reply.find(PhaseOption)
+        if move.state is MoveState.ENDING_GUEST and phase and phase.phase in NO_GUEST:
+            self._happen(move, Happening.ACCEPTED, now)
+            return
+        if move.state is MoveState.SWITCHING and move.back_epoch:
+            return  # known already; the destination, asked before, runs the guest: time will tell
         words = reply.find(Reason)
         status = reply.status.name.lower().replace("_", "-")
         why = f"{status}: {words.text}" if words else status
