@@ -1,0 +1,98 @@
+"""The state tables: total, every action there, and their pictures in the docs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmmobility.engine import manager_transitions, nve_transitions
+from vmmobility.engine.binding_update_list import DATA_PLANE
+from vmmobility.engine.manager_moves import PHASE_NAMES
+from vmmobility.engine.manager_transitions import FINAL, Happening, MoveState
+from vmmobility.engine.nve import REQUEST_TRIGGERS, NveEngine
+from vmmobility.engine.nve_transitions import OTHERWISE, RULES, TABLE, Trigger
+from vmmobility.wire.registry import Phase
+
+DESIGN = Path(__file__).parents[2] / "docs" / "design"
+
+
+def test_every_pair_of_phase_and_trigger_has_one_answer() -> None:
+    for phase in Phase:
+        for trigger in Trigger:
+            assert (phase, trigger) in TABLE or trigger in OTHERWISE
+    assert len(TABLE) == sum(len(rule.phases) for rule in RULES), "two rules for one pair"
+
+
+def test_every_trigger_and_every_phase_is_used() -> None:
+    assert {rule.trigger for rule in RULES} == set(Trigger)
+    reached = {rule.becomes for rule in RULES if rule.becomes is not None} | {Phase.NONE}
+    assert reached == set(Phase) == set(DATA_PLANE)
+
+
+@pytest.mark.parametrize("action", sorted({rule.action for rule in RULES}))
+def test_every_action_is_a_method(action: str) -> None:
+    assert callable(getattr(NveEngine, f"_{action}"))
+
+
+def test_every_request_of_the_manager_has_a_trigger_that_refuses_elsewhere() -> None:
+    asked = {*REQUEST_TRIGGERS.values(), Trigger.CLEAR}
+    refusing = {t for t, o in OTHERWISE.items() if o is nve_transitions.Otherwise.REFUSE}
+    assert asked | {Trigger.START, Trigger.STOP} == refusing
+
+
+# What a move deliberately ignores, and why.
+IGNORED = {
+    "its moment is over": {Happening.CONVERGED},
+    "the registration decides": {Happening.ACCEPTED, Happening.REFUSED, Happening.ACKNOWLEDGED},
+    "the turn back is on its way": {Happening.SOURCE_FAILED, Happening.DESTINATION_FAILED},
+    "nothing may be guessed: it is asked again": {Happening.TIMEOUT},
+    "it is refused before it gets here": {Happening.ATTACHED, Happening.VOIDED},
+    "too late to give up": {Happening.ABORT},
+}
+
+
+def test_every_happening_of_a_move_is_handled_or_ignored_for_a_reason() -> None:
+    ignored = set().union(*IGNORED.values())
+    for state in MoveState:
+        for happening in Happening:
+            handled = (state, happening) in manager_transitions.TABLE
+            assert handled or happening in ignored, (state, happening)
+            assert not (handled and state in FINAL), "an ended move stays as it is"
+
+
+def test_every_state_of_a_move_is_reached_and_has_a_name() -> None:
+    reached = {step.becomes for step in manager_transitions.TABLE.values()}
+    assert reached | {MoveState.PREPARING} == set(MoveState) == set(PHASE_NAMES)
+
+
+def test_before_the_switch_a_silent_node_never_holds_a_move_up() -> None:
+    for state in (MoveState.PREPARING, MoveState.COPYING, MoveState.DELIVERING):
+        assert (state, Happening.TIMEOUT) in manager_transitions.TABLE
+        assert (state, Happening.ABORT) in manager_transitions.TABLE
+
+
+def test_the_source_never_serves_again_before_the_waiting_guest_has_ended() -> None:
+    """From the switch on, only the destination's word leads to TURNING_BACK."""
+    into = {
+        (state, happening)
+        for (state, happening), step in manager_transitions.TABLE.items()
+        if step.becomes is MoveState.TURNING_BACK
+        and state in (MoveState.SWITCHING, MoveState.ENDING_GUEST)
+    }
+    assert into == {
+        (MoveState.SWITCHING, Happening.DESTINATION_FAILED),
+        (MoveState.ENDING_GUEST, Happening.ACCEPTED),
+        (MoveState.ENDING_GUEST, Happening.DESTINATION_FAILED),
+    }
+
+
+@pytest.mark.parametrize(
+    ("page", "picture"),
+    [("nve.md", nve_transitions.picture()), ("manager.md", manager_transitions.picture())],
+)
+def test_the_page_holds_the_table(page: str, picture: str) -> None:
+    text = (DESIGN / page).read_text()
+    _, _, rest = text.partition("<!-- table: generated -->\n")
+    table, _, _ = rest.partition("<!-- end of table -->")
+    assert table == picture
