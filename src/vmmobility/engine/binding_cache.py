@@ -55,6 +55,19 @@ class Binding:
     def previous_nves(self) -> tuple[Nve, ...]:
         return tuple(p.nve for p in self.previous.values())
 
+    def free_to_go(self) -> list[str]:
+        """Previous NVEs to which no other one may still redirect.
+
+        One that has not acknowledged this epoch's redirect leads to where the VM was after it: to
+        a later one of `previous`, whose order is that in which they ceased to serve.
+        """
+        free = []
+        for name, previous in self.previous.items():
+            free.append(name)
+            if previous.acknowledged < self.epoch:
+                break
+        return free
+
     @property
     def unacknowledged(self) -> list[str]:
         """Previous NVEs that have not yet confirmed the redirect of this epoch."""

@@ -333,7 +333,11 @@ class ManagerEngine(ManagerMoves):
         node = received.peer.node_id
         phase = message.find(PhaseOption)
         if phase is not None and phase.phase is Phase.REDIRECTING:
-            if binding is not None and binding.previous.pop(node, None) is not None:
+            if binding is not None and node in binding.previous:
+                if node not in binding.free_to_go():
+                    self._reject(received, Status.WRONG_PHASE, "another NVE may still send here")
+                    return
+                del binding.previous[node]
                 self._save_binding(binding)
                 self.channel.withdraw_subject(received.peer, (message.vm, "redirect"))
                 self._try_removal(binding)
@@ -376,7 +380,8 @@ class ManagerEngine(ManagerMoves):
             if peer is None:
                 continue
             if binding.ending:
-                self._end_redirect(binding, peer, now)
+                if previous.nve.nve_id in binding.free_to_go():
+                    self._end_redirect(binding, peer, now)
                 continue
             if previous.acknowledged >= binding.epoch:
                 continue
@@ -416,6 +421,7 @@ class ManagerEngine(ManagerMoves):
             return
         binding.previous.pop(node, None)
         self._save_binding(binding)
+        self._redirect_previous(binding, now)
         self._try_removal(binding)
 
     def _redirect_refused(self, binding: Binding, node: str, reply: Message, now: float) -> None:

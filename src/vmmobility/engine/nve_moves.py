@@ -264,7 +264,13 @@ class NveMoves:
 
     def _acknowledge_again(self, entry: Entry, received: Received, now: float) -> None:
         """A repeated step: it is done, or under way and then the newest request is answered."""
-        if entry.request is not None:
+        waiting = entry.request.message if entry.request is not None else None
+        message = received.message
+        same = waiting is not None and (
+            (waiting.purpose, waiting.find(PhaseOption), waiting.epoch)
+            == (message.purpose, message.find(PhaseOption), message.epoch)
+        )
+        if same:
             entry.request = received
         else:
             self._answer(received, entry)
@@ -272,7 +278,7 @@ class NveMoves:
     def _off_already(self, entry: Entry, received: Received, now: float) -> None:
         """Nothing to end here - and nothing older may begin it later: the tombstone rises."""
         entry.epoch = max(entry.epoch, received.message.epoch)
-        self._acknowledge_again(entry, received, now)
+        self._answer(received, entry)
 
     # ---- destination ---------------------------------------------------------------------------
 
