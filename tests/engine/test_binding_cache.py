@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, ip_network
+from ipaddress import ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ from vmmobility.engine.binding_cache import (
     binding_from_json,
     binding_to_json,
 )
-from vmmobility.wire.values import Interface, Nve, VmKey
+from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
 VMS = [VmKey(0, "x"), VmKey(0, "y"), VmKey(0, "z"), VmKey(7, "x")]
 PREFIXES = [
@@ -31,11 +31,15 @@ def a_binding(vm: VmKey, *prefixes: object) -> Binding:
     return Binding(vm, (interface,), b"", Nve("a"), 1, 1, 1)
 
 
+def _overlap(one: Prefix, other: Prefix) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
 @given(st.lists(st.tuples(st.sampled_from(VMS), CHOICES, st.booleans()), max_size=25))
 def test_an_address_has_one_owner(
-    steps: list[tuple[VmKey, list[IPv4Network], bool]],
+    steps: list[tuple[VmKey, list[Prefix], bool]],
 ) -> None:
-    cache, model = BindingCache({}), dict[VmKey, set[IPv4Network]]()
+    cache, model = BindingCache({}), dict[VmKey, set[Prefix]]()
     for vm, prefixes, ends in steps:
         if ends:
             removed = cache.remove(vm)
@@ -48,7 +52,7 @@ def test_an_address_has_one_owner(
             if other != vm and other.vni == vm.vni
             for one in held
             for wanted in prefixes
-            if one.version == wanted.version and one.overlaps(wanted)
+            if _overlap(one, wanted)
         }
         found = cache.owner(vm, binding.interfaces)
         assert (found is None) == (not clashes)

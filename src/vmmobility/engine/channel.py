@@ -278,6 +278,10 @@ class Channel:
         if outstanding and self._by_subject.get(outstanding.subject) == sequence:
             del self._by_subject[outstanding.subject]
 
+    def is_asking(self, peer: Peer, subject: object) -> bool:
+        """Whether a request of that subject is outstanding to the peer."""
+        return (peer.node_id, subject) in self._by_subject
+
     def withdraw_subject(self, peer: Peer, subject: object) -> None:
         """Stop repeating whatever request of that subject is outstanding to the peer."""
         self.withdraw(self._by_subject.get((peer.node_id, subject)))

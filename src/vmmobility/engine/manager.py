@@ -404,13 +404,17 @@ class ManagerEngine(ManagerMoves):
 
     def _end_redirect(self, binding: Binding, peer: Peer, now: float) -> None:
         """Lifetime 0 to a previous NVE: the VM is no more."""
+        subject = (binding.vm, "removal")
+        if self.channel.is_asking(peer, subject):
+            return
+        self.channel.withdraw_subject(peer, (binding.vm, "redirect"))
         self.channel.request(
             peer,
             Purpose.DEREGISTER,
             [VmId(binding.vm), Epoch(binding.ending)],
             now,
             partial(self._redirect_ended, binding, peer.node_id),
-            subject=(binding.vm, "redirect"),
+            subject=subject,
         )
 
     def _redirect_ended(self, binding: Binding, node: str, reply: Message, now: float) -> None:
