@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from vmmobility.engine.binding_cache import Binding
-from vmmobility.engine.binding_update_list import make_nve, nve_from_json, nve_to_json
+from vmmobility.engine.manager_move import (
+    Move,
+    MoveRefused,
+    move_from_json,
+    move_to_json,
+    nve_of_peer,
+)
 from vmmobility.engine.manager_transitions import FINAL, TABLE, Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message, definition_options
@@ -40,41 +44,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.binding_cache import BindingCache
-    from vmmobility.engine.channel import Channel, Peer, Received
+    from vmmobility.engine.channel import Channel, Received
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
+__all__ = ["ManagerMoves", "Move", "MoveRefused"]
+
 KEPT_MOVES = 1000  # ended moves that `vmmob show moves` still knows
-
-
-@dataclass(slots=True)
-class Move:
-    """One move.  phases: (name, milliseconds since the request) for people.
-
-    epoch: reserved for the destination's attach; endpoint: where its hypervisor takes the memory
-    cleared: False from the first request to the destination until it has nothing left of the move
-    """
-
-    move_id: str
-    vm: VmKey
-    source: Nve
-    destination: Nve
-    ticket: bytes
-    epoch: int
-    state: MoveState = MoveState.PREPARING
-    back_epoch: int = 0
-    endpoint: Endpoint | None = None
-    reason: str = ""
-    started_ns: int = 0
-    phases: list[tuple[str, float]] = field(default_factory=list)
-    measured: dict[str, Any] = field(default_factory=dict)
-    began: float = 0.0
-    deadline: float | None = None
-    cleared: bool = True
-
-    @property
-    def ok(self) -> bool | None:
-        return self.state is MoveState.DONE if self.state in FINAL else None
 
 
 NO_GUEST = (Phase.NONE, Phase.REDIRECTING)  # where a destination has ended the waiting guest
@@ -93,14 +69,6 @@ PHASE_NAMES = {
     MoveState.ABORTED: "aborted",
     MoveState.FAILED: "failed",
 }
-
-
-class MoveRefused(Exception):
-    """A move that cannot begin.  kind: "unknown-vm", "unknown-nve", "conflict"."""
-
-    def __init__(self, kind: str, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.kind, self.message, self.remedy = kind, message, remedy
 
 
 class ManagerMoves:
@@ -492,48 +460,3 @@ class ManagerMoves:
                 self._enter(move, MoveState.FAILED, now)
             else:
                 self._enter(move, move.state, now)
-
-
-def nve_of_peer(peer: Peer) -> Nve:
-    """An NVE's locators as configured at the manager (before it has attached anything)."""
-    return make_nve(peer.node_id, tuple(e.address for e in peer.endpoints))
-
-
-def move_to_json(move: Move) -> dict[str, Any]:
-    """The durable form of a move (keys of docs/architecture.md where people see them)."""
-    return {
-        "vni": move.vm.vni,
-        "vm": move.vm.vm_id,
-        "source": nve_to_json(move.source),
-        "destination": nve_to_json(move.destination),
-        "ticket": move.ticket.hex(),
-        "epoch": move.epoch,
-        "back_epoch": move.back_epoch,
-        "state": move.state.value,
-        "endpoint": [str(move.endpoint.address), move.endpoint.port] if move.endpoint else None,
-        "reason": move.reason,
-        "started_ns": move.started_ns,
-        "phases": list(move.phases),
-        "measured": dict(move.measured),
-        "cleared": move.cleared,
-    }
-
-
-def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
-    endpoint = value["endpoint"]
-    return Move(
-        move_id,
-        VmKey(value["vni"], value["vm"]),
-        nve_from_json(value["source"]),
-        nve_from_json(value["destination"]),
-        bytes.fromhex(value["ticket"]),
-        value["epoch"],
-        MoveState(value["state"]),
-        value["back_epoch"],
-        Endpoint(ip_address(endpoint[0]), endpoint[1]) if endpoint else None,
-        value["reason"],
-        value["started_ns"],
-        [(name, at) for name, at in value["phases"]],
-        value["measured"],
-        cleared=value["cleared"],
-    )

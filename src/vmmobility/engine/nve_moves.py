@@ -1,21 +1,22 @@
-"""The NVE's actions in a move: destination, source, previous NVE, and what a restart finds.
+"""The NVE's actions in a move: the destination's and the source's.
 
 `NveMoves` is the half of NveEngine that nve_transitions.py's move rules name.  The order of a hot
 move is design's "How a hot move goes": destination prepares and relays, source copies, destination
 delivers locally, source redirects and only then lets the guest stop, destination attaches.
 
-Not here: registration (nve.py).
+Not here: registration (nve.py), redirects (nve_redirects.py), restarts (nve_restart.py).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
+from vmmobility.engine.nve_redirects import NveRedirects
+from vmmobility.engine.nve_restart import NveRestart
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import CountTraffic, Order
 from vmmobility.errors import DecodeError
@@ -34,50 +35,12 @@ from vmmobility.wire.options import (
 from vmmobility.wire.registry import Phase, Purpose, Status
 from vmmobility.wire.values import VmKey
 
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from vmmobility.engine.channel import Channel, Peer
-    from vmmobility.engine.nve import NveSettings
-    from vmmobility.engine.outputs import Outbox
-
-
 # The manager's request is answered when this order is done: serve again, end the waiting guest.
 LAST_ORDERS = {(Order.RESUME, Phase.SERVING), (Order.CANCEL, Phase.FAILED)}
 
 
-class Counted(Protocol):
-    """The packet counters that a data plane reports for a VM (drivers/dataplane.Traffic)."""
-
-    @property
-    def delivered(self) -> int: ...
-    @property
-    def redirected(self) -> int: ...
-
-
-class NveMoves:
+class NveMoves(NveRedirects, NveRestart):
     """Actions of the move rules; a part of NveEngine, which has the machine and registration."""
-
-    if TYPE_CHECKING:
-        settings: NveSettings
-        entries: dict[VmKey, Entry]
-        channel: Channel
-        manager: Peer
-        outbox: Outbox
-        jitter: random.Random
-        _fire: Callable[[Entry, Trigger, Any, float], None]
-        _save: Callable[[Entry], None]
-        _answer: Callable[..., None]
-        _set_data_plane: Callable[[Entry], None]
-        _order: Callable[..., None]
-        _event: Callable[..., None]
-        _attach: Callable[[Entry, float], None]
-        _refresh: Callable[[Entry, float], None]
-        _forget: Callable[[Entry], None]
-        _deregister: Callable[[Entry, float], None]
-        _command_done: Callable[[int | None, dict[str, Any]], None]
-        _command_failed: Callable[[int | None, str, str], None]
 
     # ---- hypervisor and data plane inputs ------------------------------------------------------
 
@@ -129,45 +92,6 @@ class NveMoves:
         if trigger is not None:
             self._fire(entry, trigger, dict(detail), now)
 
-    def traffic_counted(self, vm: VmKey, label: str, counted: Counted, now: float) -> None:
-        """The answer to CountTraffic(vm, label)."""
-        entry = self.entries.get(vm)
-        if entry is None:
-            return
-        if label == "delivering":
-            entry.delivered_before = counted.delivered
-        elif label == "resumed":
-            peak = max(0, counted.delivered - entry.delivered_before)
-            self._event("queue", entry, queue_peak=peak)
-
-    def traffic(self, counts: Mapping[VmKey, Counted], now: float) -> None:
-        """Periodic counts: a redirect whose count stands still is quiet.
-
-        Section 5: "virtual machine entries are kept in the binding update list until all inbound
-        traffic to the virtual machine stops.  A timer may be used for this purpose."
-        """
-        for vm, counted in counts.items():
-            entry = self.entries.get(vm)
-            if entry is None or entry.phase is not Phase.REDIRECTING:
-                continue
-            if counted.redirected != entry.redirected:
-                entry.redirected = counted.redirected
-                self._watch_traffic(entry, now)
-
-    def _watch_traffic(self, entry: Entry, now: float) -> None:
-        """(Re)start the silence timer - unless the fabric's covering prefix leads here, for then
-        the redirect lives as long as the binding (invariant 8)."""
-        if entry.phase is not Phase.REDIRECTING:
-            entry.quiet_since = None
-            return
-        covered = any(
-            home.version == prefix.version and prefix.subnet_of(home)  # type: ignore[arg-type]
-            for home in self.settings.home_prefixes
-            for prefix in entry.prefixes
-        )
-        entry.quiet_since = None if covered else now
-        entry.draining = False
-
     def _applied(self, entry: Entry, failure: str, now: float) -> None:
         """The data plane holds what the phase wants; what was waiting for it goes on."""
         if failure:
@@ -218,22 +142,6 @@ class NveMoves:
         if entry.phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.REDIRECTING, Phase.NONE):
             self._answer_waiting(entry, Status.DATA_PLANE_FAILURE, reason=failure)
 
-    def _answer_waiting(
-        self,
-        entry: Entry,
-        status: Status = Status.ACCEPTED,
-        options: Iterable[Option] = (),
-        reason: str = "",
-    ) -> None:
-        request, entry.request = entry.request, None
-        if request is not None:
-            self._answer(request, entry, status, options, reason)
-
-    def _await_with(self, entry: Entry, received: Received) -> None:
-        """This request waits now; one of another kind that waited is overtaken, and hears it."""
-        self._answer_waiting(entry, Status.WRONG_PHASE, reason="overtaken by a later request")
-        entry.request = received
-
     def _fail_request(
         self, entry: Entry, phase: Phase, status: Status, reason: str, now: float
     ) -> None:
@@ -257,28 +165,6 @@ class NveMoves:
             if mine is not None and (source is None or source.locator(family) is not None):
                 return mine
         return own.locators[0]
-
-    def _measurements(self, entry: Entry) -> bytes:
-        numbers = {k: round(v, 3) for k, v in list(entry.measured.items())[:24]}
-        return json.dumps(numbers, separators=(",", ":")).encode()
-
-    def _acknowledge_again(self, entry: Entry, received: Received, now: float) -> None:
-        """A repeated step: it is done, or under way and then the newest request is answered."""
-        waiting = entry.request.message if entry.request is not None else None
-        message = received.message
-        same = waiting is not None and (
-            (waiting.purpose, waiting.find(PhaseOption), waiting.epoch)
-            == (message.purpose, message.find(PhaseOption), message.epoch)
-        )
-        if same:
-            entry.request = received
-        else:
-            self._answer(received, entry)
-
-    def _off_already(self, entry: Entry, received: Received, now: float) -> None:
-        """Nothing to end here - and nothing older may begin it later: the tombstone rises."""
-        entry.epoch = max(entry.epoch, received.message.epoch)
-        self._answer(received, entry)
 
     # ---- destination ---------------------------------------------------------------------------
 
@@ -420,64 +306,6 @@ class NveMoves:
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
 
-    # ---- previous NVE --------------------------------------------------------------------------
-
-    def _redirect(self, entry: Entry, received: Received, now: float) -> None:
-        """Section 5: redirect to "the new serving NVE address from the VM Mobility Registration
-        Request message received from the management node"."""
-        message = received.message
-        serving = message.need(ServingNve).nve
-        was_local = entry.started
-        entry.epoch, entry.granted, entry.move_epoch = message.epoch, 0, 0
-        entry.target, entry.accept = serving, message.previous
-        if message.interfaces:
-            entry.interfaces = message.interfaces
-        entry.refresh_at, entry.ticket = None, b""
-        entry.unplugged = entry.unplugged or not was_local
-        entry.turned = False
-        self._await_with(entry, received)
-        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
-        self._set_data_plane(entry)
-        self._watch_traffic(entry, now)
-
-    def _redirect_prepared(self, entry: Entry, received: Received, now: float) -> None:
-        """Of the binding before the move: the relay keeps it.  Of one after it: the move is off."""
-        if received.message.epoch < entry.move_epoch:
-            self._answer(received, entry)
-            return
-        received.message.need(ServingNve)
-        self._order(entry, Order.CANCEL)
-        entry.phase, entry.unplugged = Phase.REDIRECTING, True
-        self._redirect(entry, received, now)
-
-    def _drained(self, entry: Entry, _: None, now: float) -> None:
-        """No packet came for drain_s: tell the manager, who alone may end the redirect."""
-        entry.draining = True
-        self._event("entry.drained", entry, redirected=entry.redirected)
-        self.channel.request(
-            self.manager,
-            Purpose.DEREGISTER,
-            [VmId(entry.vm), Epoch(entry.epoch), PhaseOption(Phase.REDIRECTING)],
-            now,
-            lambda reply, at: self._drain_replied(entry, reply, at),
-            subject=(entry.vm, "registration"),
-        )
-
-    def _drain_replied(self, entry: Entry, reply: Message, now: float) -> None:
-        if reply.status.accepted:
-            self._fire(entry, Trigger.DRAIN_ACCEPTED, None, now)
-        elif entry.phase is Phase.REDIRECTING:
-            self._watch_traffic(entry, now)
-
-    def _remove(self, entry: Entry, received: Received | None, now: float) -> None:
-        if received is not None:
-            entry.epoch = max(entry.epoch, received.message.epoch)
-            self._await_with(entry, received)
-        if not entry.unplugged:
-            self._order(entry, Order.STOP)
-        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
-        self._forget(entry)
-
     # ---- reports to the manager ----------------------------------------------------------------
 
     def _report(self, entry: Entry, phase: Phase, now: float, reason: str) -> None:
@@ -522,53 +350,3 @@ class NveMoves:
         entry.started = True
         self._command_done(command, {"vm": entry.vm.vm_id, "epoch": entry.granted})
         self._order(entry, Order.ANNOUNCE)
-
-    # ---- restart -------------------------------------------------------------------------------
-
-    def _recover(self, entry: Entry, running: bool | None, now: float) -> None:
-        """After a restart.  running: True runs, False is held (waiting, paused, moved out), None
-        is gone.  Whatever was half done is finished or reported, never guessed."""
-        entry.started = running is not None
-        phase = entry.phase
-        if phase is Phase.NONE:
-            return
-        if phase in (Phase.COPYING, Phase.CONVERGED):
-            self._order(entry, Order.CANCEL)
-            self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
-            phase = entry.phase
-        if phase in (Phase.ATTACHING, Phase.SERVING):
-            if running is None:
-                self._fire(entry, Trigger.GONE, None, now)
-                return
-            entry.refresh_at = now
-            if phase is Phase.SERVING and not running:
-                entry.rolling_back = True  # it was told to serve again and did not get so far
-                self._set_data_plane(entry)
-        elif phase is Phase.PREPARED:
-            self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
-        elif phase is Phase.DELIVERING:
-            if running:
-                self._fire(entry, Trigger.RESUMED, {}, now)
-            elif running is None:
-                self._fire(entry, Trigger.FAILED, {"reason": "the waiting guest is gone"}, now)
-        elif phase is Phase.FAILED:
-            # Not yet answered that the waiting guest has ended, if it runs (_give_up).
-            if running:
-                self._fire(entry, Trigger.RESUMED, {}, now)
-            else:
-                self._incoming_failed(entry, {"reason": "the NVE restarted"}, now)
-        elif phase is Phase.SWITCHED:
-            self._recover_switched(entry, running, now)
-        elif phase is Phase.REDIRECTING:
-            entry.unplugged = running is None
-            self._set_data_plane(entry)
-            self._watch_traffic(entry, now)
-
-    def _recover_switched(self, entry: Entry, running: bool | None, now: float) -> None:
-        """A guest that still runs here has not been handed over; one that stopped has, or will be
-        found missing by the manager."""
-        entry.turned = not running
-        self._set_data_plane(entry)
-        if running:
-            self._order(entry, Order.CANCEL)
-            self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)

@@ -1,0 +1,102 @@
+"""One move as the manager records it, and its durable form.
+
+Not here: what a move does (manager_moves.py), its states (manager_transitions.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from vmmobility.engine.binding_update_list import make_nve, nve_from_json, nve_to_json
+from vmmobility.engine.manager_transitions import FINAL, MoveState
+from vmmobility.wire.options import Endpoint
+from vmmobility.wire.values import Nve, VmKey
+
+if TYPE_CHECKING:
+    from vmmobility.engine.channel import Peer
+
+
+@dataclass(slots=True)
+class Move:
+    """One move.  phases: (name, milliseconds since the request) for people.
+
+    epoch: reserved for the destination's attach; endpoint: where its hypervisor takes the memory
+    cleared: False from the first request to the destination until it has nothing left of the move
+    """
+
+    move_id: str
+    vm: VmKey
+    source: Nve
+    destination: Nve
+    ticket: bytes
+    epoch: int
+    state: MoveState = MoveState.PREPARING
+    back_epoch: int = 0
+    endpoint: Endpoint | None = None
+    reason: str = ""
+    started_ns: int = 0
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+    began: float = 0.0
+    deadline: float | None = None
+    cleared: bool = True
+
+    @property
+    def ok(self) -> bool | None:
+        return self.state is MoveState.DONE if self.state in FINAL else None
+
+
+class MoveRefused(Exception):
+    """A move that cannot begin.  kind: "unknown-vm", "unknown-nve", "conflict"."""
+
+    def __init__(self, kind: str, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.kind, self.message, self.remedy = kind, message, remedy
+
+
+def nve_of_peer(peer: Peer) -> Nve:
+    """An NVE's locators as configured at the manager (before it has attached anything)."""
+    return make_nve(peer.node_id, tuple(e.address for e in peer.endpoints))
+
+
+def move_to_json(move: Move) -> dict[str, Any]:
+    """The durable form of a move (keys of docs/architecture.md where people see them)."""
+    return {
+        "vni": move.vm.vni,
+        "vm": move.vm.vm_id,
+        "source": nve_to_json(move.source),
+        "destination": nve_to_json(move.destination),
+        "ticket": move.ticket.hex(),
+        "epoch": move.epoch,
+        "back_epoch": move.back_epoch,
+        "state": move.state.value,
+        "endpoint": [str(move.endpoint.address), move.endpoint.port] if move.endpoint else None,
+        "reason": move.reason,
+        "started_ns": move.started_ns,
+        "phases": list(move.phases),
+        "measured": dict(move.measured),
+        "cleared": move.cleared,
+    }
+
+
+def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
+    endpoint = value["endpoint"]
+    return Move(
+        move_id,
+        VmKey(value["vni"], value["vm"]),
+        nve_from_json(value["source"]),
+        nve_from_json(value["destination"]),
+        bytes.fromhex(value["ticket"]),
+        value["epoch"],
+        MoveState(value["state"]),
+        value["back_epoch"],
+        Endpoint(ip_address(endpoint[0]), endpoint[1]) if endpoint else None,
+        value["reason"],
+        value["started_ns"],
+        [(name, at) for name, at in value["phases"]],
+        value["measured"],
+        cleared=value["cleared"],
+    )

@@ -1,0 +1,94 @@
+"""What the parts of NveEngine share: declarations, and the manager's request that waits.
+
+Not here: actions (nve_moves.py, nve_redirects.py, nve_restart.py), registration and the machine
+(nve.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.channel import Received
+from vmmobility.engine.nve_transitions import Trigger
+from vmmobility.wire.options import (
+    Option,
+    PhaseOption,
+)
+from vmmobility.wire.registry import Phase, Status
+from vmmobility.wire.values import VmKey
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from vmmobility.engine.channel import Channel, Peer
+    from vmmobility.engine.nve import NveSettings
+    from vmmobility.engine.outputs import Outbox
+
+
+class NveParts:
+    """Base of the mixins that make up NveEngine."""
+
+    if TYPE_CHECKING:
+        settings: NveSettings
+        entries: dict[VmKey, Entry]
+        channel: Channel
+        manager: Peer
+        outbox: Outbox
+        jitter: random.Random
+        _fire: Callable[[Entry, Trigger, Any, float], None]
+        _save: Callable[[Entry], None]
+        _answer: Callable[..., None]
+        _set_data_plane: Callable[[Entry], None]
+        _order: Callable[..., None]
+        _event: Callable[..., None]
+        _attach: Callable[[Entry, float], None]
+        _refresh: Callable[[Entry, float], None]
+        _forget: Callable[[Entry], None]
+        _deregister: Callable[[Entry, float], None]
+        _command_done: Callable[[int | None, dict[str, Any]], None]
+        _command_failed: Callable[[int | None, str, str], None]
+        _report: Callable[[Entry, Phase, float, str], None]
+        _watch_traffic: Callable[[Entry, float], None]
+        _incoming_failed: Callable[[Entry, Mapping[str, Any], float], None]
+
+    def _answer_waiting(
+        self,
+        entry: Entry,
+        status: Status = Status.ACCEPTED,
+        options: Iterable[Option] = (),
+        reason: str = "",
+    ) -> None:
+        request, entry.request = entry.request, None
+        if request is not None:
+            self._answer(request, entry, status, options, reason)
+
+    def _await_with(self, entry: Entry, received: Received) -> None:
+        """This request waits now; one of another kind that waited is overtaken, and hears it."""
+        self._answer_waiting(entry, Status.WRONG_PHASE, reason="overtaken by a later request")
+        entry.request = received
+
+    def _measurements(self, entry: Entry) -> bytes:
+        numbers = {k: round(v, 3) for k, v in list(entry.measured.items())[:24]}
+        return json.dumps(numbers, separators=(",", ":")).encode()
+
+    def _acknowledge_again(self, entry: Entry, received: Received, now: float) -> None:
+        """A repeated step: it is done, or under way and then the newest request is answered."""
+        waiting = entry.request.message if entry.request is not None else None
+        message = received.message
+        same = waiting is not None and (
+            (waiting.purpose, waiting.find(PhaseOption), waiting.epoch)
+            == (message.purpose, message.find(PhaseOption), message.epoch)
+        )
+        if same:
+            entry.request = received
+        else:
+            self._answer(received, entry)
+
+    def _off_already(self, entry: Entry, received: Received, now: float) -> None:
+        """Nothing to end here - and nothing older may begin it later: the tombstone rises."""
+        entry.epoch = max(entry.epoch, received.message.epoch)
+        self._answer(received, entry)

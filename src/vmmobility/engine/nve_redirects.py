@@ -1,0 +1,132 @@
+"""A previous NVE's actions: redirect to the serving NVE, until counted traffic has stopped.
+
+Not here: moves (nve_moves.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.channel import Received
+from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.nve_transitions import Trigger
+from vmmobility.engine.outputs import Order
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import (
+    Epoch,
+    PhaseOption,
+    ServingNve,
+    VmId,
+)
+from vmmobility.wire.registry import Phase, Purpose
+from vmmobility.wire.values import VmKey
+
+
+class Counted(Protocol):
+    """The packet counters that a data plane reports for a VM (drivers/dataplane.Traffic)."""
+
+    @property
+    def delivered(self) -> int: ...
+    @property
+    def redirected(self) -> int: ...
+
+
+class NveRedirects(NveParts):
+    """Actions of redirects; a part of NveEngine."""
+
+    def traffic_counted(self, vm: VmKey, label: str, counted: Counted, now: float) -> None:
+        """The answer to CountTraffic(vm, label)."""
+        entry = self.entries.get(vm)
+        if entry is None:
+            return
+        if label == "delivering":
+            entry.delivered_before = counted.delivered
+        elif label == "resumed":
+            peak = max(0, counted.delivered - entry.delivered_before)
+            self._event("queue", entry, queue_peak=peak)
+
+    def traffic(self, counts: Mapping[VmKey, Counted], now: float) -> None:
+        """Periodic counts: a redirect whose count stands still is quiet.
+
+        Section 5: "virtual machine entries are kept in the binding update list until all inbound
+        traffic to the virtual machine stops.  A timer may be used for this purpose."
+        """
+        for vm, counted in counts.items():
+            entry = self.entries.get(vm)
+            if entry is None or entry.phase is not Phase.REDIRECTING:
+                continue
+            if counted.redirected != entry.redirected:
+                entry.redirected = counted.redirected
+                self._watch_traffic(entry, now)
+
+    def _watch_traffic(self, entry: Entry, now: float) -> None:
+        """(Re)start the silence timer - unless the fabric's covering prefix leads here, for then
+        the redirect lives as long as the binding (invariant 8)."""
+        if entry.phase is not Phase.REDIRECTING:
+            entry.quiet_since = None
+            return
+        covered = any(
+            home.version == prefix.version and prefix.subnet_of(home)  # type: ignore[arg-type]
+            for home in self.settings.home_prefixes
+            for prefix in entry.prefixes
+        )
+        entry.quiet_since = None if covered else now
+        entry.draining = False
+
+    def _redirect(self, entry: Entry, received: Received, now: float) -> None:
+        """Section 5: redirect to "the new serving NVE address from the VM Mobility Registration
+        Request message received from the management node"."""
+        message = received.message
+        serving = message.need(ServingNve).nve
+        was_local = entry.started
+        entry.epoch, entry.granted, entry.move_epoch = message.epoch, 0, 0
+        entry.target, entry.accept = serving, message.previous
+        if message.interfaces:
+            entry.interfaces = message.interfaces
+        entry.refresh_at, entry.ticket = None, b""
+        entry.unplugged = entry.unplugged or not was_local
+        entry.turned = False
+        self._await_with(entry, received)
+        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
+        self._set_data_plane(entry)
+        self._watch_traffic(entry, now)
+
+    def _redirect_prepared(self, entry: Entry, received: Received, now: float) -> None:
+        """Of the binding before the move: the relay keeps it.  Of one after it: the move is off."""
+        if received.message.epoch < entry.move_epoch:
+            self._answer(received, entry)
+            return
+        received.message.need(ServingNve)
+        self._order(entry, Order.CANCEL)
+        entry.phase, entry.unplugged = Phase.REDIRECTING, True
+        self._redirect(entry, received, now)
+
+    def _drained(self, entry: Entry, _: None, now: float) -> None:
+        """No packet came for drain_s: tell the manager, who alone may end the redirect."""
+        entry.draining = True
+        self._event("entry.drained", entry, redirected=entry.redirected)
+        self.channel.request(
+            self.manager,
+            Purpose.DEREGISTER,
+            [VmId(entry.vm), Epoch(entry.epoch), PhaseOption(Phase.REDIRECTING)],
+            now,
+            lambda reply, at: self._drain_replied(entry, reply, at),
+            subject=(entry.vm, "registration"),
+        )
+
+    def _drain_replied(self, entry: Entry, reply: Message, now: float) -> None:
+        if reply.status.accepted:
+            self._fire(entry, Trigger.DRAIN_ACCEPTED, None, now)
+        elif entry.phase is Phase.REDIRECTING:
+            self._watch_traffic(entry, now)
+
+    def _remove(self, entry: Entry, received: Received | None, now: float) -> None:
+        if received is not None:
+            entry.epoch = max(entry.epoch, received.message.epoch)
+            self._await_with(entry, received)
+        if not entry.unplugged:
+            self._order(entry, Order.STOP)
+        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
+        self._forget(entry)

@@ -1,0 +1,64 @@
+"""What an NVE's restart finds: each entry's phase, and whether its guest is still there.
+
+docs/design/nve.md has the table.  Not here: loading entries (binding_update_list.py).
+"""
+
+from __future__ import annotations
+
+from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.nve_transitions import Trigger
+from vmmobility.engine.outputs import Order
+from vmmobility.wire.registry import Phase
+
+
+class NveRestart(NveParts):
+    """Recovery of entries; a part of NveEngine."""
+
+    def _recover(self, entry: Entry, running: bool | None, now: float) -> None:
+        """After a restart.  running: True runs, False is held (waiting, paused, moved out), None
+        is gone.  Whatever was half done is finished or reported, never guessed."""
+        entry.started = running is not None
+        phase = entry.phase
+        if phase is Phase.NONE:
+            return
+        if phase in (Phase.COPYING, Phase.CONVERGED):
+            self._order(entry, Order.CANCEL)
+            self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
+            phase = entry.phase
+        if phase in (Phase.ATTACHING, Phase.SERVING):
+            if running is None:
+                self._fire(entry, Trigger.GONE, None, now)
+                return
+            entry.refresh_at = now
+            if phase is Phase.SERVING and not running:
+                entry.rolling_back = True  # it was told to serve again and did not get so far
+                self._set_data_plane(entry)
+        elif phase is Phase.PREPARED:
+            self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
+        elif phase is Phase.DELIVERING:
+            if running:
+                self._fire(entry, Trigger.RESUMED, {}, now)
+            elif running is None:
+                self._fire(entry, Trigger.FAILED, {"reason": "the waiting guest is gone"}, now)
+        elif phase is Phase.FAILED:
+            # Not yet answered that the waiting guest has ended, if it runs (_give_up).
+            if running:
+                self._fire(entry, Trigger.RESUMED, {}, now)
+            else:
+                self._incoming_failed(entry, {"reason": "the NVE restarted"}, now)
+        elif phase is Phase.SWITCHED:
+            self._recover_switched(entry, running, now)
+        elif phase is Phase.REDIRECTING:
+            entry.unplugged = running is None
+            self._set_data_plane(entry)
+            self._watch_traffic(entry, now)
+
+    def _recover_switched(self, entry: Entry, running: bool | None, now: float) -> None:
+        """A guest that still runs here has not been handed over; one that stopped has, or will be
+        found missing by the manager."""
+        entry.turned = not running
+        self._set_data_plane(entry)
+        if running:
+            self._order(entry, Order.CANCEL)
+            self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
