@@ -1,7 +1,8 @@
 """The manager's engine: grants attaches, keeps the binding cache, tells previous NVEs, runs moves.
 
 Inputs are methods that take the time (monotonic seconds); outputs come from `flush()` (outputs.py).
-Peer input never raises.  Moves are in manager_moves.py.
+Peer input never raises.  Moves are in manager_moves.py,
+redirects of previous NVEs in manager_redirects.py.
 """
 
 from __future__ import annotations
@@ -9,20 +10,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from vmmobility.engine.binding_cache import Binding, BindingCache, Previous, binding_to_json
 from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.manager_moves import ManagerMoves
+from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     AttachId,
     Epoch,
-    InterfaceGroup,
     MobilityKind,
     Option,
     PhaseOption,
@@ -46,7 +46,6 @@ RIGHTS = {
     for purpose in (Purpose.ATTACH, Purpose.REFRESH, Purpose.DEREGISTER, Purpose.SWITCH)
 }
 EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
-REDIRECT_RETRY_S = 5.0  # a refused redirect is sent again after so long
 # Octets of a VM's definition and addresses: with the other options they fit a message's 16 parts.
 MAX_VM_OCTETS = 8192
 
@@ -64,7 +63,7 @@ class ManagerSettings:
     retransmission: Retransmission = field(default_factory=Retransmission)
 
 
-class ManagerEngine(ManagerMoves):
+class ManagerEngine(ManagerMoves, ManagerRedirects):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
     def __init__(
@@ -369,80 +368,3 @@ class ManagerEngine(ManagerMoves):
         received = self._deregistering.pop(binding.vm, None)
         if received is not None:
             self.channel.reply(received, Status.ACCEPTED, [VmId(binding.vm)])
-
-    # ---- redirects: a star, not a chain (invariant 3) ------------------------------------------
-
-    def _redirect_previous(self, binding: Binding, now: float) -> None:
-        """Section 5: "the management node sends VM Mobility Registration Request message to the
-        source NVEs", all of them, each straight to the newest."""
-        for previous in list(binding.previous.values()):
-            peer = self.channel.peers.get(previous.nve.nve_id)
-            if peer is None:
-                continue
-            if binding.ending:
-                if previous.nve.nve_id in binding.free_to_go():
-                    self._end_redirect(binding, peer, now)
-                continue
-            if previous.acknowledged >= binding.epoch:
-                continue
-            others = [n for n in binding.previous_nves if n != previous.nve]
-            self.channel.request(
-                peer,
-                Purpose.REDIRECT,
-                [
-                    VmId(binding.vm),
-                    *(InterfaceGroup(i) for i in binding.interfaces),
-                    ServingNve(binding.nve),
-                    Epoch(binding.epoch),
-                    *(PreviousNve(n) for n in others),
-                ],
-                now,
-                partial(self._redirected, binding, peer.node_id, binding.epoch),
-                lifetime=int(binding.lifetime_s // LIFETIME_UNIT_S),
-                subject=(binding.vm, "redirect"),
-            )
-
-    def _end_redirect(self, binding: Binding, peer: Peer, now: float) -> None:
-        """Lifetime 0 to a previous NVE: the VM is no more."""
-        subject = (binding.vm, "removal")
-        if self.channel.is_asking(peer, subject):
-            return
-        self.channel.withdraw_subject(peer, (binding.vm, "redirect"))
-        self.channel.request(
-            peer,
-            Purpose.DEREGISTER,
-            [VmId(binding.vm), Epoch(binding.ending)],
-            now,
-            partial(self._redirect_ended, binding, peer.node_id),
-            subject=subject,
-        )
-
-    def _redirect_ended(self, binding: Binding, node: str, reply: Message, now: float) -> None:
-        if self.cache.bindings.get(binding.vm) is not binding:
-            return
-        if not reply.status.accepted:
-            self._redirect_refused(binding, node, reply, now)
-            return
-        binding.previous.pop(node, None)
-        self._save_binding(binding)
-        self._redirect_previous(binding, now)
-        self._try_removal(binding)
-
-    def _redirect_refused(self, binding: Binding, node: str, reply: Message, now: float) -> None:
-        """A guest that still runs there learns by its own refresh first; then it is asked again."""
-        detail = {"vm": binding.vm.vm_id, "nve": node, "status": reply.status.name.lower()}
-        self.outbox.emit(Event("redirect.refused", detail))
-        self._redirect_retry.setdefault(binding.vm, now + REDIRECT_RETRY_S)
-
-    def _redirected(
-        self, binding: Binding, node: str, epoch: int, reply: Message, now: float
-    ) -> None:
-        previous = binding.previous.get(node)
-        if previous is None or self.cache.bindings.get(binding.vm) is not binding:
-            return
-        if not reply.status.accepted:
-            self._redirect_refused(binding, node, reply, now)
-            return
-        previous.acknowledged = max(previous.acknowledged, epoch)
-        self._save_binding(binding)
-        self._previous_acknowledged(binding, node, reply, now)

@@ -1,8 +1,8 @@
 """The NVE's engine: registers local guests, keeps the Binding Update List, obeys the manager.
 
 Inputs are methods that take the time (monotonic seconds); outputs come from `flush()` (see
-outputs.py).  Peer input never raises.  Its state machine is nve_transitions.py; the actions of a
-move are in nve_moves.py, those of registration and redirects are here.
+outputs.py).  Peer input never raises.  Its state machine is nve_transitions.py; the actions are in
+nve_registration.py, nve_moves.py and nve_redirects.py, a restart's findings in nve_restart.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane
 from vmmobility.engine.nve_moves import NveMoves
+from vmmobility.engine.nve_registration import RETRY_S, NveRegistration
 from vmmobility.engine.nve_transitions import OTHERWISE, TABLE, Otherwise, Trigger
 from vmmobility.engine.outputs import (
     CommandDone,
@@ -29,21 +30,15 @@ from vmmobility.engine.outputs import (
     SetDataPlane,
 )
 from vmmobility.errors import DecodeError
-from vmmobility.wire.message import Message, definition_options
+from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
-    AttachId,
     Epoch,
-    InterfaceGroup,
-    Measurements,
-    MobilityKind,
     Option,
     PhaseOption,
-    Reason,
-    ServingNve,
     Ticket,
     VmId,
 )
-from vmmobility.wire.registry import LIFETIME_UNIT_S, Phase, Purpose, Role, Status
+from vmmobility.wire.registry import Phase, Purpose, Role, Status
 from vmmobility.wire.values import Address, Interface, Nve, Prefix, VmKey
 
 # design, Rights: "only the manager may prepare, switch or redirect an NVE"
@@ -51,7 +46,6 @@ RIGHTS = {
     purpose: frozenset({Role.MANAGER})
     for purpose in (Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT, Purpose.DEREGISTER)
 }
-RETRY_S = 1.0  # a failed data plane item is tried again after so long
 
 REQUEST_TRIGGERS: Mapping[tuple[Purpose, Phase | None], Trigger] = {
     (Purpose.PREPARE, Phase.PREPARED): Trigger.PREPARE_IN,
@@ -78,7 +72,7 @@ class NveSettings:
     retransmission: Retransmission = field(default_factory=Retransmission)
 
 
-class NveEngine(NveMoves):
+class NveEngine(NveMoves, NveRegistration):
     """One NVE.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -311,172 +305,3 @@ class NveEngine(NveMoves):
             "plugged": wanted.plugged,
             **({"failures": list(failures)} if failures else {}),
         }
-
-    # ---- registration (draft Section 5) --------------------------------------------------------
-
-    def _start(self, entry: Entry, _: None, now: float) -> None:
-        entry.attach_id = self.jitter.getrandbits(63) + 1
-        entry.ticket, entry.granted, entry.came_from = b"", 0, Phase.NONE
-        entry.target, entry.accept, entry.unplugged = None, (), False
-        self._set_data_plane(entry)
-
-    def _attach(self, entry: Entry, now: float) -> None:
-        """Section 5: "The destination NVE MUST send a VM Mobility Registration Request message to
-        the management node" - and so does the source NVE when the VM is created."""
-        options: list[Option] = [
-            VmId(entry.vm),
-            *(InterfaceGroup(i) for i in entry.interfaces),
-            ServingNve(self.settings.own),
-            AttachId(entry.attach_id),
-            MobilityKind(entry.mobility),
-        ]
-        if entry.ticket and entry.phase is Phase.ATTACHING:
-            options.append(Ticket(entry.ticket))
-        else:
-            options.extend(definition_options(entry.definition))
-        if entry.measured:
-            options.append(Measurements(self._measurements(entry)))
-        self.channel.request(
-            self.manager,
-            Purpose.ATTACH,
-            options,
-            now,
-            lambda reply, at: self._attach_replied(entry, reply, at),
-            lifetime=self._units(self.settings.lifetime_s),
-            subject=(entry.vm, "registration"),
-        )
-
-    def _attach_replied(self, entry: Entry, reply: Message, now: float) -> None:
-        if reply.status.accepted:
-            self._fire(entry, Trigger.ACCEPTED, reply, now)
-        elif reply.status is Status.SUPERSEDED:
-            self._yield(entry, reply, now)
-        else:
-            self._fire(entry, Trigger.REFUSED, reply, now)
-
-    def _accepted(self, entry: Entry, reply: Message, now: float) -> None:
-        self._reattached(entry, reply, now)
-        entry.ticket, entry.target = b"", None
-        self._event("registered", entry, previous=[n.nve_id for n in entry.accept])
-        if not entry.started:
-            self._order(entry, Order.START, definition=entry.definition)
-
-    def _reattached(self, entry: Entry, reply: Message, now: float) -> None:
-        entry.granted = entry.epoch = max(reply.epoch, entry.epoch)
-        entry.accept = reply.previous
-        self._granted(entry, reply, now)
-        self._set_data_plane(entry)
-
-    def _granted(self, entry: Entry, reply: Message, now: float) -> None:
-        """Section 5: the manager's final value is equal to or less than the suggested one."""
-        granted = min(reply.lifetime * LIFETIME_UNIT_S, self.settings.lifetime_s)
-        entry.lifetime_s = max(granted, LIFETIME_UNIT_S)
-        entry.refresh_at = now + entry.lifetime_s / 2 * self.jitter.uniform(0.9, 1.0)
-
-    def _refused(self, entry: Entry, reply: Message, now: float) -> None:
-        """The attach of a guest not yet booted is given up; a guest that runs is never given up
-        for a refusal (only for `superseded`): it is asked for again."""
-        words = reply.find(Reason)
-        why = reply.status.name.lower().replace("_", "-") + (f": {words.text}" if words else "")
-        self._event("registration.refused", entry, reason=why)
-        if entry.started:
-            if reply.status is Status.INVALID_TICKET:
-                entry.ticket = b""
-            entry.refresh_at = now + RETRY_S
-            return
-        command, entry.command = entry.command, None
-        self._command_failed(
-            command, f"the manager refused VM {entry.vm}: {why}", "see `vmmob show bindings`"
-        )
-        self._forget(entry)
-
-    def _refresh(self, entry: Entry, now: float) -> None:
-        """Section 5: "In order to extend a binding that is expiring, the Hypervisor sends periodic
-        reregistration messages"."""
-        entry.refresh_at = now + max(entry.lifetime_s, LIFETIME_UNIT_S) / 2
-        if entry.phase is Phase.ATTACHING:
-            self._attach(entry, now)
-            return
-        self.channel.request(
-            self.manager,
-            Purpose.REFRESH,
-            [VmId(entry.vm), AttachId(entry.attach_id), Epoch(entry.granted)],
-            now,
-            lambda reply, at: self._refresh_replied(entry, reply, at),
-            lifetime=self._units(self.settings.lifetime_s),
-            subject=(entry.vm, "registration"),
-        )
-
-    def _refresh_replied(self, entry: Entry, reply: Message, now: float) -> None:
-        if reply.status.accepted:
-            if entry.refresh_at is not None:
-                self._granted(entry, reply, now)
-        elif reply.status is Status.SUPERSEDED:
-            self._yield(entry, reply, now)
-        elif reply.status is Status.UNKNOWN_BINDING:
-            self._fire(entry, Trigger.UNKNOWN, reply, now)
-
-    def _attach_again(self, entry: Entry, _: Message, now: float) -> None:
-        self._attach(entry, now)
-
-    def _yield(self, entry: Entry, reply: Message, now: float) -> None:
-        """design, Fencing: a running local guest yields only to a `superseded` that answers its
-        own current attach (the channel matched it to our outstanding request)."""
-        if reply.epoch > entry.epoch:
-            self._fire(entry, Trigger.SUPERSEDED, reply, now)
-
-    def _superseded(self, entry: Entry, reply: Message, now: float) -> None:
-        serving = reply.need(ServingNve).nve
-        entry.epoch, entry.granted = reply.epoch, 0
-        entry.target, entry.accept = serving, ()
-        entry.refresh_at, entry.unplugged, entry.ticket = None, True, b""
-        self._event("superseded", entry, serving=entry.target.nve_id)
-        self._order(entry, Order.PAUSE)
-        self._set_data_plane(entry)
-        self._watch_traffic(entry, now)
-
-    def _units(self, seconds: float) -> int:
-        return max(1, min(int(seconds // LIFETIME_UNIT_S), 0xFFFF))
-
-    # ---- end of a guest ------------------------------------------------------------------------
-
-    def _stop(self, entry: Entry, _: None, now: float) -> None:
-        self._order(entry, Order.STOP)
-        self._deregister(entry, now)
-
-    def _guest_gone(self, entry: Entry, _: Any, now: float) -> None:
-        self._event("guest.lost", entry)
-        if entry.phase is Phase.ATTACHING and entry.target is not None:
-            # It moved in and is not bound to here yet: the source has a complete copy.
-            entry.phase = Phase.FAILED
-            self._incoming_failed(entry, {"reason": "the guest ended"}, now)
-        else:
-            self._stop(entry, None, now)
-
-    def _deregister(self, entry: Entry, now: float) -> None:
-        """Lifetime 0: the VM is no more; the manager tells the previous NVEs."""
-        entry.refresh_at = None
-        self.channel.request(
-            self.manager,
-            Purpose.DEREGISTER,
-            [VmId(entry.vm), AttachId(entry.attach_id), Epoch(entry.granted)],
-            now,
-            lambda reply, at: self._deregistered(entry, reply),
-            subject=(entry.vm, "registration"),
-        )
-
-    def _deregistered(self, entry: Entry, reply: Message) -> None:
-        command, entry.command = entry.command, None
-        self._command_done(command, {"vm": entry.vm.vm_id, "status": reply.status.name.lower()})
-        if reply.status.accepted or entry.phase is not Phase.FAILED:
-            self._forget(entry)
-
-    def _forget(self, entry: Entry) -> None:
-        """Nothing stays of the VM here but its epoch (the tombstone)."""
-        entry.phase, entry.target, entry.accept = Phase.NONE, None, ()
-        entry.refresh_at = entry.quiet_since = None
-        entry.granted, entry.draining, entry.started, entry.turned = 0, False, False, False
-        entry.attach_id, entry.ticket, entry.move_epoch = 0, b"", 0
-        self._event("entry.removed", entry, redirected=entry.redirected)
-        self._set_data_plane(entry)
-        self._save(entry)

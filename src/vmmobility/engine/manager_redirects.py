@@ -1,0 +1,121 @@
+"""Previous NVEs at the manager: a star, not a chain (invariant 3), and its end.
+
+Not here: who serves a VM (manager.py).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmmobility.engine.binding_cache import Binding, BindingCache
+from vmmobility.engine.channel import Channel, Peer
+from vmmobility.engine.outputs import Event, Outbox
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import (
+    Epoch,
+    InterfaceGroup,
+    PreviousNve,
+    ServingNve,
+    VmId,
+)
+from vmmobility.wire.registry import (
+    LIFETIME_UNIT_S,
+    Purpose,
+)
+from vmmobility.wire.values import VmKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmmobility.engine.binding_cache import BindingCache
+
+REDIRECT_RETRY_S = 5.0  # a refused redirect is sent again after so long
+
+
+class ManagerRedirects:
+    """Redirects and removals; a part of ManagerEngine."""
+
+    if TYPE_CHECKING:
+        cache: BindingCache
+        channel: Channel
+        outbox: Outbox
+        _redirect_retry: dict[VmKey, float]
+        _save_binding: Callable[[Binding], None]
+        _try_removal: Callable[[Binding], None]
+        _previous_acknowledged: Callable[[Binding, str, Message, float], None]
+
+    def _redirect_previous(self, binding: Binding, now: float) -> None:
+        """Section 5: "the management node sends VM Mobility Registration Request message to the
+        source NVEs", all of them, each straight to the newest."""
+        for previous in list(binding.previous.values()):
+            peer = self.channel.peers.get(previous.nve.nve_id)
+            if peer is None:
+                continue
+            if binding.ending:
+                if previous.nve.nve_id in binding.free_to_go():
+                    self._end_redirect(binding, peer, now)
+                continue
+            if previous.acknowledged >= binding.epoch:
+                continue
+            others = [n for n in binding.previous_nves if n != previous.nve]
+            self.channel.request(
+                peer,
+                Purpose.REDIRECT,
+                [
+                    VmId(binding.vm),
+                    *(InterfaceGroup(i) for i in binding.interfaces),
+                    ServingNve(binding.nve),
+                    Epoch(binding.epoch),
+                    *(PreviousNve(n) for n in others),
+                ],
+                now,
+                partial(self._redirected, binding, peer.node_id, binding.epoch),
+                lifetime=int(binding.lifetime_s // LIFETIME_UNIT_S),
+                subject=(binding.vm, "redirect"),
+            )
+
+    def _end_redirect(self, binding: Binding, peer: Peer, now: float) -> None:
+        """Lifetime 0 to a previous NVE: the VM is no more."""
+        subject = (binding.vm, "removal")
+        if self.channel.is_asking(peer, subject):
+            return
+        self.channel.withdraw_subject(peer, (binding.vm, "redirect"))
+        self.channel.request(
+            peer,
+            Purpose.DEREGISTER,
+            [VmId(binding.vm), Epoch(binding.ending)],
+            now,
+            partial(self._redirect_ended, binding, peer.node_id),
+            subject=subject,
+        )
+
+    def _redirect_ended(self, binding: Binding, node: str, reply: Message, now: float) -> None:
+        if self.cache.bindings.get(binding.vm) is not binding:
+            return
+        if not reply.status.accepted:
+            self._redirect_refused(binding, node, reply, now)
+            return
+        binding.previous.pop(node, None)
+        self._save_binding(binding)
+        self._redirect_previous(binding, now)
+        self._try_removal(binding)
+
+    def _redirect_refused(self, binding: Binding, node: str, reply: Message, now: float) -> None:
+        """A guest that still runs there learns by its own refresh first; then it is asked again."""
+        detail = {"vm": binding.vm.vm_id, "nve": node, "status": reply.status.name.lower()}
+        self.outbox.emit(Event("redirect.refused", detail))
+        self._redirect_retry.setdefault(binding.vm, now + REDIRECT_RETRY_S)
+
+    def _redirected(
+        self, binding: Binding, node: str, epoch: int, reply: Message, now: float
+    ) -> None:
+        previous = binding.previous.get(node)
+        if previous is None or self.cache.bindings.get(binding.vm) is not binding:
+            return
+        if not reply.status.accepted:
+            self._redirect_refused(binding, node, reply, now)
+            return
+        previous.acknowledged = max(previous.acknowledged, epoch)
+        self._save_binding(binding)
+        self._previous_acknowledged(binding, node, reply, now)
