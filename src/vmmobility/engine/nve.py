@@ -47,6 +47,11 @@ RIGHTS = {
     for purpose in (Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT, Purpose.DEREGISTER)
 }
 
+# What a VM may have: its messages, previous NVEs included, fit 16 parts; an Interface Group 1,024
+# octets.  The manager's limit is the same.
+MAX_VM_OCTETS = 8192
+MAX_PREFIXES = 56
+
 REQUEST_TRIGGERS: Mapping[tuple[Purpose, Phase | None], Trigger] = {
     (Purpose.PREPARE, Phase.PREPARED): Trigger.PREPARE_IN,
     (Purpose.PREPARE, Phase.COPYING): Trigger.PREPARE_OUT,
@@ -131,6 +136,14 @@ class NveEngine(NveMoves, NveRegistration):
         if (entry.phase, Trigger.START) not in TABLE:
             self._command_failed(
                 command, f"VM {vm} is {entry.phase.name.lower()} here", "stop or move it first"
+            )
+            return
+        octets = len(definition) + sum(8 + 18 * len(i.prefixes) for i in interfaces)
+        if octets > MAX_VM_OCTETS or any(len(i.prefixes) > MAX_PREFIXES for i in interfaces):
+            self._command_failed(
+                command,
+                f"VM {vm} has too long a definition or too many addresses",
+                f"at most {MAX_VM_OCTETS} octets, {MAX_PREFIXES} addresses an interface",
             )
             return
         entry.interfaces, entry.definition = tuple(interfaces), definition
