@@ -75,9 +75,12 @@ def attach(
     assert node.edge is not None
     edge, replies = node.edge, list[Message]()
     given = [
-        VmId(vm), *(InterfaceGroup(i) for i in interfaces_of("vm1", 1, 1)), ServingNve(nve or node.nve),
-        MobilityKind(Mobility.HOT), *options,
-    ]  # fmt: skip
+        VmId(vm),
+        *(InterfaceGroup(i) for i in interfaces_of("vm1", 1, 1)),
+        ServingNve(nve or node.nve),
+        MobilityKind(Mobility.HOT),
+        *options,
+    ]
     edge.channel.request(
         edge.manager, Purpose.ATTACH, given, world.now, lambda r, t: replies.append(r), 30
     )
