@@ -10,6 +10,10 @@ Every error names the thing that is wrong (its message) and what to do about it 
     ├── DataPlaneError       the kernel refused a route, neighbour, tap or filter
     ├── HypervisorError      the hypervisor refused or lost a guest
     ├── ApiError             the daemon's API refused a request or cannot be reached
+    │   ├── BadRequest       the request is wrong in itself
+    │   ├── NotFound         there is no such VM, NVE or move
+    │   ├── Conflict         it does not fit the present state
+    │   └── Unavailable      the daemon cannot do it now, or no daemon answers
     └── LabError             a fabric or scenario is wrong, or an assertion in it failed
 
 Rests on nothing.  Does not print: the command line does, as `error: MESSAGE` and `remedy: REMEDY`.
@@ -60,6 +64,22 @@ class HypervisorError(VmMobilityError):
 
 class ApiError(VmMobilityError):
     """A daemon's API refused a request, or no daemon answers."""
+
+
+class BadRequest(ApiError):
+    """The request is wrong in itself."""
+
+
+class NotFound(ApiError):
+    """There is no such VM, NVE or move."""
+
+
+class Conflict(ApiError):
+    """It does not fit the present state (a move is under way, the VM is already there)."""
+
+
+class Unavailable(ApiError):
+    """The daemon cannot do it now, or no daemon answers."""
 
 
 class LabError(VmMobilityError):

@@ -1,33 +1,22 @@
-"""The API's errors, each with its HTTP status: raised by the service, and again by the client.
+"""The HTTP status of each of the API's errors, both ways: for the service and for the client.
 
-Not here: the tree's root (vmmobility/errors.py).  Rests on it alone.
+Not here: the errors themselves (vmmobility/errors.py).  Rests on it alone.
 """
 
 from __future__ import annotations
 
 from vmmobility.errors import (
     ApiError,
+    BadRequest,
     ConfigError,
+    Conflict,
     DecodeError,
+    NotFound,
+    Unavailable,
     VmMobilityError,
 )
 
-
-class BadRequest(ApiError):
-    """400: the request is wrong in itself."""
-
-
-class NotFound(ApiError):
-    """404: there is no such VM, NVE or move."""
-
-
-class Conflict(ApiError):
-    """409: it does not fit the present state (a move is under way, the VM is already there)."""
-
-
-class Unavailable(ApiError):
-    """503: the daemon cannot do it now, or no daemon answers."""
-
+__all__ = ["ApiError", "BadRequest", "Conflict", "NotFound", "Unavailable", "error_of", "status_of"]
 
 STATUS: dict[type[ApiError], int] = {
     BadRequest: 400,

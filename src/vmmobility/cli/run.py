@@ -22,18 +22,22 @@ def manager() -> None:
 @config_file
 def manager_run(path: Path) -> None:
     """Run the manager in the foreground, until SIGTERM or SIGINT."""
+    from vmmobility.api.manager_api import manager_api
+    from vmmobility.api.server import serve
     from vmmobility.daemon import manager as daemon
 
-    daemon.run(path)
+    daemon.run(path, lambda service, socket: serve(manager_api(service), socket))
 
 
 @click.command("run")
 @config_file
 def nve_run(path: Path) -> None:
     """Run the NVE in the foreground, until SIGTERM or SIGINT.  VMs go on without it."""
+    from vmmobility.api.nve_api import nve_api
+    from vmmobility.api.server import serve
     from vmmobility.daemon import nve as daemon
 
-    daemon.run(path)
+    daemon.run(path, lambda service, socket: serve(nve_api(service), socket))
 
 
 @click.command("flush")

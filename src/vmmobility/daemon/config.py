@@ -37,7 +37,7 @@ class Peer:
 @dataclass(frozen=True, slots=True)
 class ManagerTimers:
     lifetime_s: int = 120  # longest registration lifetime granted
-    ticket_s: float = 300  # a move's ticket is void after this
+    ticket_s: float = 900  # a move's ticket is void after this
     step_s: float = 15  # a step of a move may take so long
     copy_s: float = 600  # the copy before the switch may take so long
     retransmit_s: float = 0.25  # first retransmission; then doubled each time

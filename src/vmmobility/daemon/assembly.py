@@ -1,0 +1,101 @@
+"""What every daemon is put together from: boot number, keys, peers, signals, the API's place.
+
+Not here: the roles (manager.py, nve.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from vmmobility.daemon.config import Peer as PeerConfig
+from vmmobility.daemon.keys import load_keys
+from vmmobility.engine.channel import Channel, Peer
+from vmmobility.engine.outputs import Endpoint
+from vmmobility.errors import ConfigError
+from vmmobility.store.journal import Journal
+
+ServeApi = Callable[[Any, Path], AbstractAsyncContextManager[None]]
+"""Serves a service's API on a socket while the context lasts; the command line joins the two."""
+
+
+def open_store(state_dir: Path) -> tuple[Journal, dict[str, Any], int]:
+    """The daemon's journal, what it held, and this start's boot number, already durable.
+
+    design: boots are in order, so the number is above every stored one; the clock only keeps a
+    node that has lost its state above its own past.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    journal = Journal.open(state_dir)
+    state = journal.load()
+    boot = max(int(state.get("boot", 0)) + 1, time.time_ns())
+    journal.append([("boot", boot)])
+    return journal, state, boot
+
+
+def make_peers(
+    peers: Sequence[PeerConfig], keys_dir: Path, node_id: str, port: int, file: Path
+) -> list[Peer]:
+    """The engine's peers from configuration and keys.  Raises ConfigError naming the pair."""
+    keys = load_keys(keys_dir, node_id)
+    made = []
+    for peer in peers:
+        pair = keys.get(peer.id)
+        if pair is None:
+            raise ConfigError(
+                f"{keys_dir}: no key of {node_id} and {peer.id}, whom {file} names",
+                f"make it with `vmmob key new` and copy the file to both nodes' {keys_dir.name}",
+            )
+        if pair.role is not peer.role:
+            raise ConfigError(
+                f"{keys_dir}: {peer.id}'s key says role {pair.role.name.lower()}, {file} says "
+                f"{peer.role.name.lower()}",
+                "make a new key with the right role",
+            )
+        endpoints = tuple(Endpoint(address, port) for address in peer.addresses)
+        made.append(Peer(peer.id, peer.role, endpoints, dict(pair.secrets), pair.signing))
+    return made
+
+
+def reload_keys(channel: Channel, keys_dir: Path) -> None:
+    """Take new keys of known peers (rotation).  Raises ConfigError and then changes nothing."""
+    for name, pair in load_keys(keys_dir, channel.node_id).items():
+        channel.set_secrets(name, dict(pair.secrets), pair.signing)
+
+
+def make_jitter() -> random.Random:
+    """The randomness that engines are given: attach-ids, tickets and jitter from the system."""
+    return random.SystemRandom()
+
+
+@contextlib.contextmanager
+def on_signals(stop: Callable[[], None], reload: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT stop, SIGHUP reloads the keys, while the context lasts."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+def status_of(channel: Channel, role: str, version: str, since: float) -> dict[str, Any]:
+    """The part of GET /v1/status that every role has."""
+    return {
+        "node": channel.node_id,
+        "role": role,
+        "version": version,
+        "boot": channel.boot,
+        "uptime_s": round(time.monotonic() - since, 3),
+        "drops": dict(channel.drops),
+    }

@@ -1,0 +1,88 @@
+"""The NVE's data plane worker: the newest state a VM, applied in batches; counters read when due.
+
+Not here: what the state should be (engine/nve.py), how it is made (drivers/linux).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+from vmmobility.drivers.dataplane import DataPlane, Traffic
+from vmmobility.engine.outputs import CountTraffic, SetDataPlane
+from vmmobility.errors import DataPlaneError
+from vmmobility.wire.values import VmKey
+
+POLL_S = 0.5  # how often redirected traffic is counted while a redirect waits for its end
+
+
+class DataPlaneWorker:
+    """One task in front of the driver.
+
+    applied(vm, tag, failures), counted(vm, label, traffic), polled(counts): the answers
+    wants_traffic(): whether redirected traffic is to be counted now
+    """
+
+    def __init__(
+        self,
+        driver: DataPlane,
+        applied: Callable[[VmKey, int, Sequence[str]], None],
+        counted: Callable[[VmKey, str, Traffic], None],
+        polled: Callable[[Mapping[VmKey, Traffic]], None],
+        wants_traffic: Callable[[], bool],
+    ) -> None:
+        self._driver = driver
+        self._applied = applied
+        self._counted = counted
+        self._polled = polled
+        self._wants_traffic = wants_traffic
+        self._states: dict[VmKey, SetDataPlane] = {}
+        self._counts: list[CountTraffic] = []
+        self._wake = asyncio.Event()
+
+    def set(self, output: SetDataPlane) -> None:
+        """The newest state of a VM; an older one that has not begun is not wanted any more."""
+        self._states[output.state.vm] = output
+        self._wake.set()
+
+    def count(self, output: CountTraffic) -> None:
+        self._counts.append(output)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        poll_at = loop.time() + POLL_S
+        while True:
+            wait = max(0.0, poll_at - loop.time())
+            try:
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+            except TimeoutError:
+                poll_at = loop.time() + POLL_S
+                if self._wants_traffic():
+                    self._polled(await self._driver.traffic())
+                continue
+            self._wake.clear()
+            if self._states:
+                await self._apply()
+            if self._counts:
+                await self._count()
+
+    async def _apply(self) -> None:
+        states, self._states = list(self._states.values()), {}
+        failed: dict[VmKey, list[str]] = {}
+        try:
+            for failure in await self._driver.apply([output.state for output in states]):
+                failed.setdefault(failure.vm, []).append(f"{failure.item}: {failure.reason}")
+        except DataPlaneError as error:
+            failed = {output.state.vm: [str(error)] for output in states}
+        for output in states:
+            self._applied(output.state.vm, output.tag, failed.get(output.state.vm, []))
+
+    async def _count(self) -> None:
+        wanted, self._counts = self._counts, []
+        counts = await self._driver.traffic()
+        for output in wanted:
+            traffic = counts.get(output.vm, Traffic())
+            self._counted(output.vm, output.label, traffic)

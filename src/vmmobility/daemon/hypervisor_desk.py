@@ -1,0 +1,120 @@
+"""The NVE's desk for hypervisor orders: each VM's orders one after another, VMs side by side.
+
+It knows which hypervisor a VM's kind needs.  Not here: what to order (engine/nve.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vmmobility.drivers.hypervisor import definition as definitions
+from vmmobility.drivers.hypervisor.interface import Hypervisor, VmDefinition
+from vmmobility.engine.dataplane import port_name
+from vmmobility.engine.outputs import HypervisorOrder, Order
+from vmmobility.errors import DecodeError, HypervisorError, VmMobilityError
+from vmmobility.wire.values import VmKey
+
+Done = Callable[[VmKey, Order, Mapping[str, Any], str], None]
+
+
+class HypervisorDesk:
+    """Carries out HypervisorOrder outputs.  `done(vm, order, result, error)` gets each end.
+
+    hypervisors: kind -> driver
+    """
+
+    def __init__(
+        self, hypervisors: Mapping[str, Hypervisor], group: asyncio.TaskGroup, done: Done
+    ) -> None:
+        self._hypervisors = hypervisors
+        self._group = group
+        self._done = done
+        self._kinds: dict[VmKey, str] = {}
+        self._queues: dict[VmKey, asyncio.Queue[HypervisorOrder]] = {}
+
+    async def adopt(self, known: Mapping[VmKey, bytes]) -> dict[VmKey, bool]:
+        """After a restart: which of these VMs' guests live here, and whether they run."""
+        by_kind: dict[str, list[VmDefinition]] = {}
+        for vm, data in known.items():
+            if data:
+                definition = definitions.decode(data)
+                self._kinds[vm] = definition.kind
+                by_kind.setdefault(definition.kind, []).append(definition)
+        running: dict[VmKey, bool] = {}
+        for kind, wanted in by_kind.items():
+            hypervisor = self._hypervisors.get(kind)
+            if hypervisor is not None:
+                running |= await hypervisor.adopt(wanted)
+        return running
+
+    def take(self, order: HypervisorOrder) -> None:
+        """Queue one order; a VM's first order starts its worker."""
+        queue = self._queues.get(order.vm)
+        if queue is None:
+            queue = self._queues[order.vm] = asyncio.Queue()
+            self._group.create_task(self._work(queue), name=f"orders of {order.vm}")
+        queue.put_nowait(order)
+
+    async def _work(self, queue: asyncio.Queue[HypervisorOrder]) -> None:
+        while True:
+            order = await queue.get()
+            error, result = "", {}
+            try:
+                result = await self._carry_out(order)
+            except VmMobilityError as problem:
+                error = str(problem)
+            self._done(order.vm, order.order, result, error)
+
+    def _hypervisor(self, vm: VmKey) -> Hypervisor:
+        kind = self._kinds.get(vm, "")
+        hypervisor = self._hypervisors.get(kind)
+        if hypervisor is None:
+            known = ", ".join(self._hypervisors)
+            raise HypervisorError(f"{vm}: no hypervisor for kind {kind!r} here", f"have: {known}")
+        return hypervisor
+
+    async def _carry_out(self, order: HypervisorOrder) -> dict[str, Any]:
+        vm, arguments = order.vm, order.arguments
+        if order.order in (Order.START, Order.PREPARE_INCOMING):
+            return await self._bring_up(order)
+        if vm not in self._kinds and order.order in (Order.STOP, Order.CANCEL):
+            return {}  # nothing was ever brought up here
+        hypervisor = self._hypervisor(vm)
+        match order.order:
+            case Order.STOP:
+                await hypervisor.stop(vm)
+            case Order.PAUSE:
+                await hypervisor.pause(vm)
+            case Order.RESUME:
+                await hypervisor.resume(vm)
+            case Order.COPY_OUT:
+                await hypervisor.copy_out(vm, arguments["address"], arguments["port"])
+            case Order.SWITCH_OVER:
+                await hypervisor.switch_over(vm)
+            case Order.PROCEED:
+                await hypervisor.proceed(vm)
+            case Order.CANCEL:
+                await hypervisor.cancel(vm)
+            case Order.ANNOUNCE:
+                await hypervisor.announce(vm)
+        return {}
+
+    async def _bring_up(self, order: HypervisorOrder) -> dict[str, Any]:
+        try:
+            definition = definitions.decode(order.arguments["definition"])
+        except DecodeError as error:
+            raise HypervisorError(str(error), "correct the VM's definition") from error
+        if definition.vm != order.vm:
+            raise HypervisorError(f"{order.vm}: its definition is of VM {definition.vm}")
+        self._kinds[order.vm] = definition.kind
+        hypervisor = self._hypervisor(order.vm)
+        ports = [port_name(order.vm, index) for index in range(len(definition.interfaces))]
+        if order.order is Order.START:
+            await hypervisor.start(definition, ports)
+            return {}
+        address, port = await hypervisor.prepare_incoming(
+            definition, ports, order.arguments["address"]
+        )
+        return {"address": address, "port": port}

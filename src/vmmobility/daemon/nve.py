@@ -1,0 +1,304 @@
+"""The NVE daemon: engine, journal, endpoint, kernel, hypervisors and the service behind its API.
+
+Assembly only.  Guests, routes and the relay outlive it (fail static); `vmmob nve flush` removes
+what it has put into the kernel.  Not here: decisions (engine/nve.py), HTTP (api/).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vmmobility import __version__
+from vmmobility.daemon.assembly import (
+    ServeApi,
+    make_jitter,
+    make_peers,
+    on_signals,
+    open_store,
+    reload_keys,
+    status_of,
+)
+from vmmobility.daemon.config import NveConfig, load_nve
+from vmmobility.daemon.data_plane_worker import DataPlaneWorker
+from vmmobility.daemon.endpoint import UdpEndpoint
+from vmmobility.daemon.event_log import EventLog
+from vmmobility.daemon.hypervisor_desk import HypervisorDesk
+from vmmobility.daemon.pump import Pump
+from vmmobility.drivers.dataplane import Traffic
+from vmmobility.drivers.hypervisor import definition as definitions
+from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
+from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor
+from vmmobility.drivers.hypervisor.light import LightHypervisor
+from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
+from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.linux.driver import LinuxDataPlane
+from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.engine.channel import Retransmission
+from vmmobility.engine.nve import NveEngine, NveSettings
+from vmmobility.engine.outputs import (
+    CommandDone,
+    CountTraffic,
+    HypervisorOrder,
+    Order,
+    Output,
+    SetDataPlane,
+)
+from vmmobility.errors import BadRequest, ConfigError, Conflict, DecodeError, VmMobilityError
+from vmmobility.wire.registry import Phase
+from vmmobility.wire.values import VmKey
+
+
+class NveDaemon:
+    """One NVE put together, and what its API serves (api/service.NveService)."""
+
+    def __init__(self, config: NveConfig, log: EventLog, group: asyncio.TaskGroup) -> None:
+        self._config = config
+        self._log = log
+        self._group = group
+        self._since = time.monotonic()
+        self._numbers = itertools.count(1)
+        self._commands: dict[int, asyncio.Future[CommandDone]] = {}
+        self._accelerator: str = (
+            config.accelerator if config.accelerator != "auto" else "not probed yet"
+        )
+        self._data_plane = LinuxDataPlane(
+            LinuxSettings(config.nve.ipv4, config.nve.ipv6, config.state_dir / "dataplane"),
+            on_failure=lambda what: log.note("data-plane.failure", reason=what),
+        )
+        self._qemu_settings = QemuSettings(accelerator=config.accelerator)
+        guests = config.state_dir / "guests"
+        self._hypervisors: dict[str, Hypervisor] = {
+            "qemu": QemuHypervisor(guests, self._guest_report, self._qemu_settings),
+            "netns": LightHypervisor(guests, self._guest_report),
+        }
+        self._desk = HypervisorDesk(self._hypervisors, group, self._order_done)
+        self._worker = DataPlaneWorker(
+            self._data_plane, self._applied, self._counted, self._polled, self._wants_traffic
+        )
+
+    async def begin(self, store: Any, state: Mapping[str, Any], boot: int) -> None:
+        """Resync the kernel, find the guests again, and begin to speak."""
+        config, timers = self._config, self._config.timers
+        settings = NveSettings(
+            config.nve,
+            home_prefixes=config.home_prefixes,
+            lifetime_s=timers.lifetime_s,
+            drain_s=timers.drain_s,
+            policy=config.redirect,
+            retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
+        )
+        managers = make_peers(
+            config.managers, config.keys_dir, config.node_id, config.port, config.file
+        )
+        self.engine = NveEngine(settings, managers, state, boot, make_jitter())
+        endpoint = UdpEndpoint(config.locators, config.port)
+        self.pump = Pump(self.engine, store, endpoint, self._log, self._perform)
+        await self._data_plane.start()
+        for failure in await self._data_plane.resync(self.engine.desired()):
+            self._log.note("data-plane.failure", vm=str(failure.vm), reason=failure.reason)
+        known = {e.vm: e.definition for e in self.engine.entries.values() if e.phase}
+        running = await self._desk.adopt(known)
+        self.pump.open()
+        self._group.create_task(self._worker.run(), name="data plane")
+        self._group.create_task(self._probe(), name="accelerator")
+        self.pump.command(lambda now: self.engine.started(running, now))
+
+    async def end(self) -> None:
+        """Let go of everything, leaving guests, routes and the relay as they are."""
+        if hasattr(self, "pump"):
+            self.pump.close()
+        for hypervisor in self._hypervisors.values():
+            await hypervisor.close()
+        await self._data_plane.close()
+
+    def reload(self) -> None:
+        try:
+            reload_keys(self.engine.channel, self._config.keys_dir)
+            self._log.note("keys.reloaded")
+        except ConfigError as error:
+            self._log.note("keys.refused", reason=str(error))
+
+    async def _probe(self) -> None:
+        """The accelerator is probed before the first guest needs it."""
+        with contextlib.suppress(VmMobilityError):
+            self._accelerator = await choose_accelerator(
+                self._config.accelerator,
+                self._qemu_settings.binary,
+                self._config.state_dir / "guests",
+            )
+
+    # ---- the engine's outputs, and their answers -------------------------------------------------
+
+    def _perform(self, output: Output) -> None:
+        match output:
+            case SetDataPlane():
+                self._worker.set(output)
+            case CountTraffic():
+                self._worker.count(output)
+            case HypervisorOrder():
+                self._desk.take(output)
+            case CommandDone():
+                future = self._commands.pop(output.command, None)
+                if future is not None and not future.done():
+                    future.set_result(output)
+            case _:
+                raise AssertionError(f"an NVE has no {type(output).__name__}")
+
+    def _applied(self, vm: VmKey, tag: int, failures: Sequence[str]) -> None:
+        self.pump.input(lambda now: self.engine.data_plane_applied(vm, tag, failures, now))
+
+    def _counted(self, vm: VmKey, label: str, traffic: Traffic) -> None:
+        self.pump.input(lambda now: self.engine.traffic_counted(vm, label, traffic, now))
+
+    def _polled(self, counts: Mapping[VmKey, Traffic]) -> None:
+        self.pump.input(lambda now: self.engine.traffic(counts, now))
+
+    def _wants_traffic(self) -> bool:
+        return self.engine.wants_traffic
+
+    def _order_done(self, vm: VmKey, order: Order, result: Mapping[str, Any], error: str) -> None:
+        self.pump.input(lambda now: self.engine.order_done(vm, order, result, error, now))
+
+    def _guest_report(self, report: GuestReport) -> None:
+        detail = {**report.detail, "at_ns": report.time_ns}
+        self.pump.input(
+            lambda now: self.engine.guest_report(report.vm, report.event.value, detail, now)
+        )
+
+    # ---- the service behind the API --------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        return {
+            **status_of(self.engine.channel, "nve", __version__, self._since),
+            "accelerator": self._accelerator,
+            "relay_deaths": self._data_plane.relay_deaths,
+        }
+
+    async def vms(self) -> list[dict[str, Any]]:
+        counts = await self._data_plane.traffic()
+        rows = []
+        for vm, entry in sorted(self.engine.entries.items()):
+            if entry.phase is Phase.NONE:
+                continue
+            state = entry.data_plane(self._config.redirect)
+            traffic = counts.get(vm, Traffic())
+            rows.append(
+                {
+                    "vni": vm.vni,
+                    "vm": vm.vm_id,
+                    "phase": entry.phase.name.lower(),
+                    "epoch": entry.epoch,
+                    "forwarding": state.forwarding.value,
+                    "target": state.target.nve_id if state.target else None,
+                    "traffic": {
+                        "delivered": traffic.delivered,
+                        "consumed": traffic.consumed,
+                        "redirected": traffic.redirected,
+                        "dropped": traffic.dropped,
+                    },
+                }
+            )
+        return rows
+
+    async def start_vm(self, definition: dict[str, Any]) -> dict[str, Any]:
+        """definition: as docs/architecture.md; checked here.  Raises BadRequest or Conflict."""
+        document = dict(definition)
+        if "interfaces" in document:
+            document["interface"] = document.pop("interfaces")
+        try:
+            wanted = definitions.decode(json.dumps(document).encode())
+        except DecodeError as error:
+            raise BadRequest(str(error), "correct the VM's definition") from None
+        number = next(self._numbers)
+        await self._command(
+            number,
+            lambda now: self.engine.start_vm(
+                number, wanted.vm, wanted.interfaces, definitions.encode(wanted), now
+            ),
+        )
+        return self._row(wanted.vm)
+
+    async def stop_vm(self, vm: VmKey) -> dict[str, Any]:
+        number = next(self._numbers)
+        await self._command(number, lambda now: self.engine.stop_vm(number, vm, now))
+        return self._row(vm)
+
+    async def _command(self, number: int, feed: Any) -> None:
+        future: asyncio.Future[CommandDone] = asyncio.get_running_loop().create_future()
+        self._commands[number] = future
+        self.pump.input(feed)
+        done = await future
+        if done.error:
+            raise Conflict(done.error, done.remedy)
+
+    def _row(self, vm: VmKey) -> dict[str, Any]:
+        entry = self.engine.entries.entry(vm)
+        phase = entry.phase.name.lower()
+        return {"vni": vm.vni, "vm": vm.vm_id, "phase": phase, "epoch": entry.epoch}
+
+
+async def serve(config: NveConfig, serve_api: ServeApi) -> None:
+    """Run the NVE until a signal, or the error that ended it."""
+    store, state, boot = open_store(config.state_dir)
+    log = EventLog(config.node_id, config.log_file)
+    try:
+        async with asyncio.TaskGroup() as group:
+            daemon = NveDaemon(config, log, group)
+            try:
+                await daemon.begin(store, state, boot)
+                with on_signals(daemon.pump.stop, daemon.reload):
+                    async with serve_api(daemon, config.api_socket):
+                        log.note("started", role="nve", boot=boot, vms=len(daemon.engine.entries))
+                        await daemon.pump.run()
+                log.note("stopped")
+            finally:
+                await daemon.end()
+            raise _Stopped
+    except* _Stopped:
+        pass
+    finally:
+        store.close()
+        log.close()
+
+
+class _Stopped(Exception):
+    """Ends the daemon's task group in order."""
+
+
+def run(path: Path, serve_api: ServeApi) -> None:
+    """`vmmob nve run`: raises VmMobilityError with a remedy for whatever is wrong."""
+    config = load_nve(path)
+    try:
+        asyncio.run(serve(config, serve_api))
+    except ExceptionGroup as errors:
+        raise _first(errors) from errors
+
+
+def _first(errors: ExceptionGroup[Exception]) -> Exception:
+    """The one error that people should read."""
+    inner = errors.exceptions[0]
+    return _first(inner) if isinstance(inner, ExceptionGroup) else inner
+
+
+def flush(path: Path) -> None:
+    """`vmmob nve flush`: remove everything of ours from this host's kernel."""
+    config = load_nve(path)
+
+    async def remove() -> None:
+        store, _, _ = open_store(config.state_dir)  # refuses while the daemon runs
+        try:
+            settings = LinuxSettings(
+                config.nve.ipv4, config.nve.ipv6, config.state_dir / "dataplane"
+            )
+            await LinuxDataPlane(settings).remove_all()
+        finally:
+            store.close()
+
+    asyncio.run(remove())
