@@ -1,8 +1,9 @@
-"""Moves at the manager: tickets, the order of the steps, turning back, and restarts in between.
+"""Moves at the manager: tickets, the machine, its timers, and restarts in between.
 
 `ManagerMoves` is the half of ManagerEngine that manager_transitions.py drives.  Entering a state
 does what ENTER names for it; that is idempotent, so a restarted manager enters the durable state
 of each move again and learns from the replies where both ends stand.
+Not here: the requests themselves (manager_steps.py).
 """
 
 from __future__ import annotations
@@ -19,41 +20,25 @@ from vmmobility.engine.manager_move import (
     move_to_json,
     nve_of_peer,
 )
+from vmmobility.engine.manager_steps import ManagerSteps
 from vmmobility.engine.manager_transitions import FINAL, TABLE, Happening, MoveState
 from vmmobility.engine.outputs import Event
-from vmmobility.wire.message import Message, definition_options
-from vmmobility.wire.options import (
-    Endpoint,
-    Epoch,
-    InterfaceGroup,
-    Measurements,
-    MobilityKind,
-    Option,
-    PhaseOption,
-    PreviousNve,
-    Reason,
-    ServingNve,
-    Ticket,
-    VmId,
-)
-from vmmobility.wire.registry import Phase, Purpose, Status
-from vmmobility.wire.values import Nve, VmKey
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import Measurements, PhaseOption, Reason, Ticket, VmId
+from vmmobility.wire.registry import Phase, Status
+from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from vmmobility.engine.binding_cache import BindingCache
-    from vmmobility.engine.channel import Channel, Received
+    from vmmobility.engine.channel import Received
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
 __all__ = ["ManagerMoves", "Move", "MoveRefused"]
 
 KEPT_MOVES = 1000  # ended moves that `vmmob show moves` still knows
-
-
-NO_GUEST = (Phase.NONE, Phase.REDIRECTING)  # where a destination has ended the waiting guest
 
 # What people read when a state is entered (docs/architecture.md, Events).
 PHASE_NAMES = {
@@ -71,17 +56,13 @@ PHASE_NAMES = {
 }
 
 
-class ManagerMoves:
+class ManagerMoves(ManagerSteps):
     """Everything about moves; a part of ManagerEngine, which has the cache and the channel."""
 
     if TYPE_CHECKING:
         settings: ManagerSettings
-        cache: BindingCache
-        channel: Channel
         outbox: Outbox
         jitter: random.Random
-        _new_epoch: Callable[[], int]
-        _save_binding: Callable[[Binding], None]
         _redirect_previous: Callable[[Binding, float], None]
 
     moves: dict[str, Move]
@@ -188,160 +169,6 @@ class ManagerMoves:
 
     def _save_move(self, move: Move) -> None:
         self.outbox.record(f"move/{move.move_id}", move_to_json(move))
-
-    # ---- the steps (design, "How a hot move goes") ---------------------------------------------
-
-    def _ask(
-        self,
-        move: Move,
-        now: float,
-        nve: Nve,
-        purpose: Purpose,
-        epoch: int,
-        phase: Phase | None,
-        *options: Option,
-    ) -> None:
-        """One step's request; its reply is the move's ACCEPTED or REFUSED - if it still waits."""
-        peer = self.channel.peers[nve.nve_id]
-        state = move.state
-        head: list[Option] = [VmId(move.vm), Epoch(epoch), Ticket(move.ticket)]
-        if phase is not None:
-            head.append(PhaseOption(phase))
-
-        def replied(reply: Message, at: float) -> None:
-            if move.state is state:
-                self._step_replied(move, reply, at)
-
-        self.channel.request(
-            peer,
-            purpose,
-            [*head, *options],
-            now,
-            replied,
-            subject=(move.vm, "move"),
-        )
-
-    def _step_replied(self, move: Move, reply: Message, now: float) -> None:
-        if reply.status.accepted:
-            endpoint = reply.find(Endpoint)
-            if move.state is MoveState.PREPARING:
-                if endpoint is None:
-                    self._happen(move, Happening.REFUSED, now, "it names no endpoint")
-                    return
-                move.endpoint = endpoint
-            elif move.state is MoveState.COPYING:
-                self._phase(move, "copying", now)
-            elif move.state is MoveState.SWITCHING:
-                self._phase(move, "turned", now)
-            self._happen(move, Happening.ACCEPTED, now)
-            return
-        phase = reply.find(PhaseOption)
-        if move.state is MoveState.ENDING_GUEST and phase and phase.phase in NO_GUEST:
-            self._happen(move, Happening.ACCEPTED, now)
-            return
-        if move.state is MoveState.SWITCHING and move.back_epoch:
-            return  # known already; the destination, asked before, runs the guest: time will tell
-        words = reply.find(Reason)
-        status = reply.status.name.lower().replace("_", "-")
-        why = f"{status}: {words.text}" if words else status
-        self._happen(move, Happening.REFUSED, now, why)
-
-    def _ask_prepare(self, move: Move, now: float) -> None:
-        binding = self.cache.bindings[move.vm]
-        previous = [n for n in binding.previous_nves if n.nve_id != move.destination.nve_id]
-        self._ask(
-            move,
-            now,
-            move.destination,
-            Purpose.PREPARE,
-            move.epoch,
-            Phase.PREPARED,
-            *(InterfaceGroup(i) for i in binding.interfaces),
-            *(PreviousNve(n) for n in (binding.nve, *previous)),
-            MobilityKind(binding.mobility),
-            *definition_options(binding.definition),
-        )
-
-    def _ask_copy(self, move: Move, now: float) -> None:
-        assert move.endpoint is not None
-        self._ask(
-            move,
-            now,
-            move.source,
-            Purpose.PREPARE,
-            move.epoch,
-            Phase.COPYING,
-            ServingNve(move.destination),
-            move.endpoint,
-        )
-
-    def _ask_deliver(self, move: Move, now: float) -> None:
-        self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.DELIVERING)
-
-    def _ask_switch(self, move: Move, now: float) -> None:
-        self._ask(move, now, move.source, Purpose.SWITCH, move.epoch, Phase.SWITCHED)
-
-    def _await_redirects(self, move: Move, now: float) -> None:
-        """The redirects left with the attach; the move ends when the last is acknowledged."""
-        for nve in (move.source, move.destination):
-            self.channel.withdraw_subject(self.channel.peers[nve.nve_id], (move.vm, "move"))
-        binding = self.cache.bindings.get(move.vm)
-        if binding is None or not binding.unacknowledged:
-            self._phase(move, "redirected", now)
-            self._happen(move, Happening.ACKNOWLEDGED, now)
-
-    def _ask_end_guest(self, move: Move, now: float) -> None:
-        self._back(move)
-        # The source must not be turned any more, should its answer only have been late.
-        source = self.channel.peers[move.source.nve_id]
-        self.channel.withdraw_subject(source, (move.vm, "move"))
-        self._ask(move, now, move.destination, Purpose.SWITCH, move.back_epoch, Phase.FAILED)
-
-    def _ask_turn_back(self, move: Move, now: float) -> None:
-        """Roll-back under a fresh epoch, the source first (invariant 3)."""
-        if not self._back(move):
-            # Another attach was accepted, or the VM is no more: its old source stays as it is.
-            self._enter(move, MoveState.CLEARING, now)
-            return
-        self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING)
-
-    def _ask_clear(self, move: Move, now: float) -> None:
-        source = self.channel.peers[move.source.nve_id]
-        self.channel.withdraw_subject(source, (move.vm, "move"))
-        self._clear(move, now)
-
-    def _clear(self, move: Move, now: float) -> None:
-        """Tell the destination that the move is off until it answers, also after the move's end."""
-
-        def replied(reply: Message, at: float) -> None:
-            # Whatever it answers, it is not (or no longer) in this preparation.
-            move.cleared = True
-            self._save_move(move)
-            if move.state is MoveState.CLEARING:
-                self._step_replied(move, reply, at)
-
-        self._back(move)
-        self.channel.request(
-            self.channel.peers[move.destination.nve_id],
-            Purpose.DEREGISTER,
-            [VmId(move.vm), Epoch(move.back_epoch), Ticket(move.ticket)],
-            now,
-            replied,
-            subject=(move.vm, "move"),
-        )
-
-    def _back(self, move: Move) -> bool:
-        """The fresh epoch of a roll-back, once a move; whether the source still holds the VM."""
-        if not move.back_epoch:
-            move.back_epoch = self._new_epoch()
-            self._save_move(move)
-        binding = self.cache.bindings.get(move.vm)
-        if binding is None or binding.nve.nve_id != move.source.nve_id or binding.ending:
-            return False
-        if move.state is not MoveState.ENDING_GUEST and binding.epoch < move.back_epoch:
-            binding.epoch = move.back_epoch
-            self._save_binding(binding)
-        return True
 
     # ---- what the nodes say --------------------------------------------------------------------
 

@@ -1,0 +1,202 @@
+"""The steps of a move: each request that the manager sends for it, and what its reply means.
+
+`ManagerSteps` has what entering a state of manager_transitions.py asks of the two ends.  Every
+request is idempotent, so it may be sent again after a restart.
+Not here: which step comes next (manager_moves.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmmobility.engine.manager_move import Move
+from vmmobility.engine.manager_transitions import Happening, MoveState
+from vmmobility.wire.message import Message, definition_options
+from vmmobility.wire.options import (
+    Endpoint,
+    Epoch,
+    InterfaceGroup,
+    MobilityKind,
+    Option,
+    PhaseOption,
+    PreviousNve,
+    Reason,
+    ServingNve,
+    Ticket,
+    VmId,
+)
+from vmmobility.wire.registry import Phase, Purpose
+from vmmobility.wire.values import Nve
+
+if TYPE_CHECKING:
+    from vmmobility.engine.binding_cache import Binding, BindingCache
+    from vmmobility.engine.channel import Channel
+
+NO_GUEST = (Phase.NONE, Phase.REDIRECTING)  # where a destination has ended the waiting guest
+
+
+class ManagerSteps:
+    """The requests of moves; a part of ManagerMoves, which has the machine."""
+
+    if TYPE_CHECKING:
+        cache: BindingCache
+        channel: Channel
+
+        def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
+        def _enter(self, move: Move, state: MoveState, now: float) -> None: ...
+        def _phase(self, move: Move, name: str, now: float) -> None: ...
+        def _save_move(self, move: Move) -> None: ...
+        def _save_binding(self, binding: Binding) -> None: ...
+        def _new_epoch(self) -> int: ...
+
+    def _ask(
+        self,
+        move: Move,
+        now: float,
+        nve: Nve,
+        purpose: Purpose,
+        epoch: int,
+        phase: Phase | None,
+        *options: Option,
+    ) -> None:
+        """One step's request; its reply is the move's ACCEPTED or REFUSED - if it still waits."""
+        peer = self.channel.peers[nve.nve_id]
+        state = move.state
+        head: list[Option] = [VmId(move.vm), Epoch(epoch), Ticket(move.ticket)]
+        if phase is not None:
+            head.append(PhaseOption(phase))
+
+        def replied(reply: Message, at: float) -> None:
+            if move.state is state:
+                self._step_replied(move, reply, at)
+
+        self.channel.request(
+            peer,
+            purpose,
+            [*head, *options],
+            now,
+            replied,
+            subject=(move.vm, "move"),
+        )
+
+    def _step_replied(self, move: Move, reply: Message, now: float) -> None:
+        if reply.status.accepted:
+            endpoint = reply.find(Endpoint)
+            if move.state is MoveState.PREPARING:
+                if endpoint is None:
+                    self._happen(move, Happening.REFUSED, now, "it names no endpoint")
+                    return
+                move.endpoint = endpoint
+            elif move.state is MoveState.COPYING:
+                self._phase(move, "copying", now)
+            elif move.state is MoveState.SWITCHING:
+                self._phase(move, "turned", now)
+            self._happen(move, Happening.ACCEPTED, now)
+            return
+        phase = reply.find(PhaseOption)
+        if move.state is MoveState.ENDING_GUEST and phase and phase.phase in NO_GUEST:
+            self._happen(move, Happening.ACCEPTED, now)
+            return
+        if move.state is MoveState.SWITCHING and move.back_epoch:
+            return  # known already; the destination, asked before, runs the guest: time will tell
+        words = reply.find(Reason)
+        status = reply.status.name.lower().replace("_", "-")
+        why = f"{status}: {words.text}" if words else status
+        self._happen(move, Happening.REFUSED, now, why)
+
+    def _ask_prepare(self, move: Move, now: float) -> None:
+        binding = self.cache.bindings[move.vm]
+        previous = [n for n in binding.previous_nves if n.nve_id != move.destination.nve_id]
+        self._ask(
+            move,
+            now,
+            move.destination,
+            Purpose.PREPARE,
+            move.epoch,
+            Phase.PREPARED,
+            *(InterfaceGroup(i) for i in binding.interfaces),
+            *(PreviousNve(n) for n in (binding.nve, *previous)),
+            MobilityKind(binding.mobility),
+            *definition_options(binding.definition),
+        )
+
+    def _ask_copy(self, move: Move, now: float) -> None:
+        assert move.endpoint is not None
+        self._ask(
+            move,
+            now,
+            move.source,
+            Purpose.PREPARE,
+            move.epoch,
+            Phase.COPYING,
+            ServingNve(move.destination),
+            move.endpoint,
+        )
+
+    def _ask_deliver(self, move: Move, now: float) -> None:
+        self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.DELIVERING)
+
+    def _ask_switch(self, move: Move, now: float) -> None:
+        self._ask(move, now, move.source, Purpose.SWITCH, move.epoch, Phase.SWITCHED)
+
+    def _await_redirects(self, move: Move, now: float) -> None:
+        """The redirects left with the attach; the move ends when the last is acknowledged."""
+        for nve in (move.source, move.destination):
+            self.channel.withdraw_subject(self.channel.peers[nve.nve_id], (move.vm, "move"))
+        binding = self.cache.bindings.get(move.vm)
+        if binding is None or not binding.unacknowledged:
+            self._phase(move, "redirected", now)
+            self._happen(move, Happening.ACKNOWLEDGED, now)
+
+    def _ask_end_guest(self, move: Move, now: float) -> None:
+        self._back(move)
+        # The source must not be turned any more, should its answer only have been late.
+        source = self.channel.peers[move.source.nve_id]
+        self.channel.withdraw_subject(source, (move.vm, "move"))
+        self._ask(move, now, move.destination, Purpose.SWITCH, move.back_epoch, Phase.FAILED)
+
+    def _ask_turn_back(self, move: Move, now: float) -> None:
+        """Roll-back under a fresh epoch, the source first (invariant 3)."""
+        if not self._back(move):
+            # Another attach was accepted, or the VM is no more: its old source stays as it is.
+            self._enter(move, MoveState.CLEARING, now)
+            return
+        self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING)
+
+    def _ask_clear(self, move: Move, now: float) -> None:
+        source = self.channel.peers[move.source.nve_id]
+        self.channel.withdraw_subject(source, (move.vm, "move"))
+        self._clear(move, now)
+
+    def _clear(self, move: Move, now: float) -> None:
+        """Tell the destination that the move is off until it answers, also after the move's end."""
+
+        def replied(reply: Message, at: float) -> None:
+            # Whatever it answers, it is not (or no longer) in this preparation.
+            move.cleared = True
+            self._save_move(move)
+            if move.state is MoveState.CLEARING:
+                self._step_replied(move, reply, at)
+
+        self._back(move)
+        self.channel.request(
+            self.channel.peers[move.destination.nve_id],
+            Purpose.DEREGISTER,
+            [VmId(move.vm), Epoch(move.back_epoch), Ticket(move.ticket)],
+            now,
+            replied,
+            subject=(move.vm, "move"),
+        )
+
+    def _back(self, move: Move) -> bool:
+        """The fresh epoch of a roll-back, once a move; whether the source still holds the VM."""
+        if not move.back_epoch:
+            move.back_epoch = self._new_epoch()
+            self._save_move(move)
+        binding = self.cache.bindings.get(move.vm)
+        if binding is None or binding.nve.nve_id != move.source.nve_id or binding.ending:
+            return False
+        if move.state is not MoveState.ENDING_GUEST and binding.epoch < move.back_epoch:
+            binding.epoch = move.back_epoch
+            self._save_binding(binding)
+        return True
