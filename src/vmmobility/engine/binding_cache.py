@@ -6,16 +6,19 @@ Not here: what changes a binding (manager.py), moves (manager_moves.py).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmmobility.engine.admission import MAX_PREVIOUS
 from vmmobility.engine.binding_update_list import (
     interface_from_json,
     interface_to_json,
     nve_from_json,
     nve_to_json,
 )
+from vmmobility.engine.replay import WINDOW
 from vmmobility.wire.registry import Mobility
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
@@ -67,6 +70,10 @@ class Binding:
             if previous.acknowledged < self.epoch:
                 break
         return free
+
+    def is_full(self, node: str) -> bool:
+        """Whether an attach by this node would leave more previous NVEs than messages can name."""
+        return len({self.nve.nve_id, *self.previous} - {node}) > MAX_PREVIOUS
 
     @property
     def unacknowledged(self) -> list[str]:
@@ -152,6 +159,26 @@ class BindingCache:
             lengths[prefix.prefixlen] -= 1
             if not lengths[prefix.prefixlen]:
                 del lengths[prefix.prefixlen]
+
+
+class EndedAttaches:
+    """Attaches that their own NVEs have deregistered: a late datagram must not bind them again.
+
+    As many an NVE as its replay window has counters: what is later than that is dropped there (and
+    so is, after a restart, all that was sent before the deregistration).  So none need be durable.
+    """
+
+    def __init__(self) -> None:
+        self._ended: dict[str, OrderedDict[tuple[VmKey, int], None]] = {}
+
+    def add(self, node: str, vm: VmKey, attach_id: int) -> None:
+        ended = self._ended.setdefault(node, OrderedDict())
+        ended[vm, attach_id] = None
+        while len(ended) > WINDOW:
+            ended.popitem(last=False)
+
+    def holds(self, node: str, vm: VmKey, attach_id: int) -> bool:
+        return (vm, attach_id) in self._ended.get(node, ())
 
 
 def _overlap(one: Prefix, other: Prefix) -> bool:

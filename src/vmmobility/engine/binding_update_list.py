@@ -44,6 +44,8 @@ class Entry:
     turned:     SWITCHED only: the guest is about to stop, so the redirect is wanted now
     unplugged:  REDIRECTING only: the local guest is gone, so its taps may go
     move_epoch: epoch of the move that is prepared or under way here
+    ending:     the guest is being stopped, or is gone, and its deregistration is under way
+    commands:   people's commands that wait for the guest to start, or (ending) to stop
     rolling_back: SERVING only: once packets come here again, the guest is let go on
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
     lifetime_s: granted lifetime; refresh_at, drained_at: monotonic seconds
@@ -66,8 +68,8 @@ class Entry:
     lifetime_s: float = 0.0
     turned: bool = False
     unplugged: bool = False
-    # not durable
     move_epoch: int = 0
+    # not durable
     started: bool = False
     proceeding: bool = False
     rolling_back: bool = False
@@ -78,7 +80,8 @@ class Entry:
     draining: bool = False
     request: Received | None = None
     tag: int = 0
-    command: int | None = None
+    ending: bool = False
+    commands: list[int] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
 
     def data_plane(self, policy: RedirectPolicy) -> VmDataPlane:
@@ -161,6 +164,7 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         "accept": [nve_to_json(n) for n in entry.accept],
         "came_from": int(entry.came_from),
         "lifetime_s": entry.lifetime_s,
+        "move_epoch": entry.move_epoch,
         "turned": entry.turned,
         "unplugged": entry.unplugged,
     }
@@ -183,6 +187,7 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         accept=tuple(nve_from_json(n) for n in value["accept"]),
         came_from=Phase(value["came_from"]),
         lifetime_s=value["lifetime_s"],
+        move_epoch=value.get("move_epoch", 0),
         turned=value["turned"],
         unplugged=value["unplugged"],
     )

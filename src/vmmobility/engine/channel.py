@@ -120,7 +120,7 @@ class Channel:
         self._outbox = outbox
         self._jitter = jitter
         self._retransmission = retransmission
-        self._counter = 0
+        self._counters: Counter[str] = Counter()
         self._sequence = jitter.getrandbits(32)
         self._outstanding: dict[int, Outstanding] = {}
         self._by_subject: dict[object, int] = {}
@@ -323,11 +323,14 @@ class Channel:
         outstanding.attempts += 1
 
     def _send(self, peer: Peer, message: Message, to: Endpoint, local: Address | None) -> None:
-        """design: a retransmission keeps its sequence and takes a fresh counter."""
+        """design: a retransmission keeps its sequence and takes a fresh counter.
+
+        Each peer has its own counter: what goes to others leaves no gaps in its replay window.
+        """
         secret = peer.secrets[peer.signing]
         for datagram in encode_parts(message, MAX_DATAGRAM, TRAILER):
-            self._counter += 1
-            mark = Seal(self.node_id, peer.signing, self.boot, self._counter)
+            self._counters[peer.node_id] += 1
+            mark = Seal(self.node_id, peer.signing, self.boot, self._counters[peer.node_id])
             self._outbox.emit(Send(seal(datagram, mark, secret), to, local))
 
     def _match(self, received: Received, now: float) -> None:
@@ -344,7 +347,12 @@ class Channel:
         try:
             outstanding.on_reply(message, now)
         except DecodeError as error:
+            # A reply that says nothing is none: the request is asked on.
             self._drop(error.reason, received.peer.node_id)
+            if outstanding.subject not in self._by_subject:
+                self._outstanding[message.sequence] = outstanding
+                if outstanding.subject is not None:
+                    self._by_subject[outstanding.subject] = message.sequence
 
     # ---- keys and marks ------------------------------------------------------------------------
 

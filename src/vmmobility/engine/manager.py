@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmmobility.engine.binding_cache import Binding, BindingCache, Previous, binding_to_json
+from vmmobility.engine.admission import MAX_PREVIOUS, not_a_vm_s, too_long
+from vmmobility.engine.binding_cache import (
+    Binding,
+    BindingCache,
+    EndedAttaches,
+    Previous,
+    binding_to_json,
+)
 from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.manager_moves import ManagerMoves
@@ -46,20 +53,21 @@ RIGHTS = {
     for purpose in (Purpose.ATTACH, Purpose.REFRESH, Purpose.DEREGISTER, Purpose.SWITCH)
 }
 EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
-# Octets of a VM's definition and addresses: with the other options they fit a message's 16 parts.
-MAX_VM_OCTETS = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class ManagerSettings:
     """All in seconds.  lifetime_s: longest lifetime granted; ticket_s: life of a move's ticket;
-    step_s: limit of one step of a move; copy_s: limit of its pre-copy."""
+    step_s: limit of one step of a move; copy_s: limit of its pre-copy.
+    shortest_ipv4, shortest_ipv6: length in bits of the shortest prefixes that a VM may have."""
 
     node_id: str
     lifetime_s: float = 120.0
     ticket_s: float = 900.0
     step_s: float = 15.0
     copy_s: float = 600.0
+    shortest_ipv4: int = 16
+    shortest_ipv6: int = 48
     retransmission: Retransmission = field(default_factory=Retransmission)
 
 
@@ -89,6 +97,7 @@ class ManagerEngine(ManagerMoves, ManagerRedirects):
         self._expiry_scan_at = now + EXPIRY_SCAN_S
         self._redirect_retry: dict[VmKey, float] = {}
         self._deregistering: dict[VmKey, Received] = {}
+        self._ended = EndedAttaches()
         self._load_moves(state, now)
 
     # ---- inputs --------------------------------------------------------------------------------
@@ -158,6 +167,9 @@ class ManagerEngine(ManagerMoves, ManagerRedirects):
             return
         nve = self._nve_of(received)
         attach_id = message.need(AttachId).attach_id
+        if self._ended.holds(peer.node_id, vm, attach_id):
+            self._reject(received, Status.OUT_OF_SEQUENCE, "that attach was deregistered")
+            return
         binding = self.cache.bindings.get(vm)
         if binding and binding.nve.nve_id == peer.node_id and binding.attach_id == attach_id:
             # A repeated attach gets the same epoch again, also after a crash of either side.
@@ -176,6 +188,10 @@ class ManagerEngine(ManagerMoves, ManagerRedirects):
             self._reject(
                 received, Status.BOUND_ELSEWHERE, f"{binding.nve.nve_id} serves it", options
             )
+            return
+        elif binding and binding.is_full(peer.node_id):
+            why = f"{MAX_PREVIOUS} previous NVEs still redirect"
+            self._reject(received, Status.INSUFFICIENT_RESOURCES, why)
             return
         else:
             self._void_move(vm, now)
@@ -197,9 +213,14 @@ class ManagerEngine(ManagerMoves, ManagerRedirects):
             return Status.ADMINISTRATIVELY_PROHIBITED, "an NVE attaches under its own NVE-ID only"
         if message.lifetime == 0 or not any(i.prefixes for i in message.interfaces):
             return Status.MALFORMED, "an attach has a lifetime and at least one address"
-        octets = len(message.definition) + sum(8 + 18 * len(i.prefixes) for i in message.interfaces)
-        if octets > MAX_VM_OCTETS:
-            return Status.INSUFFICIENT_RESOURCES, f"a VM takes at most {MAX_VM_OCTETS} octets"
+        long = too_long(message.interfaces, message.definition)
+        if long:
+            return Status.INSUFFICIENT_RESOURCES, long
+        wrong = not_a_vm_s(
+            message.interfaces, self.settings.shortest_ipv4, self.settings.shortest_ipv6
+        )
+        if wrong is not None:
+            return Status.ADMINISTRATIVELY_PROHIBITED, f"no VM may have {wrong}"
         clash = self.cache.owner(vm, message.interfaces)
         if clash is not None:
             return Status.ADDRESS_IN_USE, f"{clash[0]} belongs to VM {clash[1]}"
@@ -342,10 +363,12 @@ class ManagerEngine(ManagerMoves, ManagerRedirects):
                 self._try_removal(binding)
             self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
             return
+        attach_id = message.need(AttachId).attach_id
+        self._ended.add(node, message.vm, attach_id)
         if binding is None:
             self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
             return
-        if binding.nve.nve_id != node or binding.attach_id != message.need(AttachId).attach_id:
+        if binding.nve.nve_id != node or binding.attach_id != attach_id:
             self._reject(received, Status.NOT_OWNER, f"{binding.nve.nve_id} serves it")
             return
         self._deregistering[binding.vm] = received

@@ -87,6 +87,12 @@ class ManagerMoves(ManagerSteps):
             )
         if binding.nve.nve_id == to:
             raise MoveRefused("conflict", f"VM {vm} is already at {to}", "choose another NVE")
+        if binding.is_full(to):
+            raise MoveRefused(
+                "conflict",
+                f"{len(binding.previous)} previous NVEs of VM {vm} still redirect",
+                "wait until they have drained, or move it back to one of them",
+            )
         move = Move(
             f"{self.jitter.getrandbits(48):012x}",
             vm,
@@ -104,6 +110,13 @@ class ManagerMoves(ManagerSteps):
         return move
 
     def abort_move(self, move: Move, now: float) -> None:
+        """Give a move up; raises MoveRefused where that is too late or already under way."""
+        if (move.state, Happening.ABORT) not in TABLE:
+            raise MoveRefused(
+                "conflict",
+                f"move {move.move_id} is {move.state.value} and cannot be given up",
+                "it has ended" if move.state in FINAL else "wait until it has ended",
+            )
         self._happen(move, Happening.ABORT, now)
 
     # ---- the machine ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmmobility.engine import binding_update_list as bul
+from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane
@@ -47,11 +48,6 @@ RIGHTS = {
     for purpose in (Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT, Purpose.DEREGISTER)
 }
 
-# What a VM may have: its messages, previous NVEs included, fit 16 parts; an Interface Group 1,024
-# octets.  The manager's limit is the same.
-MAX_VM_OCTETS = 8192
-MAX_PREFIXES = 56
-
 REQUEST_TRIGGERS: Mapping[tuple[Purpose, Phase | None], Trigger] = {
     (Purpose.PREPARE, Phase.PREPARED): Trigger.PREPARE_IN,
     (Purpose.PREPARE, Phase.COPYING): Trigger.PREPARE_OUT,
@@ -62,6 +58,11 @@ REQUEST_TRIGGERS: Mapping[tuple[Purpose, Phase | None], Trigger] = {
     (Purpose.REDIRECT, None): Trigger.REDIRECT,
     (Purpose.DEREGISTER, None): Trigger.REMOVE,
 }
+
+
+# Requests that must show the ticket of the move that the entry is in.
+TICKETED = frozenset(REQUEST_TRIGGERS.values()) - {Trigger.REDIRECT, Trigger.REMOVE}
+IN_A_MOVE = frozenset(Phase) - {Phase.NONE, Phase.SERVING, Phase.REDIRECTING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +131,29 @@ class NveEngine(NveMoves, NveRegistration):
         """Define a VM, register it, then boot it (in this order: a VM that is bound elsewhere is
         never booted).  Ends with CommandDone."""
         entry = self.entries.entry(vm)
+        if entry.ending:
+            self._command_failed(command, f"VM {vm} is being stopped", "start it again after that")
+            return
         if entry.phase in (Phase.SERVING, Phase.ATTACHING) and entry.definition == definition:
-            self._command_done(command, {"vm": vm.vm_id, "phase": entry.phase.name.lower()})
+            if entry.started:
+                self._command_done(command, {"vm": vm.vm_id, "phase": entry.phase.name.lower()})
+            else:
+                entry.commands.append(command)
             return
         if (entry.phase, Trigger.START) not in TABLE:
             self._command_failed(
                 command, f"VM {vm} is {entry.phase.name.lower()} here", "stop or move it first"
             )
             return
-        octets = len(definition) + sum(8 + 18 * len(i.prefixes) for i in interfaces)
-        if octets > MAX_VM_OCTETS or any(len(i.prefixes) > MAX_PREFIXES for i in interfaces):
+        long = too_long(interfaces, definition)
+        if long:
             self._command_failed(
-                command,
-                f"VM {vm} has too long a definition or too many addresses",
-                f"at most {MAX_VM_OCTETS} octets, {MAX_PREFIXES} addresses an interface",
+                command, f"VM {vm}: {long}", "shorten its definition, or give it fewer addresses"
             )
             return
         entry.interfaces, entry.definition = tuple(interfaces), definition
-        entry.command, entry.started = command, False
+        entry.started = False
+        entry.commands.append(command)
         self._fire(entry, Trigger.START, None, now)
 
     def stop_vm(self, command: int, vm: VmKey, now: float) -> None:
@@ -157,7 +163,9 @@ class NveEngine(NveMoves, NveRegistration):
             held = entry.phase.name.lower() if entry and entry.phase else "not here"
             self._command_failed(command, f"VM {vm} is {held}", "see `vmmob nve list`")
             return
-        entry.command = command
+        if not entry.ending:
+            self._commands_failed(entry, f"VM {vm} is being stopped", "start it again after that")
+        entry.commands.append(command)
         self._fire(entry, Trigger.STOP, None, now)
 
     def data_plane_applied(self, vm: VmKey, tag: int, failures: Sequence[str], now: float) -> None:
@@ -233,24 +241,39 @@ class NveEngine(NveMoves, NveRegistration):
         entry = self.entries.entry(message.vm)
         if self._stale(entry, trigger, message):
             self._answer(received, entry, Status.STALE_EPOCH)
-            return
-        self._fire(entry, trigger, received, now)
+        elif self._of_another_move(entry, trigger, message):
+            self._answer(received, entry, Status.INVALID_TICKET)
+        else:
+            self._fire(entry, trigger, received, now)
 
     @staticmethod
     def _stale(entry: Entry, trigger: Trigger, message: Message) -> bool:
-        """design, Fencing: act only for an epoch above the highest acted on for that VM.
+        """design, Fencing: act only for an epoch above the highest acted on for that VM, and for
+        none below that of the move under way here.
 
         Equal is the same turn again (a repetition, or REDIRECT and roll-back's end of the epoch
-        that SWITCH began), which the table's phases confine.
+        that SWITCH began), which the table's phases confine.  A REDIRECT of the binding before the
+        move is answered and changes nothing (_redirect_prepared).
         """
-        if trigger is Trigger.PREPARE_IN and entry.phase is not Phase.PREPARED:
-            return message.epoch <= entry.epoch
-        if trigger is Trigger.PREPARE_OUT:
-            return message.epoch <= entry.granted
-        highest = entry.epoch
-        if trigger in (Trigger.PREPARE_IN, Trigger.DELIVER, Trigger.TURN):
-            highest = max(highest, entry.move_epoch)
-        return message.epoch < highest
+        if trigger is Trigger.REDIRECT:
+            return message.epoch < entry.epoch
+        if trigger is Trigger.PREPARE_OUT and message.epoch <= entry.granted:
+            return True
+        renewed = trigger is Trigger.PREPARE_IN and entry.phase is not Phase.PREPARED
+        if renewed and message.epoch <= entry.epoch:
+            return True
+        acted_on = 0 if trigger is Trigger.PREPARE_OUT else entry.epoch
+        return message.epoch < max(acted_on, entry.move_epoch)
+
+    @staticmethod
+    def _of_another_move(entry: Entry, trigger: Trigger, message: Message) -> bool:
+        """design: a ticket is one move's.  A preparation under a newer epoch brings its own, and
+        the end of a move (CLEAR) is known by its epoch alone: it ends all older ones."""
+        if trigger not in TICKETED or entry.phase not in IN_A_MOVE or not entry.ticket:
+            return False
+        if trigger is Trigger.PREPARE_IN and message.epoch != entry.move_epoch:
+            return False
+        return message.need(Ticket).ticket != entry.ticket
 
     def _fire(
         self, entry: Entry, trigger: Trigger, cause: Received | Message | Any, now: float
@@ -298,13 +321,22 @@ class NveEngine(NveMoves, NveRegistration):
         where = {"vm": entry.vm.vm_id, "vni": entry.vm.vni, "epoch": entry.epoch}
         self.outbox.emit(Event(name, {**where, **detail}))
 
-    def _command_done(self, command: int | None, result: dict[str, Any]) -> None:
-        if command is not None:
-            self.outbox.emit(CommandDone(command, result))
+    def _command_done(self, command: int, result: dict[str, Any]) -> None:
+        self.outbox.emit(CommandDone(command, result))
 
-    def _command_failed(self, command: int | None, error: str, remedy: str) -> None:
-        if command is not None:
-            self.outbox.emit(CommandDone(command, error=error, remedy=remedy))
+    def _command_failed(self, command: int, error: str, remedy: str) -> None:
+        self.outbox.emit(CommandDone(command, error=error, remedy=remedy))
+
+    def _commands_done(self, entry: Entry, result: dict[str, Any]) -> None:
+        """Every command that waits for this entry ends, once."""
+        commands, entry.commands = entry.commands, []
+        for command in commands:
+            self._command_done(command, result)
+
+    def _commands_failed(self, entry: Entry, error: str, remedy: str) -> None:
+        commands, entry.commands = entry.commands, []
+        for command in commands:
+            self._command_failed(command, error, remedy)
 
     def _forwarding(self, entry: Entry, failures: Sequence[str]) -> dict[str, Any]:
         wanted = entry.data_plane(self.settings.policy)

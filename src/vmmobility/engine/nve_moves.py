@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
 
+from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
 from vmmobility.engine.nve_redirects import NveRedirects
@@ -73,6 +74,9 @@ class NveMoves(NveRedirects, NveRestart):
         elif (order, entry.phase) in LAST_ORDERS:
             status = Status.HYPERVISOR_FAILURE if error else Status.ACCEPTED
             self._answer_waiting(entry, status, reason=error)
+            if error and order is Order.RESUME and not entry.started:
+                # Its machine died in the switch: there is no guest to serve again.
+                self._fire(entry, Trigger.GONE, None, now)
 
     def guest_report(self, vm: VmKey, event: str, detail: Mapping[str, Any], now: float) -> None:
         """What a hypervisor reports: the name of a GuestEvent and its measurements."""
@@ -96,7 +100,7 @@ class NveMoves(NveRedirects, NveRestart):
         """The data plane holds what the phase wants; what was waiting for it goes on."""
         if failure:
             self._data_plane_failed(entry, failure, now)
-        elif entry.phase is Phase.ATTACHING and not entry.started:
+        elif entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
             self._attach(entry, now)
         elif entry.phase is Phase.PREPARED and entry.request is not None:
             self._order(
@@ -134,9 +138,8 @@ class NveMoves(NveRedirects, NveRestart):
         if entry.phase is Phase.PREPARED and entry.request is not None:
             self._fail_request(entry, entry.came_from, Status.DATA_PLANE_FAILURE, failure, now)
             return
-        if entry.phase is Phase.ATTACHING and not entry.started:
-            command, entry.command = entry.command, None
-            self._command_failed(command, f"VM {entry.vm} cannot be plugged in: {failure}", "")
+        if entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
+            self._commands_failed(entry, f"VM {entry.vm} cannot be plugged in: {failure}", "")
             self._forget(entry)
             return
         if entry.phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.REDIRECTING, Phase.NONE):
@@ -174,6 +177,9 @@ class NveMoves(NveRedirects, NveRestart):
         ticket, definition, source = message.need(Ticket), message.definition, message.previous[:1]
         if not source or not message.interfaces:
             raise DecodeError("missing-option", "PREPARE needs the source and an interface")
+        long = too_long(message.interfaces, definition)
+        if long:
+            raise DecodeError("bad-value", long)
         if entry.started:
             self._order(entry, Order.STOP)  # a superseded guest that was kept
         entry.came_from = Phase.REDIRECTING if entry.target is not None else Phase.NONE
@@ -341,12 +347,12 @@ class NveMoves(NveRedirects, NveRestart):
             self._deregister(entry, now)
 
     def _start_done(self, entry: Entry, error: str, now: float) -> None:
-        command, entry.command = entry.command, None
+        if entry.ending or entry.phase is Phase.NONE:
+            return  # stopped meanwhile: that order follows
         if error:
-            self._command_failed(command, f"VM {entry.vm} did not start: {error}", "")
-            if entry.phase in (Phase.SERVING, Phase.ATTACHING):
-                self._fire(entry, Trigger.GONE, None, now)
+            self._commands_failed(entry, f"VM {entry.vm} did not start: {error}", "")
+            self._fire(entry, Trigger.GONE, None, now)
             return
         entry.started = True
-        self._command_done(command, {"vm": entry.vm.vm_id, "epoch": entry.granted})
+        self._commands_done(entry, {"vm": entry.vm.vm_id, "epoch": entry.granted})
         self._order(entry, Order.ANNOUNCE)

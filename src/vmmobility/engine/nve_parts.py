@@ -49,8 +49,8 @@ class NveParts:
         _refresh: Callable[[Entry, float], None]
         _forget: Callable[[Entry], None]
         _deregister: Callable[[Entry, float], None]
-        _command_done: Callable[[int | None, dict[str, Any]], None]
-        _command_failed: Callable[[int | None, str, str], None]
+        _commands_done: Callable[[Entry, dict[str, Any]], None]
+        _commands_failed: Callable[[Entry, str, str], None]
         _report: Callable[[Entry, Phase, float, str], None]
         _watch_traffic: Callable[[Entry, float], None]
         _incoming_failed: Callable[[Entry, Mapping[str, Any], float], None]
@@ -72,7 +72,7 @@ class NveParts:
         entry.request = received
 
     def _measurements(self, entry: Entry) -> bytes:
-        numbers = {k: round(v, 3) for k, v in list(entry.measured.items())[:24]}
+        numbers = {k[:30]: round(v, 3) for k, v in list(entry.measured.items())[:16]}
         return json.dumps(numbers, separators=(",", ":")).encode()
 
     def _acknowledge_again(self, entry: Entry, received: Received, now: float) -> None:

@@ -59,6 +59,9 @@ class NveRedirects(NveParts):
                 continue
             if counted.redirected != entry.redirected:
                 entry.redirected = counted.redirected
+                if entry.draining:
+                    # The manager is asked again after the next silence, if there is one.
+                    self.channel.withdraw_subject(self.manager, (vm, "registration"))
                 self._watch_traffic(entry, now)
 
     def _watch_traffic(self, entry: Entry, now: float) -> None:
@@ -121,6 +124,14 @@ class NveRedirects(NveParts):
             self._fire(entry, Trigger.DRAIN_ACCEPTED, None, now)
         elif entry.phase is Phase.REDIRECTING:
             self._watch_traffic(entry, now)
+
+    def _note_gone(self, entry: Entry, _: object, now: float) -> None:
+        """The process of the guest that moved away is gone: its taps may go, and from here nobody
+        can serve again."""
+        entry.started = False
+        if entry.phase is Phase.REDIRECTING and not entry.unplugged:
+            entry.unplugged = True
+            self._set_data_plane(entry)
 
     def _remove(self, entry: Entry, received: Received | None, now: float) -> None:
         if received is not None:

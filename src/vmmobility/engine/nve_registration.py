@@ -76,7 +76,7 @@ class NveRegistration(NveParts):
 
     def _accepted(self, entry: Entry, reply: Message, now: float) -> None:
         self._reattached(entry, reply, now)
-        entry.ticket, entry.target = b"", None
+        entry.ticket, entry.target, entry.move_epoch = b"", None, 0
         self._event("registered", entry, previous=[n.nve_id for n in entry.accept])
         if not entry.started:
             self._order(entry, Order.START, definition=entry.definition)
@@ -102,11 +102,13 @@ class NveRegistration(NveParts):
         if entry.started:
             if reply.status is Status.INVALID_TICKET:
                 entry.ticket = b""
+            elif reply.status is Status.OUT_OF_SEQUENCE:
+                # It was being stopped when this node went down, and runs on: a new attach.
+                entry.attach_id = self.jitter.getrandbits(63) + 1
             entry.refresh_at = now + RETRY_S
             return
-        command, entry.command = entry.command, None
-        self._command_failed(
-            command, f"the manager refused VM {entry.vm}: {why}", "see `vmmob show bindings`"
+        self._commands_failed(
+            entry, f"the manager refused VM {entry.vm}: {why}", "see `vmmob show bindings`"
         )
         self._forget(entry)
 
@@ -144,6 +146,8 @@ class NveRegistration(NveParts):
         own current attach (the channel matched it to our outstanding request)."""
         if reply.epoch > entry.epoch:
             self._fire(entry, Trigger.SUPERSEDED, reply, now)
+        elif entry.phase is Phase.ATTACHING:
+            entry.refresh_at = now + RETRY_S  # an older answer than what is known here
 
     def _superseded(self, entry: Entry, reply: Message, now: float) -> None:
         serving = reply.need(ServingNve).nve
@@ -151,6 +155,13 @@ class NveRegistration(NveParts):
         entry.target, entry.accept = serving, ()
         entry.refresh_at, entry.unplugged, entry.ticket = None, True, b""
         self._event("superseded", entry, serving=entry.target.nve_id)
+        self._commands_failed(entry, f"{serving.nve_id} serves VM {entry.vm}", "move it from there")
+        if entry.move_epoch:
+            # A copy of it may be under way: nobody waits for that any more.
+            self._order(entry, Order.CANCEL)
+            self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
+            self._answer_waiting(entry, Status.WRONG_PHASE, reason="superseded")
+            entry.move_epoch = 0
         self._order(entry, Order.PAUSE)
         self._set_data_plane(entry)
         self._watch_traffic(entry, now)
@@ -161,11 +172,20 @@ class NveRegistration(NveParts):
     # ---- end of a guest ------------------------------------------------------------------------
 
     def _stop(self, entry: Entry, _: None, now: float) -> None:
+        if entry.ending:
+            return
+        entry.ending = True
         self._order(entry, Order.STOP)
         self._deregister(entry, now)
 
     def _guest_gone(self, entry: Entry, _: Any, now: float) -> None:
+        entry.started = False
+        if entry.ending:
+            return
         self._event("guest.lost", entry)
+        reason = "the guest is gone"
+        self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, reason=reason)
+        self._commands_failed(entry, f"VM {entry.vm}: {reason}", "start it again")
         if entry.phase is Phase.ATTACHING and entry.target is not None:
             # It moved in and is not bound to here yet: the source has a complete copy.
             entry.phase = Phase.FAILED
@@ -186,8 +206,8 @@ class NveRegistration(NveParts):
         )
 
     def _deregistered(self, entry: Entry, reply: Message) -> None:
-        command, entry.command = entry.command, None
-        self._command_done(command, {"vm": entry.vm.vm_id, "status": reply.status.name.lower()})
+        entry.ending = False
+        self._commands_done(entry, {"vm": entry.vm.vm_id, "status": reply.status.name.lower()})
         if reply.status.accepted or entry.phase is not Phase.FAILED:
             self._forget(entry)
 
@@ -197,6 +217,7 @@ class NveRegistration(NveParts):
         entry.refresh_at = entry.quiet_since = None
         entry.granted, entry.draining, entry.started, entry.turned = 0, False, False, False
         entry.attach_id, entry.ticket, entry.move_epoch = 0, b"", 0
+        entry.ending, entry.rolling_back = False, False
         self._event("entry.removed", entry, redirected=entry.redirected)
         self._set_data_plane(entry)
         self._save(entry)

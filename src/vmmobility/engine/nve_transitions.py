@@ -104,6 +104,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.FAILED, "COPYING CONVERGED", "copy_failed", Phase.SERVING),
     _rule(Trigger.FAILED, "SWITCHED", "switch_failed"),
     _rule(Trigger.GONE, "ATTACHING SERVING COPYING CONVERGED", "guest_gone"),
+    _rule(Trigger.GONE, "SWITCHED REDIRECTING", "note_gone"),
     _rule(Trigger.GONE, "PREPARED DELIVERING", "incoming_failed", Phase.FAILED),
     _rule(Trigger.DRAINED, "REDIRECTING", "drained"),
 )
