@@ -41,6 +41,7 @@ SETTLE_S = 120.0
 TOLD = (
     "move.", "superseded", "entry.drained", "entry.removed", "binding.expired", "binding.removed",
     "rejected", "registration.refused", "redirect.refused", "order.failed",
+    "guest.lost",
 )  # fmt: skip
 
 

@@ -125,8 +125,9 @@ class ManagerMoves(ManagerSteps):
         step = TABLE.get((move.state, happening))
         if step is None:
             return
-        if step.because and not move.reason:
-            move.reason = f"{step.because}: {why}" if why else step.because
+        because = f"{step.because}: {why}" if why else step.because
+        if step.because and (not move.reason or step.becomes is MoveState.FAILED):
+            move.reason = f"{move.reason}; {because}" if move.reason else because
         self._enter(move, step.becomes, now)
 
     def _enter(self, move: Move, state: MoveState, now: float) -> None:

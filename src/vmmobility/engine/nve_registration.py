@@ -99,7 +99,7 @@ class NveRegistration(NveParts):
         words = reply.find(Reason)
         why = reply.status.name.lower().replace("_", "-") + (f": {words.text}" if words else "")
         self._event("registration.refused", entry, reason=why)
-        if entry.started:
+        if entry.started or entry.phase is not Phase.ATTACHING:
             if reply.status is Status.INVALID_TICKET:
                 entry.ticket = b""
             elif reply.status is Status.OUT_OF_SEQUENCE:

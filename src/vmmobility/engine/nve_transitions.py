@@ -91,7 +91,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.CLEAR, "NONE REDIRECTING SWITCHED", "off_already"),
     _rule(Trigger.ACCEPTED, "ATTACHING", "accepted", Phase.SERVING),
     _rule(Trigger.ACCEPTED, "SERVING COPYING CONVERGED", "reattached"),
-    _rule(Trigger.REFUSED, "ATTACHING", "refused"),
+    _rule(Trigger.REFUSED, "ATTACHING SERVING COPYING CONVERGED", "refused"),
     _rule(
         Trigger.SUPERSEDED, "ATTACHING SERVING COPYING CONVERGED", "superseded", Phase.REDIRECTING
     ),
