@@ -12,7 +12,15 @@ from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.outputs import Endpoint, Outbox, Persist, Send
 from vmmobility.wire.authentication import TRAILER, Seal, read_seal, seal
 from vmmobility.wire.message import Message, decode_part, encode_parts
-from vmmobility.wire.options import Definition, Option, Reason, Supported, UnknownOption, VmId
+from vmmobility.wire.options import (
+    Definition,
+    Epoch,
+    Option,
+    Reason,
+    Supported,
+    UnknownOption,
+    VmId,
+)
 from vmmobility.wire.registry import MAX_DATAGRAM, VERSION, Kind, Purpose, Role, Status
 from vmmobility.wire.values import VmKey
 
@@ -289,3 +297,51 @@ def test_while_keys_rotate_both_are_taken(manager: End, nve: End) -> None:
     [data] = request(nve)
     assert manager.take(data) is None
     assert manager.channel.drops == {"unknown-key": 1}
+
+
+def test_a_reply_that_says_nothing_leaves_the_request_asked(manager: End, nve: End) -> None:
+    heard: list[int] = []
+    nve.channel.request(
+        nve.peer, Purpose.REFRESH, [VM], 0.0, lambda reply, now: heard.append(reply.epoch),
+        subject="s",
+    )  # fmt: skip
+    [asked] = nve.sent()
+    received = manager.take(asked.data)
+    assert received
+    for options in ((), (Epoch(7),)):
+        manager.channel.reply(received, Status.ACCEPTED, options)
+        [reply] = manager.sent()
+        nve.channel.datagram(reply.data, MANAGER, None, 0.0)
+        assert nve.channel.is_asking(nve.peer, "s") is not bool(options)
+    assert heard == [7]
+    assert nve.channel.drops == {"missing-option": 1}
+    assert nve.channel.next_timer() is None
+
+
+def test_a_reply_that_says_nothing_does_not_bring_back_a_superseded_request(
+    manager: End, nve: End
+) -> None:
+    def ask_again(reply: Message, now: float) -> None:
+        nve.channel.request(nve.peer, Purpose.REFRESH, [VM], now, ask_again, subject="s")
+        reply.need(Epoch)
+
+    nve.channel.request(nve.peer, Purpose.REFRESH, [VM], 0.0, ask_again, subject="s")
+    [asked] = nve.sent()
+    received = manager.take(asked.data)
+    assert received
+    manager.channel.reply(received, Status.ACCEPTED)
+    [reply] = manager.sent()
+    nve.channel.datagram(reply.data, MANAGER, None, 0.0)
+    nve.sent()
+    nve.channel.timer(1.0)
+    assert len(nve.sent()) == 1
+
+
+def test_each_peer_has_a_counter_of_its_own() -> None:
+    outbox = Outbox()
+    peers = [Peer(name, Role.NVE, (NVE,), {1: SECRET}, 1) for name in ("a", "b")]
+    channel = Channel("m", 1, peers, RIGHTS, outbox, random.Random(1), Retransmission())
+    for peer in (*peers, *peers):
+        channel.request(peer, Purpose.REFRESH, [VM], 0.0, lambda reply, now: None)
+    counters = [read_seal(s.data).counter for s in outbox.flush() if isinstance(s, Send)]
+    assert counters == [1, 1, 2, 2], "what goes to others leaves no gaps in a peer's window"
