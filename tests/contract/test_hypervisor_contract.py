@@ -46,9 +46,15 @@ class Node:
     def __init__(self, port: str) -> None:
         self.port = port
         self.reports: asyncio.Queue[GuestReport] = asyncio.Queue()
+        self.on_report: Callable[[GuestReport], None] = lambda report: None
         self.hypervisor: Hypervisor
         self.reopen: Callable[[], Hypervisor]
         self.kill: Callable[[], None]
+
+    def hear(self, report: GuestReport) -> None:
+        """The hypervisor's listener."""
+        self.on_report(report)
+        self.reports.put_nowait(report)
 
     async def next(self, event: GuestEvent) -> GuestReport:
         """The next report, which must be `event`."""
@@ -101,12 +107,14 @@ def fake_nodes() -> tuple[Node, Node]:
     return nodes
 
 
-def qemu_node(port: str, state_dir: Path) -> Node:
+TCG = QemuSettings(accelerator="tcg")
+
+
+def qemu_node(port: str, state_dir: Path, settings: QemuSettings = TCG) -> Node:
     node = Node(port)
-    settings = QemuSettings(accelerator="tcg")
 
     def open_it() -> Hypervisor:
-        return QemuHypervisor(state_dir, node.reports.put_nowait, settings)
+        return QemuHypervisor(state_dir, node.hear, settings)
 
     def kill() -> None:
         pid = process.find(GuestFolder.of(state_dir, VM))
@@ -195,6 +203,28 @@ def test_a_moved_out_guest_can_be_brought_back(run: Callable[[PairTest], None]) 
         await pair.destination.hypervisor.stop(VM)
         await pair.source.hypervisor.resume(VM)
         assert await pair.runs_at(pair.source)
+
+    run(scenario)
+
+
+def test_cancel_and_resume_leave_a_running_guest_alone(run: Callable[[PairTest], None]) -> None:
+    async def scenario(pair: Pair) -> None:
+        source, destination = pair.source, pair.destination
+        await pair.hold()
+        await source.hypervisor.resume(VM)
+        await source.hypervisor.switch_over(VM)
+        await source.next(GuestEvent.ABOUT_TO_STOP)
+        await source.hypervisor.proceed(VM)
+        await source.next(GuestEvent.STOPPED)
+        await source.next(GuestEvent.COMPLETED)
+        await destination.next(GuestEvent.RESUMED)
+        await destination.hypervisor.cancel(VM)
+        await destination.hypervisor.resume(VM)
+        await source.hypervisor.cancel(VM)
+        assert await pair.runs_at(destination)
+        assert await pair.state_at(source) == "moved-out"
+        assert source.reports.empty()
+        assert destination.reports.empty()
 
     run(scenario)
 
@@ -385,6 +415,28 @@ def test_the_twin_fails_once_when_told_to(method: str, arguments: int) -> None:
         with pytest.raises(HypervisorError, match="contract: no room"):
             await getattr(fake, method)(first, *rest)
         assert fake.fail_next == {}
+
+    asyncio.run(scenario())
+
+
+def test_the_twin_s_destination_ends_while_it_loads() -> None:
+    async def scenario() -> None:
+        source, destination = fake_nodes()
+        pair = Pair(definition(), source, destination)
+        assert isinstance(source.hypervisor, FakeHypervisor)
+        source.hypervisor.break_next["loading"] = "killed"
+        await pair.hold()
+        await source.hypervisor.switch_over(VM)
+        await source.next(GuestEvent.ABOUT_TO_STOP)
+        await source.hypervisor.proceed(VM)
+        await source.next(GuestEvent.STOPPED)
+        await source.next(GuestEvent.COMPLETED)
+        failed = await destination.next(GuestEvent.FAILED)
+        assert failed.detail["running"] is False
+        await destination.next(GuestEvent.GONE)
+        await source.hypervisor.resume(VM)
+        assert await pair.runs_at(source)
+        assert source.hypervisor.announced == [VM]
 
     asyncio.run(scenario())
 

@@ -5,7 +5,8 @@
     a.fail_next["start"] = "no room"        # the next start() raises HypervisorError
     a.break_next["copying"] = "path cut"    # the next move out fails in that phase
 
-`fail_next` takes the methods' names; `break_next` takes "copying", "held" and "switching".
+`fail_next` takes the methods' names; `break_next` takes "copying", "held", "switching", and
+"loading": the destination ends after the source has sent everything.
 `auto_converge` False keeps copies from converging until converge(vm) is called.  kill(vm) ends a
 guest as a crash would.  Not a simulation of time: reports come in the next turn of the event loop.
 """
@@ -111,8 +112,9 @@ class FakeHypervisor:
         guest = self._guest(vm)
         if guest.state is _State.INCOMING:
             raise HypervisorError(f"{vm}: its copy has not arrived")
-        guest.state = _State.RUNNING
-        self.announced.append(vm)
+        if guest.state is not _State.RUNNING:
+            guest.state = _State.RUNNING
+            self.announced.append(vm)
 
     async def prepare_incoming(
         self, definition: VmDefinition, ports: Sequence[str], listen_address: str
@@ -177,9 +179,12 @@ class FakeHypervisor:
             self._fail_move(vm, "the destination has gone")
             return
         guest.state, guest.phase, guest.target = _State.MOVED_OUT, None, None
-        destination._arrive(vm)
         figures = {"total_ms": 0, "downtime_ms": 0, "setup_ms": 0, "rounds": 1}
         self._report(vm, GuestEvent.COMPLETED, {**figures, "transferred_bytes": 0})
+        if self.break_next.pop("loading", None) is None:
+            destination._arrive(vm)
+        else:
+            destination.kill(vm)
 
     async def cancel(self, vm: VmKey) -> None:
         """Give up a move."""

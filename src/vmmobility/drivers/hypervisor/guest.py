@@ -18,7 +18,7 @@ from vmmobility.drivers.hypervisor.interface import (
     Listener,
     VmDefinition,
 )
-from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase
+from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase, yank
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
@@ -28,7 +28,8 @@ from vmmobility.errors import HypervisorError
 END_NOTICE_S = 1.0  # between a lost monitor and the end of its process
 STALE_LIMIT_S = 3.0
 _STATES = {"running": "running", "inmigrate": "incoming", "postmigrate": "moved-out"}
-_UNDER_WAY = ("setup", "active", "pre-switchover", "device", "cancelling")
+_CANCELLABLE = ("setup", "active", "pre-switchover")
+_UNDER_WAY = (*_CANCELLABLE, "device", "cancelling")
 ANNOUNCEMENT = {"initial": 10, "max": 100, "rounds": 5, "step": 30}  # milliseconds, rounds
 
 
@@ -58,6 +59,7 @@ class QemuGuest:
         self._runner: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._leaving = False
+        self._failure_told = False
 
     @property
     def alive(self) -> bool:
@@ -84,20 +86,52 @@ class QemuGuest:
         """Whether its CPUs run here."""
         return bool((await self.execute("query-status"))["running"])
 
-    async def drop_stale_migration(self) -> bool:
-        """End a migration that an earlier daemon has left, if so; its guest runs on here."""
-        if self.move is not None and self.move.phase is not Phase.ENDED:
-            return False
+    @property
+    def moving(self) -> OutgoingMove | None:
+        """Its move out, unless that has ended."""
+        return None if self.move is None or self.move.phase is Phase.ENDED else self.move
+
+    async def drop_stale_migration(self) -> str:
+        """End a migration that an earlier daemon has left; how it ended, "" if there was none."""
+        if self.moving is not None:
+            return ""
         deadline = asyncio.get_running_loop().time() + STALE_LIMIT_S
-        cancelled = False
-        while (await self.execute("query-migrate")).get("status") in _UNDER_WAY:
-            if not cancelled:
-                await self.execute("migrate_cancel")
-                cancelled = True
+        ordered = found = False
+        while True:
+            status: str = (await self.execute("query-migrate")).get("status", "")
+            if status not in _UNDER_WAY:
+                return status if found else ""
+            found = True
+            if not ordered:
+                ordered = True
+                # Once the rest is on its way, migrate_cancel could start a guest that was sent.
+                await (
+                    self.execute("migrate_cancel")
+                    if status in _CANCELLABLE
+                    else yank(self._session.execute)
+                )
             if asyncio.get_running_loop().time() > deadline:
                 raise HypervisorError(f"{self._name}: QEMU does not end an earlier migration")
             await asyncio.sleep(process.POLL_S)
-        return cancelled
+
+    async def give_up_waiting(self) -> bool:
+        """Keep a waiting guest from ever running; False if it runs already (RESUMED is reported).
+
+        Raises HypervisorError if QEMU does not answer: nobody knows then whether it runs.
+        """
+        try:
+            # Before the guest runs, QEMU takes this as "do not start it"; it is one with the start.
+            await self.execute("stop")
+            status = await self.execute("query-status")
+        except HypervisorError:
+            if self.alive:
+                raise
+            return True
+        await self._session.catch_up()
+        if status["status"] == "inmigrate" or self.incoming:
+            return True
+        await self.execute("cont")
+        return False
 
     async def state(self) -> str:
         """ "running", "paused", "incoming" or "moved-out"."""
@@ -120,6 +154,7 @@ class QemuGuest:
             self._settings,
             least_rounds,
             self._lead,
+            lambda: process.is_unheard(self.pid, *target),
         )
         self.move = move
         try:
@@ -178,11 +213,19 @@ class QemuGuest:
                 except HypervisorError as error:
                     self.report(GuestEvent.FAILED, {"reason": str(error), "running": True})
                     break
+                await self._look_again()
             if self.move is not None:
                 self.move.on_lost()
         # The group has waited for the move's last report: GONE is the last of all.
         self._group = None
         self._on_end()
+
+    async def _look_again(self) -> None:
+        """The monitor was lost for a moment, and RESUMED perhaps with it."""
+        with suppress(HypervisorError):  # lost again: the caller's loop sees it
+            if self.incoming and await self.running():
+                self.incoming = False
+                self.report(GuestEvent.RESUMED)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         name = event["event"]
@@ -207,5 +250,7 @@ class QemuGuest:
         self.report(GuestEvent.GONE, {"reason": words} if words else {})
 
     def _fail_incoming(self, reason: str) -> None:
-        self.incoming = False
-        self.report(GuestEvent.FAILED, {"reason": reason, "running": False})
+        # It stays `incoming`: cancel() still has to end it, should QEMU live on.
+        if not self._failure_told:
+            self._failure_told = True
+            self.report(GuestEvent.FAILED, {"reason": reason, "running": False})

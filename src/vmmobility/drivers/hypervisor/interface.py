@@ -41,7 +41,7 @@ class GuestEvent(Enum):
     RESUMED = "resumed"  # it runs here after a move in (QEMU's RESUME)
     CONVERGED = "converged"  # outgoing: what remains fits the blackout budget; the copy is held
     ABOUT_TO_STOP = "about-to-stop"  # outgoing, after switch_over(): redirect now, then proceed()
-    COMPLETED = "completed"  # outgoing: the destination has the whole guest
+    COMPLETED = "completed"  # outgoing: everything is sent; whether it runs, the destination says
     FAILED = "failed"  # a move in or out failed; detail["running"] says if the guest runs here
     GONE = "gone"  # the guest ended (power off, crash, killed)
 
@@ -74,7 +74,7 @@ class Hypervisor(Protocol):
         incoming, not paused).  Guests not found are absent from the answer."""
 
     async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
-        """Boot the guest with these tap names (one an interface), all existing.  Reports STARTED."""
+        """Boot the guest with these tap names (one an interface), which exist.  Reports STARTED."""
 
     async def stop(self, vm: VmKey) -> None:
         """End the guest and its process (not a graceful shutdown).  No error if it is absent."""
@@ -83,7 +83,9 @@ class Hypervisor(Protocol):
         """Stop the guest's CPUs and keep it (superseded guests)."""
 
     async def resume(self, vm: VmKey) -> None:
-        """Let a paused or moved-out guest run again here (roll-back), then announce it."""
+        """Let a paused or moved-out guest run again here (roll-back), then announce it.  Nothing
+        if it runs.  After COMPLETED only once cancel() or stop() has ended at the destination, or
+        its machine was fenced: what was sent may still arrive."""
 
     async def prepare_incoming(
         self, definition: VmDefinition, ports: Sequence[str], listen_address: str
@@ -104,7 +106,9 @@ class Hypervisor(Protocol):
         COMPLETED or FAILED."""
 
     async def cancel(self, vm: VmKey) -> None:
-        """Give up a move: out: the guest runs on here; in: the waiting guest is ended."""
+        """Give up a move; ends no running guest.  Out: returns once FAILED, or COMPLETED if it
+        came too late, is reported.  In: returns once the waiting guest is gone and can never run,
+        or, if it ran first, after RESUMED, leaving it alone."""
 
     async def announce(self, vm: VmKey) -> None:
         """Send gratuitous ARP / unsolicited NA on the guest's behalf (draft Sections 5 and 8)."""

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from typing import Any, Protocol
 
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.stall import Broken, Path, Progress
 from vmmobility.drivers.hypervisor.ticks import Lead, TickClock
 from vmmobility.errors import HypervisorError
 
@@ -39,9 +40,11 @@ DOWNTIME_SWITCH_MS = 2_000_000  # QEMU's greatest: the next decision is "finish"
 SETTLED_LIMIT_S = 2.0  # a failed or cancelled migration has brought the guest back by then
 _OVER = ("completed", "failed", "cancelled")
 
-CAPABILITIES = ("events", "return-path")  # both ends must have these alike
+# No return path: with it, a source that misses the destination's last word starts its guest again
+# while the destination's runs.
+CAPABILITIES = {"events": True, "return-path": False}
 # Without it a guest that dirties nothing (a paused one) would be handed over before proceed().
-SOURCE_CAPABILITIES = (*CAPABILITIES, "pause-before-switchover")
+SOURCE_CAPABILITIES = {**CAPABILITIES, "pause-before-switchover": True}
 
 
 class Report(Protocol):
@@ -63,10 +66,6 @@ class Phase(Enum):
     ENDED = "ended"
 
 
-class _Broken(Exception):
-    """The move has failed; the text says why."""
-
-
 class OutgoingMove:
     """A move out.  begin(), then run() in a task; the rest are signals from outside."""
 
@@ -79,6 +78,7 @@ class OutgoingMove:
         settings: QemuSettings,
         least_rounds: int,
         lead: Lead,
+        path_is_deaf: Callable[[], bool],
     ) -> None:
         self.target = target
         self.phase = Phase.COPYING
@@ -88,11 +88,14 @@ class OutgoingMove:
         self._settings = settings
         self._least_rounds = least_rounds
         self._lead = lead
+        self._path_is_deaf = path_is_deaf  # what was sent goes unacknowledged
         self._switch = asyncio.Event()
         self._proceed = asyncio.Event()
         self._over = asyncio.Event()
         self._waiting = asyncio.Event()  # QEMU has stopped the guest and awaits migrate-continue
+        self._ended = asyncio.Event()
         self._stopped_ns: int | None = None
+        self._handing_over = False  # migrate-continue is sent: the destination may get the whole
         self._outcome = ""
         self._reason = ""
 
@@ -115,10 +118,16 @@ class OutgoingMove:
             ticks = await self._hold()
             await self._wait_for_moment(ticks)
             await self._finish()
-        except (_Broken, HypervisorError) as error:
+        except (Broken, HypervisorError) as error:
             await self._fail(str(error))
         finally:
             self.phase = Phase.ENDED
+            self._ended.set()
+
+    @property
+    def guest_is_stopped(self) -> bool:
+        """Whether the switch has begun: QEMU decides whether the guest will run here again."""
+        return self.phase is Phase.SWITCHING or self._waiting.is_set()
 
     def switch_over(self) -> None:
         """Report ABOUT_TO_STOP at the next good moment."""
@@ -151,14 +160,18 @@ class OutgoingMove:
         self.on_status("failed")
 
     async def cancel(self, reason: str) -> None:
-        """Give the move up, in whatever phase.  The guest runs on unless it has already gone."""
+        """Give the move up, in whatever phase; returns once its outcome is reported.
+
+        The guest runs on unless everything was sent already (then COMPLETED is reported).
+        """
         if self.phase is not Phase.ENDED and not self._over.is_set():
             self._reason = self._reason or reason
             await self._abandon()
+        await self._ended.wait()
 
     # -- the phases ------------------------------------------------------------------------------
 
-    async def _first_window(self, progress: _Progress) -> None:
+    async def _first_window(self, progress: Progress) -> None:
         """Let one held window pass before the copy begins in earnest.
 
         Until its first tick QEMU has no threshold, and a guest whose whole memory fits into one
@@ -176,7 +189,7 @@ class OutgoingMove:
     async def _converge(self) -> None:
         """Copy until little enough remains, then slow the copy down to almost nothing."""
         mark = self._settings.hold_remaining_bytes
-        progress = _Progress(self._settings)
+        progress = Progress(self._settings)
         await self._first_window(progress)
         near = False
         while True:
@@ -213,8 +226,10 @@ class OutgoingMove:
     async def _hold(self) -> TickClock:
         """Observe the ticks until switch_over() was called and one tick has been seen."""
         ticks = TickClock()
+        path = Path(self._path_is_deaf, self._settings.stall_limit_s)
         while not (self._switch.is_set() and (ticks.known or self._waiting.is_set())):
             await self._pause(ticks.until_watch(time.monotonic()), self._switch)
+            path.look()
             if not self._switch.is_set() or not ticks.known:
                 await self._watch_one_tick(ticks)
         self.phase = Phase.TIMING
@@ -262,14 +277,18 @@ class OutgoingMove:
             async with asyncio.timeout(self._settings.switch_limit_s):
                 await self._waiting.wait()
                 if not self._over.is_set():
+                    self._handing_over = True
                     await self._session.execute("migrate-continue", {"state": "pre-switchover"})
                 await self._over.wait()
         except TimeoutError:
-            raise _Broken(
+            raise Broken(
                 f"the switch has not ended within {self._settings.switch_limit_s:.0f} s"
             ) from None
         if self._outcome != "completed":
-            raise _Broken("")
+            raise Broken("")
+        await self._complete()
+
+    async def _complete(self) -> None:
         # Read inside the event, QEMU's figures can still be 0.
         self._report(GuestEvent.COMPLETED, _figures(await self._query()))
 
@@ -283,6 +302,9 @@ class OutgoingMove:
                 await self._abandon()
                 async with asyncio.timeout(SETTLED_LIMIT_S):
                     await self._over.wait()
+            if self._outcome == "completed":  # breaking it off came too late
+                await self._complete()
+                return
             said = (await self._query()).get("error-desc", "")
             detail = detail or said or reason or f"the copy to {self.target[0]} broke off"
             running = await self._settled()
@@ -291,11 +313,12 @@ class OutgoingMove:
         self._report(GuestEvent.FAILED, {"reason": detail, "running": running})
 
     async def _abandon(self) -> None:
-        if self.phase is Phase.SWITCHING:
-            # QEMU's main loop is blocked while the last part is sent, on a cut path for minutes:
-            # only an out-of-band command gets through.  The guest is started again here.
-            instances = [{"type": "migration"}]
-            await self._session.execute("yank", {"instances": instances}, out_of_band=True)
+        if self._handing_over:
+            # Never migrate_cancel from here on: it starts the guest again even if the last octet
+            # has just been sent.  yank closes the connection, and QEMU starts the guest only if
+            # it had not sent everything.  Out of band, for QEMU's main loop is blocked while it
+            # sends the last part, on a cut path for minutes.
+            await yank(self._session.execute)
         else:
             await self._session.execute("migrate_cancel")
 
@@ -314,7 +337,7 @@ class OutgoingMove:
 
     def _check(self) -> None:
         if self._over.is_set():
-            raise _Broken(self._reason)
+            raise Broken(self._reason)
 
     async def _set_bandwidth(self, bytes_per_s: int) -> None:
         await self._session.execute("migrate-set-parameters", {"max-bandwidth": bytes_per_s})
@@ -335,25 +358,6 @@ class OutgoingMove:
         self._check()
 
 
-class _Progress:
-    """Notices a copy that stands still (a cut path) or never converges."""
-
-    def __init__(self, settings: QemuSettings) -> None:
-        now = time.monotonic()
-        self._stall_limit_s = settings.stall_limit_s
-        self._converge_limit_s = settings.converge_limit_s
-        self._begun, self._moved, self._sent = now, now, -1
-
-    def seen(self, sent_bytes: int) -> None:
-        now = time.monotonic()
-        if sent_bytes != self._sent:
-            self._moved, self._sent = now, sent_bytes
-        if now - self._moved > self._stall_limit_s:
-            raise _Broken(f"the copy has stood still for {self._stall_limit_s:.0f} s")
-        if now - self._begun > self._converge_limit_s:
-            raise _Broken(f"the copy has not converged within {self._converge_limit_s:.0f} s")
-
-
 def _figures(info: dict[str, Any]) -> dict[str, Any]:
     ram = info.get("ram", {})
     return {
@@ -366,11 +370,16 @@ def _figures(info: dict[str, Any]) -> dict[str, Any]:
 
 
 async def set_capabilities(
-    execute: Callable[[str, dict[str, Any]], Awaitable[Any]], names: Sequence[str]
+    execute: Callable[[str, dict[str, Any]], Awaitable[Any]], wanted: Mapping[str, bool]
 ) -> None:
-    """Switch migration capabilities on."""
-    capabilities = [{"capability": name, "state": True} for name in names]
+    """Switch migration capabilities on or off."""
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     await execute("migrate-set-capabilities", {"capabilities": capabilities})
+
+
+async def yank(execute: Callable[..., Awaitable[Any]]) -> None:
+    """Shut the connection of a migration down, even while QEMU's main loop is blocked."""
+    await execute("yank", {"instances": [{"type": "migration"}]}, out_of_band=True)
 
 
 def tcp_uri(address: str, port: int) -> str:

@@ -74,14 +74,22 @@ class QemuHypervisor:
     async def pause(self, vm: VmKey) -> None:
         """Stop the guest's CPUs and keep it."""
         guest = self._guest(vm)
-        if not guest.incoming:
-            await guest.execute("stop")
+        if guest.incoming:
+            return
+        if guest.moving is not None and guest.moving.guest_is_stopped:
+            # QEMU may start it again, whatever it is told now: let it decide first.
+            await guest.moving.cancel("paused")
+        await guest.execute("stop")
 
     async def resume(self, vm: VmKey) -> None:
-        """Let a paused or moved-out guest run here, then announce it."""
+        """Let a paused or moved-out guest run here, then announce it.  Nothing if it runs."""
         guest = self._guest(vm)
         if guest.incoming:
             raise HypervisorError(f"{vm}: its copy has not arrived", "cancel the move instead")
+        if guest.moving is not None and guest.moving.guest_is_stopped:
+            raise HypervisorError(f"{vm}: it is being handed over", "cancel the move first")
+        if await guest.running():
+            return
         await guest.drop_stale_migration()
         if not await guest.running():
             await guest.execute("cont")
@@ -99,7 +107,10 @@ class QemuHypervisor:
                 raise HypervisorError(
                     f"{definition.vm}: it already lives here", "stop it before it is moved in"
                 )
-            await self._end(definition.vm)  # a waiting guest whose port is not known
+            # A waiting guest whose port is not known, or none.
+            if guest is not None and not await guest.give_up_waiting():
+                raise HypervisorError(f"{definition.vm}: it runs here already")
+            await self._end(definition.vm)
             guest = await self._launch(definition, ports, incoming=True)
             try:
                 guest.incoming_at = await self._listen(guest, listen_address)
@@ -112,8 +123,8 @@ class QemuHypervisor:
         """Begin the pre-copy."""
         async with self._locks[vm]:
             guest = self._guest(vm)
-            move = guest.move
-            if move is not None and move.phase is not Phase.ENDED:
+            move = guest.moving
+            if move is not None:
                 if move.target == (address, port):
                     return
                 raise HypervisorError(f"{vm}: it is being moved to {move.target[0]} already")
@@ -140,13 +151,15 @@ class QemuHypervisor:
             guest = self._guests.get(vm)
             if guest is None:
                 return
-            if guest.incoming or not guest.alive:
+            if not guest.alive:
                 await self._end(vm)
-            elif guest.move is not None and guest.move.phase is not Phase.ENDED:
-                await guest.move.cancel("cancelled")
-            elif await guest.drop_stale_migration():
-                detail = {"reason": "cancelled", "running": await guest.running()}
-                guest.report(GuestEvent.FAILED, detail)
+            elif guest.incoming:
+                if await guest.give_up_waiting():
+                    await self._end(vm)
+            elif guest.moving is not None:
+                await guest.moving.cancel("cancelled")
+            else:
+                await self._cancel_stale(guest)
 
     async def state(self, vm: VmKey) -> str:
         """Beyond the interface: "running", "paused", "incoming" or "moved-out"."""
@@ -225,6 +238,15 @@ class QemuHypervisor:
                 f"{definition.vm}: QEMU did not start: {words or 'it gave no reason'}",
                 "see that the taps exist and no other QEMU holds them",
             ) from None
+
+    async def _cancel_stale(self, guest: QemuGuest) -> None:
+        """Cancel a move that an earlier daemon has left."""
+        outcome = await guest.drop_stale_migration()
+        if outcome == "completed":
+            guest.report(GuestEvent.COMPLETED)
+        elif outcome:
+            detail = {"reason": "cancelled", "running": await guest.running()}
+            guest.report(GuestEvent.FAILED, detail)
 
     async def _listen(self, guest: QemuGuest, address: str) -> tuple[str, int]:
         """Let the waiting guest listen on the first free port of the range."""

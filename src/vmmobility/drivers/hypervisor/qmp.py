@@ -1,7 +1,7 @@
 """A thin session with one QEMU monitor: connect, execute, events.
 
 Every failure becomes a HypervisorError that names the VM.  Not here: what to say to QEMU
-(qemu_guest.py, qemu_move.py).  Rests on the library qemu.qmp.
+(guest.py, move.py).  Rests on the library qemu.qmp.
 """
 
 from __future__ import annotations
@@ -100,6 +100,11 @@ class QmpSession:
             reader.cancel()
         while not client.events.empty():  # what came just before the end counts too
             on_event(await client.events.get())
+
+    async def catch_up(self) -> None:
+        """Return once watch() has passed on all events that came before the last answer."""
+        while self.connected and not self._client.events.empty():  # noqa: ASYNC110 (no signal)
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Let go of the monitor; QEMU and its guest live on."""
