@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vmmobility.engine import channel, replay
+from vmmobility.engine import admission, channel, manager_redirects, replay
+from vmmobility.engine.manager import ManagerSettings
 from vmmobility.engine.nve_transitions import RULES
 from vmmobility.wire import formats
 from vmmobility.wire.authentication import DATA, TRAILER
@@ -24,6 +25,7 @@ from vmmobility.wire.registry import (
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 PLAIN = " ".join(PAGE.split())
+MANAGER = ManagerSettings("manager")
 
 
 def test_the_tables_are_the_code_s():
@@ -70,11 +72,26 @@ def test_every_action_of_an_nve_is_explained():
         f"for **{channel.ASSEMBLY_S:.0f} s** and at most **{channel.ASSEMBLIES}** a peer",
         f"after **{channel.Retransmission().first_s * 1000:.0f} ms**",
         f"up to **{channel.Retransmission().most_s:.0f} s**",
+        f"MUST NOT exceed **{admission.MAX_VM_OCTETS:,} octets**",
+        f"({admission.MAX_VM_OCTETS:,} octets, {admission.MAX_PREVIOUS} previous NVEs)",
+        f"at most **{admission.MAX_PREFIXES}** prefixes",
+        f"more than **{admission.MAX_PREVIOUS}** previous NVEs",
+        f"**/{MANAGER.shortest_ipv4}** of IPv4 and **/{MANAGER.shortest_ipv6}** of IPv6",
+        f"MUST remember the last {replay.WINDOW:,} such",
+        f"the same is sent again {manager_redirects.REDIRECT_RETRY_S:.0f} s later",
+        f"A state has {MANAGER.step_s:.0f} s, copying {MANAGER.copy_s:.0f} s",
+        f"the ticket's life ({MANAGER.ticket_s:.0f} s)",
         f"1 to {formats.MAX_NAME} octets (a node's: 1 to {formats.MAX_NODE_NAME})",
     ],
 )
 def test_constants_are_the_code_s(sentence):
     assert sentence in PLAIN
+
+
+def test_every_range_of_no_vm_is_named():
+    for network in admission.FORBIDDEN:
+        whole = network.prefixlen == network.max_prefixlen
+        assert f" {network.network_address if whole else network}" in PLAIN.replace(",", " ")
 
 
 def test_every_reason_of_a_drop_is_registered():

@@ -40,7 +40,7 @@ class Phase(IntEnum):
     NONE = 0  # holds nothing but, perhaps, the highest epoch seen
     ATTACHING = 1  # the guest runs here, its attach is not yet accepted
     SERVING = 2  # accepted: delivers locally
-    PREPARED = 3  # destination: a guest waits here, packets are relayed to the source
+    PREPARED = 3  # destination: a guest waits here, packets go where they went before
     COPYING = 4  # source: delivers locally, memory is being copied
     CONVERGED = 5  # source: what remains fits the blackout budget
     DELIVERING = 6  # destination: delivers locally, early packets wait in the tap's queue
