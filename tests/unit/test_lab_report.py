@@ -58,10 +58,10 @@ def sample():
     move = report.MoveReport(
         1, 1, "vm1", "nve-a", "nve-b", "hot", True, "", "ok", 0, 3000.0, probes,
         report.TcpReport(2, 2, 55.0),
-        report.GuestReport(sound=True, bad_pages=0, memory_pages=64, cpu=0.2, cpu_before=0.1,
+        report.GuestReport(cold_ms=12.0, sound=True, bad_pages=0, memory_pages=64, cpu=0.2, cpu_before=0.1,
                            **times),
         report.ControlReport(**measures.control(mine, FACTS)),
-        measures.queue_peak(mine), 40, tuple(measures.phases(mine, 0)), routes, {"x": 1},
+        measures.queue_peak(mine, FACTS), 40, tuple(measures.phases(mine, 0)), routes, {"x": 1},
     )  # fmt: skip
     return report.Report("demo", "A demo", "three-racks", 1, 0, 12.0, (), (), (move,), ())
 
@@ -74,7 +74,7 @@ def test_measures_come_from_the_events_own_times():
     assert measures.control(mine, FACTS) == {
         "registered_ms": 9.0, "redirected_ms": 5.0, "redirect_to_stop_ms": 1.0,
     }  # fmt: skip
-    assert measures.queue_peak(mine) == 17
+    assert measures.queue_peak(mine, FACTS) == 17
     assert measures.phases(mine, 0)[2] == {
         "name": "forwarding redirect", "node": "nve-a", "at_ms": 700.0,
     }  # fmt: skip
@@ -82,7 +82,7 @@ def test_measures_come_from_the_events_own_times():
 
 def test_measures_of_a_failed_move_are_unknown_not_wrong():
     assert measures.control([], FACTS)["registered_ms"] is None
-    assert measures.queue_peak([]) is None
+    assert measures.queue_peak([], FACTS) is None
 
 
 def test_relayed_counts_growth_and_begins_again_after_a_reset():

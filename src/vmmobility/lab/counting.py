@@ -133,6 +133,12 @@ def count_udp(record: UdpRecord, window: Window, now_ns: int | None = None) -> U
     return UdpCount(len(sent), lost, duplicated, gap_ms, gap_start, len(arrivals), pending)
 
 
+def first_echo_after(record: UdpRecord, time_ns: int, end_ns: int) -> int | None:
+    """When the first echo came at or after `time_ns`, and before `end_ns`."""
+    times = [t for found in record.received.values() for t in found if time_ns <= t < end_ns]
+    return min(times, default=None)
+
+
 def longest_gap(arrivals: Sequence[int], first_ns: int, last_ns: int) -> tuple[int, int]:
     """(length, start) of the longest time without an arrival between first and last."""
     best, best_start = 0, first_ns

@@ -5,13 +5,23 @@ Not here: the arithmetic (counting.py, measures.py) or the report's format (repo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from vmmobility.lab import measures, report
 from vmmobility.lab.correspondents import FAMILY_NAMES, Pair
-from vmmobility.lab.counting import Window, count_tcp, count_udp, windows, write_raw
+from vmmobility.lab.counting import (
+    LATE_NS,
+    Window,
+    count_tcp,
+    count_udp,
+    first_echo_after,
+    windows,
+    write_raw,
+)
 from vmmobility.lab.lab_run import LabRun, MoveRecord
 from vmmobility.lab.logbook import LogEvent
+from vmmobility.lab.moments import moments, split_gap
 from vmmobility.lab.route_recorder import RouteSpan, spans
 from vmmobility.wire.values import FAMILIES
 
@@ -56,6 +66,10 @@ def _move(
     mine = measures.of_move(events, facts)
     times = measures.guest(mine, facts)
     control = measures.control(mine, facts)
+    phases = tuple(measures.phases(mine, record.requested_ns))
+    resumed_ns = measures.resumed_at(events, facts)
+    at = moments(phases, record.source, record.target)
+    probes = tuple(_probes(run, record, window, at, resumed_ns))
     health = record.soundness
     return report.MoveReport(
         number=record.number,
@@ -69,12 +83,13 @@ def _move(
         expected=record.expected,
         started_ns=record.requested_ns,
         window_ms=round((window.end_ns - record.requested_ns) / 1e6, 3),
-        probes=tuple(_probes(run, record, window, times["stop_to_resume_ms"])),
+        probes=probes,
         tcp=_tcp(run, record, window),
         guest=report.GuestReport(
             downtime_ms=times["downtime_ms"],
             stop_to_resume_ms=times["stop_to_resume_ms"],
             total_ms=times["total_ms"],
+            cold_ms=report.median(probe.resume_to_echo_ms for probe in probes),
             sound=bool(health and health.sound),
             bad_pages=health.bad_pages if health else None,
             memory_pages=health.memory_pages if health else None,
@@ -83,36 +98,41 @@ def _move(
             reason=health.reason if health else "not examined",
         ),
         control=report.ControlReport(**control),
-        queue_peak=measures.queue_peak(mine),
+        queue_peak=measures.queue_peak(events, facts),
         relayed=measures.relayed(run.poller.polls(record.vm), event_window),
-        phases=tuple(measures.phases(mine, record.requested_ns)),
+        phases=phases,
         routes=tuple(_routes(route_spans, event_window)),
         measured=dict(record.answer.get("measured") or {}),
     )
 
 
 def _probes(
-    run: LabRun, record: MoveRecord, window: Window, stop_ms: float | None
-) -> list[report.ProbeReport]:
-    found = []
+    run: LabRun, record: MoveRecord, window: Window, at: dict[str, float], resumed_ns: int | None
+) -> Iterable[report.ProbeReport]:
+    stop_ms = at["resume"] - at["stop"] if {"stop", "resume"} <= set(at) else None
     for pair in _pairs(run, record):
         for version in FAMILIES:
-            count = count_udp(run.probes.udp(pair, version), window)
-            beyond = None if stop_ms is None else round(count.longest_gap_ms - stop_ms, 3)
+            stream = run.probes.udp(pair, version)
+            count = count_udp(stream, window)
+            echo_ms = None
+            if resumed_ns is not None:
+                echo_ns = first_echo_after(stream, resumed_ns, window.end_ns + LATE_NS)
+                echo_ms = None if echo_ns is None else round((echo_ns - resumed_ns) / 1e6, 3)
             start_ms = round((count.gap_start_ns - record.requested_ns) / 1e6, 3)
-            found.append(
-                report.ProbeReport(
-                    pair.correspondent,
-                    FAMILY_NAMES[version],
-                    count.sent,
-                    count.lost,
-                    count.duplicated,
-                    count.longest_gap_ms,
-                    beyond,
-                    start_ms,
-                )
+            split = split_gap(start_ms, count.longest_gap_ms, at, echo_ms)
+            beyond = None if stop_ms is None else round(count.longest_gap_ms - stop_ms, 3)
+            yield report.ProbeReport(
+                correspondent=pair.correspondent,
+                family=FAMILY_NAMES[version],
+                sent=count.sent,
+                lost=count.lost,
+                duplicated=count.duplicated,
+                longest_gap_ms=count.longest_gap_ms,
+                gap_beyond_stop_ms=beyond,
+                gap_start_ms=start_ms,
+                resume_to_echo_ms=echo_ms,
+                gap_parts=split,
             )
-    return found
 
 
 def _tcp(run: LabRun, record: MoveRecord, window: Window) -> report.TcpReport:

@@ -20,6 +20,7 @@ from vmmobility.errors import LabError
 
 T = TypeVar("T")
 NETNS = Path("/run/netns")
+WATCHER_NICE = 10
 _CLONE_NEWNET = 0x40000000
 
 
@@ -53,6 +54,11 @@ def inside(name: str, work: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def yield_the_cpu(process: int = 0) -> None:
+    """Let everything else go first: this thread, or a process, only watches what others do."""
+    os.setpriority(os.PRIO_PROCESS, process or threading.get_native_id(), WATCHER_NICE)
 
 
 def python(module: str, *arguments: str, namespace: str | None = None) -> list[str]:

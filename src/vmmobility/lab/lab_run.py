@@ -108,6 +108,7 @@ class LabRun:
         """Ask the manager for a move."""
         daemons = self.lab.daemons
         source = self.place_of(step.vm)
+        self.poller.poll()  # what was relayed up to now belongs to the moves before
         number = self._first_move + len(self.moves)
         deadline_s = time.monotonic() + step.timeout_s
         record = MoveRecord(number, step.vm, source, step.to, step.expect, time.time_ns(),

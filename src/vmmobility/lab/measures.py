@@ -82,11 +82,30 @@ def control(events: Sequence[LogEvent], facts: MoveFacts) -> dict[str, float | N
     }
 
 
-def queue_peak(events: Sequence[LogEvent]) -> int | None:
-    """Most packets that waited in the destination's tap, from its `queue` events."""
-    peaks = [e.number("queue_peak") for e in events if e.name == "queue"]
-    known = [int(peak) for peak in peaks if peak is not None]
-    return max(known) if known else None
+def queue_peak(events: Sequence[LogEvent], facts: MoveFacts) -> int | None:
+    """Packets that waited in the destination's tap, from its `queue` event.
+
+    The NVE counts a moment after RESUME, when the next move may have been asked for already: of
+    all of the VM's events, the one wanted follows this move's RESUME and no other's.
+    """
+    resumed_ns = resumed_at(events, facts)
+    if resumed_ns is None:
+        return None
+    there = sorted((e for e in events if (e.vm, e.node) == (facts.vm, facts.target)),
+                   key=lambda e: e.at_ns)  # fmt: skip
+    for event in there:
+        if event.name == "guest.resumed" and event.at_ns > resumed_ns:
+            return None
+        peak = event.number("queue_peak") if event.name == "queue" else None
+        if peak is not None and event.at_ns >= resumed_ns:
+            return int(peak)
+    return None
+
+
+def resumed_at(events: Sequence[LogEvent], facts: MoveFacts) -> int | None:
+    """When the guest ran at the destination."""
+    event = first(of_move(events, facts), "guest.resumed", facts.target)
+    return None if event is None else event.at_ns
 
 
 def relayed(polls: Sequence[tuple[int, Mapping[str, int]]], window: Window) -> int:

@@ -33,7 +33,7 @@ _SENTENCES = {
     "queue": "{node}: {queue_peak} packets waited in its tap",
     "guest.gone": "{node}: guest gone",
     "entry.drained": "{node}: redirect drained",
-    "entry.removed": "{node}: redirect entry removed",
+    "entry.removed": "{node}: entry removed",
     "drop": "{node}: dropped a message from {peer}: {reason}",
 }
 

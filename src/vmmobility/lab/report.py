@@ -6,9 +6,11 @@ Field names are docs/lab.md's contract.  Not here: how it looks (report_text.py,
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from vmmobility.lab.moments import GapSplit
 
 FORMAT = 1
 
@@ -25,6 +27,19 @@ class ProbeReport:
     longest_gap_ms: float
     gap_beyond_stop_ms: float | None
     gap_start_ms: float
+    resume_to_echo_ms: float | None = None
+    gap_parts: GapSplit | None = None
+
+    @property
+    def gap_without_cold_ms(self) -> float | None:
+        """What the network added: the gap beyond STOP to RESUME, less RESUME to the first echo."""
+        if self.gap_beyond_stop_ms is None or self.gap_parts is None:
+            return None
+        return round(self.gap_beyond_stop_ms - self.gap_parts.cold_ms, 3)
+
+    def as_json(self) -> dict[str, Any]:
+        """The probes with what follows from them."""
+        return {**asdict(self), "gap_without_cold_ms": self.gap_without_cold_ms}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +58,7 @@ class GuestReport:
     downtime_ms: float | None
     stop_to_resume_ms: float | None
     total_ms: float | None
+    cold_ms: float | None
     sound: bool
     bad_pages: int | None
     memory_pages: int | None
@@ -97,9 +113,27 @@ class MoveReport:
     routes: tuple[RouteReport, ...]
     measured: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def worst(self) -> ProbeReport | None:
+        """The probes with the longest gap."""
+        return max(self.probes, key=lambda probe: probe.longest_gap_ms, default=None)
+
+    @property
+    def gap_beyond_stop_ms(self) -> float | None:
+        """The longest gap of all its probes less STOP to RESUME."""
+        return self.worst.gap_beyond_stop_ms if self.worst else None
+
+    @property
+    def gap_without_cold_ms(self) -> float | None:
+        """The same without the cold part."""
+        return self.worst.gap_without_cold_ms if self.worst else None
+
     def as_json(self) -> dict[str, Any]:
         """The move with the names of the format."""
         data = asdict(self)
+        data["probes"] = [probe.as_json() for probe in self.probes]
+        data["gap_beyond_stop_ms"] = self.gap_beyond_stop_ms
+        data["gap_without_cold_ms"] = self.gap_without_cold_ms
         data["from"], data["to"] = data.pop("source"), data.pop("target")
         return data
 
@@ -143,7 +177,7 @@ class Report:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Totals over all moves, and medians of what varies."""
+        """Totals over all moves, medians and maxima of what varies."""
         probes = [probe for move in self.moves for probe in move.probes]
         return {
             "moves": len(self.moves),
@@ -155,23 +189,28 @@ class Report:
             "tcp_sessions": sum(move.tcp.sessions for move in self.moves),
             "tcp_survived": sum(move.tcp.survived for move in self.moves),
             "relayed": sum(move.relayed for move in self.moves),
-            "median": {
-                "longest_gap_ms": _median(max_gap(move) for move in self.moves),
-                "gap_beyond_stop_ms": _median(
-                    probe.gap_beyond_stop_ms for probe in probes
-                ),
-                "longest_stall_ms": _median(move.tcp.longest_stall_ms for move in self.moves),
-                "downtime_ms": _median(move.guest.downtime_ms for move in self.moves),
-                "stop_to_resume_ms": _median(m.guest.stop_to_resume_ms for m in self.moves),
-                "total_ms": _median(move.guest.total_ms for move in self.moves),
-                "registered_ms": _median(move.control.registered_ms for move in self.moves),
-                "redirected_ms": _median(move.control.redirected_ms for move in self.moves),
-                "redirect_to_stop_ms": _median(
-                    move.control.redirect_to_stop_ms for move in self.moves
-                ),
-                "queue_peak": _median(move.queue_peak for move in self.moves),
-            },
-        }  # fmt: skip
+            "median": self._over(median),
+            "max": self._over(_maximum),
+        }
+
+    def _over(self, figure: Callable[[Iterable[float | None]], float | None]) -> dict[str, Any]:
+        """One figure of what varies: over the probes of all moves, or over the moves."""
+        moves = self.moves
+        probes = [probe for move in moves for probe in move.probes]
+        return {
+            "longest_gap_ms": figure(max_gap(move) for move in moves),
+            "gap_beyond_stop_ms": figure(probe.gap_beyond_stop_ms for probe in probes),
+            "gap_without_cold_ms": figure(probe.gap_without_cold_ms for probe in probes),
+            "cold_ms": figure(probe.resume_to_echo_ms for probe in probes),
+            "longest_stall_ms": figure(move.tcp.longest_stall_ms for move in moves),
+            "downtime_ms": figure(move.guest.downtime_ms for move in moves),
+            "stop_to_resume_ms": figure(move.guest.stop_to_resume_ms for move in moves),
+            "total_ms": figure(move.guest.total_ms for move in moves),
+            "registered_ms": figure(move.control.registered_ms for move in moves),
+            "redirected_ms": figure(move.control.redirected_ms for move in moves),
+            "redirect_to_stop_ms": figure(move.control.redirect_to_stop_ms for move in moves),
+            "queue_peak": figure(move.queue_peak for move in moves),
+        }
 
 
 def max_gap(move: MoveReport) -> float | None:
@@ -179,6 +218,11 @@ def max_gap(move: MoveReport) -> float | None:
     return max((probe.longest_gap_ms for probe in move.probes), default=None)
 
 
-def _median(values: Iterable[float | None]) -> float | None:
+def median(values: Iterable[float | None]) -> float | None:
+    """The middle of those that are known."""
     known = [value for value in values if value is not None]
     return round(statistics.median(known), 3) if known else None
+
+
+def _maximum(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

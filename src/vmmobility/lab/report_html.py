@@ -5,44 +5,13 @@ Not here: the drawings (report_svg.py).  Rests on the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
+from importlib import resources
 
 from vmmobility.lab.report import MoveReport, Report
-from vmmobility.lab.report_svg import timeline
-
-_STYLE = """
-:root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--ink:#1d2129;--soft:#667085;--line:#e4e7ec;
---good:#12805c;--bad:#c4320a;--gap:#e5484d;--band:#f9d9c6;--alive:#a6dcc5;--local:#3b82c4;
---tunnel:#8e6bbf;--hostroute:#c08a1e}
-@media(prefers-color-scheme:dark){:root{--bg:#14161a;--card:#1c1f25;--ink:#e6e8ec;--soft:#98a2b3;
---line:#2f343d;--good:#4cc38a;--bad:#ff8b61;--gap:#ff6369;--band:#573725;--alive:#22604a;
---local:#3f7fb8;--tunnel:#7d5fb0;--hostroute:#a8802a}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);
-font:15px/1.5 system-ui,sans-serif}main{max-width:1060px;margin:0 auto;padding:32px 20px 80px}
-h1{font-size:26px;margin:0}h2{font-size:18px;margin:0 0 8px}p{margin:4px 0 16px;color:var(--soft)}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px;
-margin:20px 0;overflow-x:auto}.chip{display:inline-block;border-radius:99px;padding:1px 10px;
-font-size:13px;font-weight:600;color:var(--card)}.chip.good{background:var(--good)}
-.chip.bad{background:var(--bad)}.tiles{display:flex;flex-wrap:wrap;gap:12px;margin:20px 0}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 18px;
-min-width:130px}.tile b{display:block;font-size:24px;font-variant-numeric:tabular-nums}
-.tile span{color:var(--soft);font-size:13px}table{border-collapse:collapse;width:100%;
-font-variant-numeric:tabular-nums;margin:12px 0}th{font-weight:600;color:var(--soft);font-size:13px}
-th,td{text-align:right;padding:4px 10px;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child,th.l,td.l{text-align:left}.badcell{color:var(--bad);font-weight:700}
-svg{width:100%;min-width:760px;height:auto;margin:8px 0}svg text{font:12px system-ui,sans-serif;
-fill:var(--ink)}svg .lane{text-anchor:end;fill:var(--soft)}svg .scale{text-anchor:middle;
-fill:var(--soft);font-size:11px}svg .tick{stroke:var(--line);stroke-dasharray:2 3}
-svg .band{fill:var(--band)}svg .alive{fill:var(--alive)}svg .gap{fill:var(--gap)}
-svg .dot{fill:var(--local)}svg .dot.bad{fill:var(--bad)}svg .via{fill:#fff;font-size:11px}
-svg .route{rx:3px;fill:var(--tunnel)}svg .local{fill:var(--local)}
-svg .host-route{fill:var(--hostroute)}details summary{cursor:pointer;color:var(--soft)}
-.legend{font-size:12.5px;margin:0 0 12px}.legend i{display:inline-block;width:12px;height:12px;
-border-radius:3px;margin:0 6px 0 18px;vertical-align:-1px}
-code{font:12.5px ui-monospace,monospace}
-"""
+from vmmobility.lab.report_svg import close_up, timeline
 
 _LEGEND = (
     '<p class="legend"><i style="background:var(--band)"></i>stop to resume'
@@ -69,9 +38,13 @@ def html(report: Report) -> str:
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(report.scenario)}: lab report</title><style>{_STYLE}</style></head>"
+        f"<title>{escape(report.scenario)}: lab report</title><style>{_style()}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
+
+
+def _style() -> str:
+    return (resources.files("vmmobility.lab") / "report.css").read_text(encoding="utf-8")
 
 
 def _chip(good: bool, text: str) -> str:
@@ -88,18 +61,25 @@ def _problems(report: Report) -> str:
 
 def _tiles(report: Report) -> str:
     total = report.summary()
-    median = total["median"]
+    median, most = total["median"], total["max"]
     tiles = [
         (f"{total['moves_ok']} / {total['moves']}", "moves ok"),
         (f"{total['lost']:,}", f"probes lost of {total['sent']:,}"),
         (f"{total['duplicated']:,}", "duplicated"),
         (f"{total['tcp_survived']} / {total['tcp_sessions']}", "TCP sessions survived"),
-        (_ms(median["longest_gap_ms"]), "longest gap, median"),
-        (_ms(median["stop_to_resume_ms"]), "stop to resume, median"),
-        (_ms(median["downtime_ms"]), "guest's downtime, median"),
+        (_both(median, most, "longest_gap_ms"), "longest gap, median / longest"),
+        (_both(median, most, "stop_to_resume_ms"), "stop to resume"),
+        (_both(median, most, "gap_beyond_stop_ms"), "gap beyond stop to resume"),
+        (_both(median, most, "gap_without_cold_ms"), "… and without resume to first echo"),
     ]
     boxes = (f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for value, name in tiles)
     return f'<div class="tiles">{"".join(boxes)}</div>'
+
+
+def _both(median: Mapping[str, float | None], most: Mapping[str, float | None], key: str) -> str:
+    """Median and longest, in ms."""
+    shown = ("–" if figure[key] is None else f"{figure[key]:,.1f}" for figure in (median, most))
+    return " / ".join(shown) + " ms"
 
 
 def _move(move: MoveReport) -> str:
@@ -107,8 +87,37 @@ def _move(move: MoveReport) -> str:
     state = _chip(move.ok, "ok" if move.ok else move.reason or "failed")
     run = f"<p>Run {move.run}, {escape(move.mode)} move.</p>"
     return (
-        f"<section><h2>{escape(title)} {state}</h2>{run}{timeline(move)}{_LEGEND}"
-        f"{_probe_table(move)}{_fact_table(move)}{_details(move)}</section>"
+        f"<section><h2>{escape(title)} {state}</h2>{run}{timeline(move)}"
+        f"{_close_up(move)}{_LEGEND}{_gap(move)}{_probe_table(move)}"
+        f"{_fact_table(move)}{_details(move)}</section>"
+    )
+
+
+def _close_up(move: MoveReport) -> str:
+    drawing = close_up(move)
+    return f"<h3>The switch, close up</h3>{drawing}" if drawing else ""
+
+
+def _gap(move: MoveReport) -> str:
+    """The longest gap as one bar of its parts."""
+    parts = move.worst.gap_parts if move.worst else None
+    if parts is None or parts.longest_ms <= 0:
+        return ""
+    shown = [
+        ("other", parts.other_ms, "elsewhere"),
+        ("held", parts.held_ms, "redirect to stop"),
+        ("stopped", parts.stopped_ms, "stop to resume"),
+        ("cold", parts.cold_ms, "resume to first echo"),
+    ]
+    bars = "".join(
+        f'<b class="{kind}" style="flex-grow:{ms:.3f}"></b>' for kind, ms, _ in shown if ms > 0
+    )
+    words = "".join(
+        f'<span><i class="{kind}"></i>{text} {_ms(ms)}</span>' for kind, ms, text in shown
+    )
+    return (
+        f"<h3>The longest gap, {_ms(parts.longest_ms)}</h3>"
+        f'<div class="gapbar">{bars}</div><p class="parts">{words}</p>'
     )
 
 
@@ -118,10 +127,12 @@ def _probe_table(move: MoveReport) -> str:
             probe.correspondent, probe.family, f"{probe.sent:,}",
             (str(probe.lost), probe.lost > 0), str(probe.duplicated),
             _ms(probe.longest_gap_ms), _ms(probe.gap_beyond_stop_ms),
+            _ms(probe.resume_to_echo_ms),
         )
         for probe in move.probes
     ]  # fmt: skip
-    heads = ("correspondent", "family", "sent", "lost", "duplicated", "longest gap", "beyond stop")
+    heads = ("correspondent", "family", "sent", "lost", "duplicated", "longest gap",
+             "beyond stop to resume", "resume to first echo")  # fmt: skip
     return _table(heads, rows)
 
 
@@ -136,13 +147,20 @@ def _fact_table(move: MoveReport) -> str:
         ("stop to resume", _ms(guest.stop_to_resume_ms)),
         ("copy in total", _ms(guest.total_ms)),
         ("guest sound", sound),
+        ("gap beyond stop to resume", _ms(move.gap_beyond_stop_ms)),
+        ("the same without resume to first echo", _ms(move.gap_without_cold_ms)),
+        ("resume to first echo, median", _ms(guest.cold_ms)),
         ("redirect before stop", _ms(control.redirect_to_stop_ms)),
         ("resume to registered", _ms(control.registered_ms)),
         ("registered to all redirected", _ms(control.redirected_ms)),
         ("packets relayed", f"{move.relayed:,}"),
         ("queue peak at the destination", "–" if move.queue_peak is None else move.queue_peak),
     ]
-    return _table(("", ""), facts)
+    cells = "".join(
+        f"<div><dt>{escape(name)}</dt>{_cell(value).replace('td', 'dd')}</div>"
+        for name, value in facts
+    )
+    return f'<dl class="facts">{cells}</dl>'
 
 
 def _details(move: MoveReport) -> str:

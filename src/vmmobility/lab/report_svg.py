@@ -1,24 +1,20 @@
-"""A move's timeline as SVG: phases, the stop-to-resume band, probe gaps, routes by node.
+"""A move as SVG, whole and close up: moments, stop to resume, probe gaps, routes by node.
 
 Colours are CSS variables of the page (report_html.py).  Not here: the page.
 """
 
 from __future__ import annotations
 
+import math
 from html import escape
 
+from vmmobility.lab.moments import moments
 from vmmobility.lab.report import MoveReport
 
 _WIDTH, _LEFT, _RIGHT = 960, 130, 20
 _LANE = 22
 _TOP = 8.0
-_MARKS = {
-    "move.requested": "requested", "move.prepared": "prepared", "move.copying": "copying",
-    "move.converged": "converged", "move.delivering": "delivering", "move.turned": "turned",
-    "guest.stopped": "stop", "guest.resumed": "resume", "move.registered": "registered",
-    "move.redirected": "redirected", "move.done": "done", "move.failed": "failed",
-    "move.aborted": "aborted",
-}  # fmt: skip
+_GRAVE = ("stop", "failed", "aborted")
 
 
 class _Axis:
@@ -35,39 +31,47 @@ class _Axis:
 
 
 def timeline(move: MoveReport) -> str:
-    """The drawing; an empty string if nothing is known of the move."""
-    marks = _marks(move)
+    """The whole move; an empty string if nothing is known of it."""
+    marks = moments(move.phases, move.source, move.target)
     if not marks:
         return ""
-    axis = _Axis(*_span(marks))
-    rows: list[str] = []
-    y = _TOP
-    phase_rows, y = _phase_rows(marks, axis, y)
+    ends = [probe.gap_start_ms + probe.longest_gap_ms for probe in move.probes]
+    last = max(marks.values())
+    end = max([last, *(gap_end for gap_end in ends if gap_end < 2 * last)])
+    return _drawing(move, marks, _Axis(-0.02 * end, end * 1.06 + 5), f"Move {move.number}")
+
+
+def close_up(move: MoveReport) -> str:
+    """The switch alone, from the last moment before the stop's gap to its end."""
+    marks = moments(move.phases, move.source, move.target)
+    worst = move.worst
+    if "stop" not in marks or "resume" not in marks or worst is None:
+        return ""
+    begins, ends = [marks["stop"]], [marks["resume"]]
+    for probe in move.probes:
+        gap_end = probe.gap_start_ms + probe.longest_gap_ms
+        if probe.gap_start_ms <= marks["resume"] and gap_end >= marks["stop"]:
+            begins.append(probe.gap_start_ms)
+            ends.append(gap_end)
+    begins += [marks[name] for name in ("redirect",) if name in marks]
+    ends += [marks[name] for name in ("registered", "redirected") if name in marks]
+    begin, end = min(begins), max(ends)
+    room = max(1.0, 0.06 * (end - begin))
+    axis = _Axis(begin - room, end + room)
+    inside = {name: at for name, at in marks.items() if axis.begin_ms <= at <= axis.end_ms}
+    return _drawing(move, inside, axis, f"The switch of move {move.number}")
+
+
+def _drawing(move: MoveReport, marks: dict[str, float], axis: _Axis, title: str) -> str:
+    phase_rows, y = _phase_rows(marks, axis, _TOP)
     probe_rows, y = _probe_rows(move, axis, y + 6)
     route_rows, y = _route_rows(move, axis, y + 6)
-    rows += [_band(marks, axis, y), *phase_rows, *probe_rows, *route_rows, _scale(axis, y)]
-    height = y + 26
-    title = f"Timeline of move {move.number}"
+    rows = [_scale(axis, y), _band(marks, axis, y), *phase_rows, *probe_rows, *route_rows]
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{title}">'
+        f'<svg viewBox="0 0 {_WIDTH} {y + 26:g}" role="img" aria-label="{escape(title)}">'
         + "".join(rows)
         + "</svg>"
     )
-
-
-def _marks(move: MoveReport) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for phase in move.phases:
-        name = _MARKS.get(phase["name"])
-        if name is not None:
-            found.setdefault(name, phase["at_ms"])
-    return dict(sorted(found.items(), key=lambda item: item[1]))
-
-
-def _span(marks: dict[str, float]) -> tuple[float, float]:
-    """From a little before the request to a little after the last phase."""
-    end = max(marks.values())
-    return -0.02 * end, end * 1.06 + 5
 
 
 def _label(text: str, y: float) -> str:
@@ -88,11 +92,12 @@ def _band(marks: dict[str, float], axis: _Axis, bottom: float) -> str:
 
 def _phase_rows(marks: dict[str, float], axis: _Axis, y: float) -> tuple[list[str], float]:
     """Staircase: each phase on the row where its predecessor left room."""
-    rows = [_label("phases", y)]
+    rows = [_label("moments", y)]
     ends: list[float] = []
+    places = 1 if axis.end_ms - axis.begin_ms < 500 else 0
     for name, at_ms in marks.items():
         x = axis.x(at_ms)
-        text = f"{name} {at_ms:.0f}"
+        text = f"{name} {at_ms:,.{places}f}"
         flip = x > _WIDTH - 150
         left = x - 7 * len(text) - 10 if flip else x
         row = next((i for i, end in enumerate(ends) if end < left), len(ends))
@@ -102,7 +107,7 @@ def _phase_rows(marks: dict[str, float], axis: _Axis, y: float) -> tuple[list[st
         top = y + row * _LANE
         anchor = ' text-anchor="end"' if flip else ""
         shift = -7 if flip else 7
-        kind = " bad" if name in ("stop", "failed", "aborted") else ""
+        kind = " bad" if name in _GRAVE else ""
         rows.append(
             f'<circle class="dot{kind}" cx="{x}" cy="{top + 11}" r="4"/>'
             f'<text class="mark" x="{x + shift}" y="{top + 15}"{anchor}>{text}</text>'
@@ -158,7 +163,7 @@ def _scale(axis: _Axis, y: float) -> str:
     raw = (axis.end_ms - axis.begin_ms) / 8
     power = 10.0 ** (len(str(int(raw))) - 1) if raw >= 1 else 1.0
     step = next((power * m for m in (1, 2, 5, 10) if power * m >= raw), power * 10)
-    ticks, at_ms = [], 0.0
+    ticks, at_ms = [], max(0.0, math.ceil(axis.begin_ms / step) * step)
     while at_ms <= axis.end_ms:
         x = axis.x(at_ms)
         ticks.append(f'<line class="tick" x1="{x}" x2="{x}" y1="{_TOP}" y2="{y}"/>')

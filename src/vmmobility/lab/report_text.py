@@ -10,15 +10,11 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from vmmobility.lab.moments import moments
 from vmmobility.lab.report import MoveReport, Report
 
 _BAR = 56
-_MARKS = {
-    "move.requested": "requested", "move.prepared": "prepared", "move.copying": "copying",
-    "move.converged": "converged", "forwarding redirect": "redirect", "guest.stopped": "stop",
-    "guest.resumed": "resume", "move.registered": "registered", "move.redirected": "redirected",
-    "move.done": "done", "move.failed": "failed", "move.aborted": "aborted",
-}  # fmt: skip
+_GRAVE = ("stop", "failed", "aborted")
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -49,18 +45,14 @@ def _move(move: MoveReport) -> RenderableType:
 
 def _timeline(move: MoveReport) -> list[Text]:
     """One line a phase: when, and how far along the move."""
-    seen: dict[str, float] = {}
-    for phase in move.phases:
-        name = _MARKS.get(phase["name"])
-        if name is not None:
-            seen.setdefault(name, phase["at_ms"])
-    whole = max(seen.values(), default=0.0) or 1.0
+    at = moments(move.phases, move.source, move.target)
+    whole = max(at.values(), default=0.0) or 1.0
     lines = []
-    for name, at_ms in sorted(seen.items(), key=lambda item: item[1]):
+    for name, at_ms in at.items():
         filled = round(_BAR * max(0.0, at_ms) / whole)
         line = Text(f"  {name:<11}{at_ms:>10.1f} ms  ")
         line.append("─" * filled, style="dim")
-        line.append("●", style="red" if name in ("stop", "failed", "aborted") else "cyan")
+        line.append("●", style="red" if name in _GRAVE else "cyan")
         lines.append(line)
     return lines
 
@@ -71,14 +63,14 @@ def _probes(move: MoveReport) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("  from")
     table.add_column("family")
-    for name in ("sent", "lost", "dup", "longest gap", "beyond stop"):
+    for name in ("sent", "lost", "dup", "longest gap", "beyond stop", "first echo"):
         table.add_column(name, justify="right")
     for probe in move.probes:
-        beyond = "-" if probe.gap_beyond_stop_ms is None else f"{probe.gap_beyond_stop_ms:.1f} ms"
         table.add_row(
             f"  {probe.correspondent}", probe.family, str(probe.sent),
             Text(str(probe.lost), style="bold red" if probe.lost else "green"),
-            str(probe.duplicated), f"{probe.longest_gap_ms:.1f} ms", beyond,
+            str(probe.duplicated), _ms(probe.longest_gap_ms), _ms(probe.gap_beyond_stop_ms),
+            _ms(probe.resume_to_echo_ms),
         )  # fmt: skip
     return table
 
@@ -86,6 +78,7 @@ def _probes(move: MoveReport) -> RenderableType:
 def _facts(move: MoveReport) -> Text:
     tcp, guest, control = move.tcp, move.guest, move.control
     lines = [
+        f"  gap      {gap_line(move)}",
         f"  tcp      {tcp.survived} of {tcp.sessions} sessions survived, "
         f"longest stall {tcp.longest_stall_ms:.0f} ms",
         f"  guest    downtime {_ms(guest.downtime_ms)}, stop to resume "
@@ -99,16 +92,33 @@ def _facts(move: MoveReport) -> Text:
     return Text("\n".join(lines))
 
 
+def gap_line(move: MoveReport) -> str:
+    """Where the longest gap's time went."""
+    worst = move.worst
+    if worst is None:
+        return "no probes"
+    parts = worst.gap_parts
+    if parts is None:
+        return f"{_ms(worst.longest_gap_ms)}; stop or resume is not known"
+    return (
+        f"{parts.longest_ms:.1f} ms = redirect to stop {parts.held_ms:.1f} + stop to resume "
+        f"{parts.stopped_ms:.1f} + resume to echo {parts.cold_ms:.1f} + else {parts.other_ms:.1f}"
+    )
+
+
 def _summary(report: Report) -> RenderableType:
     total = report.summary()
-    median = total["median"]
+    median, most = total["median"], total["max"]
     return Text(
         f"all moves: {total['moves_ok']} of {total['moves']} ok, {total['sound']} sound; "
         f"{total['lost']} of {total['sent']} probes lost, {total['duplicated']} duplicated; "
         f"TCP {total['tcp_survived']} of {total['tcp_sessions']}\n"
         f"medians: gap {_ms(median['longest_gap_ms'])}, stop to resume "
         f"{_ms(median['stop_to_resume_ms'])}, downtime {_ms(median['downtime_ms'])}, "
-        f"TCP stall {_ms(median['longest_stall_ms'])}, total {_ms(median['total_ms'])}",
+        f"TCP stall {_ms(median['longest_stall_ms'])}, total {_ms(median['total_ms'])}\n"
+        f"gap beyond stop to resume: p50 {_ms(median['gap_beyond_stop_ms'])}, max "
+        f"{_ms(most['gap_beyond_stop_ms'])}; without resume to first echo: p50 "
+        f"{_ms(median['gap_without_cold_ms'])}, max {_ms(most['gap_without_cold_ms'])}",
         style="bold",
     )
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmmobility.lab.fabric import Fabric
+from vmmobility.lab.inside import yield_the_cpu
 from vmmobility.lab.namespaces import Namespaces
 
 
@@ -61,6 +62,7 @@ class RouteRecorder:
                         command, stdout=out, start_new_session=True, env={**os.environ, "TZ": "UTC"}
                     )
                 )
+                yield_the_cpu(self._processes[-1].pid)
 
     def stop(self) -> None:
         """End the monitors."""
@@ -104,6 +106,8 @@ def parse_line(
     address = words[0].split("/")[0] if words else ""
     if address not in addresses:
         return None
+    if "table" in words and words[words.index("table") + 1] not in ("main", "254"):
+        return None  # the relay's own table; packets of others never look there
     device = words[words.index("dev") + 1] if "dev" in words else ""
     via = "none" if deleted else kind_of(device, interfaces)
     moment = datetime.fromisoformat(stamp.lstrip("[")).replace(tzinfo=UTC)

@@ -11,6 +11,7 @@ import time
 
 from vmmobility.errors import ApiError
 from vmmobility.lab.daemons import Daemons
+from vmmobility.lab.inside import yield_the_cpu
 
 _EVERY_S = 1.0
 
@@ -23,6 +24,7 @@ class TrafficPoller:
         self._vms = vms
         self._polls: dict[str, list[tuple[int, dict[str, int]]]] = {vm: [] for vm in vms}
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="traffic poller", daemon=True)
 
@@ -42,13 +44,19 @@ class TrafficPoller:
             return list(self._polls[vm])
 
     def poll(self) -> None:
-        """One reading of all NVEs."""
+        """One reading of all NVEs; the run reads before every move too, so that moves differ."""
+        with self._reading:  # in order of time, or a counter would seem to have gone back
+            self._poll()
+
+    def _poll(self) -> None:
         counters: dict[str, dict[str, int]] = {vm: {} for vm in self._vms}
         for node in self._daemons.fabric.of_kind("nve"):
             try:
                 entries = self._daemons.ask(node.name, "GET", "/v1/vms", timeout_s=2)
             except ApiError:
                 continue  # killed or starting: its counter is as it was
+            for known in counters.values():
+                known[node.name] = 0  # without an entry there is nothing that could count
             for entry in entries:
                 if entry.get("vm") in counters:
                     redirected = int((entry.get("traffic") or {}).get("redirected", 0))
@@ -56,10 +64,9 @@ class TrafficPoller:
         with self._lock:
             for vm, values in counters.items():
                 before = self._polls[vm][-1][1] if self._polls[vm] else {}
-                merged = {**before, **values}
-                # An entry that is gone begins at nought when it comes back.
-                self._polls[vm].append((time.time_ns(), merged))
+                self._polls[vm].append((time.time_ns(), {**before, **values}))
 
     def _run(self) -> None:
+        yield_the_cpu()
         while not self._stop.wait(_EVERY_S):
             self.poll()
