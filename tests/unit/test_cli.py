@@ -29,7 +29,8 @@ from vmmobility.cli import main as cli
 from vmmobility.errors import HypervisorError
 
 MANAGER_COMMANDS = (["vm", "list"], ["vm", "show", "vm1"], ["show", "bindings"],
-                    ["show", "nves"], ["show", "moves"], ["move", "vm1", "nve-b"])  # fmt: skip
+                    ["show", "nves"], ["show", "moves"], ["manager", "status"],
+                    ["move", "vm1", "nve-b"])  # fmt: skip
 NVE_COMMANDS = (["nve", "list"], ["nve", "status"], ["nve", "stop", "vm1"])
 
 
@@ -346,7 +347,7 @@ def test_daemons_get_their_file(
 
     calls: list[tuple[str, Path]] = []
     role, verb = command
-    fake = SimpleNamespace(**{verb: lambda path: calls.append((verb, path))})
+    fake = SimpleNamespace(**{verb: lambda path, *_: calls.append((verb, path))})
     monkeypatch.setitem(sys.modules, f"vmmobility.daemon.{role}", fake)
     monkeypatch.setattr(vmmobility.daemon, role, fake, raising=False)
     assert vmmob(*command, "--config", tmp_path / "c.toml").code == 0

@@ -16,9 +16,9 @@ import click
 from vmmobility import __version__
 from vmmobility.cli.config import config
 from vmmobility.cli.key import key
+from vmmobility.cli.manager import manager
 from vmmobility.cli.move import move
 from vmmobility.cli.nve import nve
-from vmmobility.cli.run import manager
 from vmmobility.cli.show import show
 from vmmobility.cli.vm import vm
 from vmmobility.errors import EnvironmentProblem, VmMobilityError

@@ -13,12 +13,7 @@ import click
 from vmmobility.cli.parameters import config_file
 
 
-@click.group()
-def manager() -> None:
-    """The manager of a domain."""
-
-
-@manager.command("run")
+@click.command("run")
 @config_file
 def manager_run(path: Path) -> None:
     """Run the manager in the foreground, until SIGTERM or SIGINT."""

@@ -23,7 +23,7 @@ BINDINGS: list[Column] = [
 NVES: list[Column] = [
     ("NVE", lambda row: row["nve"]),
     ("ADDRESSES", lambda row: row["addresses"]),
-    ("LAST HEARD S", lambda row: row["last_heard_s"]),
+    ("LAST HEARD S", lambda row: "never" if row["last_heard_s"] is None else row["last_heard_s"]),
     ("VMS", lambda row: row["vms"]),
 ]
 MOVES: list[Column] = [
@@ -56,7 +56,7 @@ def bindings(socket_path: Path, json_output: bool) -> None:
 @manager_socket
 @output.as_json
 def nves(socket_path: Path, json_output: bool) -> None:
-    """The NVEs that the manager has heard."""
+    """The NVEs that the manager knows, and when it last heard them since its start."""
     with ManagerClient(socket_path) as client:
         rows = client.nves()
     output.print_json(rows) if json_output else output.print_table(rows, NVES)

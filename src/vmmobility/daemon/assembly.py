@@ -15,8 +15,11 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+from vmmobility import __version__
 from vmmobility.daemon.config import Peer as PeerConfig
-from vmmobility.daemon.keys import load_keys
+from vmmobility.daemon.endpoint import UdpEndpoint
+from vmmobility.daemon.event_log import EventLog
+from vmmobility.daemon.keys import load_keys, role_text
 from vmmobility.engine.channel import Channel, Peer
 from vmmobility.engine.outputs import Endpoint
 from vmmobility.errors import ConfigError
@@ -40,6 +43,12 @@ def open_store(state_dir: Path) -> tuple[Journal, dict[str, Any], int]:
     return journal, state, boot
 
 
+def note_recovery(store: Journal, log: EventLog) -> None:
+    """Say so if a crash had torn the journal's last write (nobody had been told of it)."""
+    if (found := store.recovered) is not None:
+        log.note("journal.recovered", file=found.where, offset=found.offset, dropped=found.dropped)
+
+
 def make_peers(
     peers: Sequence[PeerConfig], keys_dir: Path, node_id: str, port: int, file: Path
 ) -> list[Peer]:
@@ -55,9 +64,9 @@ def make_peers(
             )
         if pair.role is not peer.role:
             raise ConfigError(
-                f"{keys_dir}: {peer.id}'s key says role {pair.role.name.lower()}, {file} says "
-                f"{peer.role.name.lower()}",
-                "make a new key with the right role",
+                f"{keys_dir}: {peer.id}'s key says role {role_text(pair.role)}, {file} says "
+                f"{role_text(peer.role)}",
+                "correct the configuration, or make a new key with the right role",
             )
         endpoints = tuple(Endpoint(address, port) for address in peer.addresses)
         made.append(Peer(peer.id, peer.role, endpoints, dict(pair.secrets), pair.signing))
@@ -66,8 +75,31 @@ def make_peers(
 
 def reload_keys(channel: Channel, keys_dir: Path) -> None:
     """Take new keys of known peers (rotation).  Raises ConfigError and then changes nothing."""
-    for name, pair in load_keys(keys_dir, channel.node_id).items():
+    keys = load_keys(keys_dir, channel.node_id)
+    for name, peer in channel.peers.items():
+        if name not in keys:
+            raise ConfigError(
+                f"{keys_dir}: the key of {channel.node_id} and {name} is gone",
+                "put it back; to shut the peer out, remove it from the configuration and restart",
+            )
+        if keys[name].role is not peer.role:
+            raise ConfigError(
+                f"{keys_dir}: {name}'s key now says role {role_text(keys[name].role)}, "
+                f"not {role_text(peer.role)}",
+                "a role is changed by a new key, a new configuration and a restart",
+            )
+    for name, pair in keys.items():
         channel.set_secrets(name, dict(pair.secrets), pair.signing)
+
+
+def on_hangup(channel: Channel, keys_dir: Path, log: EventLog) -> None:
+    """SIGHUP: take new keys, and go on in the log file that now has the name."""
+    try:
+        log.reopen()
+        reload_keys(channel, keys_dir)
+        log.note("keys.reloaded")
+    except ConfigError as error:
+        log.note("keys.refused", reason=str(error))
 
 
 def make_jitter() -> random.Random:
@@ -89,13 +121,17 @@ def on_signals(stop: Callable[[], None], reload: Callable[[], None]) -> Iterator
             loop.remove_signal_handler(number)
 
 
-def status_of(channel: Channel, role: str, version: str, since: float) -> dict[str, Any]:
+def status_of(
+    channel: Channel, role: str, since: float, endpoint: UdpEndpoint, log: EventLog
+) -> dict[str, Any]:
     """The part of GET /v1/status that every role has."""
     return {
         "node": channel.node_id,
         "role": role,
-        "version": version,
+        "version": __version__,
         "boot": channel.boot,
         "uptime_s": round(time.monotonic() - since, 3),
         "drops": dict(channel.drops),
+        "unsent": endpoint.unsent,
+        "log_lines_lost": log.lost,
     }

@@ -21,6 +21,7 @@ class DataPlaneWorker:
 
     applied(vm, tag, failures), counted(vm, label, traffic), polled(counts): the answers
     wants_traffic(): whether redirected traffic is to be counted now
+    trouble(reason): traffic could not be counted; a count that was asked for has no answer then
     """
 
     def __init__(
@@ -30,12 +31,14 @@ class DataPlaneWorker:
         counted: Callable[[VmKey, str, Traffic], None],
         polled: Callable[[Mapping[VmKey, Traffic]], None],
         wants_traffic: Callable[[], bool],
+        trouble: Callable[[str], None],
     ) -> None:
         self._driver = driver
         self._applied = applied
         self._counted = counted
         self._polled = polled
         self._wants_traffic = wants_traffic
+        self._trouble = trouble
         self._states: dict[VmKey, SetDataPlane] = {}
         self._counts: list[CountTraffic] = []
         self._wake = asyncio.Event()
@@ -60,8 +63,8 @@ class DataPlaneWorker:
                     await self._wake.wait()
             except TimeoutError:
                 poll_at = loop.time() + POLL_S
-                if self._wants_traffic():
-                    self._polled(await self._driver.traffic())
+                if self._wants_traffic() and (counts := await self._traffic()) is not None:
+                    self._polled(counts)
                 continue
             self._wake.clear()
             if self._states:
@@ -75,14 +78,23 @@ class DataPlaneWorker:
         try:
             for failure in await self._driver.apply([output.state for output in states]):
                 failed.setdefault(failure.vm, []).append(f"{failure.item}: {failure.reason}")
-        except DataPlaneError as error:
+        except (DataPlaneError, OSError) as error:
             failed = {output.state.vm: [str(error)] for output in states}
         for output in states:
             self._applied(output.state.vm, output.tag, failed.get(output.state.vm, []))
 
     async def _count(self) -> None:
         wanted, self._counts = self._counts, []
-        counts = await self._driver.traffic()
+        counts = await self._traffic()
+        if counts is None:
+            return
         for output in wanted:
-            traffic = counts.get(output.vm, Traffic())
-            self._counted(output.vm, output.label, traffic)
+            self._counted(output.vm, output.label, counts.get(output.vm, Traffic()))
+
+    async def _traffic(self) -> Mapping[VmKey, Traffic] | None:
+        """The counters; None if they cannot be read now (the relay has just died)."""
+        try:
+            return await self._driver.traffic()
+        except (DataPlaneError, OSError) as error:
+            self._trouble(f"traffic cannot be counted: {error}")
+            return None

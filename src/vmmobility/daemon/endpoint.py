@@ -32,10 +32,14 @@ class UdpEndpoint:
         self._sockets: dict[Address, socket.socket] = {}
         self.unsent = 0
 
-    def open(self, receiver: Receiver) -> None:
-        """Bind and listen.  Raises EnvironmentProblem naming the address and the remedy."""
-        loop = asyncio.get_running_loop()
+    def bind(self) -> None:
+        """Take the addresses; what comes waits until open().  Idempotent.
+
+        Raises EnvironmentProblem naming the address and the remedy.
+        """
         for address in self._addresses:
+            if address in self._sockets:
+                continue
             family = socket.AF_INET if address.version == 4 else socket.AF_INET6
             opened = socket.socket(family, socket.SOCK_DGRAM)
             opened.setblocking(False)
@@ -50,6 +54,12 @@ class UdpEndpoint:
                     "give an address of this host that no other daemon uses",
                 ) from error
             self._sockets[address] = opened
+
+    def open(self, receiver: Receiver) -> None:
+        """Begin to receive, on addresses that bind() takes if that was not done before."""
+        self.bind()
+        loop = asyncio.get_running_loop()
+        for address, opened in self._sockets.items():
             loop.add_reader(opened, self._drain, opened, address, receiver)
 
     def _drain(self, opened: socket.socket, address: Address, receiver: Receiver) -> None:

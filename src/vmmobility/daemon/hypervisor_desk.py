@@ -6,6 +6,7 @@ It knows which hypervisor a VM's kind needs.  Not here: what to order (engine/nv
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ class HypervisorDesk:
         self._group = group
         self._done = done
         self._kinds: dict[VmKey, str] = {}
-        self._queues: dict[VmKey, asyncio.Queue[HypervisorOrder]] = {}
+        self._queues: dict[VmKey, deque[HypervisorOrder]] = {}
 
     async def adopt(self, known: Mapping[VmKey, bytes]) -> dict[VmKey, bool]:
         """After a restart: which of these VMs' guests live here, and whether they run."""
@@ -50,22 +51,24 @@ class HypervisorDesk:
         return running
 
     def take(self, order: HypervisorOrder) -> None:
-        """Queue one order; a VM's first order starts its worker."""
+        """Queue one order; a worker lives while its VM has any."""
         queue = self._queues.get(order.vm)
         if queue is None:
-            queue = self._queues[order.vm] = asyncio.Queue()
-            self._group.create_task(self._work(queue), name=f"orders of {order.vm}")
-        queue.put_nowait(order)
+            queue = self._queues[order.vm] = deque()
+            self._group.create_task(self._work(order.vm, queue), name=f"orders of {order.vm}")
+        queue.append(order)
 
-    async def _work(self, queue: asyncio.Queue[HypervisorOrder]) -> None:
-        while True:
-            order = await queue.get()
+    async def _work(self, vm: VmKey, queue: deque[HypervisorOrder]) -> None:
+        while queue:
+            order = queue.popleft()
             error, result = "", {}
             try:
                 result = await self._carry_out(order)
-            except VmMobilityError as problem:
-                error = str(problem)
+            except (VmMobilityError, OSError) as problem:
+                # One guest's trouble is not the others': it is the order's answer.
+                error = str(problem) or type(problem).__name__
             self._done(order.vm, order.order, result, error)
+        del self._queues[vm]
 
     def _hypervisor(self, vm: VmKey) -> Hypervisor:
         kind = self._kinds.get(vm, "")

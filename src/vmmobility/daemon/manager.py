@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vmmobility import __version__
 from vmmobility.daemon.assembly import (
     ServeApi,
     make_jitter,
     make_peers,
+    note_recovery,
+    on_hangup,
     on_signals,
     open_store,
-    reload_keys,
     status_of,
 )
 from vmmobility.daemon.config import ManagerConfig, load_manager
@@ -30,7 +30,8 @@ from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
 from vmmobility.engine.manager_move import Move, MoveRefused
 from vmmobility.engine.outputs import Event, Output
-from vmmobility.errors import ApiError, ConfigError, Conflict, NotFound
+from vmmobility.errors import ApiError, Conflict, NotFound
+from vmmobility.wire.registry import Role
 from vmmobility.wire.values import VmKey
 
 FINAL_EVENTS = frozenset({"move.done", "move.aborted", "move.failed"})
@@ -39,9 +40,13 @@ FINAL_EVENTS = frozenset({"move.done", "move.aborted", "move.failed"})
 class Manager:
     """What the API serves (api/service.ManagerService)."""
 
-    def __init__(self, engine: ManagerEngine, pump: Pump, log: EventLog) -> None:
+    def __init__(
+        self, engine: ManagerEngine, pump: Pump, endpoint: UdpEndpoint, log: EventLog
+    ) -> None:
         self._engine = engine
         self._pump = pump
+        self._endpoint = endpoint
+        self._log = log
         self._since = time.monotonic()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         log.subscribe(self._on_event)
@@ -49,7 +54,7 @@ class Manager:
     def status(self) -> dict[str, Any]:
         channel = self._engine.channel
         return {
-            **status_of(channel, "manager", __version__, self._since),
+            **status_of(channel, "manager", self._since, self._endpoint, self._log),
             "bindings": len(self._engine.cache.bindings),
             "moves": len(self._engine.moves),
         }
@@ -77,6 +82,7 @@ class Manager:
                 "vms": served.get(peer.node_id, 0),
             }
             for peer in self._engine.channel.peers.values()
+            if peer.role is Role.NVE
         ]
 
     def moves(self) -> list[dict[str, Any]]:
@@ -101,13 +107,17 @@ class Manager:
         move = self._engine.moves.get(id)
         if move is not None and move.ok is None:
             ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(id, []).append(ended)
-            await asyncio.wait([ended], timeout=seconds)
+            waiting = self._waiting.setdefault(id, [])
+            waiting.append(ended)
+            try:
+                await asyncio.wait([ended], timeout=seconds)
+            finally:
+                waiting.remove(ended)
         return self.move(id)
 
     def _on_event(self, event: Event) -> None:
         if event.name in FINAL_EVENTS:
-            for ended in self._waiting.pop(event.detail["move"], []):
+            for ended in list(self._waiting.pop(event.detail["move"], [])):
                 if not ended.done():
                     ended.set_result(None)
 
@@ -154,6 +164,7 @@ async def serve(config: ManagerConfig, serve_api: ServeApi) -> None:
     """Run the manager until a signal, or the error that ended it."""
     store, state, boot = open_store(config.state_dir)
     log = EventLog(config.node_id, config.log_file)
+    note_recovery(store, log)
     try:
         await _serve(config, serve_api, store, state, boot, log)
     finally:
@@ -183,20 +194,18 @@ async def _serve(
     engine = ManagerEngine(settings, peers, state, boot, make_jitter(), loop.time())
     endpoint = UdpEndpoint(config.addresses, config.port)
     pump = Pump(engine, store, endpoint, log, _perform_nothing)
-    service = Manager(engine, pump, log)
+    service = Manager(engine, pump, endpoint, log)
 
     def reload() -> None:
-        try:
-            reload_keys(engine.channel, config.keys_dir)
-            log.note("keys.reloaded")
-        except ConfigError as error:
-            log.note("keys.refused", reason=str(error))
+        on_hangup(engine.channel, config.keys_dir, log)
 
     try:
-        pump.open()
-        pump.input(engine.started)
+        endpoint.bind()
         with on_signals(pump.stop, reload):
+            # Address and socket come first: a second daemon, started by mistake, says nothing.
             async with serve_api(service, config.api_socket):
+                pump.open()
+                pump.input(engine.started)
                 log.note("started", role="manager", boot=boot, bindings=len(engine.cache.bindings))
                 await pump.run()
         log.note("stopped")

@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmmobility import __version__
 from vmmobility.daemon.assembly import (
     ServeApi,
     make_jitter,
     make_peers,
+    note_recovery,
+    on_hangup,
     on_signals,
     open_store,
-    reload_keys,
     status_of,
 )
 from vmmobility.daemon.config import NveConfig, load_nve
@@ -50,7 +50,7 @@ from vmmobility.engine.outputs import (
     Output,
     SetDataPlane,
 )
-from vmmobility.errors import BadRequest, ConfigError, Conflict, DecodeError, VmMobilityError
+from vmmobility.errors import BadRequest, Conflict, DecodeError, Unavailable, VmMobilityError
 from vmmobility.wire.registry import Phase
 from vmmobility.wire.values import VmKey
 
@@ -80,11 +80,18 @@ class NveDaemon:
         }
         self._desk = HypervisorDesk(self._hypervisors, group, self._order_done)
         self._worker = DataPlaneWorker(
-            self._data_plane, self._applied, self._counted, self._polled, self._wants_traffic
+            self._data_plane,
+            self._applied,
+            self._counted,
+            self._polled,
+            self._wants_traffic,
+            lambda what: log.note("data-plane.failure", reason=what),
         )
+        self._endpoint = UdpEndpoint(config.locators, config.port)
+        self._ready = False
 
-    async def begin(self, store: Any, state: Mapping[str, Any], boot: int) -> None:
-        """Resync the kernel, find the guests again, and begin to speak."""
+    def prepare(self, store: Any, state: Mapping[str, Any], boot: int) -> None:
+        """Engine, pump and addresses; nothing in the kernel is touched yet."""
         config, timers = self._config, self._config.timers
         settings = NveSettings(
             config.nve,
@@ -98,8 +105,11 @@ class NveDaemon:
             config.managers, config.keys_dir, config.node_id, config.port, config.file
         )
         self.engine = NveEngine(settings, managers, state, boot, make_jitter())
-        endpoint = UdpEndpoint(config.locators, config.port)
-        self.pump = Pump(self.engine, store, endpoint, self._log, self._perform)
+        self.pump = Pump(self.engine, store, self._endpoint, self._log, self._perform)
+        self._endpoint.bind()
+
+    async def begin(self) -> None:
+        """Resync the kernel, find the guests again, and begin to speak."""
         await self._data_plane.start()
         for failure in await self._data_plane.resync(self.engine.desired()):
             self._log.note("data-plane.failure", vm=str(failure.vm), reason=failure.reason)
@@ -108,7 +118,8 @@ class NveDaemon:
         self.pump.open()
         self._group.create_task(self._worker.run(), name="data plane")
         self._group.create_task(self._probe(), name="accelerator")
-        self.pump.command(lambda now: self.engine.started(running, now))
+        self.pump.input(lambda now: self.engine.started(running, now))
+        self._ready = True
 
     async def end(self) -> None:
         """Let go of everything, leaving guests, routes and the relay as they are."""
@@ -119,11 +130,7 @@ class NveDaemon:
         await self._data_plane.close()
 
     def reload(self) -> None:
-        try:
-            reload_keys(self.engine.channel, self._config.keys_dir)
-            self._log.note("keys.reloaded")
-        except ConfigError as error:
-            self._log.note("keys.refused", reason=str(error))
+        on_hangup(self.engine.channel, self._config.keys_dir, self._log)
 
     async def _probe(self) -> None:
         """The accelerator is probed before the first guest needs it."""
@@ -174,14 +181,21 @@ class NveDaemon:
 
     # ---- the service behind the API --------------------------------------------------------------
 
+    def _check_ready(self) -> None:
+        """The API's socket is taken before the kernel is touched, so it may be asked early."""
+        if not self._ready:
+            raise Unavailable("the NVE is starting", "ask again in a moment")
+
     def status(self) -> dict[str, Any]:
+        self._check_ready()
         return {
-            **status_of(self.engine.channel, "nve", __version__, self._since),
+            **status_of(self.engine.channel, "nve", self._since, self._endpoint, self._log),
             "accelerator": self._accelerator,
             "relay_deaths": self._data_plane.relay_deaths,
         }
 
     async def vms(self) -> list[dict[str, Any]]:
+        self._check_ready()
         counts = await self._data_plane.traffic()
         rows = []
         for vm, entry in sorted(self.engine.entries.items()):
@@ -209,6 +223,7 @@ class NveDaemon:
 
     async def start_vm(self, definition: dict[str, Any]) -> dict[str, Any]:
         """definition: as docs/architecture.md; checked here.  Raises BadRequest or Conflict."""
+        self._check_ready()
         document = dict(definition)
         if "interfaces" in document:
             document["interface"] = document.pop("interfaces")
@@ -226,6 +241,7 @@ class NveDaemon:
         return self._row(wanted.vm)
 
     async def stop_vm(self, vm: VmKey) -> dict[str, Any]:
+        self._check_ready()
         number = next(self._numbers)
         await self._command(number, lambda now: self.engine.stop_vm(number, vm, now))
         return self._row(vm)
@@ -239,23 +255,31 @@ class NveDaemon:
             raise Conflict(done.error, done.remedy)
 
     def _row(self, vm: VmKey) -> dict[str, Any]:
-        entry = self.engine.entries.entry(vm)
-        phase = entry.phase.name.lower()
-        return {"vni": vm.vni, "vm": vm.vm_id, "phase": phase, "epoch": entry.epoch}
+        entry = self.engine.entries.get(vm)
+        phase = entry.phase.name.lower() if entry else "none"
+        return {"vni": vm.vni, "vm": vm.vm_id, "phase": phase, "epoch": entry.epoch if entry else 0}
+
+    def vm_count(self) -> int:
+        """VMs that live here, are prepared, or redirected; tombstones apart."""
+        return sum(entry.phase is not Phase.NONE for entry in self.engine.entries.values())
 
 
 async def serve(config: NveConfig, serve_api: ServeApi) -> None:
     """Run the NVE until a signal, or the error that ended it."""
     store, state, boot = open_store(config.state_dir)
     log = EventLog(config.node_id, config.log_file)
+    note_recovery(store, log)
     try:
         async with asyncio.TaskGroup() as group:
             daemon = NveDaemon(config, log, group)
             try:
-                await daemon.begin(store, state, boot)
+                daemon.prepare(store, state, boot)
                 with on_signals(daemon.pump.stop, daemon.reload):
+                    # Address and socket come first: a daemon started by mistake beside another
+                    # must not find out after it has resynced the kernel to its own empty state.
                     async with serve_api(daemon, config.api_socket):
-                        log.note("started", role="nve", boot=boot, vms=len(daemon.engine.entries))
+                        await daemon.begin()
+                        log.note("started", role="nve", boot=boot, vms=daemon.vm_count())
                         await daemon.pump.run()
                 log.note("stopped")
             finally:

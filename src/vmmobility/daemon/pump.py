@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.engine.outputs import Endpoint, Event, Halt, Output, Persist, Send
-from vmmobility.errors import StoreError
+from vmmobility.errors import StoreError, Unavailable
 from vmmobility.store.interface import Store
 from vmmobility.wire.values import Address
 
@@ -69,10 +69,19 @@ class Pump:
         return result
 
     def command(self, feed: Callable[[float], Result]) -> Result:
-        """Feed the engine and carry out its outputs at once: durable when this returns."""
-        result = feed(self._loop.time())
-        self._guarded(self._cycle)
-        return result
+        """Feed the engine and carry out its outputs at once: durable when this returns.
+
+        Raises Unavailable if the daemon is ending: then nothing of it is durable.
+        """
+        if not self._ended.done():
+            result = feed(self._loop.time())
+            self._guarded(self._cycle)
+            if not self._failed():
+                return result
+        raise Unavailable("the daemon is ending", "ask again when it runs; its log says why")
+
+    def _failed(self) -> bool:
+        return self._ended.done() and self._ended.exception() is not None
 
     async def run(self) -> None:
         """Until stop(), or the error that ended the engine.  Raises StoreError after a Halt."""
@@ -85,6 +94,7 @@ class Pump:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._failed()  # an error that nobody awaits any more is no news to the event loop
         self._endpoint.close()
 
     def _received(self, batch: list[tuple[bytes, Endpoint, Address]]) -> None:
@@ -127,7 +137,7 @@ class Pump:
             case Halt():
                 raise StoreError(
                     f"a record could not be made durable: {output.reason}",
-                    "see to the disk, then start the daemon again; nothing that rests on it was said",
+                    "see to the disk, then start the daemon again; nothing was said of that record",
                 )
             case _:
                 self._perform(output)

@@ -86,6 +86,8 @@ async def kvm_runs(binary: str) -> bool:
         rom.write(_ROM)
         rom.flush()
         process = await asyncio.create_subprocess_exec(
+            # It never outlives a daemon that is killed: it would spin for minutes.
+            *("setpriv", "--pdeathsig", "KILL"),
             *(binary, "-machine", "pc,accel=kvm", "-m", "16", "-nodefaults", "-no-user-config"),
             *("-display", "none", "-no-reboot", "-bios", rom.name),
             *("-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"),

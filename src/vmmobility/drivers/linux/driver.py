@@ -62,15 +62,18 @@ class LinuxDataPlane:
 
     async def start(self) -> None:
         """See DataPlane.start.  Also starts the relay, or adopts the one that runs."""
-        environment.check_rights_and_programs()
+        self._open()
         self._closing = False
+        async with self._lock:
+            await self._ensure_base()
+
+    def _open(self) -> None:
+        environment.check_rights_and_programs()
         if self._netlink is None:
             self._netlink = Netlink()
         self._ports = Ports(self._netlink, self._settings)
         self._routes = Routes(self._netlink)
         self._orders = RelayOrders(self._relay, self._netlink, self._ports)
-        async with self._lock:
-            await self._ensure_base()
 
     async def _ensure_base(self) -> None:
         """Sysctls, TUN, rules, tables and relay, then read what the kernel holds of ours."""
@@ -108,8 +111,10 @@ class LinuxDataPlane:
                 self._netlink = None
 
     async def remove_all(self) -> None:
-        """See DataPlane.remove_all.  Sysctls stay."""
+        """See DataPlane.remove_all.  Sysctls stay.  Also without start(): nothing is made first."""
         self._closing = True
+        if self._netlink is None:
+            self._open()
         async with self._lock:
             netlink = self._open_netlink()
             self._ports.read()

@@ -166,7 +166,9 @@ class RelayClient:
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                future.set_exception(DataPlaneError("the relay died before it answered"))
+                what = f"the relay died before it answered: {self._last_words()}"
+                remedy = f"see {self._log_path}; if a relay of another state folder runs, end it"
+                future.set_exception(DataPlaneError(what, remedy))
 
     async def order(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Send one order; answers the relay's reply.  Raises DataPlaneError if it is refused."""
@@ -201,7 +203,7 @@ class RelayClient:
     async def stop(self) -> None:
         """End the relay of this folder, politely first, and remove its files."""
         self._settled = False
-        if self.connected:
+        if self.connected or await self._connect():
             with contextlib.suppress(DataPlaneError):
                 await self.order({"op": "stop"})
         child = self._child

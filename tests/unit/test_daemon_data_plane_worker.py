@@ -1,0 +1,183 @@
+"""The data plane worker: newest state wins, batches, failures item by item, counters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from vmmobility.daemon import data_plane_worker as module
+from vmmobility.daemon.data_plane_worker import DataPlaneWorker
+from vmmobility.drivers.dataplane import Failure, Traffic
+from vmmobility.drivers.fake_dataplane import FakeDataPlane
+from vmmobility.engine.dataplane import Forwarding, VmDataPlane
+from vmmobility.engine.outputs import CountTraffic, SetDataPlane
+from vmmobility.errors import DataPlaneError
+from vmmobility.wire.values import Interface, VmKey
+
+VM, OTHER = VmKey(0, "vm1"), VmKey(0, "vm2")
+
+
+def state(vm: VmKey, tag: int, plugged: bool = True) -> SetDataPlane:
+    host = 5 if vm is VM else 6
+    interface = Interface(bytes([2, 0, 0, 0, 0, host]), (ip_network(f"10.1.0.{host}/32"),))
+    forwarding = Forwarding.LOCAL if plugged else Forwarding.NONE
+    return SetDataPlane(VmDataPlane(vm, (interface,), plugged, forwarding), tag)
+
+
+class GatedDataPlane(FakeDataPlane):
+    """apply() waits for `gate`; `broken` makes calls fail as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.begun = asyncio.Event()
+        self.batches: list[list[VmKey]] = []
+        self.broken: Exception | None = None
+
+    async def apply(self, desired: Sequence[VmDataPlane]) -> Sequence[Failure]:
+        self.batches.append([one.vm for one in desired])
+        self.begun.set()
+        await self.gate.wait()
+        if self.broken:
+            raise self.broken
+        return await super().apply(desired)
+
+    async def traffic(self) -> Mapping[VmKey, Traffic]:
+        if self.broken:
+            raise self.broken
+        return await super().traffic()
+
+
+class Rig:
+    """A worker, and every answer of it as (name, …)."""
+
+    def __init__(self) -> None:
+        self.plane = GatedDataPlane()
+        self.answers: list[tuple[Any, ...]] = []
+        self.wants = False
+        self._changed = asyncio.Event()
+        self.worker = DataPlaneWorker(
+            self.plane,
+            lambda *a: self._note("applied", *a),
+            lambda *a: self._note("counted", *a),
+            lambda *a: self._note("polled", *a),
+            lambda: self.wants,
+            lambda *a: self._note("trouble", *a),
+        )
+
+    def _note(self, *what: Any) -> None:
+        self.answers.append(what)
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await self._changed.wait()
+                self._changed.clear()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+
+
+def play(part: Callable[[Rig], Any]) -> None:
+    async def whole() -> None:
+        rig = Rig()
+        await rig.plane.start()
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(rig.worker.run())
+            await part(rig)
+            assert not task.done()
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(whole(), 10))
+
+
+def test_states_are_applied_in_one_batch_and_answered_each():
+    async def part(rig: Rig) -> None:
+        rig.worker.set(state(VM, 1))
+        rig.worker.set(state(OTHER, 2))
+        await rig.until(lambda: len(rig.answers) == 2)
+        assert rig.plane.batches == [[VM, OTHER]]
+        assert rig.answers == [("applied", VM, 1, []), ("applied", OTHER, 2, [])]
+
+    play(part)
+
+
+def test_a_newer_state_takes_the_place_of_one_that_has_not_begun():
+    async def part(rig: Rig) -> None:
+        rig.plane.gate.clear()
+        rig.worker.set(state(VM, 1))
+        await asyncio.wait_for(rig.plane.begun.wait(), 5)
+        rig.worker.set(state(VM, 2))
+        rig.worker.set(state(VM, 3, plugged=False))
+        rig.plane.gate.set()
+        await rig.until(lambda: len(rig.answers) == 2)
+        assert rig.answers == [("applied", VM, 1, []), ("applied", VM, 3, [])]
+        assert VM not in rig.plane.held
+
+    play(part)
+
+
+def test_a_failure_is_its_own_vms():
+    async def part(rig: Rig) -> None:
+        rig.plane.fail_next(vm=VM, item="route", reason="no buffer space")
+        rig.worker.set(state(VM, 1))
+        rig.worker.set(state(OTHER, 2))
+        await rig.until(lambda: len(rig.answers) == 2)
+        (_, vm, _, failures), other = rig.answers
+        assert (vm, other) == (VM, ("applied", OTHER, 2, []))
+        assert failures == ["route 10.1.0.5/32: no buffer space"]
+
+    play(part)
+
+
+@pytest.mark.parametrize("error", [DataPlaneError("nft: refused"), OSError(24, "too many files")])
+def test_a_driver_that_fails_as_a_whole_is_an_answer_and_not_the_end(error: Exception):
+    async def part(rig: Rig) -> None:
+        rig.plane.broken = error
+        rig.worker.set(state(VM, 1))
+        await rig.until(lambda: len(rig.answers) == 1)
+        assert rig.answers == [("applied", VM, 1, [str(error)])]
+        rig.worker.count(CountTraffic(VM, "delivering"))
+        await rig.until(lambda: len(rig.answers) == 2)
+        assert rig.answers[1] == ("trouble", f"traffic cannot be counted: {error}")
+        rig.wants = True
+        await rig.until(lambda: len(rig.answers) == 3)
+        assert rig.answers[2][0] == "trouble"
+        rig.plane.broken = None
+        await rig.until(lambda: rig.answers[-1][0] == "polled")
+
+    play(part)
+
+
+def test_counts_come_after_the_states_before_them():
+    async def part(rig: Rig) -> None:
+        rig.worker.set(state(VM, 1))
+        rig.worker.count(CountTraffic(VM, "resumed"))
+        rig.worker.count(CountTraffic(OTHER, "resumed"))
+        await rig.until(lambda: len(rig.answers) == 3)
+        assert [answer[0] for answer in rig.answers] == ["applied", "counted", "counted"]
+        assert rig.answers[1:] == [
+            ("counted", VM, "resumed", Traffic()),
+            ("counted", OTHER, "resumed", Traffic()),
+        ]
+
+    play(part)
+
+
+def test_redirected_traffic_is_polled_only_while_wanted():
+    async def part(rig: Rig) -> None:
+        rig.worker.set(state(VM, 1))
+        await rig.until(lambda: len(rig.answers) == 1)
+        rig.wants = True
+        await rig.until(lambda: len(rig.answers) == 3)
+        assert rig.answers[1:] == [("polled", {VM: Traffic()})] * 2
+
+    play(part)

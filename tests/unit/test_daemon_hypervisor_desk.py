@@ -1,0 +1,179 @@
+"""The hypervisor desk: a VM's orders in turn, VMs side by side, failures as answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from vmmobility.daemon.hypervisor_desk import HypervisorDesk
+from vmmobility.drivers.hypervisor import definition as definitions
+from vmmobility.drivers.hypervisor.fake import FakeHypervisor
+from vmmobility.drivers.hypervisor.interface import VmDefinition
+from vmmobility.engine.dataplane import port_name
+from vmmobility.engine.outputs import HypervisorOrder, Order
+from vmmobility.wire.values import Interface, VmKey
+
+VM, OTHER = VmKey(0, "vm1"), VmKey(0, "vm2")
+Answer = tuple[VmKey, Order, Mapping[str, Any], str]
+
+
+def definition(vm: VmKey, kind: str = "qemu") -> VmDefinition:
+    machine = {"kernel": "/boot/k"} if kind == "qemu" else {}
+    interface = Interface(b"\x02\0\0\0\0\1", (ip_network("10.1.0.5/32"),))
+    return VmDefinition(vm, kind, (interface,), machine=machine)
+
+
+def start(vm: VmKey, of: VmKey | None = None, kind: str = "qemu") -> HypervisorOrder:
+    data = definitions.encode(definition(of or vm, kind))
+    return HypervisorOrder(Order.START, vm, {"definition": data})
+
+
+class SlowHypervisor(FakeHypervisor):
+    """Notes when orders begin and end; start() waits for `gate`, other methods do not."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda report: None)
+        self.gate = asyncio.Event()
+        self.notes: list[str] = []
+        self.ports: list[str] = []
+
+    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        self.notes.append(f"begin start {definition.vm.vm_id}")
+        self.ports = list(ports)
+        await self.gate.wait()
+        await super().start(definition, ports)
+        self.notes.append(f"end start {definition.vm.vm_id}")
+
+    async def pause(self, vm: VmKey) -> None:
+        await super().pause(vm)
+        self.notes.append(f"pause {vm.vm_id}")
+
+    async def resume(self, vm: VmKey) -> None:
+        raise OSError(28, "No space left on device")
+
+
+class Rig:
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self.hypervisor = SlowHypervisor()
+        self.answers: list[Answer] = []
+        self.desk = HypervisorDesk({"qemu": self.hypervisor}, group, self._done)
+        self._changed = asyncio.Event()
+
+    def _done(self, vm: VmKey, order: Order, result: Mapping[str, Any], error: str) -> None:
+        self.answers.append((vm, order, result, error))
+        self._changed.set()
+
+    async def answered(self, count: int) -> list[Answer]:
+        async with asyncio.timeout(5):
+            while len(self.answers) < count:
+                await self._changed.wait()
+                self._changed.clear()
+        return self.answers
+
+
+def play(part: Callable[[Rig], Any]) -> None:
+    async def whole() -> None:
+        async with asyncio.TaskGroup() as group:
+            await part(Rig(group))
+        # The group has ended by itself: no worker outlives its orders.
+
+    asyncio.run(asyncio.wait_for(whole(), 10))
+
+
+def test_a_vms_orders_are_carried_out_in_turn_vms_side_by_side():
+    async def part(rig: Rig) -> None:
+        for order in (start(VM), HypervisorOrder(Order.PAUSE, VM), start(OTHER)):
+            rig.desk.take(order)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert rig.hypervisor.notes == ["begin start vm1", "begin start vm2"]
+        rig.hypervisor.gate.set()
+        await rig.answered(3)
+        notes = rig.hypervisor.notes
+        assert notes.index("end start vm1") < notes.index("pause vm1")
+        assert {(vm, order, error) for vm, order, _, error in rig.answers} == {
+            (VM, Order.START, ""),
+            (VM, Order.PAUSE, ""),
+            (OTHER, Order.START, ""),
+        }
+        assert rig.hypervisor.ports == [port_name(OTHER, 0)]
+
+    play(part)
+
+
+def test_an_incoming_guest_is_answered_with_its_place():
+    async def part(rig: Rig) -> None:
+        data = definitions.encode(definition(VM))
+        arguments = {"definition": data, "address": "10.0.1.2"}
+        rig.desk.take(HypervisorOrder(Order.PREPARE_INCOMING, VM, arguments))
+        [(_, _, result, error)] = await rig.answered(1)
+        assert error == ""
+        assert result == {"address": "10.0.1.2", "port": 49152}
+
+    play(part)
+
+
+def test_every_failure_is_the_orders_answer_and_the_next_is_carried_out():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        rig.hypervisor.fail_next["start"] = "no room"
+        orders = [
+            start(VM),
+            start(VM),
+            HypervisorOrder(Order.RESUME, VM),
+            HypervisorOrder(Order.PROCEED, VM),
+            HypervisorOrder(Order.START, VM, {"definition": b"{"}),
+            start(VM, of=OTHER),
+            HypervisorOrder(Order.STOP, VM),
+        ]
+        for order in orders:
+            rig.desk.take(order)
+        errors = [error for _, _, _, error in await rig.answered(len(orders))]
+        assert "no room" in errors[0]
+        assert errors[1] == ""
+        assert "No space left" in errors[2]
+        assert "not about to stop" in errors[3]
+        assert "not JSON" in errors[4]
+        assert "its definition is of VM" in errors[5]
+        assert errors[6] == ""
+
+    play(part)
+
+
+@pytest.mark.parametrize("order", [Order.STOP, Order.CANCEL])
+def test_ending_what_was_never_here_is_no_failure(order: Order):
+    async def part(rig: Rig) -> None:
+        rig.desk.take(HypervisorOrder(order, VM))
+        assert await rig.answered(1) == [(VM, order, {}, "")]
+
+    play(part)
+
+
+def test_an_order_of_a_kind_that_is_not_here():
+    async def part(rig: Rig) -> None:
+        rig.desk.take(start(VM, kind="netns"))
+        rig.desk.take(HypervisorOrder(Order.ANNOUNCE, OTHER))
+        errors = [error for _, _, _, error in await rig.answered(2)]
+        assert "no hypervisor for kind 'netns' here (have: qemu)" in errors[0]
+        assert "no hypervisor for kind ''" in errors[1]
+
+    play(part)
+
+
+def test_guests_are_found_again_by_their_kind():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        rig.desk.take(start(VM))
+        await rig.answered(1)
+        known = {
+            VM: definitions.encode(definition(VM)),
+            OTHER: definitions.encode(definition(OTHER, "netns")),
+            VmKey(0, "redirected"): b"",
+        }
+        assert await rig.desk.adopt(known) == {VM: True}
+
+    play(part)
