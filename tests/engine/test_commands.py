@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine import safety
 from tests.engine.conversation import interfaces_of, vm_key
+from tests.engine.fakes import Pace
 from tests.engine.network import MANAGER, Node, World
 from tests.engine.test_restarts import settle
 from vmmobility.engine.outputs import CommandDone, Event, HypervisorOrder, Order
@@ -127,21 +128,61 @@ def test_every_waiting_start_hears_of_a_failure(desk: Desk, failing: str) -> Non
     assert desk.phase is Phase.NONE
 
 
-def test_a_guest_that_outlived_its_interrupted_stop_is_attached_anew(desk: Desk) -> None:
-    """The daemon died between the deregistration and the end of the guest."""
+@pytest.mark.parametrize("at_ms", range(8))
+def test_an_interrupted_stop_is_finished(desk: Desk, at_ms: int) -> None:
+    """The daemon dies at any point of it."""
     desk.start()
     desk.world.run(1)
-    node = desk.world.nodes["a"]
-    assert node.hypervisor is not None
-    node.hypervisor.fail_next[Order.STOP] = ["busy"]
     desk.stop()
-    desk.world.run_until(lambda: not bindings(desk.world))
-    desk.world.restart("a")  # its record says SERVING until the reply has come
+    desk.world.run(at_ms / 1000)
+    desk.world.restart("a")
     settle(desk.world)
+    recorded = at_ms > 0  # else nobody has heard of it
+    assert desk.running == ([] if recorded else ["a"])
+    assert bindings(desk.world) == (set() if recorded else {VM})
+
+
+def test_a_guest_that_cannot_be_stopped_stays_registered(desk: Desk) -> None:
+    first = desk.start()
+    desk.world.run(1)
+    hypervisor = desk.world.nodes["a"].hypervisor
+    assert hypervisor is not None
+    hypervisor.fail_next[Order.STOP] = ["busy"]
+    second, third = desk.stop(), desk.stop()
+    desk.settled(first, second, third)
+    assert "did not end: busy" in desk.error(second)
+    assert "did not end: busy" in desk.error(third)
+    assert desk.running == ["a"]
+    fourth = desk.stop()
+    desk.settled(first, second, third, fourth)
+    assert not desk.running
+
+
+def test_nobody_else_starts_a_vm_before_its_guest_has_ended() -> None:
+    desk = Desk(pace=Pace(order_s=0.5))
+    desk.start()
+    desk.world.run(2)
+    desk.stop()
+    desk.world.run(0.1)
+    other = desk.world.start_vm(VM, "b", OWN)
+    desk.world.run(5)
+    assert "a serves it" in desk.error(other)
+    assert not bindings(desk.world)
+
+
+def test_a_running_guest_whose_attach_the_manager_calls_ended_is_attached_anew(desk: Desk) -> None:
+    desk.start()
+    desk.world.run(1)
+    manager, edge = desk.world.nodes[MANAGER].manager, desk.world.nodes["a"].edge
+    assert manager is not None
+    assert edge is not None
+    manager.cache.remove(VM)
+    manager._ended.add("a", VM, edge.entries[VM].attach_id)
+    desk.world.restart("a")
     desk.world.run(5)
     assert desk.running == ["a"]
-    safety.check_settled(desk.world)
     assert bindings(desk.world) == {VM}
+    safety.check_settled(desk.world)
 
 
 def bindings(world: World) -> set[object]:

@@ -69,6 +69,7 @@ class Entry:
     turned: bool = False
     unplugged: bool = False
     move_epoch: int = 0
+    ending: bool = False
     # not durable
     started: bool = False
     proceeding: bool = False
@@ -80,7 +81,6 @@ class Entry:
     draining: bool = False
     request: Received | None = None
     tag: int = 0
-    ending: bool = False
     commands: list[int] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
 
@@ -165,6 +165,7 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         "came_from": int(entry.came_from),
         "lifetime_s": entry.lifetime_s,
         "move_epoch": entry.move_epoch,
+        "ending": entry.ending,
         "turned": entry.turned,
         "unplugged": entry.unplugged,
     }
@@ -188,6 +189,7 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         came_from=Phase(value["came_from"]),
         lifetime_s=value["lifetime_s"],
         move_epoch=value.get("move_epoch", 0),
+        ending=value.get("ending", False),
         turned=value["turned"],
         unplugged=value["unplugged"],
     )

@@ -62,6 +62,8 @@ class NveMoves(NveRedirects, NveRestart):
         elif order is Order.STOP and entry.phase is Phase.REDIRECTING:
             entry.unplugged, entry.started = True, False
             self._set_data_plane(entry)
+        elif order is Order.STOP and entry.ending:
+            self._stopped(entry, error, now)
         elif order is Order.PREPARE_INCOMING and entry.phase is Phase.PREPARED:
             self._prepared(entry, result, error, now)
         elif order is Order.COPY_OUT and entry.phase in (Phase.COPYING, Phase.CONVERGED):
@@ -348,6 +350,7 @@ class NveMoves(NveRedirects, NveRestart):
 
     def _start_done(self, entry: Entry, error: str, now: float) -> None:
         if entry.ending or entry.phase is Phase.NONE:
+            entry.started = entry.ending and not error
             return  # stopped meanwhile: that order follows
         if error:
             self._commands_failed(entry, f"VM {entry.vm} did not start: {error}", "")

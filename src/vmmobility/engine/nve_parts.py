@@ -48,6 +48,8 @@ class NveParts:
         _attach: Callable[[Entry, float], None]
         _refresh: Callable[[Entry, float], None]
         _forget: Callable[[Entry], None]
+        _stop: Callable[[Entry, None, float], None]
+        _stopped: Callable[[Entry, str, float], None]
         _deregister: Callable[[Entry, float], None]
         _commands_done: Callable[[Entry, dict[str, Any]], None]
         _commands_failed: Callable[[Entry, str, str], None]

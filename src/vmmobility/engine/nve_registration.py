@@ -103,7 +103,7 @@ class NveRegistration(NveParts):
             if reply.status is Status.INVALID_TICKET:
                 entry.ticket = b""
             elif reply.status is Status.OUT_OF_SEQUENCE:
-                # It was being stopped when this node went down, and runs on: a new attach.
+                # The manager knows that attach as ended, and yet the guest runs: a new one.
                 entry.attach_id = self.jitter.getrandbits(63) + 1
             entry.refresh_at = now + RETRY_S
             return
@@ -172,10 +172,20 @@ class NveRegistration(NveParts):
     # ---- end of a guest ------------------------------------------------------------------------
 
     def _stop(self, entry: Entry, _: None, now: float) -> None:
+        """The guest ends first, then its binding: until then nobody else may start the VM."""
         if entry.ending:
             return
-        entry.ending = True
+        entry.ending, entry.refresh_at = True, None
+        self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
         self._order(entry, Order.STOP)
+
+    def _stopped(self, entry: Entry, error: str, now: float) -> None:
+        if error and entry.started:
+            entry.ending, entry.refresh_at = False, now
+            self._commands_failed(entry, f"VM {entry.vm} did not end: {error}", "try again")
+            self._save(entry)
+            return
+        entry.started = False
         self._deregister(entry, now)
 
     def _guest_gone(self, entry: Entry, _: Any, now: float) -> None:

@@ -22,6 +22,10 @@ class NveRestart(NveParts):
         phase = entry.phase
         if phase is Phase.NONE:
             return
+        if entry.ending:
+            entry.ending = False
+            self._stop(entry, None, now)
+            return
         if phase in (Phase.COPYING, Phase.CONVERGED):
             self._order(entry, Order.CANCEL)
             self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
