@@ -6,16 +6,21 @@ Not here: what they are asked to do (steps.py).  Rests on namespaces and api_cli
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
+from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import ApiError, LabError
+from vmmobility.lab import workdir
 from vmmobility.lab.api_client import request
 from vmmobility.lab.fabric import Fabric, Node
 from vmmobility.lab.inside import python, python_environment
@@ -107,7 +112,18 @@ class Daemons:
         }
         manager = [{"id": self.manager, "addresses": self._addresses(self.manager)}]
         timers = {"drain_s": DRAIN_S}
-        return to_toml({"node": table, "manager": manager, "timers": timers})
+        hypervisor = {"accelerator": self._accelerator}
+        return to_toml(
+            {"node": table, "manager": manager, "timers": timers, "hypervisor": hypervisor}
+        )
+
+    @cached_property
+    def _accelerator(self) -> str:
+        """Probed once for all NVEs: a probe burns a CPU for seconds, beside the first moves."""
+        if all(vm.kind != "guest" for vm in self.fabric.vms):
+            return "tcg"  # no guest will ask
+        binary = QemuSettings().binary
+        return asyncio.run(choose_accelerator("auto", binary, workdir.cache()))
 
     def start(self, name: str) -> None:
         """Start one daemon; it is ready when its API answers (wait_ready)."""
@@ -117,7 +133,9 @@ class Daemons:
                 f"{name} is a {node.kind}: it runs no daemon", "name the manager or an NVE"
             )
         home = self._folder / "nodes" / name
-        (home / "state").mkdir(exist_ok=True)
+        for folder in ("state", "tmp"):
+            (home / folder).mkdir(exist_ok=True)
+        environment = {**python_environment(), "TMPDIR": str(home / "tmp")}  # goes with the lab
         self.socket(name).unlink(missing_ok=True)
         config = str(home / "config.toml")
         command = python("vmmobility", node.kind, "run", "--config", config,
@@ -125,7 +143,7 @@ class Daemons:
         with (home / "stderr.txt").open("ab") as stderr:
             self.processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
-                start_new_session=True, env=python_environment())  # fmt: skip
+                start_new_session=True, env=environment)  # fmt: skip
 
     def wait_ready(self, name: str, within_s: float = START_S) -> None:
         """Wait until the daemon's API answers."""

@@ -6,13 +6,11 @@ faults, teardown, workdir.
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 from vmmobility.lab import namespaces, teardown, workdir
@@ -95,7 +93,7 @@ class Laboratory:
     def _machine(self, vm: Vm) -> dict[str, str]:
         if vm.kind == "netns":
             return {"namespace": self.spaces.name(vm.name)}
-        image = guest_image(guest_folder(), self.say)
+        image = guest_image(workdir.cache(), self.say)
         mac = bytes.fromhex(vm.mac.replace(":", ""))
         interface = Interface(mac, tuple(a.network for a in vm.addresses))
         checked_mib = vm.memory_mib // 4
@@ -125,12 +123,6 @@ class Laboratory:
             process.kill()
             process.wait()
         return left
-
-
-def guest_folder() -> Path:
-    """Where guest images are kept between runs."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "vmmobility" / "guest"
 
 
 def build(fabric: Fabric, name: str, owned: bool, say: Say) -> Laboratory:

@@ -10,14 +10,17 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from vmmobility.lab import namespaces, workdir
+from vmmobility.lab.inside import NETNS
 from vmmobility.lab.workdir import LabInfo
 
 _PATIENCE_S = 3.0
+_INTERFACES = ("vmt", "vmmob")  # taps, the tunnel
 
 
 def processes(info: LabInfo) -> dict[int, str]:
@@ -40,6 +43,7 @@ def processes(info: LabInfo) -> dict[int, str]:
 
 def tear_down(info: LabInfo) -> list[str]:
     """End its processes, delete its namespaces and folder; what is left all the same."""
+    info = replace(info, namespaces=_still_its_own(info))
     for sign, patience_s in ((signal.SIGTERM, _PATIENCE_S), (signal.SIGKILL, _PATIENCE_S)):
         _signal(info, sign)
         deadline = time.monotonic() + patience_s
@@ -54,20 +58,32 @@ def tear_down(info: LabInfo) -> list[str]:
     return leftovers(info)
 
 
+def _still_its_own(info: LabInfo) -> dict[str, int]:
+    """Its namespaces that exist: an inode's number is used again once its namespace is gone."""
+    found = {}
+    for name, inode in info.namespaces.items():
+        with contextlib.suppress(OSError):
+            if (NETNS / name).stat().st_ino == inode:
+                found[name] = inode
+    return found
+
+
 def leftovers(info: LabInfo) -> list[str]:
     """What of this lab is still in the process table, a kernel or the file system."""
     left = [f"namespace {name}" for name in namespaces.existing(info.lab_id)]
     left += [f"process {pid}: {command}" for pid, command in sorted(processes(info).items())]
     if info.folder.exists():
         left.append(f"folder {info.folder}")
-    return left + host_leftovers()
+    return left + host_leftovers(info.host)
 
 
-def host_leftovers() -> list[str]:
-    """Taps of ours in the host's own namespace: a daemon that ran outside its own."""
-    done = subprocess.run(["ip", "-o", "link", "show"], capture_output=True, text=True, check=False)
-    names = [line.split(": ")[1].split("@")[0] for line in done.stdout.splitlines() if ": " in line]
-    return [f"interface {name} in the host" for name in names if name.startswith("vmt")]
+def host_leftovers(before: Iterable[str]) -> list[str]:
+    """Interfaces of ours in the host's own namespace: a daemon ran outside its own.
+
+    Those that were there before the lab are not its own: this host may run an NVE in earnest.
+    """
+    fresh = sorted(set(workdir.host_interfaces()) - set(before))
+    return [f"interface {name} in the host" for name in fresh if name.startswith(_INTERFACES)]
 
 
 def sweep() -> list[LabInfo]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,9 +23,19 @@ def base() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or "/run") / "vmmobility-lab"
 
 
+def cache() -> Path:
+    """What is kept between labs: guest images, what this machine can do."""
+    folder = os.environ.get("XDG_CACHE_HOME")
+    return (Path(folder) if folder else Path.home() / ".cache") / "vmmobility" / "guest"
+
+
 @dataclass(frozen=True, slots=True)
 class LabInfo:
-    """What lab.json holds.  owner 0: left running on purpose (`lab up`, `--keep`)."""
+    """What lab.json holds.
+
+    owner: 0 if left running on purpose (`lab up`, `--keep`)
+    namespaces: name -> inode            host: interfaces of the host's own when it was made
+    """
 
     lab_id: str
     name: str
@@ -32,6 +43,7 @@ class LabInfo:
     owner: int
     owner_started: int
     namespaces: dict[str, int]
+    host: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -52,10 +64,16 @@ def create(name: str, fabric: str, owned: bool) -> LabInfo:
         taken = NETNS.is_dir() and any(p.name.startswith(lab_id + "-") for p in NETNS.iterdir())
         if not taken and not (base() / lab_id).exists():
             break
-    info = LabInfo(lab_id, name, fabric, owner, started(owner) or 0, {})
+    there = tuple(host_interfaces())
+    info = LabInfo(lab_id, name, fabric, owner, started(owner) or 0, {}, there)
     (info.folder / "nodes").mkdir(parents=True, mode=0o700)
     info.save()
     return info
+
+
+def host_interfaces() -> list[str]:
+    """The interfaces of the namespace in which this process is."""
+    return [name for _, name in socket.if_nameindex()]
 
 
 def all_labs() -> list[LabInfo]:
