@@ -6,7 +6,6 @@ All lives in one namespace; the guest's memory crosses its loopback, or a relay 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -25,7 +24,6 @@ from tests.contract.test_hypervisor_contract import (
     qemu_node,
 )
 from tests.lab.test_guest_image import control, inside
-from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.interface import GuestEvent, GuestReport, VmDefinition
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import HypervisorError
@@ -350,13 +348,3 @@ def test_a_path_that_is_cut_before_the_switch_brings_the_guest_back(run: Run) ->
         await scene.the_source_runs()
 
     run(HASTY, scenario)
-
-
-def test_unacknowledged_octets_are_seen_in_both_families() -> None:
-    """A fresh connection has none; the cut path above shows the other answer."""
-    for host in (LOOPBACK, "::1"):
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, 0), family=family) as server:
-            place = server.getsockname()[:2]
-            with socket.create_connection(place):
-                assert not process.is_unheard(os.getpid(), *place)

@@ -19,7 +19,7 @@ from tests.contract.test_hypervisor_contract import (
     Node,
     Pair,
     PairTest,
-    test_a_copy_that_a_dead_daemon_has_held_is_cancelled,
+    test_a_copy_that_a_dead_daemon_has_held_is_over,
     test_a_destination_that_dies_leaves_the_guest_here,
     test_a_guest_that_ends_is_reported,
     test_a_held_move_is_cancelled_and_can_be_repeated,
@@ -38,7 +38,7 @@ from vmmobility.drivers.hypervisor.light import LightHypervisor
 pytestmark = [pytest.mark.netns]
 
 __all__ = [
-    "test_a_copy_that_a_dead_daemon_has_held_is_cancelled",
+    "test_a_copy_that_a_dead_daemon_has_held_is_over",
     "test_a_destination_that_dies_leaves_the_guest_here",
     "test_a_guest_that_ends_is_reported",
     "test_a_held_move_is_cancelled_and_can_be_repeated",

@@ -141,10 +141,11 @@ class FakeHypervisor:
             if guest.target == (address, port):
                 return
             raise HypervisorError(f"{vm}: it is being moved already")
-        guest.target, guest.phase = (address, port), _Phase.COPYING
+        guest.target = (address, port)
         if self._destination(guest) is None:
-            self._fail_move(vm, "connection refused")
-        elif not self._broken(vm, "copying") and self.auto_converge:
+            raise HypervisorError(f"{vm}: cannot connect to {address}: connection refused")
+        guest.phase = _Phase.COPYING
+        if not self._broken(vm, "copying") and self.auto_converge:
             self.converge(vm)
 
     def converge(self, vm: VmKey) -> None:

@@ -22,7 +22,6 @@ from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase, yank
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
-from vmmobility.drivers.hypervisor.ticks import Lead
 from vmmobility.errors import HypervisorError
 
 END_NOTICE_S = 1.0  # between a lost monitor and the end of its process
@@ -30,7 +29,8 @@ STALE_LIMIT_S = 3.0
 _STATES = {"running": "running", "inmigrate": "incoming", "postmigrate": "moved-out"}
 _CANCELLABLE = ("setup", "active", "pre-switchover")
 _UNDER_WAY = (*_CANCELLABLE, "device", "cancelling")
-ANNOUNCEMENT = {"initial": 10, "max": 100, "rounds": 5, "step": 30}  # milliseconds, rounds
+# Milliseconds, rounds.  Not at once: the guest has better to do in its first moments after a move.
+ANNOUNCEMENT = {"initial": 300, "max": 500, "rounds": 5, "step": 50}
 
 
 class QemuGuest:
@@ -43,7 +43,6 @@ class QemuGuest:
         pid: int,
         listener: Listener,
         settings: QemuSettings,
-        lead: Lead,
     ) -> None:
         self.definition = definition
         self.folder = folder
@@ -54,7 +53,6 @@ class QemuGuest:
         self._name = str(definition.vm)
         self._listener = listener
         self._settings = settings
-        self._lead = lead
         self._session = QmpSession(self._name, folder.monitor)
         self._runner: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -142,6 +140,11 @@ class QemuGuest:
         """Let the guest (virtio) and QEMU send their announcements."""
         await self.execute("announce-self", ANNOUNCEMENT)
 
+    async def delay_announcements(self) -> None:
+        """What QEMU announces of its own accord after a move in keeps to ANNOUNCEMENT, too."""
+        parameters = {f"announce-{name}": value for name, value in ANNOUNCEMENT.items()}
+        await self.execute("migrate-set-parameters", parameters)
+
     async def begin_move(self, target: tuple[str, int], least_rounds: int) -> None:
         """Begin the pre-copy; its reports follow."""
         if self._group is None:
@@ -153,8 +156,6 @@ class QemuGuest:
             self.report,
             self._settings,
             least_rounds,
-            self._lead,
-            lambda: process.is_unheard(self.pid, *target),
         )
         self.move = move
         try:

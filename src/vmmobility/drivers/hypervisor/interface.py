@@ -96,10 +96,10 @@ class Hypervisor(Protocol):
     async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
         """Begin the pre-copy to (address, port).  Returns once it has begun.  Reports CONVERGED
         once what remains fits the budget, and then holds the copy with the guest running;
-        FAILED if it breaks."""
+        FAILED if it breaks.  Raises HypervisorError if nobody listens there."""
 
     async def switch_over(self, vm: VmKey) -> None:
-        """After CONVERGED: report ABOUT_TO_STOP at the best moment, wait for proceed()."""
+        """After CONVERGED: report ABOUT_TO_STOP, wait for proceed()."""
 
     async def proceed(self, vm: VmKey) -> None:
         """The redirect is in place: let the guest stop, copy the rest.  Reports STOPPED, then

@@ -206,12 +206,7 @@ class Card:
 
     def _copy_out(self, address: str, port: int) -> None:
         self._begun_ns = time.monotonic_ns()
-        try:
-            self._peer = socket.create_connection((address, port), timeout=_HANDOVER_S)
-        except OSError as error:
-            reason = f"{address}: {error.strerror or error}".lower()
-            self._event("failed", reason=reason, running=True)
-            return
+        self._peer = socket.create_connection((address, port), timeout=_HANDOVER_S)
         self._setup_ms = (time.monotonic_ns() - self._begun_ns) / 1e6
         self._watch(self._peer, self._peer_spoke)
         self.state = "converged"

@@ -1,13 +1,12 @@
-"""One outgoing move of a QEMU guest, as one coroutine: copy, hold, the moment, the switch.
+"""One outgoing move of a QEMU guest, as one coroutine: copy, hold, redirect, switch.
 
-QEMU's migration thread sends until its budget of a 100 ms window is spent, then sleeps to the
-window's end: the *tick*.  Decisions fall only at ticks.  So the copy is held by a tiny bandwidth
-(the guest runs on), the ticks are observed, ABOUT_TO_STOP is reported shortly before one, and
-proceed() in time makes QEMU stop the guest at that very tick.  Whatever happens to the timing, the
-order redirect -> STOP holds: until proceed() QEMU may not finish.  docs/design/hypervisor.md tells
-the whole story, and why the copy makes few rounds under TCG.
+The copy runs through CopyStream, whose thread takes QEMU's data at the wanted pace.  When little
+enough remains it takes no more: QEMU's migration thread waits in a write while the guest runs on.
+So the guest stops within a millisecond of proceed(), whenever that comes, and the order redirect ->
+STOP holds, for QEMU cannot finish what nobody takes.  docs/design/hypervisor.md tells the whole
+story, and why the copy makes few rounds under TCG.
 
-Not here: incoming moves and the guest's life (guest.py).  Rests on qmp.py.
+Not here: incoming moves and the guest's life (guest.py).  Rests on qmp.py and copy_stream.py.
 """
 
 from __future__ import annotations
@@ -18,26 +17,28 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from typing import Any, Protocol
 
+from vmmobility.drivers.hypervisor.copy_stream import CopyStream
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
-from vmmobility.drivers.hypervisor.stall import Broken, Path, Progress
-from vmmobility.drivers.hypervisor.ticks import Lead, TickClock
+from vmmobility.drivers.hypervisor.stall import Broken, Progress
 from vmmobility.errors import HypervisorError
 
 POLL_FAR_S = 0.010
 POLL_NEAR_S = 0.001
-# When less than this times the hold mark remains, polling quickens and a window's budget falls
-# below the mark: else a whole round and the decision to finish could pass between two polls.
+# When less than this times the hold mark remains, polling quickens and the pace falls, so that the
+# mark is not run over between two polls.
 NEAR_FACTOR = 4
-NEAR_MARKS_PER_S = 8
-# A round that is not the last ends at this pace: the threshold is then below one page, and no
-# guest, however idle, is stopped for having dirtied less than that.
-CAREFUL_BYTES_PER_S = 2 * 1024 * 1024
-CAREFUL_SHARE = 4
-DOWNTIME_COPYING_MS = 1  # so small that QEMU never finishes of its own accord
+NEAR_MARKS_PER_S = 12
+# QEMU reckons what it may send in the blackout once every 100 ms; a hold as long as that makes
+# sure that it does so at the release.
+WINDOW_S = 0.105
+PATH_LOOK_S = 0.5
+UNLIMITED_BYTES_PER_S = 1 << 40
+DOWNTIME_COPYING_MS = 0  # QEMU never finishes of its own accord while pages remain
 DOWNTIME_SWITCH_MS = 2_000_000  # QEMU's greatest: the next decision is "finish"
 SETTLED_LIMIT_S = 2.0  # a failed or cancelled migration has brought the guest back by then
+FD_NAME = "vmmobility-copy"
 _OVER = ("completed", "failed", "cancelled")
 
 # No return path: with it, a source that misses the destination's last word starts its guest again
@@ -60,7 +61,6 @@ class Phase(Enum):
 
     COPYING = "copying"
     HELD = "held"
-    TIMING = "timing"  # switch_over() was called: waiting for the moment
     ABOUT_TO_STOP = "about-to-stop"
     SWITCHING = "switching"  # proceed() was called
     ENDED = "ended"
@@ -77,8 +77,6 @@ class OutgoingMove:
         report: Report,
         settings: QemuSettings,
         least_rounds: int,
-        lead: Lead,
-        path_is_deaf: Callable[[], bool],
     ) -> None:
         self.target = target
         self.phase = Phase.COPYING
@@ -87,41 +85,49 @@ class OutgoingMove:
         self._report = report
         self._settings = settings
         self._least_rounds = least_rounds
-        self._lead = lead
-        self._path_is_deaf = path_is_deaf  # what was sent goes unacknowledged
+        self._stream = CopyStream(guest, settings.stall_limit_s, self._stream_ended)
+        self._loop = asyncio.get_running_loop()
         self._switch = asyncio.Event()
         self._proceed = asyncio.Event()
         self._over = asyncio.Event()
         self._waiting = asyncio.Event()  # QEMU has stopped the guest and awaits migrate-continue
         self._ended = asyncio.Event()
+        self._sent = asyncio.Event()  # the stream has ended
+        self._stream_error = ""
         self._stopped_ns: int | None = None
         self._handing_over = False  # migrate-continue is sent: the destination may get the whole
         self._outcome = ""
         self._reason = ""
 
     async def begin(self) -> None:
-        """Start the pre-copy.  Raises HypervisorError if QEMU refuses."""
-        await set_capabilities(self._session.execute, SOURCE_CAPABILITIES)
-        await self._session.execute(
-            "migrate-set-parameters",
-            {
-                "max-bandwidth": self._settings.hold_bytes_per_s,
-                "downtime-limit": DOWNTIME_COPYING_MS,
-            },
-        )
-        await self._session.execute("migrate", {"uri": tcp_uri(*self.target)})
+        """Start the pre-copy.  Raises HypervisorError if the path or QEMU refuses."""
+        execute = self._session.execute
+        try:
+            await asyncio.to_thread(self._stream.connect, *self.target)
+            await set_capabilities(execute, SOURCE_CAPABILITIES)
+            await execute(
+                "migrate-set-parameters",
+                {"max-bandwidth": UNLIMITED_BYTES_PER_S, "downtime-limit": DOWNTIME_COPYING_MS},
+            )
+            await self._session.give_descriptor(FD_NAME, self._stream.qemu_end.fileno())
+            await execute("migrate", {"uri": f"fd:{FD_NAME}"})
+        except HypervisorError:
+            self._stream.abort()
+            raise
+        self._stream.pace(self._settings.copy_bytes_per_s)
+        self._stream.start()
 
     async def run(self) -> None:
         """From the first round to COMPLETED or FAILED, which it reports.  Never raises."""
         try:
             await self._converge()
-            ticks = await self._hold()
-            await self._wait_for_moment(ticks)
+            await self._redirect()
             await self._finish()
         except (Broken, HypervisorError) as error:
             await self._fail(str(error))
         finally:
             self.phase = Phase.ENDED
+            self._stream.abort()
             self._ended.set()
 
     @property
@@ -130,7 +136,7 @@ class OutgoingMove:
         return self.phase is Phase.SWITCHING or self._waiting.is_set()
 
     def switch_over(self) -> None:
-        """Report ABOUT_TO_STOP at the next good moment."""
+        """Report ABOUT_TO_STOP now."""
         self._switch.set()
 
     def proceed(self) -> None:
@@ -171,96 +177,50 @@ class OutgoingMove:
 
     # -- the phases ------------------------------------------------------------------------------
 
-    async def _first_window(self, progress: Progress) -> None:
-        """Let one held window pass before the copy begins in earnest.
-
-        Until its first tick QEMU has no threshold, and a guest whose whole memory fits into one
-        window (little used, mostly zero) would be stopped at once.
-        """
-        while not self._waiting.is_set():
-            info = await self._query()
-            if info.get("status") == "active":
-                await self._watch_one_tick(TickClock())
-                break
-            progress.seen(0)
-            await self._pause(POLL_NEAR_S)
-        await self._set_bandwidth(self._settings.copy_bytes_per_s)
-
     async def _converge(self) -> None:
-        """Copy until little enough remains, then slow the copy down to almost nothing."""
+        """Copy until little enough remains, then hold."""
         mark = self._settings.hold_remaining_bytes
         progress = Progress(self._settings)
-        await self._first_window(progress)
         near = False
-        while True:
-            info = await self._query()
-            ram = info.get("ram", {})
-            remaining = int(ram.get("remaining", 0))
-            rounds = int(ram.get("dirty-sync-count", 0))
-            active = info.get("status") == "active" and rounds > 0
-            if active and rounds >= self._least_rounds and remaining < mark:
+        while not self._waiting.is_set():
+            ram = (await self._query()).get("ram", {})
+            remaining, rounds = int(ram.get("remaining", 0)), int(ram.get("dirty-sync-count", 0))
+            if rounds >= max(1, self._least_rounds) and remaining < mark:
                 break
-            if self._waiting.is_set():
-                break
-            progress.seen(int(ram.get("transferred", 0)))
-            if active and not near and remaining < mark * NEAR_FACTOR:
+            progress.seen(self._stream.sent)
+            if rounds > 0 and not near and remaining < mark * NEAR_FACTOR:
                 near = True
-                await self._set_bandwidth(
-                    min(mark * NEAR_MARKS_PER_S, self._settings.copy_bytes_per_s)
-                )
-            if active and rounds < self._least_rounds and remaining < mark // CAREFUL_SHARE:
-                await self._set_bandwidth(CAREFUL_BYTES_PER_S)
+                self._stream.pace(min(mark * NEAR_MARKS_PER_S, self._settings.copy_bytes_per_s))
             await self._pause(POLL_NEAR_S if near else POLL_FAR_S)
-        await self._set_bandwidth(self._settings.hold_bytes_per_s)
+        self._stream.hold()
         self.phase = Phase.HELD
-        await self._pause(self._settings.settle_ms / 1000)
-        info = await self._query()
+        await self._pause(WINDOW_S)
+        ram = (await self._query()).get("ram", {})
         self._report(
             GuestEvent.CONVERGED,
             {
-                "remaining_bytes": int(info.get("ram", {}).get("remaining", 0)),
-                "rounds": int(info.get("ram", {}).get("dirty-sync-count", 0)),
+                "remaining_bytes": int(ram.get("remaining", 0)),
+                "rounds": int(ram.get("dirty-sync-count", 0)),
             },
         )
 
-    async def _hold(self) -> TickClock:
-        """Observe the ticks until switch_over() was called and one tick has been seen."""
-        ticks = TickClock()
-        path = Path(self._path_is_deaf, self._settings.stall_limit_s)
-        while not (self._switch.is_set() and (ticks.known or self._waiting.is_set())):
-            await self._pause(ticks.until_watch(time.monotonic()), self._switch)
-            path.look()
-            if not self._switch.is_set() or not ticks.known:
-                await self._watch_one_tick(ticks)
-        self.phase = Phase.TIMING
-        return ticks
-
-    async def _watch_one_tick(self, ticks: TickClock) -> None:
-        before = int((await self._query()).get("ram", {}).get("transferred", 0))
-        last = time.monotonic()
-        give_up = last + ticks.watch_limit_s
-        while last < give_up:
-            await self._pause(POLL_NEAR_S)
-            sent = int((await self._query()).get("ram", {}).get("transferred", 0))
-            now = time.monotonic()
-            if sent != before:
-                ticks.seen((last + now) / 2)
-                return
-            last = now
-
-    async def _wait_for_moment(self, ticks: TickClock) -> None:
-        left_s = 0.0
-        if not self._waiting.is_set():
-            lead_s = self._lead.seconds
-            moment = ticks.next_after(time.monotonic() + lead_s)
-            await self._pause(moment - lead_s - time.monotonic())
-            left_s = moment - time.monotonic()
-        self.phase = Phase.ABOUT_TO_STOP
-        self._report(GuestEvent.ABOUT_TO_STOP, {"expected_in_ms": round(left_s * 1000, 1)})
-        asked = time.monotonic()
-        await self._proceed.wait()
-        self._check()
-        self._lead.took(time.monotonic() - asked)
+    async def _redirect(self) -> None:
+        """Hold until switch_over(), say so, hold until proceed()."""
+        for phase, signal in (
+            (Phase.HELD, self._switch),
+            (Phase.ABOUT_TO_STOP, self._proceed),
+        ):
+            if phase is Phase.ABOUT_TO_STOP:
+                self.phase = phase
+                self._report(GuestEvent.ABOUT_TO_STOP, {})
+            while not signal.is_set():
+                await self._pause(PATH_LOOK_S, signal)
+                if self._stream.broken:
+                    raise Broken(
+                        "the destination has closed the copy, or acknowledged nothing for "
+                        f"{self._settings.stall_limit_s:.0f} s"
+                    )
+            self._check()
 
     async def _finish(self) -> None:
         self.phase = Phase.SWITCHING
@@ -268,25 +228,27 @@ class OutgoingMove:
             self._report(GuestEvent.STOPPED, {"early": True}, self._stopped_ns)
         await self._session.execute(
             "migrate-set-parameters",
-            {
-                "max-bandwidth": self._settings.switch_bytes_per_s,
-                "downtime-limit": DOWNTIME_SWITCH_MS,
-            },
+            {"downtime-limit": DOWNTIME_SWITCH_MS},
         )
+        self._stream.release()
         try:
             async with asyncio.timeout(self._settings.switch_limit_s):
-                await self._waiting.wait()
-                if not self._over.is_set():
-                    self._handing_over = True
-                    await self._session.execute("migrate-continue", {"state": "pre-switchover"})
-                await self._over.wait()
+                await self._hand_over()
+                await self._sent.wait()
         except TimeoutError:
             raise Broken(
                 f"the switch has not ended within {self._settings.switch_limit_s:.0f} s"
             ) from None
-        if self._outcome != "completed":
-            raise Broken("")
+        if self._outcome != "completed" or self._stream_error:
+            raise Broken(self._stream_error)
         await self._complete()
+
+    async def _hand_over(self) -> None:
+        await self._waiting.wait()
+        if self.phase is Phase.SWITCHING and not self._over.is_set() and not self._handing_over:
+            self._handing_over = True
+            await self._session.execute("migrate-continue", {"state": "pre-switchover"})
+        await self._over.wait()
 
     async def _complete(self) -> None:
         # Read inside the event, QEMU's figures can still be 0.
@@ -301,26 +263,24 @@ class OutgoingMove:
                 detail = detail or reason  # not what QEMU says of our breaking it off
                 await self._abandon()
                 async with asyncio.timeout(SETTLED_LIMIT_S):
-                    await self._over.wait()
-            if self._outcome == "completed":  # breaking it off came too late
-                await self._complete()
+                    await self._hand_over()
+            if self._outcome == "completed" and not self._stream_error:
+                await self._complete()  # breaking it off came too late
                 return
             said = (await self._query()).get("error-desc", "")
             detail = detail or said or reason or f"the copy to {self.target[0]} broke off"
-            running = await self._settled()
+            running = self._outcome != "completed" and await self._settled()
         except (HypervisorError, TimeoutError) as error:
             detail = detail or reason or str(error)
         self._report(GuestEvent.FAILED, {"reason": detail, "running": running})
 
     async def _abandon(self) -> None:
-        if self._handing_over:
-            # Never migrate_cancel from here on: it starts the guest again even if the last octet
-            # has just been sent.  yank closes the connection, and QEMU starts the guest only if
-            # it had not sent everything.  Out of band, for QEMU's main loop is blocked while it
-            # sends the last part, on a cut path for minutes.
-            await yank(self._session.execute)
-        else:
+        if self.phase is not Phase.SWITCHING:
             await self._session.execute("migrate_cancel")
+        # From proceed() on never migrate_cancel: while QEMU stops the guest it hangs QEMU (7.2),
+        # and after the last octet it starts a guest that was sent.  Broken off, QEMU starts the
+        # guest only if it could not write everything, so that the destination cannot have it.
+        self._stream.abort()
 
     async def _settled(self) -> bool:
         """Whether the guest runs, once QEMU has decided."""
@@ -333,14 +293,20 @@ class OutgoingMove:
                 return False
             await asyncio.sleep(POLL_FAR_S)
 
+    def _stream_ended(self, error: str) -> None:
+        """Called in the stream's thread."""
+
+        def note() -> None:
+            self._stream_error = error
+            self._sent.set()
+
+        self._loop.call_soon_threadsafe(note)
+
     # -- waiting ---------------------------------------------------------------------------------
 
     def _check(self) -> None:
         if self._over.is_set():
             raise Broken(self._reason)
-
-    async def _set_bandwidth(self, bytes_per_s: int) -> None:
-        await self._session.execute("migrate-set-parameters", {"max-bandwidth": bytes_per_s})
 
     async def _query(self) -> dict[str, Any]:
         info: dict[str, Any] = await self._session.execute("query-migrate")

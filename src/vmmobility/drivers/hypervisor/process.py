@@ -15,7 +15,6 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 from vmmobility.drivers.hypervisor.accelerator import find_binary
@@ -181,20 +180,6 @@ def is_ours(folder: GuestFolder, pid: int) -> bool:
     except OSError:
         return False
     return str(folder.pid_file).encode() in words
-
-
-def is_unheard(pid: int, address: str, port: int) -> bool:
-    """Whether what `pid`'s network has sent to that TCP end is being sent again, unacknowledged."""
-    host = ip_address(address)
-    words = [host.packed[at : at + 4][::-1].hex().upper() for at in range(0, len(host.packed), 4)]
-    remote = f"{''.join(words)}:{port:04X}"
-    table = "tcp" if host.version == 4 else "tcp6"
-    try:
-        lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
-    except OSError:
-        return False
-    rows = (line.split() for line in lines if remote in line)
-    return any(row[2] == remote and int(row[6], 16) > 0 for row in rows)
 
 
 def reap(pid: int) -> None:

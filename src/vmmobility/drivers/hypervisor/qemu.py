@@ -20,7 +20,6 @@ from vmmobility.drivers.hypervisor.interface import GuestEvent, Listener, VmDefi
 from vmmobility.drivers.hypervisor.move import CAPABILITIES, Phase, set_capabilities, tcp_uri
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import QemuSettings
-from vmmobility.drivers.hypervisor.ticks import Lead
 from vmmobility.errors import EnvironmentProblem, HypervisorError
 from vmmobility.wire.values import VmKey
 
@@ -39,7 +38,6 @@ class QemuHypervisor:
         self._state_dir = state_dir.absolute()
         self._listener = listener
         self._settings = settings
-        self._lead = Lead(settings.lead_ms / 1000)  # one engine, one habit
         self._guests: dict[VmKey, QemuGuest] = {}
         self._locks: defaultdict[VmKey, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -132,7 +130,7 @@ class QemuHypervisor:
             await guest.begin_move((address, port), LEAST_ROUNDS[await self._accelerator()])
 
     async def switch_over(self, vm: VmKey) -> None:
-        """Report ABOUT_TO_STOP at the best moment."""
+        """Report ABOUT_TO_STOP."""
         guest = self._guest(vm)
         if guest.move is None or guest.move.phase in (Phase.COPYING, Phase.ENDED):
             raise HypervisorError(f"{vm}: no converged copy is held", "wait for CONVERGED")
@@ -141,7 +139,7 @@ class QemuHypervisor:
     async def proceed(self, vm: VmKey) -> None:
         """The redirect is in place: let the guest stop and finish."""
         guest = self._guest(vm)
-        if guest.move is None or guest.move.phase in (Phase.COPYING, Phase.HELD, Phase.TIMING):
+        if guest.move is None or guest.move.phase in (Phase.COPYING, Phase.HELD):
             raise HypervisorError(f"{vm}: not about to stop", "wait for ABOUT_TO_STOP")
         guest.move.proceed()
 
@@ -196,7 +194,7 @@ class QemuHypervisor:
         return None if pid is None else await self._attach(folder, definition, pid)
 
     async def _attach(self, folder: GuestFolder, definition: VmDefinition, pid: int) -> QemuGuest:
-        guest = QemuGuest(folder, definition, pid, self._listener, self._settings, self._lead)
+        guest = QemuGuest(folder, definition, pid, self._listener, self._settings)
         await guest.attach()
         if guest.incoming:
             guest.incoming_at = _listening_at(await guest.execute("query-migrate"))
@@ -251,6 +249,7 @@ class QemuHypervisor:
     async def _listen(self, guest: QemuGuest, address: str) -> tuple[str, int]:
         """Let the waiting guest listen on the first free port of the range."""
         await set_capabilities(guest.execute, CAPABILITIES)
+        await guest.delay_announcements()
         first, last = self._settings.ports
         for port in range(first, last + 1):
             try:

@@ -90,6 +90,14 @@ class QmpSession:
                 f"{self._guest}: QEMU's monitor was lost during {command}: {error}"
             ) from None
 
+    async def give_descriptor(self, name: str, descriptor: int) -> None:
+        """Hand a file descriptor to QEMU under a name.  Raises HypervisorError."""
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, OSError) as error:
+            raise HypervisorError(f"{self._guest}: QEMU took no descriptor: {error}") from None
+        await self.execute("getfd", {"fdname": name})
+
     async def watch(self, on_event: Callable[[Event], None]) -> None:
         """Call `on_event` with QEMU's events, in order, until the connection is lost or closed."""
         client = self._client

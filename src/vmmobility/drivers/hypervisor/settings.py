@@ -16,15 +16,8 @@ class QemuSettings:
 
     binary:                     name or path of QEMU's system emulator
     accelerator:                "auto" (probe), "kvm" or "tcg"
-    copy_bytes_per_s:           bandwidth of the pre-copy
-    switch_bytes_per_s:         bandwidth from proceed() on
+    copy_bytes_per_s:           pace of the pre-copy
     hold_remaining_bytes:       the copy is held once less than this remains
-    hold_bytes_per_s:           bandwidth while held: as little as the final decision allows, for
-                                QEMU derives "what can be sent within the downtime limit" from the
-                                bandwidth it has seen in the last window
-    settle_ms:                  shortest time between the last dirty-log sync and CONVERGED
-    lead_ms:                    ABOUT_TO_STOP comes at least this long before the predicted tick;
-                                longer where redirects were seen to take longer
     converge_limit_s:           a copy that has not converged by then has failed
     stall_limit_s:              a copy without any progress for that long has failed
     switch_limit_s:             from proceed() to completion; then the move is broken off
@@ -36,11 +29,7 @@ class QemuSettings:
     binary: str = "qemu-system-x86_64"
     accelerator: str = "auto"
     copy_bytes_per_s: int = 200 * MIB
-    switch_bytes_per_s: int = 10_000 * MIB
-    hold_remaining_bytes: int = 8 * MIB
-    hold_bytes_per_s: int = 20_000
-    settle_ms: int = 0
-    lead_ms: float = 12.0
+    hold_remaining_bytes: int = 4 * MIB
     converge_limit_s: float = 120.0
     stall_limit_s: float = 5.0
     switch_limit_s: float = 3.0

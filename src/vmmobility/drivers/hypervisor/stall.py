@@ -6,35 +6,12 @@ Not here: what follows (move.py).  Rests on the monotonic clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from vmmobility.drivers.hypervisor.settings import QemuSettings
-
-PATH_LOOK_S = 1.0
 
 
 class Broken(Exception):
     """The move has failed; the text says why."""
-
-
-class Path:
-    """Notices a path that was cut while the copy is held: almost nothing is sent then."""
-
-    def __init__(self, is_deaf: Callable[[], bool], limit_s: float) -> None:
-        self._is_deaf = is_deaf
-        self._limit_s = limit_s
-        self._heard = self._looked = time.monotonic()
-
-    def look(self) -> None:
-        """Ask now and then.  Raises Broken."""
-        now = time.monotonic()
-        if now - self._looked < min(PATH_LOOK_S, self._limit_s / 2):
-            return
-        self._looked = now
-        if not self._is_deaf():
-            self._heard = now
-        elif now - self._heard > self._limit_s:
-            raise Broken(f"nothing has been acknowledged for {self._limit_s:.0f} s")
 
 
 class Progress:
