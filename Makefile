@@ -52,9 +52,11 @@ setup: debian-packages $(INSTALLED) ## Debian packages that are missing, and .ve
 	:
 
 # apt is asked only when something is missing, so a machine that has all needs neither apt's lists
-# nor the network.  The guests' kernel is not installed: the lab downloads its package into .build
-# and unpacks it there, for which apt must only know it.
+# nor the network.  The guests' kernel is not installed: the lab downloads its package and unpacks
+# it, for which apt must only know it.  Its place is the cache of whoever runs the lab, as it is for
+# an installed vmmobility (docs/lab.md): every clone finds it there, and `make clean` leaves it.
 GUEST_KERNEL := linux-image-cloud-amd64
+GUEST_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vmmobility/guest
 
 .PHONY: debian-packages
 debian-packages:
@@ -64,7 +66,7 @@ debian-packages:
 	    || missing+=" $$package"
 	done
 	known=yes
-	compgen -G "$(BUILD)/*/linux-image-*/vmlinuz" >/dev/null \
+	compgen -G "$(GUEST_CACHE)/linux-image-*/vmlinuz" >/dev/null \
 	  || apt-cache show $(GUEST_KERNEL) >/dev/null 2>&1 || known=no
 	[ -n "$$missing" ] || [ $$known = no ] || exit 0
 	apt="$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"
@@ -110,9 +112,11 @@ constraints: ## resolve constraints.txt anew (UPGRADE=1: to the newest versions)
 # --- using it -----------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: setup ## move a running guest between two data centres and write the report to .build/demo
+demo: setup ## move a running guest between three racks and back; the report: .build/demo/report.html
 	mkdir -p $(BUILD)/demo
-	$(SUDO) $(BIN)/vmmob lab run hot-chain --report $(BUILD)/demo
+	$(SUDO) $(BIN)/vmmob lab run hot-chain --html $(BUILD)/demo/report.html \
+	  --json $(BUILD)/demo/report.json --raw $(BUILD)/demo/raw
+	echo "open the report in a browser: file://$(CURDIR)/$(BUILD)/demo/report.html"
 
 # --- checking it --------------------------------------------------------------------------------
 
@@ -149,7 +153,7 @@ format: $(INSTALLED) ## let ruff format the code and mend what it can
 
 # The demo may have run under sudo and left files of root's.
 .PHONY: clean
-clean: ## remove .venv, .build and the tools' caches
+clean: ## remove .venv, .build and the tools' caches (the guests' kernel stays in the user's cache)
 	rm -rf $(BUILD) 2>/dev/null || $(SUDO) rm -rf $(BUILD)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,9 +24,10 @@ from vmmobility.errors import EnvironmentProblem, LabError
 from vmmobility.lab.guest import image
 from vmmobility.lab.guest.cpio import Archive
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
+from vmmobility.lab.laboratory import guest_folder
 from vmmobility.wire.values import Interface, VmKey
 
-BUILD = Path(__file__).parents[2] / ".build" / "guest"
+BUILD = guest_folder()
 BOOT_LIMIT_S = 40.0
 ANSWER_S = 0.5
 VM = VmKey(0, "image-test")
