@@ -28,11 +28,11 @@ from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import EnvironmentProblem, HypervisorError
+from vmmobility.lab import workdir
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
-from vmmobility.lab.laboratory import guest_folder
 from vmmobility.wire.values import Interface, VmKey
 
-BUILD = guest_folder()
+BUILD = workdir.cache()
 LIMIT_S = 30.0
 LOOPBACK = "127.0.0.1"
 VM = VmKey(0, "contract")

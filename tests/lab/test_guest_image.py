@@ -21,13 +21,13 @@ from vmmobility.drivers.hypervisor.interface import GuestEvent, GuestReport, VmD
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import EnvironmentProblem, LabError
+from vmmobility.lab import workdir
 from vmmobility.lab.guest import image
 from vmmobility.lab.guest.cpio import Archive
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
-from vmmobility.lab.laboratory import guest_folder
 from vmmobility.wire.values import Interface, VmKey
 
-BUILD = guest_folder()
+BUILD = workdir.cache()
 BOOT_LIMIT_S = 40.0
 ANSWER_S = 0.5
 VM = VmKey(0, "image-test")
