@@ -41,7 +41,7 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         "VM-ID, Serving NVE, Epoch",
         "Interface Group, Previous NVE",
     ),
-    (Kind.REPLY, Purpose.REDIRECT, False, ANY): (STAND, ""),
+    (Kind.REPLY, Purpose.REDIRECT, False, ANY): (STAND, "Measurements"),
     (Kind.REQUEST, Purpose.PREPARE, True, Phase.PREPARED): (
         "VM-ID, Phase, Epoch, Ticket, Interface Group, Previous NVE, Definition",
         "Mobility Kind",

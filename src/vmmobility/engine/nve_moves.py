@@ -25,7 +25,6 @@ from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     Endpoint,
     Epoch,
-    Measurements,
     Option,
     PhaseOption,
     Reason,
@@ -86,8 +85,8 @@ class NveMoves(NveRedirects, NveRestart):
         if entry is None:
             return
         self._event(f"guest.{event}", entry, **detail)
-        if event in ("stopped", "completed"):
-            entry.measured |= {k: v for k, v in detail.items() if isinstance(v, int | float)}
+        if event in ("stopped", "completed", "resumed"):
+            entry.measured |= _figures(event, detail)
         trigger = {
             "converged": Trigger.CONVERGED,
             "about-to-stop": Trigger.ABOUT_TO_STOP,
@@ -120,7 +119,7 @@ class NveMoves(NveRedirects, NveRestart):
                 self._order(entry, Order.PROCEED)
                 self._answer_waiting(entry)
         elif entry.phase is Phase.REDIRECTING:
-            self._answer_waiting(entry)
+            self._answer_waiting(entry, options=self._measured_options(entry))
             if not entry.unplugged:
                 self._order(entry, Order.STOP)
         elif entry.phase is Phase.SERVING and entry.rolling_back:
@@ -325,8 +324,7 @@ class NveMoves(NveRedirects, NveRestart):
         ]
         if entry.ticket:
             options.append(Ticket(entry.ticket))
-        if entry.measured:
-            options.append(Measurements(self._measurements(entry)))
+        options.extend(self._measured_options(entry))
         if reason:
             options.append(Reason(reason))
         self.channel.request(
@@ -359,3 +357,12 @@ class NveMoves(NveRedirects, NveRestart):
         entry.started = True
         self._commands_done(entry, {"vm": entry.vm.vm_id, "epoch": entry.granted})
         self._order(entry, Order.ANNOUNCE)
+
+
+def _figures(event: str, detail: Mapping[str, Any]) -> dict[str, float]:
+    """A report's numbers for people; the moment that it names becomes EVENT_at_ns."""
+    return {
+        f"{event}_{key}" if key == "at_ns" else key: value
+        for key, value in detail.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

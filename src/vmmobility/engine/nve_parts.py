@@ -14,6 +14,7 @@ from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.wire.options import (
+    Measurements,
     Option,
     PhaseOption,
 )
@@ -73,9 +74,12 @@ class NveParts:
         self._answer_waiting(entry, Status.WRONG_PHASE, reason="overtaken by a later request")
         entry.request = received
 
-    def _measurements(self, entry: Entry) -> bytes:
+    def _measured_options(self, entry: Entry) -> tuple[Option, ...]:
+        """Figures for people, if there are any."""
+        if not entry.measured:
+            return ()
         numbers = {k[:30]: round(v, 3) for k, v in list(entry.measured.items())[:16]}
-        return json.dumps(numbers, separators=(",", ":")).encode()
+        return (Measurements(json.dumps(numbers, separators=(",", ":")).encode()),)
 
     def _acknowledge_again(self, entry: Entry, received: Received, now: float) -> None:
         """A repeated step: it is done, or under way and then the newest request is answered."""

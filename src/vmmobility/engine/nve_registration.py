@@ -18,7 +18,6 @@ from vmmobility.wire.options import (
     AttachId,
     Epoch,
     InterfaceGroup,
-    Measurements,
     MobilityKind,
     Option,
     Reason,
@@ -54,8 +53,7 @@ class NveRegistration(NveParts):
             options.append(Ticket(entry.ticket))
         else:
             options.extend(definition_options(entry.definition))
-        if entry.measured:
-            options.append(Measurements(self._measurements(entry)))
+        options.extend(self._measured_options(entry))
         self.channel.request(
             self.manager,
             Purpose.ATTACH,
