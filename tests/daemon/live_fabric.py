@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.contract.namespaces import wait_for
 from vmmobility.api.client import ManagerClient, NveClient
 from vmmobility.errors import ApiError, LabError
 from vmmobility.lab import laboratory, workdir
-from vmmobility.lab.daemons import Daemons
+from vmmobility.lab.daemons import Daemons, to_toml
 from vmmobility.lab.fabric import parse_fabric
 from vmmobility.lab.inside import inside, python, python_environment, udp_ask
 
@@ -44,9 +45,10 @@ class ShortTimers(Daemons):
 
     def configure(self) -> None:
         super().configure()
-        manager = self.folder(self.manager) / "config.toml"
-        timers = f"\n[timers]\nstep_s = {STEP_S}\nlifetime_s = {LIFETIME_S}\n"
-        manager.write_text(manager.read_text() + timers)
+        path = self.folder(self.manager) / "config.toml"
+        tables = tomllib.loads(path.read_text())
+        tables["timers"] = {"step_s": STEP_S, "lifetime_s": LIFETIME_S}
+        path.write_text(to_toml(tables))
 
     def folder(self, node: str) -> Path:
         return self._folder / "nodes" / node
@@ -79,9 +81,10 @@ class LiveFabric:
         return NveClient(self.daemons.socket(name))
 
     def where(self) -> str:
+        """The NVE that serves the VM, as the manager has it; empty if it knows no VM."""
         with self.manager() as client:
-            binding: dict[str, Any] = client.vms()[0]
-        return str(binding["nve"])
+            rows = client.vms()
+        return str(rows[0]["nve"]) if rows else ""
 
     def status(self, node: str) -> dict[str, Any]:
         with self.manager() if node == "manager" else self.nve(node) as client:

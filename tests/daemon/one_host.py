@@ -100,12 +100,12 @@ class Host:
         """Run a daemon that is expected to end by itself."""
         return self.vmmob(role(node), "run", "--config", config, before=before)
 
-    def start(self, node: str, config: Path) -> subprocess.Popen[str]:
+    def start(self, node: str, config: Path, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Start a daemon that is expected to live, and wait until it answers."""
-        command = python("vmmobility", role(node), "run", "--config", str(config),
-                         namespace=self.space.name)  # fmt: skip
+        command = python("vmmobility", role(node), "run", "--config", str(config))
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            ["ip", "netns", "exec", self.space.name, *before, *command],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             start_new_session=True, env=python_environment(),
         )  # fmt: skip
         self._living.append(process)

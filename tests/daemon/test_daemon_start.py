@@ -111,6 +111,16 @@ def test_an_nve_without_root(host: Host):
     assert "root" in remedy
 
 
+def test_a_manager_needs_no_root(host: Host):
+    config = host.configure("manager")
+    host.hand_over(NOBODY)
+    try:
+        drop = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+        assert host.end(host.start("manager", config, before=drop)).code == 0
+    finally:
+        host.hand_over(0)
+
+
 def test_an_nve_without_tun(host: Host):
     hide = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
     error, remedy = host.run("nve-a", host.configure("nve-a"), before=hide).refused()

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vmmobility.cli import output
@@ -52,12 +51,14 @@ def list_(json_output: bool) -> None:
     if json_output:
         output.print_json(rows)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("kind", "name", "description"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row.values()))
-    Console(highlight=False).print(table)
+    output.print_table(
+        rows,
+        [
+            ("KIND", lambda row: row["kind"]),
+            ("NAME", lambda row: row["name"]),
+            ("DESCRIPTION", lambda row: row["description"]),
+        ],
+    )
 
 
 def _row(kind: str, name: str, path: Path) -> dict[str, str]:

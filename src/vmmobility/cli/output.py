@@ -56,7 +56,7 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.1f}"
+        return f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
     if isinstance(value, Mapping):
         return " ".join(f"{key}={shown(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list | tuple):
