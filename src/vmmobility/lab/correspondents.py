@@ -52,9 +52,11 @@ class Correspondents:
             targets = [p.vm for p in self.pairs if p.correspondent == name]
             words = [str(folder), *(f"{vm}={','.join(addresses[vm])}" for vm in targets)]
             command = python("vmmobility.lab.probe", *words, namespace=namespace[name])
-            self._processes.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, env=python_environment())
-            )
+            with (folder / "stderr.txt").open("wb") as stderr:
+                self._processes.append(
+                    subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stderr,
+                                     stderr=stderr, env=python_environment())
+                )  # fmt: skip
         self._wait_for_echoes(30.0)
 
     def _wait_for_echoes(self, within_s: float) -> None:

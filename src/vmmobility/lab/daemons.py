@@ -26,7 +26,6 @@ from vmmobility.lab.fabric import Fabric, Node
 from vmmobility.lab.inside import python, python_environment
 from vmmobility.lab.namespaces import Namespaces
 
-DRAIN_S = 2
 START_S = 20.0
 END_S = 3.0
 
@@ -101,7 +100,8 @@ class Daemons:
             {"id": nve.name, "role": "nve", "addresses": self._addresses(nve.name)}
             for nve in self.fabric.of_kind("nve")
         ]
-        return to_toml({"node": table, "peer": peers})
+        timers = {"step_s": self.fabric.step_s}
+        return to_toml({"node": table, "timers": timers, "peer": peers})
 
     def _nve_toml(self, node: Node) -> str:
         table = {
@@ -111,7 +111,7 @@ class Daemons:
             "redirect": node.redirect,
         }
         manager = [{"id": self.manager, "addresses": self._addresses(self.manager)}]
-        timers = {"drain_s": DRAIN_S}
+        timers = {"drain_s": self.fabric.drain_s}
         hypervisor = {"accelerator": self._accelerator}
         return to_toml(
             {"node": table, "manager": manager, "timers": timers, "hypervisor": hypervisor}

@@ -94,7 +94,7 @@ class Vm:
 
 @dataclass(frozen=True, slots=True)
 class Fabric:
-    """Everything that the lab builds."""
+    """Everything that the lab builds, and the daemons' timers that differ from their own."""
 
     name: str
     description: str
@@ -102,6 +102,8 @@ class Fabric:
     nodes: tuple[Node, ...]
     links: tuple[Link, ...]
     vms: tuple[Vm, ...]
+    drain_s: float = 2.0
+    step_s: float = 15.0
 
     def of_kind(self, kind: str) -> tuple[Node, ...]:
         """All nodes of a kind."""
@@ -154,10 +156,11 @@ def parse_fabric(data: dict[str, Any], where: str, default_name: str = "fabric")
         name = table.take("name", str, default_name)
         description = table.take("description", str, "")
         mtu = table.take("mtu", int, 1600)
+        drain_s, step_s = table.take("drain_s", float, 2.0), table.take("step_s", float, 15.0)
         nodes = tuple(_nodes(table))
         links = tuple(_links(table, {node.name for node in nodes}))
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
-    fabric = Fabric(name, description, mtu, nodes, links, vms)
+    fabric = Fabric(name, description, mtu, nodes, links, vms, drain_s, step_s)
     _check(fabric, where)
     return fabric
 

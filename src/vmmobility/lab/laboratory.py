@@ -67,7 +67,8 @@ class Laboratory:
             if vm.kind == "netns":
                 command = python("vmmobility.lab.light_guest", namespace=self.spaces.name(vm.name))
                 self._guests.append(subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, start_new_session=True,
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL, start_new_session=True,
                     env=python_environment()))  # fmt: skip
 
         def start(vm: Vm) -> None:

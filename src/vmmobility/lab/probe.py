@@ -175,7 +175,7 @@ Stream = UdpProbe | TcpProbe
 
 def run(streams: list[Stream], outs: list[TextIO], stopping: list[bool]) -> None:
     """Send on each stream's grid and receive until told to stop, then 2 s of receiving more."""
-    flush_ns = 0
+    flush_ns, parent = 0, os.getppid()
     end_ns: int | None = None
     known: list[socket.socket | None] = []
     by_socket: dict[socket.socket, Stream] = {}
@@ -193,6 +193,8 @@ def run(streams: list[Stream], outs: list[TextIO], stopping: list[bool]) -> None
             flush_ns = now_ns + _FLUSH_NS
             for out in outs:
                 out.flush()
+            if os.getppid() != parent and not stopping:
+                stopping.append(True)  # nobody will ever ask for what it records
         wake_ns = min([s.due_ns for s in streams]) if end_ns is None else end_ns
         wait_s = max(0.0, (wake_ns - time.monotonic_ns()) / 1e9)
         if (sockets := [s.sock for s in streams]) != known:

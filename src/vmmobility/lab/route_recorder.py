@@ -59,7 +59,12 @@ class RouteRecorder:
                 command = ["ip", "-n", self._spaces.name(node), "-o", "-ts", "monitor", "route"]
                 self._processes.append(
                     subprocess.Popen(
-                        command, stdout=out, start_new_session=True, env={**os.environ, "TZ": "UTC"}
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=out,
+                        stderr=subprocess.DEVNULL,
+                        start_new_session=True,
+                        env={**os.environ, "TZ": "UTC"},
                     )
                 )
                 yield_the_cpu(self._processes[-1].pid)
