@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from vmmobility.lab import measures, report
-from vmmobility.lab.counting import Window
+from vmmobility.lab.counting import UdpRecord, Window, first_echo_after
 from vmmobility.lab.daemons import to_toml
 from vmmobility.lab.logbook import Logbook, parse
+from vmmobility.lab.moments import GapSplit, moments, split_gap
 from vmmobility.lab.narrator import Narrator
 from vmmobility.lab.report_html import html
 from vmmobility.lab.report_text import print_report
@@ -52,14 +53,16 @@ def sample():
     times: dict[str, Any] = {**measures.guest(mine, FACTS)}
     probes = (
         report.ProbeReport("near", "ipv4", 500, 0, 0, 41.5, 11.5, 690.0),
-        report.ProbeReport("near", "ipv6", 500, 3, 1, 44.0, 14.0, 690.0),
+        report.ProbeReport(
+            "near", "ipv6", 500, 3, 1, 44.0, 14.0, 697.0, 10.0, GapSplit(44.0, 1.0, 30.0, 10.0, 3.0)
+        ),
     )
     routes = (report.RouteReport("nve-a", "ipv4", "tunnel", "10.1.0.5 dev <tun>", 700.0, None),)
     move = report.MoveReport(
         1, 1, "vm1", "nve-a", "nve-b", "hot", True, "", "ok", 0, 3000.0, probes,
         report.TcpReport(2, 2, 55.0),
-        report.GuestReport(cold_ms=12.0, sound=True, bad_pages=0, memory_pages=64, cpu=0.2, cpu_before=0.1,
-                           **times),
+        report.GuestReport(cold_ms=12.0, sound=True, bad_pages=0, memory_pages=64, cpu=0.2,
+                           cpu_before=0.1, **times),
         report.ControlReport(**measures.control(mine, FACTS)),
         measures.queue_peak(mine, FACTS), 40, tuple(measures.phases(mine, 0)), routes, {"x": 1},
     )  # fmt: skip
@@ -180,3 +183,74 @@ def test_toml_is_what_the_daemons_read():
 
     tables = {"node": {"id": "a", "addresses": ["10.0.0.1"]}, "peer": [{"id": "b"}, {"id": "c"}]}
     assert tomllib.loads(to_toml(tables)) == tables
+
+
+def test_each_moment_is_taken_at_its_node():
+    phases = measures.phases(
+        [
+            event
+            for text in [
+                line(1, "manager", "move.requested"),
+                line(20, "nve-b", "forwarding", forwarding="redirect", target="nve-a"),
+                line(30, "nve-x", "forwarding", forwarding="redirect", target="nve-a"),
+                line(600, "nve-b", "forwarding", forwarding="local"),
+                line(700, "nve-a", "forwarding", forwarding="redirect", target="nve-b"),
+                line(705, "manager", "move.turned"),
+                line(710, "nve-a", "forwarding", forwarding="redirect", target="nve-b"),
+                line(720, "nve-a", "guest.stopped"),
+                line(730, "nve-b", "guest.resumed"),
+            ]
+            if (event := parse(text, "?")) is not None
+        ],
+        0,
+    )
+    assert moments(phases, "nve-a", "nve-b") == {
+        "requested": 1.0,
+        "delivering": 600.0,
+        "redirect": 700.0,
+        "turned": 705.0,
+        "stop": 720.0,
+        "resume": 730.0,
+    }
+
+
+def test_the_queue_told_after_the_next_request_belongs_to_its_own_move():
+    late = [parse(text, "?") for text in [*LINES[:6], line(20_000, "nve-b", "queue", queue_peak=9)]]
+    mine = [event for event in late if event is not None]
+    assert measures.queue_peak(mine, FACTS) == 9
+    again = parse(line(15_000, "nve-b", "guest.resumed"), "?")
+    assert again is not None
+    assert measures.queue_peak([*mine, again], FACTS) is None
+
+
+AT = {"delivering": 650.0, "redirect": 700.0, "stop": 720.0, "resume": 731.0}
+
+
+def test_the_parts_of_a_gap_are_the_gap():
+    away = split_gap(695.0, 100.0, {**AT, "delivering": 690.0}, 60.0)
+    assert away == GapSplit(100.0, 25.0, 11.0, 60.0, 4.0)
+    home = split_gap(652.0, 143.0, AT, 60.0)
+    assert home == GapSplit(143.0, 68.0, 11.0, 60.0, 4.0)
+
+
+def test_a_gap_that_lies_elsewhere_is_all_other():
+    assert split_gap(100.0, 50.0, AT, 60.0) == GapSplit(50.0, 0.0, 0.0, 0.0, 50.0)
+    assert split_gap(900.0, 50.0, AT, None) == GapSplit(50.0, 0.0, 0.0, 0.0, 50.0)
+    assert split_gap(695.0, 100.0, {"stop": 720.0}, 60.0) is None
+
+
+def test_the_first_echo_after_resume_is_of_any_probe():
+    record = UdpRecord({1: 10, 2: 20, 3: 30}, {1: [15], 2: [90, 95], 3: [80]})
+    assert first_echo_after(record, 50, 100) == 80
+    assert first_echo_after(record, 96, 100) is None
+
+
+def test_the_summary_tells_median_and_longest_with_and_without_the_cold_part():
+    data = sample().as_json()
+    figures = data["summary"]
+    assert figures["max"]["gap_beyond_stop_ms"] == 14.0
+    assert figures["median"]["gap_beyond_stop_ms"] == 12.75
+    assert figures["max"]["gap_without_cold_ms"] == 4.0
+    (move,) = data["moves"]
+    assert (move["gap_beyond_stop_ms"], move["gap_without_cold_ms"]) == (14.0, 4.0)
+    assert move["probes"][1]["resume_to_echo_ms"] == 10.0
