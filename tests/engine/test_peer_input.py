@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -19,6 +20,7 @@ from vmmobility.wire.options import (
     Endpoint,
     Epoch,
     InterfaceGroup,
+    Measurements,
     MobilityKind,
     Option,
     PhaseOption,
@@ -113,6 +115,35 @@ def test_a_used_ticket_opens_nothing_but_the_same_attach_is_granted_again() -> N
     world.restart(MANAGER)
     again = attach(world, "b", AttachId(edge.entries[VM].attach_id), ticket)
     assert (again.status, again.epoch) == (Status.ACCEPTED, 2), "also after a crash"
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [b'{"gap_ms":NaN,"rounds":2}', b'{"gap_ms":1e999,"rounds":2}', b"[" * 1024,
+     b'{"gap_ms":' + b"9" * 400 + b',"rounds":2}'],
+)  # fmt: skip
+def test_figures_that_no_record_can_hold_are_left_out(figures: bytes) -> None:
+    world = a_world("a")
+    world.move(VM, "b")
+    world.run(0.1)
+    source = world.nodes["a"].edge
+    assert source is not None
+    report = [VmId(VM), Epoch(2), PhaseOption(Phase.CONVERGED), ticket_of(world)]
+    source.channel.request(
+        source.manager,
+        Purpose.SWITCH,
+        [*report, Measurements(figures)],
+        world.now,
+        lambda r, t: None,
+    )
+    world.feed(world.nodes["a"], lambda: None)
+    world.run(1)
+    manager = world.nodes[MANAGER].manager
+    assert manager is not None
+    [move] = manager.moves.values()
+    json.dumps(world.nodes[MANAGER].disk, allow_nan=False)
+    assert move.measured.get("rounds") == (2 if b"rounds" in figures else None)
+    assert "gap_ms" not in move.measured
 
 
 def test_a_ticket_serves_neither_another_node_nor_another_vm_nor_too_early() -> None:

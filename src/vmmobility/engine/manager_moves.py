@@ -25,7 +25,7 @@ from vmmobility.engine.manager_transitions import FINAL, TABLE, Happening, MoveS
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Measurements, PhaseOption, Reason, Ticket, VmId
-from vmmobility.wire.registry import Phase, Status
+from vmmobility.wire.registry import Phase, Role, Status
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["ManagerMoves", "Move", "MoveRefused"]
 
 KEPT_MOVES = 1000  # ended moves that `vmmob show moves` still knows
+MOST = 1e15  # no figure of a move is greater
 
 # What people read when a state is entered (docs/architecture.md, Events).
 PHASE_NAMES = {
@@ -76,7 +77,7 @@ class ManagerMoves(ManagerSteps):
         if binding is None or binding.ending:
             raise MoveRefused("unknown-vm", f"no VM {vm} is registered", "see `vmmob vm list`")
         peer = self.channel.peers.get(to)
-        if peer is None or not peer.endpoints:
+        if peer is None or peer.role is not Role.NVE or not peer.endpoints:
             raise MoveRefused("unknown-nve", f"no NVE {to} is known", "see `vmmob show nves`")
         if vm in self._current:
             other = self._current[vm]
@@ -256,10 +257,15 @@ class ManagerMoves(ManagerSteps):
             return
         try:
             figures = json.loads(option.data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if isinstance(figures, dict):
-            numbers = {str(k): v for k, v in figures.items() if isinstance(v, int | float)}
+            # A record is JSON, which has no NaN and no infinity: neither passes this comparison.
+            numbers = {
+                key: value
+                for key, value in figures.items()
+                if isinstance(value, int | float) and -MOST < value < MOST
+            }
             move.measured |= dict(list(numbers.items())[:24])
 
     # ---- time and restart ----------------------------------------------------------------------
