@@ -208,7 +208,9 @@ def test_a_destination_is_killed(run: Run, moment: str) -> None:
             await source.hypervisor.resume(VM)
         else:
             assert last.event is GuestEvent.FAILED
-            assert last.detail["running"] is True
+            if not last.detail["running"]:  # QEMU had written all; the stream could not send it
+                assert moment in ("proceed", "stopped")
+                await source.hypervisor.resume(VM)
         report = await destination.reports.get()
         if report.event is GuestEvent.RESUMED:
             assert moment == "stopped"

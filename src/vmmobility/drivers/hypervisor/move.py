@@ -264,7 +264,7 @@ class OutgoingMove:
                 await self._abandon()
                 async with asyncio.timeout(SETTLED_LIMIT_S):
                     await self._hand_over()
-            if self._outcome == "completed" and not self._stream_error:
+            if self._outcome == "completed" and self._sent.is_set() and not self._stream_error:
                 await self._complete()  # breaking it off came too late
                 return
             said = (await self._query()).get("error-desc", "")
