@@ -102,6 +102,7 @@ class World:
         self.senders: set[tuple[str, VmKey]] = set()
         self.interfaces: dict[VmKey, tuple[Interface, ...]] = {}
         self.lossless: set[VmKey] = set()
+        self.unconfigured: set[str] = set()  # NVEs that the manager's next start does not know
         self.strict = True
         self.reports: list[tuple[str, str]] = []
         self.results: dict[int, CommandDone] = {}
@@ -154,7 +155,8 @@ class World:
         jitter = random.Random(f"{node.node_id}/{node.boot}")
         state = json.loads(json.dumps(node.disk))
         if node.role is Role.MANAGER:
-            peers = [self._peer(MANAGER, n) for n in self.nodes if n != MANAGER]
+            known = [n for n in self.nodes if n != MANAGER and n not in self.unconfigured]
+            peers = [self._peer(MANAGER, n) for n in known]
             settings = ManagerSettings(MANAGER, **self.manager_settings)
             node.manager = ManagerEngine(settings, peers, state, node.boot, jitter, self.now)
         else:

@@ -128,7 +128,9 @@ def test_figures_that_no_record_can_hold_are_left_out(figures: bytes) -> None:
     world.run(0.1)
     source = world.nodes["a"].edge
     assert source is not None
-    report = [VmId(VM), Epoch(2), PhaseOption(Phase.CONVERGED), ticket_of(world)]
+    report: list[Option] = [
+        VmId(VM), Epoch(2), PhaseOption(Phase.CONVERGED), ticket_of(world),
+    ]  # fmt: skip
     source.channel.request(
         source.manager,
         Purpose.SWITCH,

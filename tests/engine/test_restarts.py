@@ -170,3 +170,37 @@ def test_bad_weather_changes_nothing(seed: int) -> None:
         settle(world)
         safety.check_settled(world)
     assert not any(move.state is MoveState.FAILED for move in moves(world))
+
+
+@pytest.mark.parametrize("gone", ["a", "b"])
+@pytest.mark.parametrize(
+    "state", ["preparing", "copying", "delivering", "switching", "redirecting", "clearing"]
+)
+def test_a_node_taken_out_of_the_configuration_is_as_silent_as_a_dead_one(
+    state: str, gone: str
+) -> None:
+    world = a_world("a")
+    world.move(VM, "b")
+    if state == "clearing":
+        world.run(0.1)
+        world.nodes["b"].hypervisor.kill(VM)  # type: ignore[union-attr]
+    world.run_until(lambda: moves(world)[-1].state.value == state)
+    world.run(0.0015)  # durable
+    world.unconfigured = {gone}
+    world.restart(MANAGER)
+    world.run(60)
+    with pytest.raises(MoveRefused):
+        world.move(VM, gone)
+    world.unconfigured = set()
+    world.restart(MANAGER)
+    settle(world)
+    safety.check_settled(world)
+    then_moves_again(world)
+
+
+def test_a_vm_whose_node_was_taken_out_of_the_configuration_is_not_moved() -> None:
+    world = a_world("a")
+    world.unconfigured = {"a"}
+    world.restart(MANAGER)
+    with pytest.raises(MoveRefused, match="is not in the configuration"):
+        world.move(VM, "b")

@@ -79,6 +79,12 @@ class ManagerMoves(ManagerSteps):
         peer = self.channel.peers.get(to)
         if peer is None or peer.role is not Role.NVE or not peer.endpoints:
             raise MoveRefused("unknown-nve", f"no NVE {to} is known", "see `vmmob show nves`")
+        if binding.nve.nve_id not in self.channel.peers:
+            raise MoveRefused(
+                "unknown-nve",
+                f"{binding.nve.nve_id}, where VM {vm} runs, is not in the configuration",
+                "put it back there and restart the manager",
+            )
         if vm in self._current:
             other = self._current[vm]
             raise MoveRefused(

@@ -59,8 +59,14 @@ class ManagerSteps:
         phase: Phase | None,
         *options: Option,
     ) -> None:
-        """One step's request; its reply is the move's ACCEPTED or REFUSED - if it still waits."""
-        peer = self.channel.peers[nve.nve_id]
+        """One step's request; its reply is the move's ACCEPTED or REFUSED - if it still waits.
+
+        A node that the configuration names no more is as silent as one that is down: the state's
+        time decides, and a start with the node put back goes on.
+        """
+        peer = self.channel.peers.get(nve.nve_id)
+        if peer is None:
+            return
         state = move.state
         head: list[Option] = [VmId(move.vm), Epoch(epoch), Ticket(move.ticket)]
         if phase is not None:
@@ -141,8 +147,8 @@ class ManagerSteps:
 
     def _await_redirects(self, move: Move, now: float) -> None:
         """The redirects left with the attach; the move ends when the last is acknowledged."""
-        for nve in (move.source, move.destination):
-            self.channel.withdraw_subject(self.channel.peers[nve.nve_id], (move.vm, "move"))
+        self._withdraw(move, move.source)
+        self._withdraw(move, move.destination)
         binding = self.cache.bindings.get(move.vm)
         if binding is None or not binding.unacknowledged:
             self._phase(move, "redirected", now)
@@ -151,8 +157,7 @@ class ManagerSteps:
     def _ask_end_guest(self, move: Move, now: float) -> None:
         self._back(move)
         # The source must not be turned any more, should its answer only have been late.
-        source = self.channel.peers[move.source.nve_id]
-        self.channel.withdraw_subject(source, (move.vm, "move"))
+        self._withdraw(move, move.source)
         self._ask(move, now, move.destination, Purpose.SWITCH, move.back_epoch, Phase.FAILED)
 
     def _ask_turn_back(self, move: Move, now: float) -> None:
@@ -164,8 +169,7 @@ class ManagerSteps:
         self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING)
 
     def _ask_clear(self, move: Move, now: float) -> None:
-        source = self.channel.peers[move.source.nve_id]
-        self.channel.withdraw_subject(source, (move.vm, "move"))
+        self._withdraw(move, move.source)
         self._clear(move, now)
 
     def _clear(self, move: Move, now: float) -> None:
@@ -179,14 +183,23 @@ class ManagerSteps:
                 self._step_replied(move, reply, at)
 
         self._back(move)
+        peer = self.channel.peers.get(move.destination.nve_id)
+        if peer is None:
+            return
         self.channel.request(
-            self.channel.peers[move.destination.nve_id],
+            peer,
             Purpose.DEREGISTER,
             [VmId(move.vm), Epoch(move.back_epoch), Ticket(move.ticket)],
             now,
             replied,
             subject=(move.vm, "move"),
         )
+
+    def _withdraw(self, move: Move, nve: Nve) -> None:
+        """Ask that node nothing more for this move."""
+        peer = self.channel.peers.get(nve.nve_id)
+        if peer is not None:
+            self.channel.withdraw_subject(peer, (move.vm, "move"))
 
     def _back(self, move: Move) -> bool:
         """The fresh epoch of a roll-back, once a move; whether the source still holds the VM."""
