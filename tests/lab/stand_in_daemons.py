@@ -188,7 +188,7 @@ class StandInDaemons(Daemons):
         out, into = self._light[source], self._light[target]
         address, port = await self._inside(target, into.prepare_incoming(definition, [tap], listen))
         self._log(self.manager, "move.prepared", vm=vm, move=move_id, to=target)
-        await out.copy_out(definition.vm, address, port)
+        await self._inside(source, out.copy_out(definition.vm, address, port))
         await self._signal(source, GuestEvent.CONVERGED).wait()
         await out.switch_over(definition.vm)
         await self._signal(source, GuestEvent.ABOUT_TO_STOP).wait()

@@ -167,17 +167,15 @@ async def awaited(reports: asyncio.Queue[GuestReport], event: GuestEvent) -> Non
 async def move(
     definition: VmDefinition, namespace: str, tmp_path: Path, taps: dict[str, list[str]]
 ) -> None:
-    """Boot at a, look at the guest, move it to b, look again."""
+    """Boot at a, look at the guest, move it to b, look again; all of it in the namespace."""
     settings = QemuSettings(accelerator="tcg")
     queues: dict[str, asyncio.Queue[GuestReport]] = {end: asyncio.Queue() for end in "ab"}
     nodes = {end: QemuHypervisor(tmp_path / end, queues[end].put_nowait, settings) for end in "ab"}
     try:
-        with inside(namespace):
-            await nodes["a"].start(definition, taps["a"])
-            await awaited(queues["a"], GuestEvent.STARTED)
+        await nodes["a"].start(definition, taps["a"])
+        await awaited(queues["a"], GuestEvent.STARTED)
         await asyncio.to_thread(look, namespace)
-        with inside(namespace):
-            place = await nodes["b"].prepare_incoming(definition, taps["b"], "127.0.0.1")
+        place = await nodes["b"].prepare_incoming(definition, taps["b"], "127.0.0.1")
         await nodes["a"].copy_out(VM, *place)
         await awaited(queues["a"], GuestEvent.CONVERGED)
         await nodes["a"].switch_over(VM)
@@ -224,4 +222,5 @@ def test_a_guest_answers_and_its_memory_is_whole_after_a_move(
         "append": kernel_arguments([FIRST, SECOND], mem_mib=16, dirty_mibps=4),
     }
     definition = VmDefinition(VM, "qemu", (FIRST, SECOND), machine=machine)
-    asyncio.run(move(definition, namespace, tmp_path, taps))
+    with inside(namespace):  # threads that it makes are there too
+        asyncio.run(move(definition, namespace, tmp_path, taps))

@@ -49,6 +49,7 @@ class _CardClient(asyncio.Protocol):
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
         self._ending = False
+        self._lost = asyncio.Event()
 
     async def refresh(self) -> None:
         """Learn the card's state, connecting to its socket first if need be."""
@@ -73,10 +74,11 @@ class _CardClient(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The card has ended; GONE unless that was expected."""
         self._transport = None
+        self._lost.set()
         for future in self._answers.values():
             if not future.done():
                 future.set_result({"error": "its network card has ended"})
-        if not self._ending:
+        if not self._ending and self.state:  # else nobody has heard of it yet
             self._ending = True
             if self.state == "waiting":
                 detail = {"reason": "its card ended", "running": False}
@@ -109,6 +111,12 @@ class _CardClient(asyncio.Protocol):
                                   "look for its light_nic process") from error  # fmt: skip
         if answer["error"] and do != "stop":
             raise HypervisorError(f"{self.vm}: {do}: {answer['error']}", "is the peer reachable?")
+
+    async def end(self) -> None:
+        """End the card; on return it is gone, and its sockets' names with it."""
+        with contextlib.suppress(HypervisorError, TimeoutError):
+            await self.order("stop")
+            await asyncio.wait_for(self._lost.wait(), _START_S)
 
     @property
     def alive(self) -> bool:
@@ -159,8 +167,7 @@ class LightHypervisor:
         client = self._cards.pop(vm, None)
         if client is not None:
             if client.alive:
-                with contextlib.suppress(HypervisorError):
-                    await client.order("stop")
+                await client.end()
             client.close()
         self._reap()
 
