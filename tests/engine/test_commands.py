@@ -12,6 +12,7 @@ from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.fakes import Pace
 from tests.engine.network import MANAGER, Node, World
 from tests.engine.test_restarts import settle
+from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import CommandDone, Event, HypervisorOrder, Order
 from vmmobility.wire.registry import Phase
 
@@ -202,3 +203,43 @@ def test_a_lost_guest_ends_the_commands_and_the_binding(desk: Desk) -> None:
     lost = [event for _, _, event in desk.world.events if event.name == "guest.lost"]
     assert len(lost) == 1
     assert isinstance(lost[0], Event)
+
+
+def test_a_guest_that_could_not_be_ended_after_its_move_is_ended_again(desk: Desk) -> None:
+    first = desk.start()
+    desk.settled(first)
+    hypervisor = desk.world.nodes["a"].hypervisor
+    assert hypervisor is not None
+    hypervisor.fail_next[Order.STOP] = ["QEMU hangs"] * 3
+    desk.world.move(VM, "b")
+    settle(desk.world)
+    assert VM in hypervisor.guests
+    assert desk.world.nodes["a"].kernel.held[VM].plugged, "a guest that may live keeps its taps"
+    desk.world.run(5)
+    assert VM not in hypervisor.guests
+    assert not desk.world.nodes["a"].kernel.held[VM].plugged
+
+
+def test_a_superseded_guest_is_ended_with_its_redirect(desk: Desk) -> None:
+    """Kept, it would be taken for the VM itself by a later start, with its old memory."""
+    first = desk.start()
+    desk.settled(first)
+    world = desk.world
+    a = world.nodes["a"]
+    assert a.edge is not None
+    assert a.hypervisor is not None
+    world.watch = lambda world: None  # for a moment it is bound elsewhere and runs here
+    manager = world.nodes[MANAGER].manager
+    assert manager is not None
+    binding = manager.cache.bindings[VM]
+    binding.nve, binding.epoch = world.nodes["b"].nve, manager.cache.next_epoch()
+    a.edge.entries[VM].refresh_at = world.now
+    world.feed(a, lambda: None)
+    world.run(1)
+    edge = a.edge
+    assert edge.entries[VM].phase.name == "REDIRECTING"
+    assert a.hypervisor.running() == {VM: False}
+    world.feed(a, lambda: edge._fire(edge.entries[VM], Trigger.DRAIN_ACCEPTED, None, world.now))
+    world.run(1)
+    assert edge.entries[VM].phase.name == "NONE"
+    assert not a.hypervisor.running()

@@ -18,7 +18,8 @@ from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane
 from vmmobility.engine.nve_moves import NveMoves
-from vmmobility.engine.nve_registration import RETRY_S, NveRegistration
+from vmmobility.engine.nve_parts import RETRY_S
+from vmmobility.engine.nve_registration import NveRegistration
 from vmmobility.engine.nve_transitions import OTHERWISE, TABLE, Otherwise, Trigger
 from vmmobility.engine.outputs import (
     CommandDone,

@@ -16,6 +16,7 @@ from typing import Any
 from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
+from vmmobility.engine.nve_parts import RETRY_S
 from vmmobility.engine.nve_redirects import NveRedirects
 from vmmobility.engine.nve_restart import NveRestart
 from vmmobility.engine.nve_transitions import Trigger
@@ -59,6 +60,9 @@ class NveMoves(NveRedirects, NveRestart):
         if order is Order.START:
             self._start_done(entry, error, now)
         elif order is Order.STOP and entry.phase is Phase.REDIRECTING:
+            if error:
+                self._retry[vm] = now + RETRY_S  # a guest that may live keeps its taps
+                return
             entry.unplugged, entry.started = True, False
             self._set_data_plane(entry)
         elif order is Order.STOP and entry.ending:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from vmmobility.engine.nve import NveSettings
     from vmmobility.engine.outputs import Outbox
 
+RETRY_S = 1.0  # what failed in the kernel or at the hypervisor is tried again after so long
+
 
 class NveParts:
     """Base of the mixins that make up NveEngine."""
@@ -40,6 +42,7 @@ class NveParts:
         manager: Peer
         outbox: Outbox
         jitter: random.Random
+        _retry: dict[VmKey, float]
         _fire: Callable[[Entry, Trigger, Any, float], None]
         _save: Callable[[Entry], None]
         _answer: Callable[..., None]

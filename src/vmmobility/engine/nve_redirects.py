@@ -137,7 +137,8 @@ class NveRedirects(NveParts):
         if received is not None:
             entry.epoch = max(entry.epoch, received.message.epoch)
             self._await_with(entry, received)
-        if not entry.unplugged:
+        if entry.started or not entry.unplugged:
+            # One that moved away, or a superseded one: paused, unplugged, and never to run again.
             self._order(entry, Order.STOP)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._forget(entry)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmmobility.engine.binding_update_list import Entry
-from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.nve_parts import RETRY_S, NveParts
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import (
     Order,
@@ -26,8 +26,6 @@ from vmmobility.wire.options import (
     VmId,
 )
 from vmmobility.wire.registry import LIFETIME_UNIT_S, Phase, Purpose, Status
-
-RETRY_S = 1.0  # a failed data plane item is tried again after so long
 
 
 class NveRegistration(NveParts):
