@@ -116,7 +116,7 @@ def _summary(report: Report) -> RenderableType:
         f"medians: gap {_ms(median['longest_gap_ms'])}, stop to resume "
         f"{_ms(median['stop_to_resume_ms'])}, downtime {_ms(median['downtime_ms'])}, "
         f"TCP stall {_ms(median['longest_stall_ms'])}, total {_ms(median['total_ms'])}\n"
-        f"gap beyond stop to resume: p50 {_ms(median['gap_beyond_stop_ms'])}, max "
+        f"beyond stop to resume: p50 {_ms(median['gap_beyond_stop_ms'])}, max "
         f"{_ms(most['gap_beyond_stop_ms'])}; without resume to echo: p50 "
         f"{_ms(median['gap_without_cold_ms'])}, max {_ms(most['gap_without_cold_ms'])}",
         style="bold",
