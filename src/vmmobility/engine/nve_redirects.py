@@ -71,7 +71,7 @@ class NveRedirects(NveParts):
             entry.quiet_since = None
             return
         covered = any(
-            home.version == prefix.version and prefix.subnet_of(home)  # type: ignore[arg-type]
+            home.version == prefix.version and prefix.overlaps(home)
             for home in self.settings.home_prefixes
             for prefix in entry.prefixes
         )
