@@ -111,14 +111,11 @@ def _redirect(
         return f"the redirect's target has no IPv{version} locator"
     if locator == settings.locator(version):
         return f"the redirect's target {locator} is this node itself"
-    policy = state.policy
-    if policy is RedirectPolicy.AUTO:
-        policy = settings.redirect_policy
-    if policy is not RedirectPolicy.TUNNEL:
+    if state.policy is not RedirectPolicy.TUNNEL:
         found = adjacent(locator)
         if isinstance(found, NextHop):
             return RouteWish(MAIN_TABLE, prefix, hop=NextHop(found.ifindex, locator))
-        if policy is RedirectPolicy.HOST_ROUTE:
+        if state.policy is RedirectPolicy.HOST_ROUTE:
             return f"no host route to {locator}: {found}; its router would send packets back"
     if settings.locator(version) is None:
         return f"a tunnel to {locator} needs an IPv{version} locator of this node"

@@ -11,7 +11,6 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC
-from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.wire.values import Address
 
 _GATEWAY4, _GATEWAY6 = IPv4Address("169.254.1.1"), IPv6Address("fe80::1")
@@ -27,7 +26,6 @@ class LinuxSettings:
     gateway_mac:      the taps' MAC, the same at every NVE (6 octets)
     gateway4/6:       the guests' default gateways, answered on every tap
     tap_queue_length: packets that wait for a guest that is about to resume
-    redirect_policy:  of VMs whose own policy is AUTO
     relay_python:     the interpreter that runs the relay process
     """
 
@@ -39,7 +37,6 @@ class LinuxSettings:
     gateway4: IPv4Address = _GATEWAY4
     gateway6: IPv6Address = _GATEWAY6
     tap_queue_length: int = 10_000
-    redirect_policy: RedirectPolicy = RedirectPolicy.AUTO
     relay_python: str = sys.executable
 
     def locator(self, version: int) -> Address | None:
