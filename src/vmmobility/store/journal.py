@@ -144,8 +144,8 @@ class Journal:
         except frames.Damage as damage:
             raise StoreError(
                 f"{self._path}: damaged at offset {damage.offset}: {damage.what}",
-                "put back a backup, or move the file away to start empty (nodes rejoin by "
-                "themselves; moves under way are lost)",
+                "put back a backup, or move the file away to start empty - after reading in the "
+                "operator's guide what that costs (VMs away from home are cut off)",
             ) from damage
         self._sequence = scan.frames[-1].sequence if scan.frames else scan.header.sequence
         self._end, self._allocated = scan.end, len(data)
