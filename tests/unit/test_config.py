@@ -72,8 +72,8 @@ def test_no_template_for_another_role():
 
 def test_what_is_optional_is_optional(file: Path):
     file.write_text(
-        '[node]\nid="n"\nstate_dir="/s"\nlocators=["10.0.0.1"]\napi_socket="/a"\nkeys_dir="/k"\n'
-        '[[manager]]\nid="m"\naddresses=["10.0.0.2"]\n'
+        '[node]\nid="n"\nstate_dir="/s"\nlocators=["10.0.0.1"]\nhome_prefixes=[]\n'
+        'api_socket="/a"\nkeys_dir="/k"\n[[manager]]\nid="m"\naddresses=["10.0.0.2"]\n'
     )
     loaded = config.load_nve(file)
     assert loaded.nve.ipv6 is None
@@ -91,6 +91,7 @@ def test_given_values_are_taken(file: Path):
 
 
 LOCATORS = 'locators = ["10.0.1.2", "fd00:0:1::2"]'
+HOME_PREFIXES = 'home_prefixes = ["10.1.0.0/24", "fd01::/64"]'
 WRONG_NVE = [
     # what stands there, what is put in its place, the key that the error names, its remedy
     (LOCATORS, 'locators = []', "node.locators", "at least one"),
@@ -112,7 +113,8 @@ WRONG_NVE = [
     (LOCATORS, 'locators = ["::ffff:10.0.0.1"]', "node.locators[0]", "fabric"),
     (LOCATORS, 'locators = ["10.0.1.256"]', "node.locators[0]", "192.0.2.1"),
     ("locators =", "locator =", "node.locators", "is node.locator meant"),
-    ("home_prefixes =", "home_prefix =", "node.home_prefix", "did you mean node.home_prefixes?"),
+    ("home_prefixes =", "home_prefix =", "node.home_prefixes", "is node.home_prefix meant"),
+    (HOME_PREFIXES, "", "node.home_prefixes", "if there are none, []"),
     ("10.1.0.0/24", "10.1.0.1/24", "node.home_prefixes[0]", "did you mean 10.1.0.0/24?"),
     ("10.1.0.0/24", "10.1.0/24", "node.home_prefixes[0]", "192.0.2.0/24"),
     ("fd01::/64", "10.1.0.0/24", "node.home_prefixes[1]", "remove"),

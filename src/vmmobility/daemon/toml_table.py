@@ -63,12 +63,16 @@ class Table:
             known = ", ".join(sorted(self._known))
             raise self.wrong(name, "unknown key", remedy or f"remove it; known here: {known}")
 
+    def _misspelt(self, name: str) -> str:
+        """What to say, besides, of a key that is missing."""
+        close = difflib.get_close_matches(name, set(self._values) - self._known, 1)
+        return f"; or is {self.key(close[0])} meant to be it?" if close else ""
+
     def _take(self, name: str, kinds: tuple[type, ...], default: Any) -> Any:
         if name not in self:
             if default is _MISSING:
-                misspelt = difflib.get_close_matches(name, set(self._values) - self._known, 1)
-                hint = f"; or is {self.key(misspelt[0])} meant to be it?" if misspelt else ""
-                raise self.wrong(name, "is missing", f"add it: {_KINDS[kinds[0]]}{hint}")
+                remedy = f"add it: {_KINDS[kinds[0]]}{self._misspelt(name)}"
+                raise self.wrong(name, "is missing", remedy)
             return default
         value = self._values[name]
         if type(value) not in kinds:
@@ -142,8 +146,8 @@ class Table:
 
     # --- addresses ---
 
-    def _texts(self, name: str, default: Any) -> Iterator[tuple[str, str]]:
-        for index, value in enumerate(self._take(name, (list,), default)):
+    def _texts(self, name: str) -> Iterator[tuple[str, str]]:
+        for index, value in enumerate(self._take(name, (list,), _MISSING)):
             entry = f"{name}[{index}]"
             if not isinstance(value, str):
                 raise self.wrong(entry, f"is {_kind(value)}", "write an address as text")
@@ -152,7 +156,7 @@ class Table:
     def addresses(self, name: str, *, loopback: bool) -> tuple[Address, ...]:
         """One address or more that a peer can reach; loopback: whether that is one of them."""
         found: list[Address] = []
-        for entry, text in self._texts(name, _MISSING):
+        for entry, text in self._texts(name):
             try:
                 address = ipaddress.ip_address(text)
             except ValueError:
@@ -170,9 +174,12 @@ class Table:
         return tuple(found)
 
     def prefixes(self, name: str) -> tuple[Prefix, ...]:
-        """Prefixes without host bits; none if the key is absent."""
+        """Prefixes without host bits; that there are none must be said: []."""
+        if name not in self:
+            remedy = f"add it: a list of prefixes{self._misspelt(name)}; if there are none, []"
+            raise self.wrong(name, "is missing", remedy)
         found: list[Prefix] = []
-        for entry, text in self._texts(name, []):
+        for entry, text in self._texts(name):
             try:
                 prefix = ipaddress.ip_network(text, strict=False)
             except ValueError:
