@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -30,8 +31,8 @@ def info(tmp_path, monkeypatch):
 
 def named(path):
     """A process that is in the host's namespace, and bears a path in its command."""
-    return subprocess.Popen(["tail", "-f", "/dev/null", "--pid", str(os.getpid()), str(path)],
-                            stderr=subprocess.DEVNULL)  # fmt: skip
+    waits = "import signal; signal.pause()"
+    return subprocess.Popen([sys.executable, "-c", waits, str(path)])
 
 
 def until_in_namespace(process, inode):
@@ -70,6 +71,18 @@ def test_a_qemu_outside_every_namespace_is_found_by_its_folder_and_ended(info):
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_stranger_who_reads_a_log_is_left_alone(info):
+    log = info.folder / "nodes" / "log.json"
+    reader = subprocess.Popen(["tail", "--follow", "--retry", "--pid", str(os.getpid()), str(log)],
+                              stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        assert teardown.tear_down(info) == []
+        assert reader.poll() is None
+    finally:
+        reader.kill()
+        reader.wait()
 
 
 def test_a_tap_in_the_host_is_found_unless_it_was_there_before(info):

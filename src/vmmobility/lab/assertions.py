@@ -6,6 +6,7 @@ Each judge answers "" if it is so, else what it saw instead.  Not here: waiting 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from vmmobility.lab.lab_run import LabRun
 from vmmobility.lab.probe import ECHO_PORT
 from vmmobility.lab.route_recorder import kind_of
 from vmmobility.lab.scenario import Assertion
-from vmmobility.lab.soundness import examine
+from vmmobility.lab.soundness import command_line, examine, processes_in
 from vmmobility.wire.values import FAMILIES, VmKey
 
 ROUTE_PROTOCOL = "77"
@@ -128,16 +129,29 @@ def _only_serving_route(run: LabRun, what: Assertion) -> str:
 
 
 def _remains(run: LabRun, node: str, vm: str) -> list[str]:
-    """What an NVE that does not serve the VM still holds for it: an entry, a tap."""
+    """What an NVE that does not serve the VM still holds for it: an entry, taps, routes in any
+    table, nftables elements, a guest."""
     found = []
     for entry in run.lab.daemons.ask(node, "GET", "/v1/vms"):
         if entry["vm"] == vm and entry.get("phase") not in _GONE:
             found.append(f"{node} still holds an entry ({entry.get('phase')})")
-    tap = port_name(VmKey(0, vm), 0)
-    command = ["ip", "-n", run.lab.spaces.name(node), "link", "show", "dev", tap]
-    if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-        found.append(f"{node} still has the tap {tap}")
-    return found
+    space, taps = run.lab.spaces.name(node), port_name(VmKey(0, vm), 0).removesuffix("0")
+    links = _output(["ip", "-n", space, "-br", "link", "show"])
+    found += [f"{node} still has the tap {w.split()[0]}" for w in links if w.startswith(taps)]
+    addresses = run.lab.addresses(vm)
+    for route in our_routes(run, node):
+        if str(route.get("dst", "")).split("/")[0] in addresses:
+            found.append(f"{node} still has a route to {route['dst']}")
+    rules = " ".join(_output(["ip", "netns", "exec", space, "nft", "list", "ruleset"]))
+    words = set(re.split(r"[\s,{}]+", rules))
+    found += [f"{node} still counts or filters {a}" for a in addresses if a in words]
+    guests = [pid for pid in processes_in(space) if taps in command_line(pid)]
+    return [*found, *(f"{node} still runs the guest (process {pid})" for pid in guests)]
+
+
+def _output(command: list[str]) -> list[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
 
 
 def _reachable(run: LabRun, what: Assertion) -> str:

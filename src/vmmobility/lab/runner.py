@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from typing import Any
 from vmmobility.errors import LabError, VmMobilityError
 from vmmobility.lab import teardown
 from vmmobility.lab.findings import move_reports
-from vmmobility.lab.lab_run import LabRun
+from vmmobility.lab.lab_run import LabRun, MoveRecord
 from vmmobility.lab.laboratory import Laboratory, build
 from vmmobility.lab.narrator import Say
 from vmmobility.lab.report import MoveReport, Report
@@ -97,7 +97,7 @@ def _one_run(
         raise
     campaign.runs += 1
     campaign.moves += move_reports(run, options.raw)
-    campaign.failures += steps.failures
+    campaign.failures += [*steps.failures, *unsound_guests(run.moves, number)]
     campaign.results += steps.results
     at_home = all(run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms)
     last = number == options.repeat
@@ -106,6 +106,15 @@ def _one_run(
         say("the scenario does not end where it began: the fabric is built anew")
         campaign.leftovers += campaign.lab.down()
         campaign.lab = None
+
+
+def unsound_guests(moves: Sequence[MoveRecord], number: int) -> list[str]:
+    """A guest that came back torn or spinning has not moved well, whatever the network felt."""
+    return [
+        f"run {number}: move {move.number}: {move.vm} is not sound: {move.soundness.reason}"
+        for move in moves
+        if move.soundness is not None and not move.soundness.sound
+    ]
 
 
 def _close(campaign: _Campaign, options: Options, say: Say) -> None:

@@ -35,7 +35,7 @@ class Soundness:
 
 def qemu_cpu(namespace: str) -> float | None:
     """CPU share over WATCH_S of the guests inside the namespace; None if there is none."""
-    pids = [pid for pid in _inside(namespace) if _command(pid).startswith("qemu-system")]
+    pids = [pid for pid in processes_in(namespace) if _command(pid).startswith("qemu-system")]
     if not pids:
         return None
     before, begun = sum(map(_ticks, pids)), time.monotonic()
@@ -65,7 +65,8 @@ def spins(cpu: float | None, before: float | None) -> bool:
     return cpu >= _FULL and cpu - (before or 0.0) >= _ABOVE
 
 
-def _inside(namespace: str) -> list[int]:
+def processes_in(namespace: str) -> list[int]:
+    """The processes inside a network namespace."""
     try:
         inode = (NETNS / namespace).stat().st_ino
     except OSError:
@@ -79,6 +80,19 @@ def _inside(namespace: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def command_line(pid: int) -> str:
+    """A process's command line, words parted by spaces; empty if it has ended."""
+    try:
+        return (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode("utf-8", "replace")
+        )
+    except OSError:
+        return ""
 
 
 def _command(pid: int) -> str:

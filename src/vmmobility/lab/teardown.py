@@ -24,7 +24,8 @@ _INTERFACES = ("vmt", "vmmob")  # taps, the tunnel
 
 
 def processes(info: LabInfo) -> dict[int, str]:
-    """Every process inside this lab's namespaces or that was started with its folder's path."""
+    """Every process inside this lab's namespaces, and every Python or QEMU that was started with
+    its folder's path (not a stranger who reads a log there)."""
     inodes = set(info.namespaces.values())
     needle = str(info.folder).encode() + b"/"
     found: dict[int, str] = {}
@@ -36,7 +37,9 @@ def processes(info: LabInfo) -> dict[int, str]:
             command = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if command and (inode in inodes or needle in command):
+        program = command.partition(b"\0")[0].rpartition(b"/")[2]
+        ours = program.startswith((b"python", b"qemu", b"ip")) and needle in command
+        if command and (inode in inodes or ours):
             found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
     return found
 
