@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmmobility.engine.binding_update_list import make_nve, nve_from_json, nve_to_json
 from vmmobility.engine.manager_transitions import FINAL, MoveState
+from vmmobility.errors import VmMobilityError
 from vmmobility.wire.options import Endpoint
 from vmmobility.wire.values import Nve, VmKey
 
@@ -49,12 +50,20 @@ class Move:
         return self.state is MoveState.DONE if self.state in FINAL else None
 
 
-class MoveRefused(Exception):
-    """A move that cannot begin.  kind: "unknown-vm", "unknown-nve", "conflict"."""
+class CommandRefused(VmMobilityError):
+    """What people asked for cannot be.  kind: "unknown-vm", "unknown-nve", "conflict"."""
 
     def __init__(self, kind: str, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.kind, self.message, self.remedy = kind, message, remedy
+        super().__init__(message, remedy)
+        self.kind = kind
+
+
+class MoveRefused(CommandRefused):
+    """A move that cannot begin, or not be given up."""
+
+
+class ReleaseRefused(CommandRefused):
+    """A binding that may not be released."""
 
 
 def nve_of_peer(peer: Peer) -> Nve:
