@@ -51,6 +51,8 @@ class Node:
         self.hypervisor: Hypervisor
         self.reopen: Callable[[], Hypervisor]
         self.kill: Callable[[], None]
+        self.hang: Callable[[], None]  # the guest answers nobody
+        self.unhang: Callable[[], None]
 
     def hear(self, report: GuestReport) -> None:
         """The hypervisor's listener."""
@@ -105,10 +107,12 @@ def fake_nodes() -> tuple[Node, Node]:
         node.hypervisor = fake
         node.reopen = lambda fake=fake: fake  # type: ignore[misc]
         node.kill = lambda fake=fake: fake.kill(VM)  # type: ignore[misc]
+        node.hang = lambda fake=fake: fake.fail_next.update(adopt="hangs", cancel="hangs")  # type: ignore[misc]
+        node.unhang = fake.fail_next.clear
     return nodes
 
 
-TCG = QemuSettings(accelerator="tcg")
+TCG = QemuSettings(accelerator="tcg", start_limit_s=5.0)
 
 
 def qemu_node(port: str, state_dir: Path, settings: QemuSettings = TCG) -> Node:
@@ -117,12 +121,14 @@ def qemu_node(port: str, state_dir: Path, settings: QemuSettings = TCG) -> Node:
     def open_it() -> Hypervisor:
         return QemuHypervisor(state_dir, node.hear, settings)
 
-    def kill() -> None:
+    def send(number: signal.Signals) -> None:
         pid = process.find(GuestFolder.of(state_dir, VM))
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
-    node.hypervisor, node.reopen, node.kill = open_it(), open_it, kill
+    node.hypervisor, node.reopen = open_it(), open_it
+    node.kill = lambda: send(signal.SIGKILL)
+    node.hang, node.unhang = lambda: send(signal.SIGSTOP), lambda: send(signal.SIGCONT)
     return node
 
 
@@ -301,6 +307,26 @@ def test_guests_outlive_the_daemon(run: Callable[[PairTest], None]) -> None:
     run(scenario)
 
 
+def test_a_guest_that_hangs_is_neither_gone_nor_given_up(run: Callable[[PairTest], None]) -> None:
+    async def scenario(pair: Pair) -> None:
+        node = pair.destination
+        await pair.prepare()
+        await node.hypervisor.close()
+        node.hypervisor = node.reopen()
+        node.hang()
+        with pytest.raises(HypervisorError):
+            await node.hypervisor.adopt([pair.definition])
+        with pytest.raises(HypervisorError):
+            await node.hypervisor.cancel(VM)
+        node.unhang()
+        assert await node.hypervisor.adopt([pair.definition]) == {VM: False}
+        await node.hypervisor.cancel(VM)
+        assert await node.hypervisor.adopt([pair.definition]) == {}
+        assert node.reports.empty()
+
+    run(scenario)
+
+
 def test_a_copy_that_a_dead_daemon_has_held_is_over(run: Callable[[PairTest], None]) -> None:
     async def scenario(pair: Pair) -> None:
         await pair.hold()
@@ -339,6 +365,32 @@ def test_orders_can_be_repeated(run: Callable[[PairTest], None]) -> None:
         await pair.source.hypervisor.stop(VM)
         assert pair.source.reports.empty()
         assert pair.destination.reports.empty()
+
+    run(scenario)
+
+
+def test_a_guest_that_lives_but_does_not_run_is_not_started(
+    run: Callable[[PairTest], None],
+) -> None:
+    async def scenario(pair: Pair) -> None:
+        source, destination = pair.source, pair.destination
+        await pair.hold()
+        with pytest.raises(HypervisorError, match="contract"):
+            await destination.hypervisor.start(pair.definition, [destination.port])
+        await source.hypervisor.switch_over(VM)
+        await source.next(GuestEvent.ABOUT_TO_STOP)
+        await source.hypervisor.proceed(VM)
+        await source.next(GuestEvent.STOPPED)
+        await source.next(GuestEvent.COMPLETED)
+        await destination.next(GuestEvent.RESUMED)
+        with pytest.raises(HypervisorError, match="moved-out"):
+            await source.hypervisor.start(pair.definition, [source.port])
+        await destination.hypervisor.pause(VM)
+        with pytest.raises(HypervisorError, match="paused"):
+            await destination.hypervisor.start(pair.definition, [destination.port])
+        assert await pair.state_at(destination) == "paused"
+        assert source.reports.empty()
+        assert destination.reports.empty()
 
     run(scenario)
 

@@ -90,6 +90,8 @@ class FakeHypervisor:
         guest = self._guests.get(definition.vm)
         if guest is not None and guest.state is _State.INCOMING:
             raise HypervisorError(f"{definition.vm}: it waits for an incoming copy")
+        if guest is not None and guest.state is not _State.RUNNING:
+            raise HypervisorError(f"{definition.vm}: it lives here already: {guest.state.value}")
         if guest is None:
             self._guests[definition.vm] = _Guest(definition, _State.RUNNING)
             self._report(definition.vm, GuestEvent.STARTED)

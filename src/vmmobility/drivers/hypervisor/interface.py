@@ -71,10 +71,13 @@ class Hypervisor(Protocol):
 
     async def adopt(self, definitions: Sequence[VmDefinition]) -> dict[VmKey, bool]:
         """After a daemon's restart: reconnect to guests that live; VM -> is it running (not
-        incoming, not paused).  Guests not found are absent from the answer."""
+        incoming, not paused).  Guests that are not there are absent from the answer; one that lives
+        but does not answer is a HypervisorError."""
 
     async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
-        """Boot the guest with these tap names (one an interface), which exist.  Reports STARTED."""
+        """Boot the guest with these tap names (one an interface), which exist.  Reports STARTED.
+        Nothing, and no report, if it runs already; HypervisorError if it waits, is paused or has
+        moved out."""
 
     async def stop(self, vm: VmKey) -> None:
         """End the guest and its process (not a graceful shutdown).  No error if it is absent."""

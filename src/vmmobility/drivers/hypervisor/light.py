@@ -33,6 +33,7 @@ from vmmobility.wire.values import VmKey
 _START_S = 10.0
 _ANSWER_S = 15.0
 _POLL_S = 0.02
+_RUNNING = ("running", "converged", "about-to-stop")
 
 
 class _CardClient(asyncio.Protocol):
@@ -150,17 +151,28 @@ class LightHypervisor:
             try:
                 await client.refresh()
             except (OSError, HypervisorError):
+                mute = client.alive
                 client.close()
+                if mute:
+                    raise
                 continue
             self._cards[definition.vm] = client
-            found[definition.vm] = client.state in ("running", "converged", "about-to-stop")
+            found[definition.vm] = client.state in _RUNNING
         return found
 
     async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
         """Start a card that runs at once.  Reports STARTED."""
-        if self._living(definition.vm) is None:
+        client = self._living(definition.vm)
+        if client is None:
             await self._launch(definition, ports, "")
             self._listener(GuestReport(definition.vm, GuestEvent.STARTED))
+            return
+        await client.refresh()
+        if client.state not in _RUNNING:
+            raise HypervisorError(
+                f"{definition.vm}: it lives here already, but is {client.state}",
+                "resume it, or stop it and start it again",
+            )
 
     async def stop(self, vm: VmKey) -> None:
         """End the card.  No error if it is absent."""

@@ -52,13 +52,19 @@ class QemuHypervisor:
         return found
 
     async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
-        """Boot the guest.  Reports STARTED."""
+        """Boot the guest.  Reports STARTED; nothing more if it runs already."""
         async with self._locks[definition.vm]:
             guest = await self._known(definition)
             if guest is not None:
+                state = await guest.state()
                 if guest.incoming:
                     raise HypervisorError(
                         f"{definition.vm}: it waits for an incoming copy", "cancel that first"
+                    )
+                if state != "running":
+                    raise HypervisorError(
+                        f"{definition.vm}: it lives here already, but is {state}",
+                        "resume it, or stop it and start it again",
                     )
                 return
             guest = await self._launch(definition, ports, incoming=False)
@@ -148,6 +154,11 @@ class QemuHypervisor:
         async with self._locks[vm]:
             guest = self._guests.get(vm)
             if guest is None:
+                if process.find(GuestFolder.of(self._state_dir, vm)) is not None:
+                    raise HypervisorError(
+                        f"{vm}: its QEMU lives, but did not answer when it was looked for",
+                        "restart the NVE once it answers, or stop the VM",
+                    )
                 return
             if not guest.alive:
                 await self._end(vm)
@@ -195,9 +206,13 @@ class QemuHypervisor:
 
     async def _attach(self, folder: GuestFolder, definition: VmDefinition, pid: int) -> QemuGuest:
         guest = QemuGuest(folder, definition, pid, self._listener, self._settings)
-        await guest.attach()
-        if guest.incoming:
-            guest.incoming_at = _listening_at(await guest.execute("query-migrate"))
+        try:
+            await guest.attach()
+            if guest.incoming:
+                guest.incoming_at = _listening_at(await guest.execute("query-migrate"))
+        except HypervisorError:
+            await guest.close()  # QEMU serves one client: leave the place to the next attempt
+            raise
         self._guests[definition.vm] = guest
         return guest
 
