@@ -60,12 +60,16 @@ class Rig:
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self.hypervisor = SlowHypervisor()
         self.answers: list[Answer] = []
-        self.desk = HypervisorDesk({"qemu": self.hypervisor}, group, self._done)
+        self.desk = HypervisorDesk({"qemu": self.hypervisor}, group, self._done, self._note)
+        self.noted: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
 
     def _done(self, vm: VmKey, order: Order, result: Mapping[str, Any], error: str) -> None:
         self.answers.append((vm, order, result, error))
         self._changed.set()
+
+    def _note(self, name: str, **detail: Any) -> None:
+        self.noted.append({"event": name, **detail})
 
     async def answered(self, count: int) -> list[Answer]:
         async with asyncio.timeout(5):
@@ -164,16 +168,50 @@ def test_an_order_of_a_kind_that_is_not_here():
     play(part)
 
 
-def test_guests_are_found_again_by_their_kind():
+def test_guests_are_found_again():
     async def part(rig: Rig) -> None:
         rig.hypervisor.gate.set()
         rig.desk.take(start(VM))
         await rig.answered(1)
         known = {
             VM: definitions.encode(definition(VM)),
-            OTHER: definitions.encode(definition(OTHER, "netns")),
+            OTHER: definitions.encode(definition(OTHER)),
             VmKey(0, "redirected"): b"",
         }
         assert await rig.desk.adopt(known) == {VM: True}
+        assert rig.noted == []
+
+    play(part)
+
+
+def test_a_guest_that_cannot_be_asked_is_held_and_keeps_no_other_from_being_found():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        rig.desk.take(start(OTHER))
+        await rig.answered(1)
+        hung, broken, strange = VM, VmKey(7, "broken"), VmKey(0, "strange")
+        rig.hypervisor.fail_next["adopt"] = "QEMU hangs"  # for the first of them
+        known = {
+            hung: definitions.encode(definition(hung)),
+            broken: b"{",
+            strange: definitions.encode(definition(strange, "netns")),
+            OTHER: definitions.encode(definition(OTHER)),
+        }
+        held = {hung: False, broken: False, strange: False}
+        assert await rig.desk.adopt(known) == {**held, OTHER: True}
+        told = {note["vm"]: (note["event"], note["reason"]) for note in rig.noted}
+        assert told == {
+            "vm1": ("guest.unclear", "all: QEMU hangs"),
+            "broken": ("guest.unclear", told["broken"][1]),
+            "strange": ("guest.unclear", "strange: no hypervisor for kind 'netns' here"),
+        }
+        assert "not JSON" in told["broken"][1]
+        assert all(note["remedy"] for note in rig.noted)
+        # Nothing is claimed to have ended unless it has; an operator can still end it.
+        rig.desk.take(HypervisorOrder(Order.CANCEL, broken))
+        rig.desk.take(HypervisorOrder(Order.STOP, broken))
+        errors = [error for _, _, _, error in (await rig.answered(3))[1:]]
+        assert "no hypervisor" in errors[0]
+        assert errors[1] == ""
 
     play(part)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from vmmobility.drivers.hypervisor import definition as definitions
-from vmmobility.drivers.hypervisor.interface import Hypervisor, VmDefinition
+from vmmobility.drivers.hypervisor.interface import Hypervisor
 from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.errors import DecodeError, HypervisorError, VmMobilityError
@@ -20,35 +20,56 @@ from vmmobility.wire.values import VmKey
 Done = Callable[[VmKey, Order, Mapping[str, Any], str], None]
 
 
+class Note(Protocol):
+    """Logs an event of the daemon itself."""
+
+    def __call__(self, name: str, **detail: Any) -> None: ...
+
+
 class HypervisorDesk:
     """Carries out HypervisorOrder outputs.  `done(vm, order, result, error)` gets each end.
 
-    hypervisors: kind -> driver
+    hypervisors: kind -> driver; note: as EventLog.note
     """
 
     def __init__(
-        self, hypervisors: Mapping[str, Hypervisor], group: asyncio.TaskGroup, done: Done
+        self,
+        hypervisors: Mapping[str, Hypervisor],
+        group: asyncio.TaskGroup,
+        done: Done,
+        note: Note,
     ) -> None:
         self._hypervisors = hypervisors
         self._group = group
         self._done = done
+        self._note = note
         self._kinds: dict[VmKey, str] = {}
         self._queues: dict[VmKey, deque[HypervisorOrder]] = {}
 
     async def adopt(self, known: Mapping[VmKey, bytes]) -> dict[VmKey, bool]:
-        """After a restart: which of these VMs' guests live here, and whether they run."""
-        by_kind: dict[str, list[VmDefinition]] = {}
-        for vm, data in known.items():
-            if data:
-                definition = definitions.decode(data)
-                self._kinds[vm] = definition.kind
-                by_kind.setdefault(definition.kind, []).append(definition)
-        running: dict[VmKey, bool] = {}
-        for kind, wanted in by_kind.items():
-            hypervisor = self._hypervisors.get(kind)
-            if hypervisor is not None:
-                running |= await hypervisor.adopt(wanted)
-        return running
+        """After a restart: which of these VMs' guests live here, and whether they run.
+
+        A guest that cannot be asked counts as held (False) and is noted; the others are found.
+        """
+        here = await asyncio.gather(*(self._adopt(vm, known[vm]) for vm in known if known[vm]))
+        return {vm: running for found in here for vm, running in found.items()}
+
+    async def _adopt(self, vm: VmKey, data: bytes) -> dict[VmKey, bool]:
+        self._kinds[vm] = ""  # something of it may be here
+        try:
+            definition = definitions.decode(data)
+            self._kinds[vm] = definition.kind
+            return await self._hypervisor(vm).adopt([definition])
+        except (VmMobilityError, OSError) as problem:
+            # Not left out: that would say "gone", and its guest, perhaps alive, lost its binding.
+            self._note(
+                "guest.unclear",
+                vni=vm.vni,
+                vm=vm.vm_id,
+                reason=getattr(problem, "message", "") or str(problem),
+                remedy=getattr(problem, "remedy", "") or "stop the VM, or its process by hand",
+            )
+            return {vm: False}
 
     def take(self, order: HypervisorOrder) -> None:
         """Queue one order; a worker lives while its VM has any."""
@@ -84,6 +105,10 @@ class HypervisorDesk:
             return await self._bring_up(order)
         if vm not in self._kinds and order.order in (Order.STOP, Order.CANCEL):
             return {}  # nothing was ever brought up here
+        if order.order is Order.STOP and self._kinds[vm] not in self._hypervisors:
+            for each in self._hypervisors.values():  # adopt() could not tell whose it is
+                await each.stop(vm)
+            return {}
         hypervisor = self._hypervisor(vm)
         match order.order:
             case Order.STOP:

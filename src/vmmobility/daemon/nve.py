@@ -78,7 +78,7 @@ class NveDaemon:
             "qemu": QemuHypervisor(guests, self._guest_report, self._qemu_settings),
             "netns": LightHypervisor(guests, self._guest_report),
         }
-        self._desk = HypervisorDesk(self._hypervisors, group, self._order_done)
+        self._desk = HypervisorDesk(self._hypervisors, group, self._order_done, log.note)
         self._worker = DataPlaneWorker(
             self._data_plane,
             self._applied,
