@@ -22,7 +22,7 @@ from tests.engine import safety
 from tests.engine.fakes import Life
 from tests.engine.network import MANAGER, Node, Weather, World
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane
-from vmmobility.engine.manager_moves import Move, MoveRefused
+from vmmobility.engine.manager_move import Move, MoveRefused, ReleaseRefused
 from vmmobility.engine.outputs import (
     CommandDone,
     Event,
@@ -40,6 +40,7 @@ from vmmobility.wire.values import Interface, VmKey
 SETTLE_S = 120.0
 TOLD = (
     "move.", "superseded", "entry.drained", "entry.removed", "binding.expired", "binding.removed",
+    "binding.released",
     "rejected", "registration.refused", "redirect.refused", "order.failed",
     "guest.lost",
 )  # fmt: skip
@@ -131,6 +132,17 @@ class Conversation:
             self._moves[vm_key(vm)] = self.world.move(vm_key(vm), to)
         except MoveRefused as refused:
             self._say(MANAGER, f"refuses ({refused.kind}): {refused.message}; {refused.remedy}")
+
+    def do_release(self, vm: str) -> None:
+        """An operator says that the VM's host is fenced."""
+        node = self.world.nodes[MANAGER]
+        manager = node.manager
+        assert manager is not None
+        try:
+            manager.release(vm_key(vm), self.world.now)
+        except ReleaseRefused as refused:
+            self._say(MANAGER, f"refuses ({refused.kind}): {refused.message}; {refused.remedy}")
+        self.world.feed(node, lambda: None)
 
     def do_abort(self, vm: str) -> None:
         node = self.world.nodes[MANAGER]

@@ -47,6 +47,15 @@ class FakeManager:
     def binding(self, vm: VmKey) -> dict[str, Any] | None:
         return next((b for b in self.held if (b["vni"], b["vm"]) == (vm.vni, vm.vm_id)), None)
 
+    async def release(self, vm: VmKey) -> dict[str, Any]:
+        binding = self.binding(vm)
+        if binding is None:
+            raise NotFound(f"no VM {vm} is registered", "see `vmmob vm list`")
+        if binding["state"] != "expired":
+            raise Conflict("the lease lives", "wait until it has expired")
+        binding.update(state="released")
+        return binding
+
     def nves(self) -> list[dict[str, Any]]:
         return [{"nve": "nve-a", "addresses": ["10.0.0.1"], "last_heard_s": 1.25, "vms": 1}]
 

@@ -334,3 +334,13 @@ def test_another_server_is_an_error_with_a_remedy(path: Path):
 
     with NveClient(path) as client:
         assert "no JSON" in asking(other, path, lambda: failure(client.status)).message
+
+
+def test_an_expired_binding_is_released(path: Path) -> None:
+    service = FakeManager()
+    with pytest.raises(Conflict, match="lease lives"):
+        manager(path, lambda client: client.release(VM), service)
+    service.held = [{**BINDING, "state": "expired"}]
+    assert manager(path, lambda client: client.release(VM), service)["state"] == "released"
+    with pytest.raises(NotFound):
+        manager(path, lambda client: client.release(VmKey(7, "vm1")), service)

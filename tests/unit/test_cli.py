@@ -408,3 +408,17 @@ def test_python_m_and_a_reader_that_goes(tmp_path: Path):
             stdout=gone, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
     assert ran.stderr == ""
+
+
+def test_a_vm_is_released_only_with_the_operators_word(
+    vmmob: Callable[..., Ran], manager: FakeManager
+):
+    manager.held = [{**BINDING, "state": "expired"}]
+    refused = vmmob("vm", "release", "vm1")
+    assert refused.code == 1
+    assert "may still run it" in refused.err
+    assert "--fenced" in refused.err
+    assert manager.held[0]["state"] == "expired"
+    assert "vm1 is released from nve-a" in vmmob("vm", "release", "vm1", "--fenced").out
+    assert manager.held[0]["state"] == "released"
+    assert "lease lives" in vmmob("vm", "release", "vm1", "--fenced").err

@@ -94,8 +94,8 @@ class _Client:
         return Unavailable(f"{self._path}: nobody listens there", start)
 
 
-def _vm_path(vm: VmKey, under: str) -> str:
-    return f"/v1/{under}/{quote(vm.vm_id, safe='')}?vni={vm.vni}"
+def _vm_path(vm: VmKey, under: str, action: str = "") -> str:
+    return f"/v1/{under}/{quote(vm.vm_id, safe='')}{action}?vni={vm.vni}"
 
 
 class ManagerClient(_Client):
@@ -110,6 +110,11 @@ class ManagerClient(_Client):
 
     def binding(self, vm: VmKey) -> Json:
         answer: Json = self._ask("GET", _vm_path(vm, "bindings"))
+        return answer
+
+    def release(self, vm: VmKey) -> Json:
+        """Only when the host that had the VM is fenced: any NVE may start it from now on."""
+        answer: Json = self._ask("POST", _vm_path(vm, "bindings", "/release"))
         return answer
 
     def vms(self) -> list[Json]:

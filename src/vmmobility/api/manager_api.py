@@ -27,6 +27,9 @@ class _Routes:
     async def binding(self, request: Request) -> Response:
         return JSONResponse(self._binding(http.vm_of(request)))
 
+    async def release(self, request: Request) -> Response:
+        return JSONResponse(await self._service.release(http.vm_of(request)))
+
     async def vms(self, _: Request) -> Response:
         moves = self._last_moves()
         return JSONResponse([self._vm(binding, moves) for binding in self._service.bindings()])
@@ -86,6 +89,7 @@ def manager_api(service: ManagerService) -> Starlette:
             Route("/v1/status", routes.status, methods=["GET"]),
             Route("/v1/bindings", routes.bindings, methods=["GET"]),
             Route("/v1/bindings/{vm}", routes.binding, methods=["GET"]),
+            Route("/v1/bindings/{vm}/release", routes.release, methods=["POST"]),
             Route("/v1/vms", routes.vms, methods=["GET"]),
             Route("/v1/vms/{vm}", routes.vm, methods=["GET"]),
             Route("/v1/nves", routes.nves, methods=["GET"]),

@@ -22,6 +22,9 @@ class ManagerService(Protocol):
 
     def binding(self, vm: VmKey) -> Json | None: ...
 
+    async def release(self, vm: VmKey) -> Json:
+        """The binding of a VM whose host is fenced, once it is durable that any NVE may have it."""
+
     def nves(self) -> list[Json]: ...
 
     def moves(self) -> list[Json]:

@@ -1,4 +1,4 @@
-"""`vmmob vm list|show`: the VMs that the manager knows.  Speaks to the manager's API alone."""
+"""`vmmob vm list|show|release`: the VMs that the manager knows.  Speaks to its API alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
+from vmmobility.errors import VmMobilityError
 from vmmobility.wire.values import VmKey
 
 
@@ -81,3 +82,34 @@ def show_vm(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) 
             "last move": _last_move(found),
         }
     )
+
+
+@vm.command("release")
+@click.argument("name", metavar="VM", type=VM_NAME)
+@click.option(
+    "--fenced", is_flag=True, help="Your word that the host that had the VM runs it no more."
+)
+@vni_option
+@manager_socket
+@output.as_json
+def release_vm(
+    name: VmKey, fenced: bool, vni: int | None, socket_path: Path, json_output: bool
+) -> None:
+    """Let another NVE start a VM whose host is dead.
+
+    Its binding must have expired, and its host must be fenced (powered off, or cut off from every
+    network and disk): a host that does not answer may still run the VM.
+    """
+    chosen = chosen_vm(name, vni)
+    if not fenced:
+        raise VmMobilityError(
+            f"VM {name} is not released: a host that does not answer may still run it, "
+            "and a second copy would then run beside it",
+            "power its host off, or else make sure that it runs no more; then add --fenced",
+        )
+    with ManagerClient(socket_path) as client:
+        released = client.release(chosen)
+    if json_output:
+        output.print_json(released)
+        return
+    click.echo(f"{output.vm_name(released)} is released from {released['nve']}: start it elsewhere")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vmmobility.daemon.assembly import (
     ServeApi,
@@ -28,12 +29,13 @@ from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import interface_to_json
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
-from vmmobility.engine.manager_move import Move, MoveRefused
+from vmmobility.engine.manager_move import CommandRefused, Move
 from vmmobility.engine.outputs import Event, Output
 from vmmobility.errors import ApiError, Conflict, NotFound
 from vmmobility.wire.registry import Role
 from vmmobility.wire.values import VmKey
 
+Result = TypeVar("Result")
 FINAL_EVENTS = frozenset({"move.done", "move.aborted", "move.failed"})
 
 
@@ -94,14 +96,19 @@ class Manager:
         return None if move is None else move_view(move)
 
     async def start_move(self, vm: VmKey, to: str) -> dict[str, Any]:
+        move = self._command(lambda now: self._engine.start_move(vm, to, now, time.time_ns()))
+        return move_view(move)
+
+    async def release(self, vm: VmKey) -> dict[str, Any]:
+        binding = self._command(lambda now: self._engine.release(vm, now))
+        return binding_view(binding, time.monotonic())
+
+    def _command(self, feed: Callable[[float], Result]) -> Result:
         try:
-            move = self._pump.command(
-                lambda now: self._engine.start_move(vm, to, now, time.time_ns())
-            )
-        except MoveRefused as refused:
+            return self._pump.command(feed)
+        except CommandRefused as refused:
             kind: type[ApiError] = Conflict if refused.kind == "conflict" else NotFound
             raise kind(refused.message, refused.remedy) from None
-        return move_view(move)
 
     async def wait_move(self, id: str, seconds: float) -> dict[str, Any] | None:
         move = self._engine.moves.get(id)
@@ -137,7 +144,7 @@ def binding_view(binding: Binding, now: float) -> dict[str, Any]:
             {"nve": p.nve.nve_id, "acknowledged": p.acknowledged >= binding.epoch}
             for p in binding.previous.values()
         ],
-        "state": "expired" if binding.expired else "serving",
+        "state": binding.state,
     }
 
 

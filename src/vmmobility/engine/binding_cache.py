@@ -38,6 +38,7 @@ class Binding:
     ending:     epoch under which it is being removed, 0 if it is not: the binding lives on until
                 no previous NVE redirects any more
     expires_at: monotonic seconds, not durable (a restart grants a lifetime)
+    released:   an operator's word that its host is fenced: any NVE may attach the VM
     """
 
     vm: VmKey
@@ -53,6 +54,14 @@ class Binding:
     ending: int = 0
     expires_at: float | None = None
     expired: bool = False
+    released: bool = False
+
+    @property
+    def state(self) -> str:
+        """How its lease stands, for people."""
+        if self.released:
+            return "released"
+        return "expired" if self.expired else "serving"
 
     @property
     def previous_nves(self) -> tuple[Nve, ...]:
@@ -200,6 +209,7 @@ def binding_to_json(binding: Binding) -> dict[str, Any]:
             for p in binding.previous.values()
         ],
         "ending": binding.ending,
+        "released": binding.released,
     }
 
 
@@ -217,4 +227,5 @@ def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
         value["lifetime_s"],
         {p.nve.nve_id: p for p in previous},
         value["ending"],
+        released=value.get("released", False),
     )

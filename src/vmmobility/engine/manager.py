@@ -22,11 +22,11 @@ from vmmobility.engine.binding_cache import (
 )
 from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
+from vmmobility.engine.manager_leases import ManagerLeases
 from vmmobility.engine.manager_moves import ManagerMoves
 from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
-from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     AttachId,
     Epoch,
@@ -71,7 +71,7 @@ class ManagerSettings:
     retransmission: Retransmission = field(default_factory=Retransmission)
 
 
-class ManagerEngine(ManagerMoves, ManagerRedirects):
+class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
     def __init__(
@@ -140,9 +140,7 @@ class ManagerEngine(ManagerMoves, ManagerRedirects):
                 self._redirect_previous(self.cache.bindings[vm], now)
         if self._expiry_scan_at <= now:
             self._expiry_scan_at = now + EXPIRY_SCAN_S
-            for binding in self.cache.bindings.values():
-                if not binding.expired and (binding.expires_at or 0.0) <= now:
-                    self._expire(binding)
+            self._end_leases(now)
 
     def flush(self) -> list[Output]:
         return self.outbox.flush()
@@ -197,12 +195,6 @@ class ManagerEngine(ManagerMoves, ManagerRedirects):
             self._void_move(vm, now)
             epoch = self._new_epoch()
         self._bind(received, binding, nve, attach_id, epoch, now)
-
-    def _may_take(self, binding: Binding, node: str) -> bool:
-        """Whether this node may attach the VM without a ticket."""
-        if binding.ending or self._in_switch(binding.vm):
-            return False
-        return binding.nve.nve_id == node or binding.expired
 
     def _refusal(self, received: Received, vm: VmKey) -> tuple[Status, str] | None:
         message = received.message
@@ -311,21 +303,6 @@ class ManagerEngine(ManagerMoves, ManagerRedirects):
 
     def _save_binding(self, binding: Binding) -> None:
         self.outbox.record(BindingCache.key(binding.vm), binding_to_json(binding))
-
-    # ---- lifetime ------------------------------------------------------------------------------
-
-    def _extend(self, binding: Binding, message: Message, now: float) -> None:
-        """Section 5: the final value of the lifetime is equal or less than the suggested value."""
-        granted = min(message.lifetime * LIFETIME_UNIT_S, self.settings.lifetime_s)
-        binding.lifetime_s = max(granted // LIFETIME_UNIT_S, 1) * LIFETIME_UNIT_S
-        binding.expires_at = now + binding.lifetime_s
-        binding.expired = False
-
-    def _expire(self, binding: Binding) -> None:
-        """The lease has ended: another NVE may attach the VM.  No route changes (fail static)."""
-        binding.expired = True
-        detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": binding.nve.nve_id}
-        self.outbox.emit(Event("binding.expired", detail))
 
     def _refresh(self, received: Received, now: float) -> None:
         message = received.message

@@ -94,6 +94,12 @@ class ManagerMoves(ManagerSteps):
             )
         if binding.nve.nve_id == to:
             raise MoveRefused("conflict", f"VM {vm} is already at {to}", "choose another NVE")
+        if binding.released:
+            raise MoveRefused(
+                "conflict",
+                f"VM {vm} was released: {binding.nve.nve_id} is said to be fenced",
+                f"start it at {to} instead, or let {binding.nve.nve_id} register it again",
+            )
         if binding.is_full(to):
             raise MoveRefused(
                 "conflict",
