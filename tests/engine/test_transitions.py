@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.conversation import interfaces_of, vm_key
+from tests.engine.network import MANAGER, World
+from vmmobility.daemon.manager import move_view
 from vmmobility.engine import manager_transitions, nve_transitions
 from vmmobility.engine.binding_update_list import DATA_PLANE
 from vmmobility.engine.manager_moves import PHASE_NAMES
@@ -100,3 +103,24 @@ def test_the_page_holds_the_table(page: str, picture: str) -> None:
         path.write_text(before + mark + picture + end + after)
     else:
         assert table == picture, "REWRITE_TRACES=1 writes it anew"
+
+
+def test_a_move_that_did_not_wait_for_a_previous_nve_is_done_and_says_so() -> None:
+    world = World()
+    vm = vm_key("vm1")
+    number = world.start_vm(vm, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    manager = world.nodes[MANAGER].manager
+    assert manager is not None
+    move = manager.moves[world.move(vm, "b")]
+    world.run_until(lambda: move.state is MoveState.SWITCHING)
+    world.run_until(lambda: ("b", "resumed") in world.reports)
+    world.cut.add(frozenset(("a", MANAGER)))
+    world.run_until(lambda: move.ok is not None)
+    view = move_view(move)
+    assert (view["state"], view["ok"]) == ("done", True)
+    assert "has not yet answered" in view["reason"]
+    world.cut.clear()
+    world.run(20.0)
+    assert not manager.cache.bindings[vm].unacknowledged
+    assert move_view(move)["reason"] == view["reason"]
