@@ -25,6 +25,7 @@ from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.manager_leases import ManagerLeases
 from vmmobility.engine.manager_moves import ManagerMoves
 from vmmobility.engine.manager_redirects import ManagerRedirects
+from vmmobility.engine.manager_relearning import ManagerRelearning
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
@@ -71,7 +72,7 @@ class ManagerSettings:
     retransmission: Retransmission = field(default_factory=Retransmission)
 
 
-class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases):
+class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelearning):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
     def __init__(
@@ -193,6 +194,8 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases):
             return
         else:
             self._void_move(vm, now)
+            if binding is None:
+                self._learn_epoch(message)
             epoch = self._new_epoch()
         self._bind(received, binding, nve, attach_id, epoch, now)
 
@@ -205,6 +208,8 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases):
             return Status.ADMINISTRATIVELY_PROHIBITED, "an NVE attaches under its own NVE-ID only"
         if message.lifetime == 0 or not any(i.prefixes for i in message.interfaces):
             return Status.MALFORMED, "an attach has a lifetime and at least one address"
+        if self._leaps(message):
+            return Status.MALFORMED, f"epoch {message.epoch} leaps too far ahead"
         long = too_long(message.interfaces, message.definition)
         if long:
             return Status.INSUFFICIENT_RESOURCES, long
@@ -244,7 +249,7 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases):
         """Section 5: "the entry is modified to point to the new IP address of the serving NVE.
         Previous NVE addresses are kept in the entry." """
         message = received.message
-        previous = dict(old.previous) if old else {}
+        previous = dict(old.previous) if old else self._learned_previous(message)
         if old is not None:
             previous[old.nve.nve_id] = Previous(old.nve)
         previous.pop(nve.nve_id, None)

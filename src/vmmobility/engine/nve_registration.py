@@ -20,6 +20,7 @@ from vmmobility.wire.options import (
     InterfaceGroup,
     MobilityKind,
     Option,
+    PreviousNve,
     Reason,
     ServingNve,
     Ticket,
@@ -51,6 +52,9 @@ class NveRegistration(NveParts):
             options.append(Ticket(entry.ticket))
         else:
             options.extend(definition_options(entry.definition))
+            # What a manager that has lost its state must know again.
+            options.extend([Epoch(entry.epoch)] if entry.epoch else [])
+            options.extend(PreviousNve(nve) for nve in entry.accept)
         options.extend(self._measured_options(entry))
         self.channel.request(
             self.manager,

@@ -1,0 +1,129 @@
+"""A manager that has lost its state: the NVEs' attaches give it back what matters."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine import safety
+from tests.engine.conversation import interfaces_of, vm_key
+from tests.engine.network import MANAGER, World
+from tests.engine.test_restarts import settle
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_relearning import MAX_LEAP
+from vmmobility.wire.registry import Phase
+
+VM = vm_key("vm1")
+
+
+def a_world(*route: str) -> World:
+    """A VM that was started at a and has gone this way."""
+    world = World(nve_settings={"lifetime_s": 20.0})
+    number = world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    for to in route:
+        move(world, to)
+    return world
+
+
+def manager_of(world: World) -> ManagerEngine:
+    manager = world.nodes[MANAGER].manager
+    assert manager is not None
+    return manager
+
+
+def move(world: World, to: str) -> None:
+    moved = manager_of(world).moves[world.move(VM, to)]
+    world.run_until(lambda: moved.ok is not None)
+    assert moved.ok, moved.reason
+    settle(world)
+    assert safety.running(world, VM) == [to]
+
+
+def lose_state(world: World) -> None:
+    world.crash(MANAGER)
+    world.nodes[MANAGER].disk.clear()
+    world.restart(MANAGER)
+    assert not manager_of(world).cache.bindings
+
+
+def known_again(world: World) -> None:
+    world.run_until(lambda: VM in manager_of(world).cache.bindings)
+    settle(world)
+
+
+def all_delivered(world: World) -> bool:
+    return all(walk.end == "delivered" for walk in safety.walks(world, VM))
+
+
+@pytest.mark.parametrize("route", [("b",), ("b", "c"), ("c", "b", "c")])
+def test_the_manager_learns_again_what_it_lost(route: tuple[str, ...]) -> None:
+    world = a_world(*route)
+    before = manager_of(world).cache.bindings[VM]
+    lose_state(world)
+    assert all_delivered(world)
+    known_again(world)
+    binding = manager_of(world).cache.bindings[VM]
+    assert binding.epoch > before.epoch
+    assert list(binding.previous) == list(before.previous)
+    assert not binding.unacknowledged
+    assert all_delivered(world)
+    safety.check_settled(world)
+
+
+@pytest.mark.parametrize("to", ["b", "a"])
+def test_it_moves_the_vm_to_a_former_nve_and_home(to: str) -> None:
+    world = a_world("b", "c")
+    lose_state(world)
+    known_again(world)
+    move(world, to)
+    assert all_delivered(world)
+    move(world, "a" if to == "b" else "b")
+    safety.check_settled(world)
+
+
+def test_a_vm_started_where_it_once_was_is_not_held_for_stale() -> None:
+    world = a_world("b", "a")
+    world.stop_vm(VM, "a")
+    settle(world)
+    edge = world.nodes["a"].edge
+    assert edge is not None
+    assert edge.entries[VM].phase is Phase.NONE
+    tombstone = edge.entries[VM].epoch
+    lose_state(world)
+    number = world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    assert manager_of(world).cache.bindings[VM].epoch > tombstone
+    move(world, "b")
+
+
+def test_a_binding_that_is_there_learns_nothing() -> None:
+    world = a_world()
+    edge = world.nodes["a"].edge
+    assert edge is not None
+    edge.entries[VM].accept = (world.nodes["c"].nve,)
+    edge.entries[VM].epoch = 50
+    edge._attach(edge.entries[VM], world.now)
+    settle(world)
+    assert manager_of(world).cache.last_epoch == 1
+    assert not manager_of(world).cache.bindings[VM].previous
+
+
+@pytest.mark.parametrize(("epoch", "status"), [(MAX_LEAP, ""), (MAX_LEAP + 1, "malformed")])
+def test_an_epoch_may_not_leap(epoch: int, status: str) -> None:
+    world = World()
+    edge = world.nodes["a"].edge
+    assert edge is not None
+    edge.entries.entry(VM).epoch = epoch
+    number = world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    assert status in world.results[number].error
+    assert bool(world.results[number].error) is bool(status)
+    assert manager_of(world).cache.last_epoch == (0 if status else epoch + 1)
+
+
+def test_previous_nves_that_nobody_configured_are_not_taken() -> None:
+    world = a_world("b", "c")
+    world.unconfigured = {"b"}
+    lose_state(world)
+    world.run_until(lambda: VM in manager_of(world).cache.bindings)
+    assert list(manager_of(world).cache.bindings[VM].previous) == ["a"]
