@@ -120,16 +120,24 @@ demo: setup ## move a running guest between three racks and back; the report: .b
 
 # --- checking it --------------------------------------------------------------------------------
 
+# Namespaces need root.  The user's variables go along, so that caches stay theirs; under sudo pytest
+# keeps no cache and Python no bytecode, for the tree would fill with files of root's.
+PYTEST := $(BIN)/pytest
+ifneq ($(SUDO),)
+PYTEST := $(SUDO) env CI="$(CI)" HOME="$(HOME)" XDG_CACHE_HOME="$(XDG_CACHE_HOME)" \
+	PYTHONDONTWRITEBYTECODE=1 $(BIN)/pytest -p no:cacheprovider
+endif
+
 # pytest comes last, so that its closing line is the last one.
 .PHONY: test
 test: setup ## lint, then every test but the slow campaigns
 	$(MAKE) lint
-	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: setup ## lint, then every test, the slow campaigns too
 	$(MAKE) lint
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 # All of them run, whatever the first one says: one run shows everything there is to mend.
 .PHONY: lint
@@ -151,9 +159,10 @@ format: $(INSTALLED) ## let ruff format the code and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The demo may have run under sudo and left files of root's.
+# The demo and the tests may have run under sudo and left files of root's.
 .PHONY: clean
 clean: ## remove .venv, .build and the tools' caches (the guests' kernel stays in the user's cache)
 	rm -rf $(BUILD) 2>/dev/null || $(SUDO) rm -rf $(BUILD)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .hypothesis 2>/dev/null || $(SUDO) rm -rf .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
