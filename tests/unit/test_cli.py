@@ -189,6 +189,22 @@ def test_a_move_that_is_waited_for(vmmob: Callable[..., Ran], manager: FakeManag
     assert last.split() == ["downtime_ms", "12.5"]
 
 
+def test_what_a_move_waits_for_and_what_it_leaves_open_is_said(
+    vmmob: Callable[..., Ran], manager: FakeManager, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vmmobility.cli.move.WAITING_S", 0.0)
+    reason = "a previous NVE has not yet answered"
+    manager.endings = [
+        {"state": "turning-back"},
+        {"state": "turning-back"},
+        {"state": "done", "ok": True, "reason": reason},
+    ]
+    ran = vmmob("move", "vm1", "nve-b", "--wait")
+    assert (ran.code, ran.err) == (0, "")
+    assert [line.split()[-1] for line in ran.out.splitlines()].count("waiting-turning-back") == 1
+    assert f"note: {reason}" in ran.out.splitlines()
+
+
 def test_a_move_that_fails(vmmob: Callable[..., Ran], manager: FakeManager):
     manager.endings = [{"state": "aborted", "ok": False, "reason": "destination is full"}]
     ran = vmmob("move", "vm1", "nve-b", "--wait", "--json")

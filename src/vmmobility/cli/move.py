@@ -14,6 +14,8 @@ from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_op
 from vmmobility.errors import ApiError
 from vmmobility.wire.values import VmKey
 
+WAITING_S = 15.0  # a state that ends only by an answer is told of anew after so long
+ASKED_ON = ("ending-guest", "turning-back")  # the manager asks on without limit, and may not guess
 LOOK_S = 0.5  # phases are asked for so often; the end of the move is told at once
 
 
@@ -50,6 +52,8 @@ def move(
             begun = _watched(client, begun, timeout_s, quiet=json_output)
     if json_output:
         output.print_json(begun)
+    elif begun["ok"] and begun["reason"]:
+        click.echo(f"note: {begun['reason']}")
     if begun["ok"] is False:
         raise ApiError(
             f"the move of {output.vm_name(begun)} to {to} failed: {begun['reason'] or 'no reason'}",
@@ -63,11 +67,19 @@ def _watched(
     """The move once it has ended.  Raises ApiError if that takes longer than timeout_s."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     now, printed = begun, 0
+    start = told = time.monotonic()
+    state = ""
     while True:
         for phase in now["phases"][printed:]:
             if not quiet:
                 click.echo(f"{phase['at_ms']:10.1f} ms  {phase['name']}")
         printed = len(now["phases"])
+        if now["state"] != state:
+            state, told = now["state"], time.monotonic()
+        elif state in ASKED_ON and time.monotonic() - told >= WAITING_S:
+            told = time.monotonic()
+            if not quiet:
+                click.echo(f"{(told - start) * 1000:10.1f} ms  waiting-{state}")
         if now["ok"] is not None:
             break
         left = LOOK_S if deadline is None else min(LOOK_S, deadline - time.monotonic())
