@@ -34,6 +34,7 @@ from vmmobility.wire.values import Interface, VmKey
 
 BUILD = workdir.cache()
 LIMIT_S = 30.0
+POLL_S = 0.02
 LOOPBACK = "127.0.0.1"
 VM = VmKey(0, "contract")
 INTERFACE = Interface(
@@ -53,6 +54,7 @@ class Node:
         self.kill: Callable[[], None]
         self.hang: Callable[[], None]  # the guest answers nobody
         self.unhang: Callable[[], None]
+        self.has_booted: Callable[[], bool] = lambda: True
 
     def hear(self, report: GuestReport) -> None:
         """The hypervisor's listener."""
@@ -84,9 +86,19 @@ class Pair:
         node = self.destination
         return await node.hypervisor.prepare_incoming(self.definition, [node.port], LOOPBACK)
 
-    async def hold(self) -> None:
-        """A started guest with a converged, held copy."""
+    async def hold(self, *, booted: bool = False) -> None:
+        """A started guest with a converged, held copy.
+
+        booted: wait until it is up; in its first seconds it may have nothing left to copy, and is
+        then stopped when all is sent
+        """
         await self.start()
+        if booted:
+            async with asyncio.timeout(LIMIT_S):
+                while True:
+                    if self.source.has_booted():
+                        break
+                    await asyncio.sleep(POLL_S)
         await self.source.hypervisor.copy_out(VM, *await self.prepare())
         converged = await self.source.next(GuestEvent.CONVERGED)
         assert {"remaining_bytes", "rounds"} <= converged.detail.keys()
@@ -127,6 +139,12 @@ def qemu_node(port: str, state_dir: Path, settings: QemuSettings = TCG) -> Node:
         os.kill(pid, number)
 
     node.hypervisor, node.reopen = open_it(), open_it
+
+    def has_booted() -> bool:
+        console = GuestFolder.of(state_dir, VM).console
+        return console.exists() and b"init: up" in console.read_bytes()
+
+    node.has_booted = has_booted
     node.kill = lambda: send(signal.SIGKILL)
     node.hang, node.unhang = lambda: send(signal.SIGSTOP), lambda: send(signal.SIGCONT)
     return node
@@ -173,7 +191,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Pa
 def test_a_hot_move_reports_each_phase_in_order(run: Callable[[PairTest], None]) -> None:
     async def scenario(pair: Pair) -> None:
         source, destination = pair.source, pair.destination
-        await pair.hold()
+        await pair.hold(booted=True)
         assert await pair.runs_at(source)
         with pytest.raises(HypervisorError, match="contract"):
             await source.hypervisor.proceed(VM)

@@ -194,7 +194,8 @@ class OutgoingMove:
             await self._pause(POLL_NEAR_S if near else POLL_FAR_S)
         self._stream.hold()
         self.phase = Phase.HELD
-        await self._pause(WINDOW_S)
+        if not self._waiting.is_set():  # else it has nothing left to copy and is stopped already
+            await self._pause(WINDOW_S)
         ram = (await self._query()).get("ram", {})
         self._report(
             GuestEvent.CONVERGED,
