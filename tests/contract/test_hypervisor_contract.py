@@ -86,7 +86,7 @@ class Pair:
         node = self.destination
         return await node.hypervisor.prepare_incoming(self.definition, [node.port], LOOPBACK)
 
-    async def hold(self, *, booted: bool = False) -> None:
+    async def hold(self, *, booted: bool = True) -> None:
         """A started guest with a converged, held copy.
 
         booted: wait until it is up; in its first seconds it may have nothing left to copy, and is
