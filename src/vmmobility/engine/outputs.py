@@ -61,11 +61,17 @@ class Order(Enum):
     PROCEED = "proceed"
     CANCEL = "cancel"
     ANNOUNCE = "announce"
+    QUERY = "query"
+    WATCH = "watch"
+    UNWATCH = "unwatch"
 
 
 @dataclass(frozen=True, slots=True)
 class HypervisorOrder:
-    """One order for one guest.  arguments: definition, address, port as the order needs."""
+    """One order for one guest.  arguments: definition, address, port as the order needs.
+
+    QUERY's result is {"life": the name of a GuestLife in small letters}.
+    """
 
     order: Order
     vm: VmKey
@@ -78,6 +84,14 @@ class CountTraffic:
 
     vm: VmKey
     label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Compare the kernel with what was asked for this VM, and repair it; answer
+    audited(vm, drift): in words, what was found to differ."""
+
+    vm: VmKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +119,17 @@ class Halt:
     reason: str
 
 
-Output = Send | Persist | SetDataPlane | HypervisorOrder | CountTraffic | CommandDone | Event | Halt
+Output = (
+    Send
+    | Persist
+    | SetDataPlane
+    | HypervisorOrder
+    | CountTraffic
+    | Audit
+    | CommandDone
+    | Event
+    | Halt
+)
 
 
 class Outbox:
