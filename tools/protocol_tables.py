@@ -27,6 +27,7 @@ from vmmobility.wire.authentication import DATA  # noqa: E402
 from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS  # noqa: E402
 from vmmobility.wire.registry import (  # noqa: E402
     DROP_REASONS,
+    GuestLife,
     Kind,
     Mobility,
     Phase,
@@ -78,6 +79,8 @@ def rights() -> str:
     """Receiver x purpose -> the roles that may send it."""
 
     def cell(table: Mapping[Purpose, frozenset[Role]], purpose: Purpose) -> str:
+        if purpose is Purpose.CHALLENGE:  # the channel's own, whatever the roles
+            return "any peer"
         return ", ".join(f"`{r.name}`" for r in sorted(table.get(purpose, ()))) or "–"
 
     rows: list[tuple[object, ...]] = [
@@ -102,6 +105,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "statuses": lambda: numbers(Status),
     "mobility": lambda: numbers(Mobility),
     "roles": lambda: numbers(Role),
+    "guests": lambda: numbers(GuestLife),
     "options": option_types,
     "drops": drop_reasons,
     "rights": rights,

@@ -110,6 +110,8 @@ def invalid() -> Json:
          _raw(vm + _tlv(0x8004, b"\1n\4\xe0\0\0\1"))),
         ("mobility kind 0", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8008, bytes(3)))),
         ("phase 10", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8009, b"\x0a"))),
+        ("a guest's life 4", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8013, b"\4"))),
+        ("a nonce of 15 octets", "option-length", "MALFORMED", _raw(vm + _tlv(0x8011, bytes(15)))),
         ("an endpoint's port zero", "bad-value", "MALFORMED",
          _raw(vm + _tlv(0x800C, b"\0\0\4\x0a\0\0\1"))),
         ("an IPv4 endpoint with octets left", "trailing", "MALFORMED",

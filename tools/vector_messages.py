@@ -18,9 +18,12 @@ from vmmobility.wire.options import (
     Definition,
     Endpoint,
     Epoch,
+    Guest,
     InterfaceGroup,
+    KnownBoot,
     Measurements,
     MobilityKind,
+    Nonce,
     Option,
     PhaseOption,
     PreviousNve,
@@ -34,6 +37,7 @@ from vmmobility.wire.options import (
 )
 from vmmobility.wire.registry import (
     MAX_DATAGRAM,
+    GuestLife,
     Kind,
     Mobility,
     Phase,
@@ -58,6 +62,7 @@ ETH0 = InterfaceGroup(
     Interface(bytes.fromhex("525400000001"), (ip_network("10.1.0.5/32"), ip_network("fd01::5/128")))
 )
 TICKET = Ticket(bytes(range(0xA0, 0xB0)))
+NONCE = Nonce(bytes(range(0xB0, 0xC0)))
 DEFINITION = b'{"memory_mib":128,"interfaces":[{"mac":"52:54:00:00:00:01"}]}'
 LIFETIME = 30  # 120 s
 
@@ -136,6 +141,10 @@ def every_option() -> Json:
         "measurements": Measurements(b'{"downtime_ms":12.5}'),
         "supported": Supported((1,)),
         "reason": Reason("vm-1 is served by nve-b"),
+        "nonce": NONCE,
+        "known boot, none": KnownBoot(0),
+        "known boot": KnownBoot(7),
+        **{f"guest {life.name}": Guest(life) for life in GuestLife},
         "an unknown option that may be ignored": UnknownOption(0x1234, b"\x00\xff\x10"),
     }
     speaker = Speaker()

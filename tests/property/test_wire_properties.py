@@ -19,9 +19,12 @@ from vmmobility.wire.options import (
     Definition,
     Endpoint,
     Epoch,
+    Guest,
     InterfaceGroup,
+    KnownBoot,
     Measurements,
     MobilityKind,
+    Nonce,
     Option,
     PhaseOption,
     PreviousNve,
@@ -39,6 +42,7 @@ from vmmobility.wire.options import (
 from vmmobility.wire.registry import (
     MAX_DATAGRAM,
     MAX_PARTS,
+    GuestLife,
     Kind,
     Mobility,
     Phase,
@@ -102,6 +106,9 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     Measurements: st.builds(Measurements, st.binary(min_size=2, max_size=1024)),
     Supported: st.builds(Supported, st.lists(uints(16), min_size=1, max_size=32).map(tuple)),
     Reason: st.builds(Reason, words),
+    Nonce: st.builds(Nonce, st.binary(min_size=16, max_size=16)),
+    KnownBoot: st.builds(KnownBoot, uints(64)),
+    Guest: st.builds(Guest, st.sampled_from(GuestLife)),
 }
 unknown_options = st.builds(UnknownOption, unknown_types, st.binary(max_size=200))
 options = st.one_of(*OPTION_VALUES.values(), unknown_options)

@@ -16,9 +16,12 @@ from vmmobility.wire.options import (
     Definition,
     Endpoint,
     Epoch,
+    Guest,
     InterfaceGroup,
+    KnownBoot,
     Measurements,
     MobilityKind,
+    Nonce,
     Option,
     PhaseOption,
     PreviousNve,
@@ -33,7 +36,7 @@ from vmmobility.wire.options import (
     decode_options,
     encode_option,
 )
-from vmmobility.wire.registry import Mobility, Phase
+from vmmobility.wire.registry import GuestLife, Mobility, Phase
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 NVE = Nve("nve-a", IPv4Address("10.0.1.2"), IPv6Address("fd00:0:1::2"))
@@ -67,6 +70,9 @@ EXAMPLES: list[tuple[Option, str]] = [
     (Measurements(b'{"a":1}'), "000d 0007 7b2261223a317d"),
     (Supported((1, 513)), "000f 0004 0001 0201"),
     (Reason("no"), "0010 0002 6e6f"),
+    (Nonce(bytes(range(16, 32))), "8011 0010 101112131415161718191a1b1c1d1e1f"),
+    (KnownBoot(2**64 - 1), "8012 0008 ffffffffffffffff"),
+    (Guest(GuestLife.DEPARTED), "8013 0001 03"),
     (UnknownOption(0x7ABC, b"\x00\xff"), "7abc 0002 00ff"),
     (UnknownOption(0x7ABC, b""), "7abc 0000"),
 ]
@@ -145,6 +151,10 @@ def test_too_short_and_too_long_are_refused(declaration):
         VmId(VmKey(0, "x" * 65)),
         Ticket(bytes(15)),
         Ticket(bytes(17)),
+        Nonce(bytes(15)),
+        Nonce(bytes(17)),
+        KnownBoot(-1),
+        KnownBoot(2**64),
         MobilityKind(Mobility.HOT, 65536),
         Definition(b""),
         Definition(bytes(1025)),
@@ -221,6 +231,7 @@ def test_authentication_stands_only_at_the_end(bit):
         (0x8004, b"\x01n\x04\xe0\0\0\x01", "bad-value"),
         (0x8008, b"\0\0\0", "bad-value"),
         (0x8009, b"\x0a", "bad-value"),
+        (0x8013, b"\x04", "bad-value"),
         (0x800C, b"\0\0\x04\x0a\0\0\x01", "bad-value"),
         (0x800C, b"\0\x01\x05\x0a\0\0\x01", "bad-value"),
         (0x800C, b"\0\x01\x04\x0a\0\0\x01\0", "trailing"),

@@ -20,9 +20,12 @@ from vmmobility.wire.options import (
     Definition,
     Endpoint,
     Epoch,
+    Guest,
     InterfaceGroup,
+    KnownBoot,
     Measurements,
     MobilityKind,
+    Nonce,
     Option,
     PhaseOption,
     PreviousNve,
@@ -34,7 +37,7 @@ from vmmobility.wire.options import (
     UnknownOption,
     VmId,
 )
-from vmmobility.wire.registry import Kind, Mobility, Phase, Purpose, Status
+from vmmobility.wire.registry import GuestLife, Kind, Mobility, Phase, Purpose, Status
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 Readable = dict[str, Any]
@@ -130,6 +133,9 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     Measurements: lambda e: Measurements(_data(e)),
     Supported: lambda e: Supported(tuple(e["values"])),
     Reason: lambda e: Reason(e["text"]),
+    Nonce: lambda e: Nonce(bytes.fromhex(e["nonce"])),
+    KnownBoot: lambda e: KnownBoot(int(e["boot"])),
+    Guest: lambda e: Guest(GuestLife[e["life"]]),
 }
 _BY_NAME = {BY_CLASS[option].name: reader for option, reader in _READERS.items()}
 

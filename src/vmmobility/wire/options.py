@@ -24,7 +24,7 @@ from typing import Any
 from vmmobility.errors import DecodeError
 from vmmobility.wire import formats
 from vmmobility.wire.cursor import Cursor
-from vmmobility.wire.registry import Mobility, Phase
+from vmmobility.wire.registry import GuestLife, Mobility, Phase
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
 MUST_UNDERSTAND = 0x8000
@@ -143,6 +143,27 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
+class Nonce:
+    """CHALLENGE: 16 octets that were never used before; the reply brings them back."""
+
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBoot:
+    """CHALLENGE: the highest boot of the receiver that the sender has seen; 0 is none."""
+
+    boot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What the sender's hypervisor has of the VM's guest."""
+
+    life: GuestLife
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option of a type that this node does not know, kept as it came."""
 
@@ -166,6 +187,9 @@ Option = (
     | Measurements
     | Supported
     | Reason
+    | Nonce
+    | KnownBoot
+    | Guest
     | UnknownOption
 )
 
@@ -283,6 +307,21 @@ OPTIONS: tuple[Declaration, ...] = (
         16, "Reason", False, False, (1, 256), Reason,
         lambda o: formats.clip_text(o.text, 256),
         lambda c: Reason(formats.take_words(c)),
+    ),
+    Declaration(
+        17, "Nonce", True, False, (16, 16), Nonce,
+        lambda o: o.nonce,
+        lambda c: Nonce(c.take(16)),
+    ),
+    Declaration(
+        18, "Known Boot", True, False, (8, 8), KnownBoot,
+        lambda o: o.boot.to_bytes(8, "big"),
+        lambda c: KnownBoot(c.uint(8)),
+    ),
+    Declaration(
+        19, "Guest", True, False, (1, 1), Guest,
+        lambda o: bytes([o.life]),
+        lambda c: Guest(formats.member(GuestLife, c.uint(1))),
     ),
 )  # fmt: skip
 

@@ -32,6 +32,8 @@ class Purpose(IntEnum):
     REDIRECT = 4  # the VM is served by another NVE: send its packets there
     PREPARE = 5  # a move is coming: get ready
     SWITCH = 6  # a step of a move's switch, named by the Phase option
+    CHALLENGE = 7  # prove that you speak now: send this nonce back
+    CHECK = 8  # where do you stand with this VM, now?
 
 
 class Phase(IntEnum):
@@ -72,10 +74,21 @@ class Status(IntEnum):
     HYPERVISOR_FAILURE = 143  # the hypervisor refused or lost the guest
     DATA_PLANE_FAILURE = 144  # the kernel refused a route, tap, tunnel or filter
     OUT_OF_SEQUENCE = 145  # an older message of one sender's order
+    FROZEN = 146  # attached by alternating NVEs too often: an operator must release it
+    TRY_AGAIN = 147  # cannot be decided yet: ask again later
 
     @property
     def accepted(self) -> bool:
         return self < 128
+
+
+class GuestLife(IntEnum):
+    """What a node's hypervisor has of a VM's guest."""
+
+    NONE = 0  # nothing: it cannot run here
+    HELD = 1  # it is here and does not run (waiting, paused); it may run again
+    RUNNING = 2  # it runs here
+    DEPARTED = 3  # its memory was sent to another host and it was stopped for that
 
 
 class Mobility(IntEnum):
@@ -105,6 +118,7 @@ DROP_REASONS: dict[str, str] = {
     "unknown-key": "no key of that number is shared with that sender",
     "bad-digest": "the digest is wrong under that key",
     "old-boot": "the sender's boot is below the highest seen",
+    "unproven": "nothing is known of the sender: it is challenged, and heard once it has answered",
     "replayed": "the counter was seen before",
     "too-old": "the counter lies below the replay window",
     "unsupported-version": "another version of the protocol",
