@@ -27,23 +27,74 @@ class Counters:
 
 @dataclass
 class Kernel:
-    """What one node's data plane holds.  fail_next: reasons for which the next changes fail."""
+    """What one node's data plane holds.  fail_next: reasons for which the next changes fail.
+
+    wanted: what was last asked for, with which audit() compares what is held.
+    """
 
     held: dict[VmKey, VmDataPlane] = field(default_factory=dict)
+    wanted: dict[VmKey, VmDataPlane] = field(default_factory=dict)
     counters: dict[VmKey, Counters] = field(default_factory=dict)
     fail_next: list[str] = field(default_factory=list)
 
     def apply(self, state: VmDataPlane) -> list[str]:
         """Hold this state; the words why not, if it fails (then the old one stays)."""
+        self.wanted[state.vm] = state
+        if is_nothing(state):
+            del self.wanted[state.vm]
         if self.fail_next:
             return [self.fail_next.pop(0)]
-        if not state.plugged and state.forwarding is Forwarding.NONE:
-            self.held.pop(state.vm, None)
-            self.counters.pop(state.vm, None)
-        else:
-            self.held[state.vm] = state
-            self.counters.setdefault(state.vm, Counters())
+        self.hold(state.vm, state)
         return []
+
+    def hold(self, vm: VmKey, state: VmDataPlane | None) -> None:
+        """Hold this state (None: nothing), whatever was asked for: drift, if it differs."""
+        if state is None or is_nothing(state):
+            self.held.pop(vm, None)
+            self.counters.pop(vm, None)
+        else:
+            self.held[vm] = state
+            self.counters.setdefault(vm, Counters())
+
+    def audit(self, vm: VmKey) -> list[str]:
+        """What is held otherwise than asked for, in words; repaired, unless a change fails."""
+        found, wanted = self.held.get(vm), self.wanted.get(vm)
+        if found == wanted:
+            return []
+        if not self.fail_next:
+            self.hold(vm, wanted)
+        else:
+            self.fail_next.pop(0)
+        return [drift_of(found, wanted)]
+
+    def resync(self, wanted: dict[VmKey, VmDataPlane]) -> None:
+        """A daemon's start: hold all of this and nothing else."""
+        self.wanted = {vm: state for vm, state in wanted.items() if not is_nothing(state)}
+        for vm in [*self.held, *self.wanted]:
+            self.hold(vm, self.wanted.get(vm))
+
+    def lose_all(self) -> None:
+        """The machine lost its power."""
+        self.held.clear()
+        self.wanted.clear()
+        self.counters.clear()
+
+
+def is_nothing(state: VmDataPlane) -> bool:
+    """Whether a kernel that holds this holds nothing of the VM."""
+    return not state.plugged and state.forwarding is Forwarding.NONE
+
+
+def drift_of(found: VmDataPlane | None, wanted: VmDataPlane | None) -> str:
+    """The difference of two states in words."""
+    if found is None:
+        return "missing"
+    if wanted is None:
+        return "not asked for"
+    names = ("interfaces", "plugged", "forwarding", "target", "policy", "accept_from")
+    return "differs in " + ", ".join(
+        n.replace("_", "-") for n in names if getattr(found, n) != getattr(wanted, n)
+    )
 
 
 class Life(Enum):
@@ -53,6 +104,7 @@ class Life(Enum):
     WAITING = "waiting"  # an incoming guest without its memory
     PAUSED = "paused"  # superseded
     HANDED = "handed over"  # stopped in a switch-over; its memory is still whole
+    DEPARTED = "departed"  # sent to another host by other hands
 
 
 @dataclass(slots=True)
@@ -64,6 +116,7 @@ class Guest:
     port: int = 0
     copy_to: Guest | None = None
     at: Hypervisor | None = None
+    by_hand: bool = False  # brought or started by other hands
 
 
 class Schedule(Protocol):
@@ -87,6 +140,7 @@ class Hypervisor:
     """One node's guests.  Speaks QEMU's order: CONVERGED; ABOUT_TO_STOP; STOPPED, COMPLETED at
     the source, RESUMED at the destination.
 
+    watched:    guests of other hands that are expected: what comes of them is reported
     fail_next:  order -> reasons for which its next calls fail
     break_next: stages ("copy", "moment", "switch", "load") at which the next move breaks
     """
@@ -102,6 +156,7 @@ class Hypervisor:
     ) -> None:
         self.own = own
         self.guests: dict[VmKey, Guest] = {}
+        self.watched: set[VmKey] = set()
         self.fail_next: dict[Order, list[str]] = {}
         self.break_next: set[str] = set()
         self._later, self._done, self._report, self._find = schedule, done, report, find
@@ -111,6 +166,51 @@ class Hypervisor:
     def running(self) -> dict[VmKey, bool]:
         """What adopt() tells: VM -> does it run; absent guests are absent."""
         return {vm: g.life is Life.RUNNING for vm, g in self.guests.items()}
+
+    def lose_all(self) -> None:
+        """The machine lost its power."""
+        self.guests.clear()
+        self.watched.clear()
+
+    # ---- other hands ---------------------------------------------------------------------------
+
+    def start_by_hand(self, vm: VmKey) -> None:
+        """Somebody starts the guest here, and nobody of ours asked for it."""
+        self._quit_departed(vm)
+        assert vm not in self.guests, f"{vm} lives here already"
+        self.guests[vm] = Guest(vm, Life.RUNNING, at=self, by_hand=True)
+        self._arrived(vm)
+
+    def migrate_by_hand(self, vm: VmKey, other: Hypervisor) -> None:
+        """Somebody moves the running guest: it departs here at once, and soon runs there."""
+        guest = self.guests[vm]
+        assert guest.life is Life.RUNNING, f"{vm} does not run here"
+        other._quit_departed(vm)
+        assert vm not in other.guests, f"{vm} lives there already"
+        if guest.copy_to is not None:
+            self._break(guest, "cancelled")
+        guest.life = Life.DEPARTED
+        arriving = other.guests[vm] = Guest(vm, Life.HANDED, at=other, by_hand=True)
+        self._later(self._pace.stop_s, lambda: self._departed(guest))
+        self._later(self._pace.load_s, lambda: other._arrive_by_hand(arriving))
+
+    def _quit_departed(self, vm: VmKey) -> None:
+        """Nobody starts a guest beside the process of one that has left."""
+        if vm in self.guests and self.guests[vm].life is Life.DEPARTED:
+            self.kill(vm)
+
+    def _departed(self, guest: Guest) -> None:
+        if self.guests.get(guest.vm) is guest and guest.life is Life.DEPARTED:
+            self._report(guest.vm, "departed", {})
+
+    def _arrive_by_hand(self, guest: Guest) -> None:
+        if self.guests.get(guest.vm) is guest and guest.life is Life.HANDED:
+            guest.life = Life.RUNNING
+            self._arrived(guest.vm)
+
+    def _arrived(self, vm: VmKey) -> None:
+        if vm in self.watched:
+            self._report(vm, "arrived", {})
 
     def kill(self, vm: VmKey) -> None:
         """The guest's process ends of itself."""
@@ -133,10 +233,14 @@ class Hypervisor:
 
     # ---- orders: each returns (result, error) or None ------------------------------------------
 
-    def _start(self, vm: VmKey, arguments: dict[str, Any]) -> None:
-        if vm not in self.guests:
+    def _start(self, vm: VmKey, arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
+        guest = self.guests.get(vm)
+        if guest is not None and guest.life is not Life.RUNNING:
+            return {}, f"it lives here already: {guest.life.value}"
+        if guest is None:
             self.guests[vm] = Guest(vm, Life.RUNNING, at=self)
             self._later(0.0, lambda: self._report(vm, "started", {}))
+        return None
 
     def _stop(self, vm: VmKey, arguments: dict[str, Any]) -> None:
         self.guests.pop(vm, None)
@@ -209,6 +313,28 @@ class Hypervisor:
 
     def _announce(self, vm: VmKey, arguments: dict[str, Any]) -> None:
         return
+
+    def _query(self, vm: VmKey, arguments: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        return {"life": self.life(vm)}, ""
+
+    def life(self, vm: VmKey) -> str:
+        """The VM's life here, as QUERY tells it: the name of a GuestLife in small letters."""
+        guest = self.guests.get(vm)
+        if guest is None:
+            return "none"
+        if guest.life is Life.RUNNING:
+            return "running"
+        handed = guest.life is Life.HANDED and guest.copy_to is None and not guest.by_hand
+        return "departed" if handed or guest.life is Life.DEPARTED else "held"
+
+    def _watch(self, vm: VmKey, arguments: dict[str, Any]) -> None:
+        self.watched.add(vm)
+        guest = self.guests.get(vm)
+        if guest is not None and guest.by_hand and guest.life is Life.RUNNING:
+            self._later(0.0, lambda: self._arrived(vm))
+
+    def _unwatch(self, vm: VmKey, arguments: dict[str, Any]) -> None:
+        self.watched.discard(vm)
 
     # ---- a copy's stages -----------------------------------------------------------------------
 

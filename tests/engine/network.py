@@ -25,6 +25,7 @@ from vmmobility.engine.channel import Peer
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
+    Audit,
     CommandDone,
     CountTraffic,
     Endpoint,
@@ -204,10 +205,9 @@ class World:
         node = self.nodes[name]
         self.crash(name)
         self.strict = False
-        node.kernel.held.clear()
-        node.kernel.counters.clear()
+        node.kernel.lose_all()
         if node.hypervisor is not None:
-            node.hypervisor.guests.clear()
+            node.hypervisor.lose_all()
 
     def restart(self, name: str) -> None:
         """A new daemon on what the disk holds, its boot number one higher and durable."""
@@ -220,11 +220,9 @@ class World:
         if node.manager is not None:
             node.manager.started(self.now)
         elif node.edge is not None and node.hypervisor is not None:
-            wanted = node.edge.desired()
-            for vm in [vm for vm in node.kernel.held if vm not in wanted]:
-                del node.kernel.held[vm]
-            for state in wanted.values():
-                node.kernel.apply(state)
+            node.kernel.resync(node.edge.desired())
+            definitions = getattr(node.edge, "definitions", dict)
+            node.hypervisor.watched = set(definitions())
             node.edge.started(node.hypervisor.running(), self.now)
         self._pump(node)
 
@@ -293,6 +291,8 @@ class World:
             node.hypervisor.order(output)
         elif isinstance(output, CountTraffic):
             self.later(0.0, lambda: self._counted(node, life, output))
+        elif isinstance(output, Audit):
+            self.later(0.001, lambda: self._audited(node, life, output.vm))
         elif isinstance(output, CommandDone):
             self.results[output.command] = output
         elif isinstance(output, Event):
@@ -331,6 +331,16 @@ class World:
             self.feed(
                 node, lambda: edge.traffic_counted(output.vm, output.label, counters, self.now)
             )
+
+    def _audited(self, node: Node, life: int, vm: VmKey) -> None:
+        edge = node.edge
+        if edge is None or node.life != life:
+            return
+        drift = node.kernel.audit(vm)
+        self.observe(node, "audited", (vm, drift))
+        audited = getattr(edge, "audited", None)
+        assert audited is not None
+        self.feed(node, lambda: audited(vm, drift, self.now))
 
     def _order_done(
         self, node: Node, vm: VmKey, order: Order, result: dict[str, Any], error: str
