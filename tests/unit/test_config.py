@@ -36,6 +36,7 @@ def test_the_documented_manager(file: Path):
     (peer,) = loaded.peers
     assert (peer.id, peer.role) == ("nve-a", Role.NVE)
     assert loaded.timers == config.ManagerTimers()
+    assert loaded.strict is False
 
 
 def test_the_documented_nve(file: Path):
@@ -82,12 +83,20 @@ def test_what_is_optional_is_optional(file: Path):
 
 def test_given_values_are_taken(file: Path):
     file.write_text(
-        MANAGER.replace("# port = 8747", "port = 99").replace('# log_file = "…"', 'log_file="/l"')
-        + "ticket_s = 1.5\nretransmit_s = 1\nretransmit_max_s = 2\n"
+        MANAGER.replace("# port = 8747", "port = 99")
+        .replace('# log_file = "…"', 'log_file="/l"')
+        .replace("# strict = false", "strict = true")
+        .replace("# freeze_after = 5", "freeze_after = 3\ncheck_s = 2")
+        .replace("# ask_s = 5", "ask_s = 1")
+        .replace("[timers]", "[timers]\nticket_s = 1.5\nretransmit_s = 1\nretransmit_max_s = 2")
     )
     loaded = config.load_manager(file)
+    assert config.load(file) == loaded
+    assert loaded.strict is True
     assert (loaded.port, loaded.log_file) == (99, Path("/l"))
-    assert loaded.timers == config.ManagerTimers(ticket_s=1.5, retransmit_s=1, retransmit_max_s=2)
+    assert loaded.timers == config.ManagerTimers(
+        ticket_s=1.5, retransmit_s=1, retransmit_max_s=2, freeze_after=3, check_s=2, ask_s=1
+    )
 
 
 LOCATORS = 'locators = ["10.0.1.2", "fd00:0:1::2"]'
@@ -134,6 +143,9 @@ WRONG_NVE = [
     ("lifetime_s = 120", "ticket_s = 1", "timers.ticket_s", "known here"),
     ("drain_s = 30", "drain_s = nan", "timers.drain_s", ""),
     ("drain_s = 30", 'drain_s = "30"', "timers.drain_s", "a number"),
+    ("# check_s = 60", "check_s = 0", "timers.check_s", ""),
+    ("# redirect_alarm_s = 86400", "redirect_alarm_s = true", "timers.redirect_alarm_s", "number"),
+    ("drain_s = 30", "ask_s = 1", "timers.ask_s", "known here"),
     ("drain_s = 30", "retransmit_s = 9", "timers.retransmit_max_s", ""),
     ('accelerator = "auto"', 'accelerator = "hvf"', "hypervisor.accelerator", "kvm"),
     ("[hypervisor]", "[hypervizor]", "hypervizor", "did you mean hypervisor?"),
@@ -166,6 +178,13 @@ def test_a_mistake_in_an_nve_file(file: Path, old: str, new: str, key: str, reme
         ('addresses = ["10.0.1.2", "fd00:0:1::2"]', "", "peer[0].addresses"),
         ('addresses = ["10.0.9.2", "fd00:0:9::2"]', 'addresses = ["fe80::1"]', "node.addresses[0]"),
         ("lifetime_s = 120", "step_s = 0", "timers.step_s"),
+        ("# freeze_after = 5", "freeze_after = 1", "timers.freeze_after"),
+        ("# freeze_s = 180", "freeze_s = 0", "timers.freeze_s"),
+        ("# ask_s = 5", 'ask_s = "5"', "timers.ask_s"),
+        ("# check_s = 60", "redirect_alarm_s = 9", "timers.redirect_alarm_s"),
+        ("# strict = false", "strict = 1", "manager.strict"),
+        ("# strict = false", "strikt = true", "manager.strikt"),
+        ("[manager] ", "[[manager]] ", "manager"),
         ("# port = 8747", "port = 65536", "node.port"),
         ("# port = 8747", "prot = 1", "node.prot"),
         ("[timers]", '[[peer]]\nid = "nve-a"\nrole = "nve"\naddresses = ["::1"]', "peer[1].id"),

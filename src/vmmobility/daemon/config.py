@@ -40,6 +40,10 @@ class ManagerTimers:
     ticket_s: float = 900  # a move's ticket is void after this
     step_s: float = 15  # a step of a move may take so long
     copy_s: float = 600  # the copy before the switch may take so long
+    ask_s: float = 5  # an NVE that is asked about a VM's guest has so long to answer
+    check_s: float = 60  # previous NVEs' redirects are compared with the bindings so often
+    freeze_after: int = 5  # so many unmanaged changes of NVE ...
+    freeze_s: float = 180  # ... within so long freeze a binding
     retransmit_s: float = 0.25  # first retransmission; then doubled each time
     retransmit_max_s: float = 8  # longest gap between two retransmissions
 
@@ -48,13 +52,16 @@ class ManagerTimers:
 class NveTimers:
     lifetime_s: int = 120  # registration lifetime asked for
     drain_s: float = 30  # a redirect is drained after so long without a packet
+    check_s: float = 60  # list, kernel and hypervisor are compared so often
+    redirect_alarm_s: float = 86400  # a redirect that lives longer is an alarm
     retransmit_s: float = 0.25
     retransmit_max_s: float = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ManagerConfig:
-    """manager.toml.  addresses: where it listens; log_file: None is standard error."""
+    """manager.toml.  addresses: where it listens; log_file: None is standard error;
+    strict: only onboarded VMs may register."""
 
     file: Path
     node_id: str
@@ -65,6 +72,7 @@ class ManagerConfig:
     port: int
     log_file: Path | None
     peers: tuple[Peer, ...]
+    strict: bool
     timers: ManagerTimers
 
 
@@ -101,7 +109,7 @@ _NVE = NveTimers()
 def load_manager(path: Path) -> ManagerConfig:
     """Raises ConfigError."""
     top = _parse(path)
-    node = top.table("node")
+    node, manager = top.table("node"), top.table("manager")
     node_id = node.name("id", MAX_NODE_NAME)
     config = ManagerConfig(
         file=path,
@@ -113,10 +121,11 @@ def load_manager(path: Path) -> ManagerConfig:
         port=node.integer("port", 1, 65535, UDP_PORT),
         log_file=node.optional_path("log_file"),
         peers=_peers(top.tables("peer"), node_id, None),
+        strict=manager.boolean("strict", False),
         timers=_manager_timers(top.table("timers")),
     )
-    node.finish()
-    top.finish()
+    for table in (node, manager, top):
+        table.finish()
     return config
 
 
@@ -150,7 +159,7 @@ def load_nve(path: Path) -> NveConfig:
 def load(path: Path) -> ManagerConfig | NveConfig:
     """Either kind: a file with [[manager]] or node.locators is an NVE's.  Raises ConfigError."""
     top = _parse(path)
-    is_nve = "manager" in top or "locators" in top.table("node")
+    is_nve = top.is_list("manager") or "locators" in top.table("node")
     return load_nve(path) if is_nve else load_manager(path)
 
 
@@ -236,6 +245,10 @@ def _manager_timers(timers: Table) -> ManagerTimers:
         ticket_s=timers.seconds("ticket_s", 1, 86400, _MANAGER.ticket_s),
         step_s=timers.seconds("step_s", 0.1, 3600, _MANAGER.step_s),
         copy_s=timers.seconds("copy_s", 1, 86400, _MANAGER.copy_s),
+        ask_s=timers.seconds("ask_s", 0.1, 3600, _MANAGER.ask_s),
+        check_s=timers.seconds("check_s", 0.1, 86400, _MANAGER.check_s),
+        freeze_after=timers.integer("freeze_after", 2, 1000, _MANAGER.freeze_after),
+        freeze_s=timers.seconds("freeze_s", 1, 86400, _MANAGER.freeze_s),
         retransmit_s=retransmit_s,
         retransmit_max_s=retransmit_max_s,
     )
@@ -248,6 +261,8 @@ def _nve_timers(timers: Table) -> NveTimers:
     made = NveTimers(
         lifetime_s=_lifetime(timers, _NVE.lifetime_s),
         drain_s=timers.seconds("drain_s", 0.1, 86400, _NVE.drain_s),
+        check_s=timers.seconds("check_s", 0.1, 86400, _NVE.check_s),
+        redirect_alarm_s=timers.seconds("redirect_alarm_s", 1, 31536000, _NVE.redirect_alarm_s),
         retransmit_s=retransmit_s,
         retransmit_max_s=retransmit_max_s,
     )

@@ -28,11 +28,18 @@ id = "nve-a"
 role = "nve"
 addresses = ["198.51.100.2", "2001:db8:a::2"]
 
+[manager]
+# strict = false  # true: only VMs that `vmmob vm onboard` has named may register
+
 [timers]  # seconds; these are the defaults
 # lifetime_s = {timers.lifetime_s}  # longest registration lifetime granted, a multiple of 4
 # ticket_s = {timers.ticket_s:g}  # a move's ticket is void after this
 # step_s = {timers.step_s:g}  # a step of a move may take so long
 # copy_s = {timers.copy_s:g}  # the copy before the switch may take so long
+# ask_s = {timers.ask_s:g}  # an NVE that is asked about a VM's guest has so long to answer
+# check_s = {timers.check_s:g}  # previous NVEs' redirects are compared with the bindings so often
+# freeze_after = {timers.freeze_after}  # so many changes of NVE that no move made ...
+# freeze_s = {timers.freeze_s:g}  # ... within so long freeze the VM's binding
 # retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time
 # retransmit_max_s = {timers.retransmit_max_s:g}  # longest gap between two of them
 """
@@ -59,6 +66,8 @@ addresses = ["192.0.2.10", "2001:db8::10"]
 [timers]  # seconds; these are the defaults
 # lifetime_s = {timers.lifetime_s}  # registration lifetime asked for, a multiple of 4
 # drain_s = {timers.drain_s:g}  # a redirect is drained after so long without a packet
+# check_s = {timers.check_s:g}  # list, kernel and hypervisor are compared so often
+# redirect_alarm_s = {timers.redirect_alarm_s:g}  # a redirect that lives longer is an alarm
 # retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time
 # retransmit_max_s = {timers.retransmit_max_s:g}  # longest gap between two of them
 

@@ -53,6 +53,10 @@ class Table:
         self._known.add(name)
         return name in self._values
 
+    def is_list(self, name: str) -> bool:
+        """Whether the file has it, and as a list ([[name]]); the key is not asked for by this."""
+        return isinstance(self._values.get(name), list)
+
     def finish(self) -> None:
         """Raises ConfigError at the first key that nobody asked for, with the likeliest one."""
         for name in self._values:
@@ -119,6 +123,10 @@ class Table:
         value: int = self._take(name, (int,), default)
         if not least <= value <= most:
             raise self.wrong(name, f"{value} is not in {least} to {most}")
+        return value
+
+    def boolean(self, name: str, default: bool = _MISSING) -> bool:
+        value: bool = self._take(name, (bool,), default)
         return value
 
     def seconds(self, name: str, least: float, most: float, default: float) -> float:
