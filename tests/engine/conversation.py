@@ -21,7 +21,7 @@ from typing import Any
 from tests.engine import safety
 from tests.engine.fakes import Life
 from tests.engine.network import MANAGER, Node, Weather, World
-from vmmobility.engine.dataplane import Forwarding, VmDataPlane
+from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.engine.manager_move import Move, MoveRefused, ReleaseRefused
 from vmmobility.engine.outputs import (
     CommandDone,
@@ -32,9 +32,9 @@ from vmmobility.engine.outputs import (
     Send,
 )
 from vmmobility.wire.authentication import TRAILER
-from vmmobility.wire.message import Message, decode_part
-from vmmobility.wire.options import AttachId, Epoch, PhaseOption, PreviousNve, ServingNve, Ticket
-from vmmobility.wire.registry import Kind, Phase
+from vmmobility.wire.message import decode_part
+from vmmobility.wire.registry import Phase
+from vmmobility.wire.summary import summary
 from vmmobility.wire.values import Interface, VmKey
 
 SETTLE_S = 120.0
@@ -311,7 +311,7 @@ class Conversation:
             lost = " (cut)" if frozenset((node.node_id, peer.node_id)) in self.world.cut else ""
             part = decode_part(output.data, TRAILER)
             more = f" part {part.number} of {part.count}" if part.count > 1 else ""
-            text = f"-> {peer.node_id:<8} {describe_message(part.message)}{more}{lost}"
+            text = f"-> {peer.node_id:<8} {summary(part.message)}{more}{lost}"
             self._say(node.node_id, text)
         elif isinstance(output, HypervisorOrder):
             self._say(node.node_id, f"orders {output.vm} {output.order.value}")
@@ -328,34 +328,5 @@ class Conversation:
 
 
 def describe(state: VmDataPlane | None) -> str:
-    """A data plane state in words."""
-    if state is None or (not state.plugged and state.forwarding is Forwarding.NONE):
-        return "nothing"
-    words = ["plugged"] if state.plugged else []
-    words.append(state.forwarding.value + (f" to {state.target.nve_id}" if state.target else ""))
-    if state.accept_from:
-        words.append("accepts " + " ".join(n.nve_id for n in state.accept_from))
-    return ", ".join(words)
-
-
-def describe_message(message: Message) -> str:
-    """A message in one line; what differs from run to run (keys, tickets) is left out."""
-    words = [message.purpose.name.lower()]
-    if message.kind is Kind.REPLY:
-        words.append(message.status.name.lower().replace("_", "-"))
-    for option in message.options:
-        if isinstance(option, PhaseOption):
-            words.append(option.phase.name)
-        elif isinstance(option, Epoch):
-            words.append(f"epoch {option.epoch}")
-        elif isinstance(option, ServingNve):
-            words.append(f"nve {option.nve.nve_id}")
-        elif isinstance(option, PreviousNve):
-            words.append(f"previous {option.nve.nve_id}")
-        elif isinstance(option, AttachId):
-            words.append("attach-id")
-        elif isinstance(option, Ticket):
-            words.append("ticket")
-    if message.lifetime:
-        words.append(f"lifetime {message.lifetime}")
-    return " ".join(words)
+    """A data plane state in words; None holds nothing."""
+    return state.words() if state is not None else "nothing"

@@ -50,6 +50,17 @@ class VmDataPlane:
     policy: RedirectPolicy = RedirectPolicy.AUTO
     accept_from: tuple[Nve, ...] = field(default=())
 
+    def words(self) -> str:
+        """This state for people, in one line."""
+        if not self.plugged and self.forwarding is Forwarding.NONE:
+            return "nothing"
+        words = ["plugged"] if self.plugged else []
+        to = f" to {self.target.nve_id}" if self.target else ""
+        words.append(self.forwarding.value + to)
+        if self.accept_from:
+            words.append("accepts " + " ".join(nve.nve_id for nve in self.accept_from))
+        return ", ".join(words)
+
 
 def port_name(vm: VmKey, index: int) -> str:
     """The tap's name for interface `index`: the same at every NVE, at most 15 characters."""
