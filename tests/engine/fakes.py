@@ -1,6 +1,7 @@
 """The world around an engine in tests: a kernel's data plane and a hypervisor, as plain values.
 
-Both outlive a daemon's crash and end with a power cut, as kernels and QEMU do.  Not here: time and
+Both outlive a daemon's crash and end with a power cut, as kernels and QEMU do.  They note whose
+VM's state changes (`touched`), so that safety.py looks again at those alone.  Not here: time and
 the network that joins the nodes (network.py), what must always hold (safety.py).
 """
 
@@ -10,11 +11,44 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.wire.values import Nve, VmKey
+
+
+T = TypeVar("T")
+
+
+class Noted(dict[VmKey, T]):
+    """A dict that notes in `touched` whose entries change."""
+
+    def __init__(self, touched: set[VmKey]) -> None:
+        super().__init__()
+        self.touched = touched
+
+    def __setitem__(self, vm: VmKey, value: T) -> None:
+        self.touched.add(vm)
+        super().__setitem__(vm, value)
+
+    def __delitem__(self, vm: VmKey) -> None:
+        self.touched.add(vm)
+        super().__delitem__(vm)
+
+    def pop(self, vm: VmKey, *default: Any) -> Any:
+        self.touched.add(vm)
+        return super().pop(vm, *default)
+
+    def clear(self) -> None:
+        self.touched.update(self)
+        super().clear()
+
+    def update(self, *_: Any, **__: Any) -> None:
+        raise NotImplementedError("entry by entry")
+
+    def setdefault(self, *_: Any) -> Any:
+        raise NotImplementedError("entry by entry")
 
 
 @dataclass(slots=True)
@@ -30,12 +64,18 @@ class Kernel:
     """What one node's data plane holds.  fail_next: reasons for which the next changes fail.
 
     wanted: what was last asked for, with which audit() compares what is held.
+    lost:   what it held of these VMs went with the power, and it holds nothing of them since.
     """
 
-    held: dict[VmKey, VmDataPlane] = field(default_factory=dict)
+    touched: set[VmKey] = field(default_factory=set)
+    held: dict[VmKey, VmDataPlane] = field(init=False)
+    lost: set[VmKey] = field(default_factory=set)
     wanted: dict[VmKey, VmDataPlane] = field(default_factory=dict)
     counters: dict[VmKey, Counters] = field(default_factory=dict)
     fail_next: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.held = Noted(self.touched)
 
     def apply(self, state: VmDataPlane) -> list[str]:
         """Hold this state; the words why not, if it fails (then the old one stays)."""
@@ -54,6 +94,7 @@ class Kernel:
             self.counters.pop(vm, None)
         else:
             self.held[vm] = state
+            self.lost.discard(vm)
             self.counters.setdefault(vm, Counters())
 
     def audit(self, vm: VmKey) -> list[str]:
@@ -75,6 +116,7 @@ class Kernel:
 
     def lose_all(self) -> None:
         """The machine lost its power."""
+        self.lost.update(self.held)
         self.held.clear()
         self.wanted.clear()
         self.counters.clear()
@@ -107,16 +149,27 @@ class Life(Enum):
     DEPARTED = "departed"  # sent to another host by other hands
 
 
-@dataclass(slots=True)
 class Guest:
-    """One guest process.  copy_to: the waiting guest at the other end of its outgoing copy."""
+    """One guest process.  copy_to: the waiting guest at the other end of its outgoing copy.
+    by_hand: brought or started by other hands."""
 
-    vm: VmKey
-    life: Life
-    port: int = 0
-    copy_to: Guest | None = None
-    at: Hypervisor | None = None
-    by_hand: bool = False  # brought or started by other hands
+    __slots__ = ("_life", "at", "by_hand", "copy_to", "port", "vm")
+
+    def __init__(
+        self, vm: VmKey, life: Life, at: Hypervisor, port: int = 0, by_hand: bool = False
+    ) -> None:
+        self.vm, self.at, self.port, self.by_hand = vm, at, port, by_hand
+        self.copy_to: Guest | None = None
+        self._life = life
+
+    @property
+    def life(self) -> Life:
+        return self._life
+
+    @life.setter
+    def life(self, life: Life) -> None:
+        self._life = life
+        self.at.touched.add(self.vm)
 
 
 class Schedule(Protocol):
@@ -153,9 +206,11 @@ class Hypervisor:
         report: Callable[[VmKey, str, dict[str, Any]], None],
         find: Callable[[str, int], Guest | None],
         pace: Pace,
+        touched: set[VmKey] | None = None,
     ) -> None:
         self.own = own
-        self.guests: dict[VmKey, Guest] = {}
+        self.touched: set[VmKey] = set() if touched is None else touched
+        self.guests: dict[VmKey, Guest] = Noted(self.touched)
         self.watched: set[VmKey] = set()
         self.fail_next: dict[Order, list[str]] = {}
         self.break_next: set[str] = set()
@@ -178,7 +233,7 @@ class Hypervisor:
         """Somebody starts the guest here, and nobody of ours asked for it."""
         self._quit_departed(vm)
         assert vm not in self.guests, f"{vm} lives here already"
-        self.guests[vm] = Guest(vm, Life.RUNNING, at=self, by_hand=True)
+        self.guests[vm] = Guest(vm, Life.RUNNING, self, by_hand=True)
         self._arrived(vm)
 
     def migrate_by_hand(self, vm: VmKey, other: Hypervisor) -> None:
@@ -190,7 +245,7 @@ class Hypervisor:
         if guest.copy_to is not None:
             self._break(guest, "cancelled")
         guest.life = Life.DEPARTED
-        arriving = other.guests[vm] = Guest(vm, Life.HANDED, at=other, by_hand=True)
+        arriving = other.guests[vm] = Guest(vm, Life.HANDED, other, by_hand=True)
         self._later(self._pace.stop_s, lambda: self._departed(guest))
         self._later(self._pace.load_s, lambda: other._arrive_by_hand(arriving))
 
@@ -238,7 +293,7 @@ class Hypervisor:
         if guest is not None and guest.life is not Life.RUNNING:
             return {}, f"it lives here already: {guest.life.value}"
         if guest is None:
-            self.guests[vm] = Guest(vm, Life.RUNNING, at=self)
+            self.guests[vm] = Guest(vm, Life.RUNNING, self)
             self._later(0.0, lambda: self._report(vm, "started", {}))
         return None
 
@@ -264,7 +319,7 @@ class Hypervisor:
             return {}, "a guest of that name lives here"
         if guest is None:
             self._port += 1
-            guest = self.guests[vm] = Guest(vm, Life.WAITING, self._port, at=self)
+            guest = self.guests[vm] = Guest(vm, Life.WAITING, self, self._port)
         address = ip_address(arguments["address"])
         assert address in self.own.locators
         return {"address": str(address), "port": guest.port}, ""
@@ -342,7 +397,6 @@ class Hypervisor:
         """Whether this copy still goes on; if the other end died, it breaks here."""
         if self.guests.get(guest.vm) is not guest or guest.copy_to is not waiting:
             return False
-        assert waiting.at is not None
         if waiting.at.guests.get(guest.vm) is not waiting or waiting.life is not Life.WAITING:
             self._break(guest, "connection reset")
             return False
@@ -361,7 +415,6 @@ class Hypervisor:
         else:
             guest.copy_to = None
             self._report(guest.vm, "completed", {"downtime_ms": 10})
-            assert waiting.at is not None
             waiting.at.load(waiting)
 
     def load(self, guest: Guest) -> None:
@@ -384,7 +437,7 @@ class Hypervisor:
         waiting, guest.copy_to = guest.copy_to, None
         guest.life = Life.RUNNING
         self._report(guest.vm, "failed", {"reason": reason, "running": True})
-        if waiting is not None and waiting.at is not None:
+        if waiting is not None:
             waiting.at.lost_source(waiting)
 
     def lost_source(self, guest: Guest) -> None:

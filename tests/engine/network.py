@@ -104,7 +104,7 @@ class World:
         self.interfaces: dict[VmKey, tuple[Interface, ...]] = {}
         self.lossless: set[VmKey] = set()
         self.unconfigured: set[str] = set()  # NVEs that the manager's next start does not know
-        self.strict = True
+        self.touched: set[VmKey] = set()  # what safety.check looks at next
         self.reports: list[tuple[str, str]] = []
         self.results: dict[int, CommandDone] = {}
         self.events: list[tuple[float, str, Event]] = []
@@ -127,7 +127,7 @@ class World:
     def _add(self, name: str, index: int, role: Role) -> None:
         nve = make_nve(name, (ip_address(f"10.0.{index}.2"), ip_address(f"fd00:0:{index}::2")))
         home = (ip_network(f"10.{index}.0.0/24"), ip_network(f"fd01:{index}::/64"))
-        node = self.nodes[name] = Node(name, role, nve, home, Kernel())
+        node = self.nodes[name] = Node(name, role, nve, home, Kernel(self.touched))
         if role is Role.NVE:
             node.hypervisor = Hypervisor(
                 nve,
@@ -136,6 +136,7 @@ class World:
                 lambda vm, event, detail: self._reported(node, vm, event, detail),
                 self._waiting_guest,
                 self.pace,
+                self.touched,
             )
 
     def _waiting_guest(self, address: str, port: int) -> Guest | None:
@@ -204,7 +205,6 @@ class World:
         """The whole machine: its guests and routes are gone, too."""
         node = self.nodes[name]
         self.crash(name)
-        self.strict = False
         node.kernel.lose_all()
         if node.hypervisor is not None:
             node.hypervisor.lose_all()
@@ -385,6 +385,7 @@ class World:
         edge = node.edge
         assert edge is not None
         self.interfaces.setdefault(vm, interfaces)
+        self.touched.add(vm)
         self.feed(node, lambda: edge.start_vm(number, vm, interfaces, b"{}", self.now))
         return number
 
