@@ -13,7 +13,7 @@ from typing import Any
 
 from vmmobility.engine.channel import Received
 from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane
-from vmmobility.wire.registry import Mobility, Phase
+from vmmobility.wire.registry import GuestLife, Mobility, Phase
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
 # What each phase means for the data plane: (taps exist, where packets go).
@@ -28,7 +28,24 @@ DATA_PLANE: Mapping[Phase, tuple[bool, Forwarding]] = {
     Phase.SWITCHED: (True, Forwarding.REDIRECT),
     Phase.REDIRECTING: (False, Forwarding.REDIRECT),
     Phase.FAILED: (True, Forwarding.LOCAL),
+    Phase.DEPARTED: (True, Forwarding.LOCAL),
 }
+
+
+@dataclass(slots=True)
+class Check:
+    """A look at the hypervisor and the kernel under way for one entry.
+
+    started:  whether the guest was known to be here when it was asked for
+    life, drift: the answers, None until they are there
+    requests: the manager's CHECKs, and commands: people's, that wait for both
+    """
+
+    started: bool
+    life: GuestLife | None = None
+    drift: tuple[str, ...] | None = None
+    requests: list[Received] = field(default_factory=list)
+    commands: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -45,12 +62,19 @@ class Entry:
     unplugged:  REDIRECTING only: the local guest is gone, so its taps may go
     move_epoch: epoch of the move that is prepared or under way here
     ending:     the guest is being stopped, or is gone, and its deregistration is under way
+    expected:   other hands than ours run this VM's guests: one may come or start here at any time
+    arrived:    ATTACHING only: such a guest runs here (RUNNING: it was started, ARRIVED: moved)
+    paused:     ATTACHING only: that guest was stopped until its attach is accepted
     commands:   people's commands that wait for the guest to start, or (ending) to stop
     rolling_back: SERVING only: once packets come here again, the guest is let go on
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
     lifetime_s: granted lifetime; refresh_at, drained_at: monotonic seconds
     request:    the manager's request that waits for the data plane or the hypervisor
     tag:        number of the newest data plane state asked for
+    unwatched:  expected, and the hypervisor is not yet told to watch for its guests
+    check:      a look at hypervisor and kernel under way; check_at: when the next is due, or
+                (REDIRECTING) the next question whether the redirect still stands
+    redirecting_since: monotonic seconds; alarmed: people were told that it has been long
     """
 
     vm: VmKey
@@ -70,6 +94,9 @@ class Entry:
     unplugged: bool = False
     move_epoch: int = 0
     ending: bool = False
+    expected: bool = False
+    arrived: GuestLife = GuestLife.NONE
+    paused: bool = False
     # not durable
     started: bool = False
     proceeding: bool = False
@@ -83,6 +110,11 @@ class Entry:
     tag: int = 0
     commands: list[int] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
+    unwatched: bool = False
+    check: Check | None = None
+    check_at: float | None = None
+    redirecting_since: float | None = None
+    alarmed: bool = False
 
     def data_plane(self, policy: RedirectPolicy) -> VmDataPlane:
         """What the kernel should hold for this entry now."""
@@ -91,17 +123,26 @@ class Entry:
             forwarding = Forwarding.LOCAL
         if self.phase is Phase.REDIRECTING:
             plugged = not self.unplugged
-        if self.phase is Phase.ATTACHING and self.target is None:
-            # Created here and not yet accepted: another node may serve it.
-            forwarding = Forwarding.NONE
+        if self.phase is Phase.ATTACHING and (self.target is None or self.arrived):
+            # Created here, or come by other hands, and not yet accepted: another node may serve
+            # it.  What led there before still does.
+            forwarding = Forwarding.NONE if self.target is None else Forwarding.REDIRECT
         if self.phase is Phase.PREPARED and self.came_from is Phase.REDIRECTING:
             # It redirects to the source as before.  A node that held no redirect leaves packets to
             # the fabric: the source would not accept them from here (invariant 3).
             forwarding = Forwarding.REDIRECT
+        if self.phase is Phase.DEPARTED and self.target is not None:
+            forwarding = Forwarding.REDIRECT  # it left before it was accepted here
+        plugged = plugged or self.expected
         target = self.target if forwarding is Forwarding.REDIRECT else None
         return VmDataPlane(
             self.vm, self.interfaces, plugged, forwarding, target, policy, self.accept
         )
+
+    @property
+    def is_tombstone(self) -> bool:
+        """Whether nothing is held of the VM but its epoch."""
+        return self.phase is Phase.NONE and not self.expected
 
     @property
     def prefixes(self) -> Iterator[Prefix]:
@@ -149,7 +190,7 @@ def make_nve(nve_id: str, locators: tuple[Any, ...]) -> Nve:
 
 def entry_to_json(entry: Entry) -> dict[str, Any]:
     """The durable part of an entry; a tombstone is its epoch alone."""
-    if entry.phase is Phase.NONE:
+    if entry.is_tombstone:
         return {"phase": int(Phase.NONE), "epoch": entry.epoch}
     return {
         "phase": int(entry.phase),
@@ -168,11 +209,14 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         "ending": entry.ending,
         "turned": entry.turned,
         "unplugged": entry.unplugged,
+        "expected": entry.expected,
+        "arrived": int(entry.arrived),
+        "paused": entry.paused,
     }
 
 
 def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
-    if value["phase"] == Phase.NONE:
+    if "interfaces" not in value:
         return Entry(vm, epoch=value["epoch"])
     return Entry(
         vm,
@@ -192,6 +236,9 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         ending=value.get("ending", False),
         turned=value["turned"],
         unplugged=value["unplugged"],
+        expected=value.get("expected", False),
+        arrived=GuestLife(value.get("arrived", GuestLife.NONE)),
+        paused=value.get("paused", False),
     )
 
 

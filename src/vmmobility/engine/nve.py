@@ -8,6 +8,7 @@ nve_registration.py, nve_moves.py and nve_redirects.py, a restart's findings in 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane
+from vmmobility.engine.nve_checks import NveChecks
 from vmmobility.engine.nve_moves import NveMoves
 from vmmobility.engine.nve_parts import RETRY_S
 from vmmobility.engine.nve_registration import NveRegistration
@@ -46,7 +48,13 @@ from vmmobility.wire.values import Address, Interface, Nve, Prefix, VmKey
 # design, Rights: "only the manager may prepare, switch or redirect an NVE"
 RIGHTS = {
     purpose: frozenset({Role.MANAGER})
-    for purpose in (Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT, Purpose.DEREGISTER)
+    for purpose in (
+        Purpose.PREPARE,
+        Purpose.SWITCH,
+        Purpose.REDIRECT,
+        Purpose.DEREGISTER,
+        Purpose.CHECK,
+    )
 }
 
 REQUEST_TRIGGERS: Mapping[tuple[Purpose, Phase | None], Trigger] = {
@@ -60,26 +68,29 @@ REQUEST_TRIGGERS: Mapping[tuple[Purpose, Phase | None], Trigger] = {
     (Purpose.DEREGISTER, None): Trigger.REMOVE,
 }
 
-
 # Requests that must show the ticket of the move that the entry is in.
 TICKETED = frozenset(REQUEST_TRIGGERS.values()) - {Trigger.REDIRECT, Trigger.REMOVE}
-IN_A_MOVE = frozenset(Phase) - {Phase.NONE, Phase.SERVING, Phase.REDIRECTING}
+IN_A_MOVE = frozenset(Phase) - {Phase.NONE, Phase.SERVING, Phase.REDIRECTING, Phase.DEPARTED}
 
 
 @dataclass(frozen=True, slots=True)
 class NveSettings:
     """lifetime_s: registration lifetime asked for; drain_s: silence after which a redirect that no
-    covering prefix needs is given up; home_prefixes: what the fabric routes to this node."""
+    covering prefix needs is given up; home_prefixes: what the fabric routes to this node; check_s:
+    how often list, hypervisor and kernel are compared; redirect_alarm_s: age of a redirect at which
+    people are told."""
 
     own: Nve
     home_prefixes: tuple[Prefix, ...] = ()
     lifetime_s: float = 120.0
     drain_s: float = 30.0
+    check_s: float = 60.0
+    redirect_alarm_s: float = 86400.0
     policy: RedirectPolicy = RedirectPolicy.AUTO
     retransmission: Retransmission = field(default_factory=Retransmission)
 
 
-class NveEngine(NveMoves, NveRegistration):
+class NveEngine(NveMoves, NveRegistration, NveChecks):
     """One NVE.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -100,7 +111,9 @@ class NveEngine(NveMoves, NveRegistration):
         self.channel.restore(state)
         self.entries: BindingUpdateList = bul.load(state)
         self.jitter = jitter
+        self.counts: Counter[str] = Counter()
         self._retry: dict[VmKey, float] = {}
+        self._surveys = {}
 
     # ---- inputs --------------------------------------------------------------------------------
 
@@ -120,6 +133,7 @@ class NveEngine(NveMoves, NveRegistration):
         """After a (re)start: `running` says which guests the hypervisor still has."""
         for entry in list(self.entries.values()):
             self._recover(entry, running.get(entry.vm), now)
+            self._plan_check(entry, now)
 
     def start_vm(
         self,
@@ -182,6 +196,7 @@ class NveEngine(NveMoves, NveRegistration):
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), *self._retry.values()]
         due += [e.refresh_at for e in self.entries.values()]
+        due += [e.check_at for e in self.entries.values()]
         due += [
             e.quiet_since + self.settings.drain_s
             for e in self.entries.values()
@@ -197,6 +212,8 @@ class NveEngine(NveMoves, NveRegistration):
         for entry in list(self.entries.values()):
             if entry.refresh_at is not None and entry.refresh_at <= now:
                 self._refresh(entry, now)
+            if entry.check_at is not None and entry.check_at <= now:
+                self._check_timer(entry, now)
             quiet = entry.quiet_since
             if quiet is not None and not entry.draining and quiet + self.settings.drain_s <= now:
                 self._fire(entry, Trigger.DRAINED, None, now)
@@ -215,8 +232,12 @@ class NveEngine(NveMoves, NveRegistration):
         return {
             e.vm: e.data_plane(self.settings.policy)
             for e in self.entries.values()
-            if e.phase is not Phase.NONE
+            if not e.is_tombstone
         }
+
+    def definitions(self) -> dict[VmKey, bytes]:
+        """The VMs whose guests may be here: what the hypervisors are asked for after a start."""
+        return {e.vm: e.definition for e in self.entries.values() if not e.is_tombstone}
 
     @property
     def wants_traffic(self) -> bool:
@@ -227,6 +248,9 @@ class NveEngine(NveMoves, NveRegistration):
 
     def _request(self, received: Received, now: float) -> None:
         message = received.message
+        if message.purpose is Purpose.CHECK:
+            self._check_requested(received, self.entries.entry(message.vm))
+            return
         phase = message.find(PhaseOption)
         asked = phase.phase if phase else None
         if message.purpose in (Purpose.REDIRECT, Purpose.DEREGISTER):
@@ -244,6 +268,9 @@ class NveEngine(NveMoves, NveRegistration):
             self._answer(received, entry, Status.STALE_EPOCH)
         elif self._of_another_move(entry, trigger, message):
             self._answer(received, entry, Status.INVALID_TICKET)
+        elif trigger is Trigger.PREPARE_IN and entry.expected:
+            why = "its guests are run by others here"
+            self._answer(received, entry, Status.ADMINISTRATIVELY_PROHIBITED, reason=why)
         else:
             self._fire(entry, trigger, received, now)
 
@@ -294,6 +321,8 @@ class NveEngine(NveMoves, NveRegistration):
             # Actions read all that they need of a message before they change anything.
             entry.phase = before
             raise
+        if entry.check_at is None:
+            self._plan_check(entry, now)
         self._save(entry)
 
     def _save(self, entry: Entry) -> None:

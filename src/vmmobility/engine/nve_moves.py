@@ -57,7 +57,11 @@ class NveMoves(NveRedirects, NveRestart):
             return
         if error:
             self._event("order.failed", entry, order=order.value, reason=error)
-        if order is Order.START:
+        if order is Order.QUERY:
+            self._queried(entry, result, error, now)
+        elif order is Order.WATCH:
+            self._watch_done(entry, error)
+        elif order is Order.START:
             self._start_done(entry, error, now)
         elif order is Order.STOP and entry.phase is Phase.REDIRECTING:
             if error:
@@ -97,8 +101,11 @@ class NveMoves(NveRedirects, NveRestart):
             "resumed": Trigger.RESUMED,
             "failed": Trigger.FAILED,
             "gone": Trigger.GONE,
+            "arrived": Trigger.ARRIVED,
+            "departed": Trigger.DEPARTED,
         }.get(event)
-        if trigger is not None:
+        unmanaged = trigger in (Trigger.ARRIVED, Trigger.DEPARTED)
+        if trigger is not None and (entry.expected or not unmanaged):
             self._fire(entry, trigger, dict(detail), now)
 
     def _applied(self, entry: Entry, failure: str, now: float) -> None:
@@ -124,16 +131,26 @@ class NveMoves(NveRedirects, NveRestart):
                 self._answer_waiting(entry)
         elif entry.phase is Phase.REDIRECTING:
             self._answer_waiting(entry, options=self._measured_options(entry))
+            self._watch(entry)
             if not entry.unplugged:
                 self._order(entry, Order.STOP)
         elif entry.phase is Phase.SERVING and entry.rolling_back:
             entry.rolling_back = False
             self._order(entry, Order.CANCEL)
             self._order(entry, Order.RESUME)
-        elif entry.phase is Phase.NONE:
+        elif entry.phase in (Phase.NONE, Phase.ATTACHING):
             self._answer_waiting(entry)
+            self._watch(entry)
+
+    def _watch(self, entry: Entry) -> None:
+        """Its taps are there: guests that other hands run may come."""
+        if entry.unwatched:
+            entry.unwatched = False
+            self._order(entry, Order.WATCH, definition=entry.definition)
 
     def _data_plane_failed(self, entry: Entry, failure: str, now: float) -> None:
+        if entry.unwatched:
+            self._watch_done(entry, failure)
         if entry.phase is Phase.SERVING and entry.rolling_back:
             return  # it is tried again: the destination must not turn before this node has
         if entry.phase is Phase.SWITCHED and entry.proceeding:

@@ -23,11 +23,14 @@ from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
     import random
+    from collections import Counter
     from collections.abc import Callable
 
+    from vmmobility.engine.binding_update_list import BindingUpdateList, Check
     from vmmobility.engine.channel import Channel, Peer
     from vmmobility.engine.nve import NveSettings
     from vmmobility.engine.outputs import Outbox
+    from vmmobility.wire.message import Message
 
 RETRY_S = 1.0  # what failed in the kernel or at the hypervisor is tried again after so long
 
@@ -37,11 +40,12 @@ class NveParts:
 
     if TYPE_CHECKING:
         settings: NveSettings
-        entries: dict[VmKey, Entry]
+        entries: BindingUpdateList
         channel: Channel
         manager: Peer
         outbox: Outbox
         jitter: random.Random
+        counts: Counter[str]
         _retry: dict[VmKey, float]
         _fire: Callable[[Entry, Trigger, Any, float], None]
         _save: Callable[[Entry], None]
@@ -60,6 +64,17 @@ class NveParts:
         _report: Callable[[Entry, Phase, float, str], None]
         _watch_traffic: Callable[[Entry, float], None]
         _incoming_failed: Callable[[Entry, Mapping[str, Any], float], None]
+        _command_done: Callable[[int, dict[str, Any]], None]
+        _command_failed: Callable[[int, str, str], None]
+        _expected_no_more: Callable[[Entry], None]
+        _watch_done: Callable[[Entry, str], None]
+        _arrival_refused: Callable[[Entry, Status, float], None]
+        _arrival_gone: Callable[[Entry, float], None]
+        _arrival_deregistered: Callable[[Entry, Message, float], None]
+        _queried: Callable[[Entry, Mapping[str, Any], str, float], None]
+        _check: Callable[[Entry], Check]
+        _plan_check: Callable[[Entry, float], None]
+        _drift: Callable[[Entry, str, str, str, bool], dict[str, Any]]
 
     def _answer_waiting(
         self,

@@ -77,6 +77,8 @@ class NveRedirects(NveParts):
         )
         entry.quiet_since = None if covered else now
         entry.draining = False
+        if entry.redirecting_since is None:
+            entry.redirecting_since = now
 
     def _redirect(self, entry: Entry, received: Received, now: float) -> None:
         """Section 5: redirect to "the new serving NVE address from the VM Mobility Registration
@@ -89,7 +91,8 @@ class NveRedirects(NveParts):
         if message.interfaces:
             entry.interfaces = message.interfaces
         entry.refresh_at, entry.ticket = None, b""
-        entry.unplugged = entry.unplugged or not was_local
+        # A guest that other hands run is not ours to end.
+        entry.unplugged = entry.unplugged or not was_local or entry.expected
         entry.turned = False
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
@@ -137,7 +140,7 @@ class NveRedirects(NveParts):
         if received is not None:
             entry.epoch = max(entry.epoch, received.message.epoch)
             self._await_with(entry, received)
-        if entry.started or not entry.unplugged:
+        if entry.started or not (entry.unplugged or entry.expected):
             # One that moved away, or a superseded one: paused, unplugged, and never to run again.
             self._order(entry, Order.STOP)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))

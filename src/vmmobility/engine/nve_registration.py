@@ -17,6 +17,7 @@ from vmmobility.wire.message import Message, definition_options
 from vmmobility.wire.options import (
     AttachId,
     Epoch,
+    Guest,
     InterfaceGroup,
     MobilityKind,
     Option,
@@ -26,7 +27,7 @@ from vmmobility.wire.options import (
     Ticket,
     VmId,
 )
-from vmmobility.wire.registry import LIFETIME_UNIT_S, Phase, Purpose, Status
+from vmmobility.wire.registry import LIFETIME_UNIT_S, GuestLife, Phase, Purpose, Status
 
 
 class NveRegistration(NveParts):
@@ -36,6 +37,7 @@ class NveRegistration(NveParts):
         entry.attach_id = self.jitter.getrandbits(63) + 1
         entry.ticket, entry.granted, entry.came_from = b"", 0, Phase.NONE
         entry.target, entry.accept, entry.unplugged = None, (), False
+        entry.arrived, entry.paused = GuestLife.NONE, False
         self._set_data_plane(entry)
 
     def _attach(self, entry: Entry, now: float) -> None:
@@ -55,6 +57,8 @@ class NveRegistration(NveParts):
             # What a manager that has lost its state must know again.
             options.extend([Epoch(entry.epoch)] if entry.epoch else [])
             options.extend(PreviousNve(nve) for nve in entry.accept)
+            if entry.arrived or entry.started:
+                options.append(Guest(entry.arrived or GuestLife.RUNNING))
         options.extend(self._measured_options(entry))
         self.channel.request(
             self.manager,
@@ -77,8 +81,14 @@ class NveRegistration(NveParts):
     def _accepted(self, entry: Entry, reply: Message, now: float) -> None:
         self._reattached(entry, reply, now)
         entry.ticket, entry.target, entry.move_epoch = b"", None, 0
+        arrived, entry.arrived = entry.arrived, GuestLife.NONE
         self._event("registered", entry, previous=[n.nve_id for n in entry.accept])
-        if not entry.started:
+        if entry.paused:
+            entry.paused = False
+            self._order(entry, Order.RESUME)
+        elif arrived:
+            self._order(entry, Order.ANNOUNCE)
+        elif not entry.started:
             self._order(entry, Order.START, definition=entry.definition)
 
     def _reattached(self, entry: Entry, reply: Message, now: float) -> None:
@@ -106,6 +116,8 @@ class NveRegistration(NveParts):
                 # The manager knows that attach as ended, and yet the guest runs: a new one.
                 entry.attach_id = self.jitter.getrandbits(63) + 1
             entry.refresh_at = now + RETRY_S
+            if entry.arrived:
+                self._arrival_refused(entry, reply.status, now)
             return
         self._commands_failed(
             entry, f"the manager refused VM {entry.vm}: {why}", "see `vmmob show bindings`"
@@ -133,10 +145,18 @@ class NveRegistration(NveParts):
         if reply.status.accepted:
             if entry.refresh_at is not None:
                 self._granted(entry, reply, now)
+                self._raised(entry, reply)
         elif reply.status is Status.SUPERSEDED:
             self._yield(entry, reply, now)
         elif reply.status is Status.UNKNOWN_BINDING:
             self._fire(entry, Trigger.UNKNOWN, reply, now)
+
+    def _raised(self, entry: Entry, reply: Message) -> None:
+        """A manager that had lost epochs gave the binding a fresh one."""
+        told = reply.find(Epoch)
+        if told is not None and told.epoch > entry.granted and entry.phase is Phase.SERVING:
+            entry.granted, entry.epoch = told.epoch, max(entry.epoch, told.epoch)
+            self._save(entry)
 
     def _attach_again(self, entry: Entry, _: Message, now: float) -> None:
         self._attach(entry, now)
@@ -154,6 +174,7 @@ class NveRegistration(NveParts):
         entry.epoch, entry.granted = reply.epoch, 0
         entry.target, entry.accept = serving, ()
         entry.refresh_at, entry.unplugged, entry.ticket = None, True, b""
+        entry.arrived, entry.paused = GuestLife.NONE, False
         self._event("superseded", entry, serving=entry.target.nve_id)
         self._commands_failed(entry, f"{serving.nve_id} serves VM {entry.vm}", "move it from there")
         if entry.move_epoch:
@@ -193,6 +214,9 @@ class NveRegistration(NveParts):
         if entry.ending:
             return
         self._event("guest.lost", entry)
+        if entry.arrived:
+            self._arrival_gone(entry, now)
+            return
         reason = "the guest is gone"
         self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, reason=reason)
         self._commands_failed(entry, f"VM {entry.vm}: {reason}", "start it again")
@@ -211,13 +235,16 @@ class NveRegistration(NveParts):
             Purpose.DEREGISTER,
             [VmId(entry.vm), AttachId(entry.attach_id), Epoch(entry.granted)],
             now,
-            lambda reply, at: self._deregistered(entry, reply),
+            lambda reply, at: self._deregistered(entry, reply, at),
             subject=(entry.vm, "registration"),
         )
 
-    def _deregistered(self, entry: Entry, reply: Message) -> None:
+    def _deregistered(self, entry: Entry, reply: Message, now: float) -> None:
         entry.ending = False
         self._commands_done(entry, {"vm": entry.vm.vm_id, "status": reply.status.name.lower()})
+        if entry.arrived:
+            self._arrival_deregistered(entry, reply, now)
+            return
         if reply.status.accepted or entry.phase is not Phase.FAILED:
             self._forget(entry)
 
@@ -228,6 +255,8 @@ class NveRegistration(NveParts):
         entry.granted, entry.draining, entry.started, entry.turned = 0, False, False, False
         entry.attach_id, entry.ticket, entry.move_epoch = 0, b"", 0
         entry.ending, entry.rolling_back = False, False
+        entry.arrived, entry.paused = GuestLife.NONE, False
+        entry.redirecting_since, entry.alarmed = None, False
         self._event("entry.removed", entry, redirected=entry.redirected)
         self._set_data_plane(entry)
         self._save(entry)

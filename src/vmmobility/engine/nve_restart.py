@@ -11,6 +11,9 @@ from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import Order
 from vmmobility.wire.registry import Phase
 
+IDLE = (Phase.NONE, Phase.REDIRECTING)
+DEPARTED = Phase.DEPARTED
+
 
 class NveRestart(NveParts):
     """Recovery of entries; a part of NveEngine."""
@@ -20,6 +23,8 @@ class NveRestart(NveParts):
         is gone.  Whatever was half done is finished or reported, never guessed."""
         entry.started = running is not None
         phase = entry.phase
+        if entry.expected and self._recover_expected(entry, running, now):
+            return
         if phase is Phase.NONE:
             return
         if entry.ending:
@@ -57,6 +62,25 @@ class NveRestart(NveParts):
             entry.unplugged = running is None
             self._set_data_plane(entry)
             self._watch_traffic(entry, now)
+
+    def _recover_expected(self, entry: Entry, running: bool | None, now: float) -> bool:
+        """Guests that other hands run: what they did meanwhile is asked, and nothing undone."""
+        if entry.ending or entry.phase not in (*IDLE, Phase.ATTACHING, Phase.SERVING, DEPARTED):
+            return False
+        if entry.phase in (*IDLE, DEPARTED):
+            entry.started = False
+            if running:
+                self._fire(entry, Trigger.ARRIVED, {}, now)
+            elif entry.phase is Phase.REDIRECTING:
+                self._watch_traffic(entry, now)
+        elif running is None:
+            entry.started = True
+            self._fire(entry, Trigger.GONE, None, now)
+        else:
+            entry.refresh_at = now
+            if not running and not entry.paused:
+                self._check(entry)  # has it departed?
+        return True
 
     def _recover_switched(self, entry: Entry, running: bool | None, now: float) -> None:
         """A guest that still runs here has not been handed over; one that stopped has, or will be

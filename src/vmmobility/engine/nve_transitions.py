@@ -41,6 +41,8 @@ class Trigger(Enum):
     RESUMED = "guest resumed here"
     FAILED = "move failed"
     GONE = "guest is gone"
+    ARRIVED = "guest that other hands run is here"
+    DEPARTED = "guest was moved away by other hands"
     # timers
     DRAINED = "redirected traffic has stopped"
 
@@ -71,7 +73,7 @@ def _rule(trigger: Trigger, phases: str, action: str, becomes: Phase | None = No
 
 RULES: tuple[Rule, ...] = (
     _rule(Trigger.START, "NONE", "start", Phase.ATTACHING),
-    _rule(Trigger.STOP, "ATTACHING SERVING", "stop"),
+    _rule(Trigger.STOP, "ATTACHING SERVING DEPARTED", "stop"),
     _rule(Trigger.PREPARE_IN, "NONE REDIRECTING", "prepare_in", Phase.PREPARED),
     _rule(Trigger.PREPARE_IN, "PREPARED DELIVERING FAILED", "prepare_in_again", Phase.PREPARED),
     _rule(Trigger.PREPARE_OUT, "SERVING", "prepare_out", Phase.COPYING),
@@ -83,12 +85,19 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.ROLL_BACK, "SERVING COPYING CONVERGED SWITCHED", "roll_back", Phase.SERVING),
     _rule(Trigger.GIVE_UP, "PREPARED DELIVERING FAILED", "give_up", Phase.FAILED),
     _rule(Trigger.GIVE_UP, "NONE REDIRECTING", "off_already"),
-    _rule(Trigger.REDIRECT, "SWITCHED REDIRECTING NONE", "redirect", Phase.REDIRECTING),
+    _rule(Trigger.REDIRECT, "SWITCHED REDIRECTING NONE DEPARTED", "redirect", Phase.REDIRECTING),
+    _rule(Trigger.REDIRECT, "ATTACHING", "redirect_arrived"),
     _rule(Trigger.REDIRECT, "PREPARED DELIVERING FAILED", "redirect_prepared"),
-    _rule(Trigger.REMOVE, "SWITCHED REDIRECTING PREPARED DELIVERING FAILED", "remove", Phase.NONE),
+    _rule(
+        Trigger.REMOVE,
+        "SWITCHED REDIRECTING PREPARED DELIVERING FAILED DEPARTED",
+        "remove",
+        Phase.NONE,
+    ),
+    _rule(Trigger.REMOVE, "ATTACHING", "remove_arrived"),
     _rule(Trigger.REMOVE, "NONE", "off_already"),
     _rule(Trigger.CLEAR, "PREPARED DELIVERING FAILED", "fall_back"),
-    _rule(Trigger.CLEAR, "NONE REDIRECTING SWITCHED", "off_already"),
+    _rule(Trigger.CLEAR, "NONE REDIRECTING SWITCHED DEPARTED", "off_already"),
     _rule(Trigger.ACCEPTED, "ATTACHING", "accepted", Phase.SERVING),
     _rule(Trigger.ACCEPTED, "SERVING COPYING CONVERGED", "reattached"),
     _rule(Trigger.REFUSED, "ATTACHING SERVING COPYING CONVERGED", "refused"),
@@ -104,8 +113,11 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.FAILED, "COPYING CONVERGED", "copy_failed", Phase.SERVING),
     _rule(Trigger.FAILED, "SWITCHED", "switch_failed"),
     _rule(Trigger.GONE, "ATTACHING SERVING COPYING CONVERGED", "guest_gone"),
-    _rule(Trigger.GONE, "SWITCHED REDIRECTING", "note_gone"),
+    _rule(Trigger.GONE, "SWITCHED REDIRECTING DEPARTED", "note_gone"),
     _rule(Trigger.GONE, "PREPARED DELIVERING", "incoming_failed", Phase.FAILED),
+    _rule(Trigger.ARRIVED, "NONE REDIRECTING", "arrived", Phase.ATTACHING),
+    _rule(Trigger.ARRIVED, "DEPARTED", "came_back", Phase.ATTACHING),
+    _rule(Trigger.DEPARTED, "ATTACHING SERVING", "departed", Phase.DEPARTED),
     _rule(Trigger.DRAINED, "REDIRECTING", "drained"),
 )
 

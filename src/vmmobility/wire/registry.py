@@ -49,6 +49,7 @@ class Phase(IntEnum):
     SWITCHED = 7  # source: redirects to the destination, the guest stops
     REDIRECTING = 8  # previous NVE: redirects to the serving NVE until traffic has stopped
     FAILED = 9  # this side of the move failed
+    DEPARTED = 10  # the guest was moved away by other hands; its new place is not yet known
 
 
 class Status(IntEnum):
@@ -89,6 +90,7 @@ class GuestLife(IntEnum):
     HELD = 1  # it is here and does not run (waiting, paused); it may run again
     RUNNING = 2  # it runs here
     DEPARTED = 3  # its memory was sent to another host and it was stopped for that
+    ARRIVED = 4  # it runs here, and its memory came from another host
 
 
 class Mobility(IntEnum):

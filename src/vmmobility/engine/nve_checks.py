@@ -1,0 +1,180 @@
+"""An NVE's comparison of its list with its hypervisor and its kernel (reconciliation).
+
+It is made at intervals, when the manager asks (CHECK), and when people do.  What the kernel holds
+otherwise its driver repairs; a guest that went or came unseen is taken for what the hypervisor says
+now.  Not here: how the kernel is read (drivers/linux).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmmobility.engine.binding_update_list import Check, Entry
+from vmmobility.engine.channel import Received
+from vmmobility.engine.nve_transitions import Trigger
+from vmmobility.engine.nve_unmanaged import IDLE, NveUnmanaged
+from vmmobility.engine.outputs import Audit, Event, Order
+from vmmobility.wire.options import Guest, Measurements, Option, Reason, ServingNve
+from vmmobility.wire.registry import GuestLife, Phase, Status
+from vmmobility.wire.values import VmKey
+
+LIVES = {life.name.lower(): life for life in GuestLife}
+RUNS = (GuestLife.RUNNING, GuestLife.ARRIVED)
+# Phases in which a guest of this node runs, or may yet run by what the manager has granted.
+MAY_RUN = frozenset(Phase) - {Phase.NONE, Phase.REDIRECTING, Phase.DEPARTED}
+
+
+@dataclass(slots=True)
+class Survey:
+    """One command of people's that compares several entries."""
+
+    waits_for: set[VmKey]
+    checked: int = 0
+    drift: list[dict[str, Any]] = field(default_factory=list)
+
+
+class NveChecks(NveUnmanaged):
+    """Comparisons; a part of NveEngine."""
+
+    _surveys: dict[int, Survey]
+
+    def check(self, command: int, vm: VmKey | None, now: float) -> None:
+        """Compare one VM, or all, now.  Ends with CommandDone: checked, drift."""
+        wanted = [e for e in self.entries.values() if not e.is_tombstone and vm in (None, e.vm)]
+        if vm is not None and not wanted:
+            self._command_failed(command, f"VM {vm} is not here", "see `vmmob nve list`")
+            return
+        self._surveys[command] = Survey({e.vm for e in wanted}, len(wanted))
+        for entry in wanted:
+            self._check(entry).commands.append(command)
+        self._survey_done(command)
+
+    def audited(self, vm: VmKey, drift: Sequence[str], now: float) -> None:
+        """The answer to Audit(vm): in words what the kernel held otherwise, now repaired."""
+        entry = self.entries.get(vm)
+        if entry is not None and entry.check is not None:
+            entry.check.drift = tuple(drift)
+            self._checked(entry, now)
+
+    def _check(self, entry: Entry) -> Check:
+        """A comparison that is under way from now on."""
+        if entry.check is None:
+            entry.check = Check(entry.started)
+            self._order(entry, Order.QUERY)
+            self.outbox.emit(Audit(entry.vm))
+        return entry.check
+
+    def _check_requested(self, received: Received, entry: Entry) -> None:
+        self._check(entry).requests.append(received)
+
+    def _queried(self, entry: Entry, result: Mapping[str, Any], error: str, now: float) -> None:
+        if entry.check is not None:
+            # One that does not answer may live.
+            life = GuestLife.HELD if error else LIVES[result["life"]]
+            entry.check.life = life
+            self._checked(entry, now)
+
+    def _checked(self, entry: Entry, now: float) -> None:
+        check = entry.check
+        if check is None or check.life is None or check.drift is None:
+            return
+        entry.check = None
+        self._plan_check(entry, now)
+        rows = [self._drift(entry, "kernel", "as wanted", words, True) for words in check.drift]
+        rows += self._take_life(entry, check, check.life, now)
+        for command in check.commands:
+            survey = self._surveys[command]
+            survey.drift += rows
+            survey.waits_for.discard(entry.vm)
+            self._survey_done(command)
+        options: list[Option] = [Guest(self._told_life(entry, check.life))]
+        if entry.phase is Phase.REDIRECTING and entry.target is not None:
+            options.append(ServingNve(entry.target))
+        if rows:
+            options.append(Measurements(json.dumps({"drift": len(rows)}).encode()))
+            options.append(Reason("; ".join(f"{r['what']}: {r['found']}" for r in rows)))
+        for received in check.requests:
+            self._answer(received, entry, Status.ACCEPTED, options)
+
+    @staticmethod
+    def _told_life(entry: Entry, life: GuestLife) -> GuestLife:
+        """NONE and DEPARTED promise that no guest will run here by what was granted so far."""
+        if life in RUNS or entry.phase not in MAY_RUN:
+            return life
+        return life if entry.ending and life is GuestLife.NONE else GuestLife.HELD
+
+    def _take_life(
+        self, entry: Entry, check: Check, life: GuestLife, now: float
+    ) -> list[dict[str, Any]]:
+        """What the hypervisor says, where an event of it was missed."""
+        runs = life in RUNS
+        if entry.ending or (entry.started and not check.started):
+            return []  # its state was changing while it was asked for
+        if entry.phase in (Phase.ATTACHING, Phase.SERVING):
+            if life is GuestLife.NONE and entry.started:
+                row = self._drift(entry, "guest", "here", "gone", True)
+                self._fire(entry, Trigger.GONE, None, now)
+                return [row]
+            if life is GuestLife.DEPARTED and entry.expected:
+                row = self._drift(entry, "guest", "here", "departed", True)
+                self._fire(entry, Trigger.DEPARTED, {}, now)
+                return [row]
+        elif runs and entry.expected and entry.phase in (*IDLE, Phase.DEPARTED):
+            row = self._drift(entry, "guest", "not here", "running", True)
+            self._fire(entry, Trigger.ARRIVED, {"migrated": life is GuestLife.ARRIVED}, now)
+            return [row]
+        elif runs and entry.phase is Phase.REDIRECTING:
+            self._order(entry, Order.PAUSE)
+            return [self._drift(entry, "guest", "not running", "running", True)]
+        return []
+
+    def _survey_done(self, command: int) -> None:
+        survey = self._surveys[command]
+        if not survey.waits_for:
+            del self._surveys[command]
+            self._command_done(command, {"checked": survey.checked, "drift": survey.drift})
+
+    def _drift(
+        self, entry: Entry, what: str, expected: str, found: str, repaired: bool
+    ) -> dict[str, Any]:
+        """A difference, counted and told; the row that people see."""
+        self.counts[f"drift.{what}"] += 1
+        row = {
+            "vm": entry.vm.vm_id,
+            "vni": entry.vm.vni,
+            "nve": self.settings.own.nve_id,
+            "what": what,
+            "expected": expected,
+            "found": found,
+            "repaired": repaired,
+        }
+        self.outbox.emit(Event("drift", dict(row)))
+        return row
+
+    # ---- time ----------------------------------------------------------------------------------
+
+    def _plan_check(self, entry: Entry, now: float) -> None:
+        entry.check_at = now + self.settings.check_s * self.jitter.uniform(0.8, 1.0)
+
+    def _check_timer(self, entry: Entry, now: float) -> None:
+        if entry.is_tombstone:
+            entry.check_at = None
+            return
+        self._plan_check(entry, now)
+        self._check(entry)
+        if entry.phase in (Phase.REDIRECTING, Phase.DEPARTED):
+            self._ask_standing(entry, now)
+            self._look_at_age(entry, now)
+
+    def _look_at_age(self, entry: Entry, now: float) -> None:
+        """design, invariant 8: an entry that does not drain lives on, "with an alarm at a
+        limit"."""
+        if entry.redirecting_since is None:
+            entry.redirecting_since = now
+        age_s = now - entry.redirecting_since
+        if age_s >= self.settings.redirect_alarm_s and not entry.alarmed:
+            entry.alarmed = True
+            self._event("redirect.old", entry, age_s=round(age_s))
