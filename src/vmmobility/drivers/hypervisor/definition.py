@@ -10,6 +10,7 @@ Rests on interface.py and wire.values.
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_network
@@ -20,9 +21,14 @@ from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.errors import ConfigError, DecodeError
 from vmmobility.wire.values import Interface, Prefix, VmKey
 
-KINDS = ("qemu", "netns")
-MACHINE_KEYS = {"qemu": ("kernel", "initrd", "append"), "netns": ("namespace",)}
-MACHINE_REQUIRED = {"qemu": ("kernel",), "netns": ()}
+KINDS = ("qemu", "netns", "external")
+MACHINE_KEYS = {
+    "qemu": ("kernel", "initrd", "append"),
+    "netns": ("namespace",),
+    "external": ("qmp",),
+}
+MACHINE_REQUIRED = {"qemu": ("kernel",), "netns": (), "external": ("qmp",)}
+SOCKET_PATH_LIMIT = 107  # octets: what the address of a Unix socket holds
 VNI_LIMIT = 1 << 24
 VM_ID_LIMIT = 255  # octets of UTF-8
 VCPUS_LIMIT = 255
@@ -144,7 +150,20 @@ def _machine(value: object, kind: str, reject: _Reject) -> dict[str, Any]:
     for key in MACHINE_REQUIRED[kind]:
         if not value.get(key):
             raise reject(f"machine.{key}", f"is required for kind {kind!r}")
+    if kind == "external":
+        _socket_path(value["qmp"], "machine.qmp", reject)
     return dict(value)
+
+
+def _socket_path(value: str, key: str, reject: _Reject) -> None:
+    if not value.startswith("/"):
+        raise reject(key, f"{value!r} must be an absolute path: daemons have a folder of their own")
+    try:
+        length = len(os.fsencode(value))
+    except UnicodeEncodeError:
+        raise reject(key, f"{value!r} cannot be a path") from None
+    if length > SOCKET_PATH_LIMIT:
+        raise reject(key, f"a socket's path has at most {SOCKET_PATH_LIMIT} octets, not {length}")
 
 
 def _interfaces(value: object, reject: _Reject) -> tuple[Interface, ...]:

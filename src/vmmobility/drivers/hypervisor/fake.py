@@ -14,7 +14,7 @@ guest as a crash would.  Not a simulation of time: reports come in the next turn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -24,8 +24,10 @@ from vmmobility.drivers.hypervisor.interface import (
     GuestReport,
     Listener,
     VmDefinition,
+    not_watchable,
 )
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
 FIRST_PORT = 49152
@@ -36,6 +38,14 @@ class _State(Enum):
     PAUSED = "paused"
     INCOMING = "incoming"
     MOVED_OUT = "moved-out"
+
+
+_LIVES = {
+    _State.RUNNING: GuestLife.RUNNING,
+    _State.PAUSED: GuestLife.HELD,
+    _State.INCOMING: GuestLife.HELD,
+    _State.MOVED_OUT: GuestLife.DEPARTED,
+}
 
 
 class _Phase(Enum):
@@ -209,6 +219,29 @@ class FakeHypervisor:
         self._may_fail("announce", vm)
         self._guest(vm)
         self.announced.append(vm)
+
+    async def query(self, vm: VmKey) -> GuestLife:
+        """What is here of the guest."""
+        self._may_fail("query", vm)
+        guest = self._guests.get(vm)
+        return GuestLife.NONE if guest is None else _LIVES[guest.state]
+
+    async def watch(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        """These guests are its own."""
+        raise not_watchable(definition.vm)
+
+    async def unwatch(self, vm: VmKey) -> None:
+        """These guests are its own."""
+        raise not_watchable(vm)
+
+    async def sweep(self, known: Collection[VmKey], *, spare: bool) -> Sequence[VmKey]:
+        """End the guests that are none of `known`."""
+        self._may_fail("sweep", None)
+        orphans = [vm for vm in self._guests if vm not in known]
+        for vm in orphans:
+            if not spare:
+                self._remove(vm)
+        return orphans
 
     async def close(self) -> None:
         """Report no more; the guests stay."""

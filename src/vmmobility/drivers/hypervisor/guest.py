@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor.guest_life import life_of
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     GuestReport,
@@ -23,6 +24,7 @@ from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.registry import GuestLife
 
 END_NOTICE_S = 1.0  # between a lost monitor and the end of its process
 STALE_LIMIT_S = 3.0
@@ -135,6 +137,10 @@ class QemuGuest:
         """ "running", "paused", "incoming" or "moved-out"."""
         status: str = (await self.execute("query-status"))["status"]
         return _STATES.get(status, "paused")
+
+    async def life(self) -> GuestLife:
+        """What is here of it, as QEMU has it now."""
+        return life_of((await self.execute("query-status"))["status"])
 
     async def announce(self) -> None:
         """Let the guest (virtio) and QEMU send their announcements."""

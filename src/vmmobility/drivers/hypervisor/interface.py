@@ -6,11 +6,13 @@ Not here: when to do what (engine/nve.py), taps and routes (drivers/linux).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from vmmobility.errors import HypervisorError
+from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import Interface, VmKey
 
 
@@ -18,11 +20,12 @@ from vmmobility.wire.values import Interface, VmKey
 class VmDefinition:
     """A VM as the hypervisor needs it; travels from NVE to NVE as compact JSON (encode/decode).
 
-    kind:       "qemu" or "netns" (the lab's light stand-in)
+    kind:       "qemu", "netns" (the lab's light stand-in), or "external": run by other hands
     vcpus:      number of virtual CPUs
     memory_mib: memory in MiB
     machine:    kind-specific settings, JSON values only; qemu: kernel, initrd, append (paths and
-                kernel command line) ; netns: namespace
+                kernel command line); netns: namespace; external: qmp, the path of the monitor
+                that its QEMU keeps for this node
     """
 
     vm: VmKey
@@ -44,6 +47,8 @@ class GuestEvent(Enum):
     COMPLETED = "completed"  # outgoing: everything is sent; whether it runs, the destination says
     FAILED = "failed"  # a move in or out failed; detail["running"] says if the guest runs here
     GONE = "gone"  # the guest ended (power off, crash, killed)
+    ARRIVED = "arrived"  # it runs here, and nobody of ours has brought it (watched guests)
+    DEPARTED = "departed"  # other hands have sent its memory away, and it is stopped for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +121,27 @@ class Hypervisor(Protocol):
     async def announce(self, vm: VmKey) -> None:
         """Send gratuitous ARP / unsolicited NA on the guest's behalf (draft Sections 5 and 8)."""
 
+    async def query(self, vm: VmKey) -> GuestLife:
+        """What is here of the guest now, asked of the hypervisor itself.  HypervisorError if that
+        cannot be known: a guest that does not answer may live."""
+
+    async def watch(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        """Report what other hands do with this guest (ARRIVED, DEPARTED, GONE) from now on, whether
+        it is here yet or not; it is to be plugged into these taps.  Only for kind "external"."""
+
+    async def unwatch(self, vm: VmKey) -> None:
+        """Let go of a watched guest, leaving it as it is.  Only for kind "external"."""
+
+    async def sweep(self, known: Collection[VmKey], *, spare: bool) -> Sequence[VmKey]:
+        """After adopt(): end the guests that an earlier daemon has started here, but which are none
+        of `known`; which they were.  spare: only find them.  Guests of other hands are no prey."""
+
     async def close(self) -> None:
         """Let go of all guests, leaving them running."""
+
+
+def not_watchable(vm: VmKey) -> HypervisorError:
+    """What a driver raises that is told to watch a guest of its own."""
+    return HypervisorError(
+        f"{vm}: its kind is run by this NVE, not by others", "start it with `vmmob nve start`"
+    )

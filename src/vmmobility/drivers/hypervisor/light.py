@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,23 @@ from vmmobility.drivers.hypervisor.interface import (
     GuestReport,
     Listener,
     VmDefinition,
+    not_watchable,
 )
 from vmmobility.drivers.hypervisor.light_nic import Spec
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
 _START_S = 10.0
 _ANSWER_S = 15.0
 _POLL_S = 0.02
 _RUNNING = ("running", "converged", "about-to-stop")
+_LIVES = {
+    **dict.fromkeys(_RUNNING, GuestLife.RUNNING),
+    "waiting": GuestLife.HELD,
+    "paused": GuestLife.HELD,
+    "handed": GuestLife.DEPARTED,
+}
 
 
 class _CardClient(asyncio.Protocol):
@@ -230,6 +238,29 @@ class LightHypervisor:
         """Send gratuitous ARP and unsolicited NA on the VM's behalf."""
         await self._card(vm).order("announce")
 
+    async def query(self, vm: VmKey) -> GuestLife:
+        """What is here of the VM, as its card says now."""
+        client = await self._found(vm)
+        return GuestLife.NONE if client is None else _LIVES[client.state]
+
+    async def watch(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        """These VMs are its own."""
+        raise not_watchable(definition.vm)
+
+    async def unwatch(self, vm: VmKey) -> None:
+        """These VMs are its own."""
+        raise not_watchable(vm)
+
+    async def sweep(self, known: Collection[VmKey], *, spare: bool) -> Sequence[VmKey]:
+        """End the cards of this state folder whose VM is none of `known`."""
+        orphans = []
+        for vm in self._specified():
+            if vm not in known and await self._found(vm) is not None:
+                orphans.append(vm)
+                if not spare:
+                    await self.stop(vm)
+        return orphans
+
     async def close(self) -> None:
         """Let go of all cards, leaving them running."""
         for client in self._cards.values():
@@ -247,6 +278,31 @@ class LightHypervisor:
     def _living(self, vm: VmKey) -> _CardClient | None:
         client = self._cards.get(vm)
         return client if client is not None and client.alive else None
+
+    async def _found(self, vm: VmKey) -> _CardClient | None:
+        """The card, with its state of now; None if there is none."""
+        client = self._living(vm) or self._client(vm)
+        try:
+            await client.refresh()
+        except OSError:
+            return None
+        except HypervisorError:
+            mute = client.alive
+            if client is not self._cards.get(vm):
+                client.close()
+            if mute:
+                raise
+            return None
+        self._cards[vm] = client
+        return client if client.alive else None
+
+    def _specified(self) -> list[VmKey]:
+        """The VMs whose cards were ever specified here and not ended."""
+        found = []
+        for file in sorted(self._folder.glob("*.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found.append(VmKey(*json.loads(file.read_text())["vm"]))
+        return found
 
     def _card(self, vm: VmKey) -> _CardClient:
         client = self._living(vm)
@@ -277,7 +333,8 @@ class LightHypervisor:
         interfaces = definition.interfaces
         addresses = [[str(p.network_address) for p in i.prefixes] for i in interfaces]
         macs = [interface.mac_text for interface in interfaces]
-        spec = Spec(str(control), namespace, list(ports), macs, addresses, listen)
+        ports = list(ports)
+        spec = Spec(str(control), namespace, ports, macs, addresses, listen, (vm.vni, vm.vm_id))
         control.with_suffix(".json").write_text(json.dumps(asdict(spec)))
         return control
 

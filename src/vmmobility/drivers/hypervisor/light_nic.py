@@ -69,6 +69,7 @@ class Spec:
     control:   path of its unix socket          namespace: the VM's, in /run/netns
     ports:     the NVE's taps, one an interface  macs, addresses: one list an interface
     listen:    address to await a move on; empty: run at once
+    vm:        VNI and VM-ID, for a daemon that knows nothing of this card
     """
 
     control: str
@@ -77,6 +78,7 @@ class Spec:
     macs: list[str]
     addresses: list[list[str]]
     listen: str = ""
+    vm: tuple[int, str] = (0, "")
 
 
 class Card:

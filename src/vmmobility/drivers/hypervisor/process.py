@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmobility.drivers.hypervisor.accelerator import find_binary
-from vmmobility.drivers.hypervisor.definition import encode
+from vmmobility.drivers.hypervisor.definition import decode, encode
 from vmmobility.drivers.hypervisor.interface import VmDefinition
-from vmmobility.errors import EnvironmentProblem, HypervisorError
+from vmmobility.errors import DecodeError, EnvironmentProblem, HypervisorError
 from vmmobility.wire.values import VmKey
 
 POLL_S = 0.01
@@ -170,6 +170,20 @@ def find(folder: GuestFolder) -> int | None:
     except (OSError, ValueError):
         return None
     return pid if is_ours(folder, pid) else None
+
+
+def living(state_dir: Path) -> list[VmKey]:
+    """The VMs whose QEMU lives in a folder of `state_dir`, whoever knows of them."""
+    found = []
+    for definition in sorted(state_dir.glob("*/definition.json")):
+        folder = GuestFolder(definition.parent)
+        try:
+            vm = decode(definition.read_bytes()).vm
+        except (OSError, DecodeError):
+            continue  # it has no name by which it could be told of, or ended
+        if folder == GuestFolder.of(state_dir, vm) and find(folder) is not None:
+            found.append(vm)
+    return found
 
 
 def is_ours(folder: GuestFolder, pid: int) -> bool:

@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.guest import QemuGuest
-from vmmobility.drivers.hypervisor.interface import GuestEvent, Listener, VmDefinition
+from vmmobility.drivers.hypervisor.interface import (
+    GuestEvent,
+    Listener,
+    VmDefinition,
+    not_watchable,
+)
 from vmmobility.drivers.hypervisor.move import CAPABILITIES, Phase, set_capabilities, tcp_uri
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import EnvironmentProblem, HypervisorError
+from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
 # Unix socket paths hold 107 octets; the driver adds a digest of 12 and "/qmp".
@@ -177,6 +183,41 @@ class QemuHypervisor:
     async def announce(self, vm: VmKey) -> None:
         """Send announcements on the guest's behalf."""
         await self._guest(vm).announce()
+
+    async def query(self, vm: VmKey) -> GuestLife:
+        """What is here of the guest.  HypervisorError if its QEMU lives and does not answer."""
+        async with self._locks[vm]:
+            guest = self._guests.get(vm)
+            if guest is not None and guest.alive:
+                try:
+                    return await guest.life()
+                except HypervisorError:
+                    if guest.alive:
+                        raise
+            if process.find(GuestFolder.of(self._state_dir, vm)) is not None:
+                raise HypervisorError(
+                    f"{vm}: its QEMU lives, but did not answer when it was looked for",
+                    "restart the NVE once it answers, or stop the VM",
+                )
+            return GuestLife.NONE
+
+    async def watch(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        """These guests are its own."""
+        raise not_watchable(definition.vm)
+
+    async def unwatch(self, vm: VmKey) -> None:
+        """These guests are its own."""
+        raise not_watchable(vm)
+
+    async def sweep(self, known: Collection[VmKey], *, spare: bool) -> Sequence[VmKey]:
+        """End the QEMUs of this state folder whose VM is none of `known`."""
+        orphans = []
+        for vm in process.living(self._state_dir):
+            if vm not in known:
+                orphans.append(vm)
+                if not spare:
+                    await self.stop(vm)
+        return orphans
 
     async def close(self) -> None:
         """Let go of all guests, leaving them running."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +63,21 @@ class QmpSession:
                 )
             await asyncio.sleep(RETRY_S)
         raise HypervisorError(f"{self._guest}: QEMU has ended before its monitor answered")
+
+    async def open(self, connection: socket.socket, limit_s: float) -> None:
+        """Speak over this connection, which becomes the session's own.  Raises HypervisorError."""
+        client = QMPClient(self._guest)
+        client.logger.setLevel(logging.CRITICAL)
+        try:
+            async with asyncio.timeout(limit_s):
+                await client.connect(connection)
+        except (QMPError, OSError, TimeoutError) as error:
+            connection.close()
+            raise HypervisorError(
+                f"{self._guest}: its monitor {self._path} does not answer",
+                "see whether another program holds this monitor, or whether QEMU hangs",
+            ) from error
+        self._client = client
 
     async def execute(
         self,
