@@ -17,7 +17,6 @@ from vmmobility.engine.dataplane import Forwarding, VmDataPlane
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.wire.values import Nve, VmKey
 
-
 T = TypeVar("T")
 
 

@@ -69,10 +69,13 @@ class Node:
     life: int = 0
     manager: ManagerEngine | None = None
     edge: NveEngine | None = None
+    starts: int = 0
     wake: int = 0
     carried: int = 0
     counting: bool = False
     fail_persist: bool = False
+    tear_persist: bool = False  # the next one is durable, and the daemon dies before it knows
+    synced: float = 0.0  # when the last record under way is durable: they keep their order
 
     @property
     def engine(self) -> ManagerEngine | NveEngine | None:
@@ -87,7 +90,7 @@ class World:
         nves: tuple[str, ...] = ("a", "b", "c"),
         seed: int = 1,
         weather: Weather | None = None,
-        persist_s: float = 0.001,
+        persist_s: float | tuple[float, float] = 0.001,
         pace: Pace | None = None,
         manager_settings: dict[str, Any] | None = None,
         nve_settings: dict[str, Any] | None = None,
@@ -95,7 +98,7 @@ class World:
         self.now = 0.0
         self.chance = random.Random(seed)
         self.weather = weather or Weather()
-        self.persist_s = persist_s
+        self.persist_s = persist_s if isinstance(persist_s, tuple) else (persist_s, persist_s)
         self.pace = pace or Pace()
         self.manager_settings = manager_settings or {}
         self.nve_settings = nve_settings or {}
@@ -103,6 +106,8 @@ class World:
         self.senders: set[tuple[str, VmKey]] = set()
         self.interfaces: dict[VmKey, tuple[Interface, ...]] = {}
         self.lossless: set[VmKey] = set()
+        self.overheard: list[tuple[Node, bytes, Endpoint, Any]] | None = None  # to say again later
+        self.secrets: dict[frozenset[str], tuple[dict[int, bytes], dict[str, int]]] = {}
         self.unconfigured: set[str] = set()  # NVEs that the manager's next start does not know
         self.touched: set[VmKey] = set()  # what safety.check looks at next
         self.reports: list[tuple[str, str]] = []
@@ -110,6 +115,7 @@ class World:
         self.events: list[tuple[float, str, Event]] = []
         self.observe: Callable[[Node, str, Any], None] = lambda node, what, value: None
         self.interrupt: Callable[[Node, Output], bool] = lambda node, output: False
+        self.torn: Callable[[Node], None] = lambda node: self.crash(node.node_id)
         self.watch: Callable[[World], None] = safety.check
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -148,13 +154,28 @@ class World:
         return None
 
     def _peer(self, one: str, other: str) -> Peer:
-        secret = "--".join(sorted((one, other))).encode().ljust(32, b".")
         node = self.nodes[other]
         endpoints = tuple(Endpoint(a, UDP_PORT) for a in node.nve.locators)
-        return Peer(other, node.role, endpoints, {1: secret}, 1)
+        secrets, signing = self.keys(one, other)
+        return Peer(other, node.role, endpoints, dict(secrets), signing[one])
+
+    def keys(self, one: str, other: str) -> tuple[dict[int, bytes], dict[str, int]]:
+        """The pair's key files: the secrets by number, and the number that each end signs with."""
+        pair = frozenset((one, other))
+        if pair not in self.secrets:
+            self.secrets[pair] = ({1: a_secret(one, other, 1)}, {one: 1, other: 1})
+        return self.secrets[pair]
+
+    def read_keys(self, name: str, other: str) -> None:
+        """The daemon at `name` is told to read its keys for that peer again."""
+        engine = self.nodes[name].engine
+        if engine is not None:
+            secrets, signing = self.keys(name, other)
+            engine.channel.set_secrets(other, dict(secrets), signing[name])
 
     def _make_engine(self, node: Node) -> None:
-        jitter = random.Random(f"{node.node_id}/{node.boot}")
+        node.starts += 1
+        jitter = random.Random(f"{node.node_id}/{node.starts}")
         state = json.loads(json.dumps(node.disk))
         if node.role is Role.MANAGER:
             known = [n for n in self.nodes if n != MANAGER and n not in self.unconfigured]
@@ -209,12 +230,20 @@ class World:
         if node.hypervisor is not None:
             node.hypervisor.lose_all()
 
+    def lose_state(self, name: str) -> None:
+        """The daemon dies and its disk is empty: a machine imaged anew."""
+        node = self.nodes[name]
+        self.crash(name)
+        node.disk.clear()
+        node.boot = 0
+
     def restart(self, name: str) -> None:
         """A new daemon on what the disk holds, its boot number one higher and durable."""
         node = self.nodes[name]
         if node.engine is not None:
             self.crash(name)
-        node.boot += 1
+        node.boot = max(node.boot, node.disk.get("boot", 0)) + 1
+        node.synced = 0.0
         node.counting = False
         self._make_engine(node)
         if node.manager is not None:
@@ -283,7 +312,9 @@ class World:
             self._send(node, output)
         elif isinstance(output, Persist):
             changes = json.loads(json.dumps(output.changes))
-            self.later(self.persist_s, lambda: self._persisted(node, life, output.number, changes))
+            node.synced = max(node.synced, self.now + self.chance.uniform(*self.persist_s))
+            number = output.number
+            self.later(node.synced - self.now, lambda: self._persisted(node, life, number, changes))
         elif isinstance(output, SetDataPlane):
             self.later(0.001, lambda: self._applied(node, life, output))
         elif isinstance(output, HypervisorOrder):
@@ -313,6 +344,11 @@ class World:
                 node.disk.pop(key, None)
             else:
                 node.disk[key] = value
+        self.observe(node, "durable", changes)
+        if node.tear_persist:
+            node.tear_persist = False
+            self.torn(node)
+            return
         self.feed(node, lambda: engine.persisted(number))
 
     def _applied(self, node: Node, life: int, output: SetDataPlane) -> None:
@@ -361,16 +397,30 @@ class World:
 
     def _send(self, node: Node, output: Send) -> None:
         target = self.by_address[output.destination.address]
-        if frozenset((node.node_id, target.node_id)) in self.cut:
-            return
         family = output.destination.address.version
         source = Endpoint(output.source or _locator(node.nve, family), UDP_PORT)
         local = output.destination.address
-        copies = 0 if self.chance.random() < self.weather.loss else 1
-        copies += self.chance.random() < self.weather.repetition
+        if self.overheard is not None:
+            self.overheard.append((target, output.data, source, local))
+        if frozenset((node.node_id, target.node_id)) in self.cut:
+            self.observe(node, "cut", target)
+            return
+        copies = 1
+        if self.chance.random() < self.weather.loss:
+            copies = 0
+            self.observe(node, "lost", target)
+        if self.chance.random() < self.weather.repetition:
+            copies += 1
+            self.observe(node, "repeated", target)
         for _ in range(copies):
             delay = self.chance.uniform(*self.weather.delay_s)
             self.later(delay, lambda: self._arrive(target, output.data, source, local))
+
+    def say_again(self, index: int) -> None:
+        """Somebody sends an overheard datagram once more."""
+        assert self.overheard is not None
+        target, data, source, local = self.overheard[index]
+        self._arrive(target, data, source, local)
 
     def _arrive(self, node: Node, data: bytes, source: Endpoint, local: Any) -> None:
         engine = node.engine
@@ -406,6 +456,12 @@ class World:
         finally:
             self._pump(node)
         return move.move_id
+
+
+def a_secret(one: str, other: str, number: int) -> bytes:
+    """The pair's secret of that number."""
+    pair = "--".join(sorted((one, other)))
+    return (pair if number == 1 else f"{pair}#{number}").encode().ljust(32, b".")
 
 
 def _locator(nve: Nve, family: int) -> Any:
