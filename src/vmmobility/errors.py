@@ -14,6 +14,7 @@ Every error names the thing that is wrong (its message) and what to do about it 
     │   ├── NotFound         there is no such VM, NVE or move
     │   ├── Conflict         it does not fit the present state
     │   └── Unavailable      the daemon cannot do it now, or no daemon answers
+    ├── RecordingError       a recording is damaged, foreign, or of another version
     └── LabError             a fabric or scenario is wrong, or an assertion in it failed
 
 Rests on nothing.  Does not print: the command line does, as `error: MESSAGE` and `remedy: REMEDY`.
@@ -80,6 +81,10 @@ class Conflict(ApiError):
 
 class Unavailable(ApiError):
     """The daemon cannot do it now, or no daemon answers."""
+
+
+class RecordingError(VmMobilityError):
+    """A file is no recording, is damaged, or was made by a version that differs too much."""
 
 
 class LabError(VmMobilityError):
