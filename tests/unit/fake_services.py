@@ -26,17 +26,44 @@ STATUS: dict[str, Any] = {
     "boot": 1,
     "uptime_s": 2.0,
     "drops": {"bad-value": 3},
+    "counts": {"drift.route": 2},
+    "unproven": ["nve-b"],
+}
+DIFFERENCE: dict[str, Any] = {
+    "vni": 0,
+    "vm": "vm1",
+    "nve": "nve-a",
+    "what": "route",
+    "expected": "10.1.0.5/32 dev vmt0.0",
+    "found": "none",
+    "repaired": True,
+}
+ALARM: dict[str, Any] = {
+    "alarm": "binding.frozen",
+    "vni": 0,
+    "vm": "vm1",
+    "nve": "nve-a",
+    "for_s": None,
+    "what": "five NVEs took it",
+    "remedy": "end one copy, then `vmmob vm release vm1`",
 }
 
 
 class FakeManager:
-    """endings: what each wait makes of the move, in order; with none left a wait runs out."""
+    """endings: what each wait makes of the move, in order; with none left a wait runs out.
+
+    compared: the answer of a check; pause_s: how long it takes
+    """
 
     def __init__(self, endings: list[dict[str, Any]] | None = None) -> None:
         self.held = [BINDING]
         self.started: list[dict[str, Any]] = []
         self.endings = endings or []
         self.waiting = asyncio.Event()
+        self.compared: dict[str, Any] = {"checked": 3, "drift": [], "repaired": 0, "unanswered": []}
+        self.pause_s = 0.0
+        self.records: dict[VmKey, dict[str, Any]] = {}
+        self.raised: list[dict[str, Any]] = []
 
     def status(self) -> dict[str, Any]:
         return {**STATUS, "bindings": 1, "moves": len(self.started)}
@@ -47,17 +74,53 @@ class FakeManager:
     def binding(self, vm: VmKey) -> dict[str, Any] | None:
         return next((b for b in self.held if (b["vni"], b["vm"]) == (vm.vni, vm.vm_id)), None)
 
-    async def release(self, vm: VmKey) -> dict[str, Any]:
+    async def release(self, vm: VmKey, fenced: str) -> dict[str, Any]:
         binding = self.binding(vm)
         if binding is None:
             raise NotFound(f"no VM {vm} is registered", "see `vmmob vm list`")
-        if binding["state"] != "expired":
+        if not fenced:
+            if binding["state"] != "frozen":
+                raise Conflict(f"VM {vm} is not frozen", "fence its host, then add --fenced NVE")
+            binding.update(state="serving")
+        elif fenced != binding["nve"]:
+            raise Conflict(f"VM {vm} is at {binding['nve']}, not at {fenced}", "name that NVE")
+        elif binding["state"] == "moving":
+            pass
+        elif binding["state"] != "expired":
             raise Conflict("the lease lives", "wait until it has expired")
-        binding.update(state="released")
+        else:
+            binding.update(state="released")
         return binding
 
+    def onboarded(self) -> list[dict[str, Any]]:
+        return list(self.records.values())
+
+    async def onboard(self, vm: VmKey, interfaces: object, nves: list[str]) -> dict[str, Any]:
+        if not interfaces:
+            raise BadRequest("interface: at least one [[interface]] is required", "add one")
+        if "nowhere" in nves:
+            raise NotFound("no NVE nowhere is known", "see `vmmob show nves`")
+        row = {"vni": vm.vni, "vm": vm.vm_id, "interfaces": interfaces, "nves": nves}
+        self.records[vm] = row
+        return row
+
+    async def offboard(self, vm: VmKey) -> dict[str, Any]:
+        if vm not in self.records:
+            raise NotFound(f"VM {vm} is not onboarded", "see `vmmob show onboarded`")
+        return self.records.pop(vm)
+
+    async def check(self, limit_s: float) -> dict[str, Any]:
+        if self.pause_s > limit_s:
+            raise Unavailable(f"not ended within {limit_s:g} s", "ask with a longer --timeout")
+        await asyncio.sleep(self.pause_s)
+        return self.compared
+
+    def alarms(self) -> list[dict[str, Any]]:
+        return self.raised
+
     def nves(self) -> list[dict[str, Any]]:
-        return [{"nve": "nve-a", "addresses": ["10.0.0.1"], "last_heard_s": 1.25, "vms": 1}]
+        row = {"nve": "nve-a", "addresses": ["10.0.0.1"], "last_heard_s": 1.25, "vms": 1}
+        return [{**row, "proven": False}]
 
     def moves(self) -> list[dict[str, Any]]:
         return self.started
@@ -92,6 +155,15 @@ class FakeManager:
         self.started.append(move)
         return move
 
+    async def abort_move(self, id: str) -> dict[str, Any]:
+        move = self.move(id)
+        if move is None:
+            raise NotFound(f"no move {id}", "list them with `vmmob show moves`")
+        if move["ok"] is not None:
+            raise Conflict(f"move {id} is {move['state']}", "it has ended")
+        move.update(state="turning-back", reason="given up")
+        return move
+
     async def wait_move(self, id: str, seconds: float) -> dict[str, Any] | None:
         self.waiting.set()
         move = self.move(id)
@@ -112,6 +184,8 @@ class FakeNve:
     def __init__(self) -> None:
         self.running: dict[VmKey, dict[str, Any]] = {}
         self.definitions: list[dict[str, Any]] = []
+        self.compared: dict[str, Any] = {"checked": 1, "drift": [], "repaired": 0}
+        self.raised: list[dict[str, Any]] = []
 
     def status(self) -> dict[str, Any]:
         return {**STATUS, "role": "nve", "accelerator": "tcg"}
@@ -128,6 +202,8 @@ class FakeNve:
             "vni": vm.vni,
             "vm": vm.vm_id,
             "phase": "serving",
+            "expected": False,
+            "ports": ["vmt0.0"],
             "epoch": 1,
             "forwarding": "local",
             "target": None,
@@ -139,3 +215,32 @@ class FakeNve:
         if vm not in self.running:
             raise NotFound(f"no VM {vm} here", "list them with `vmmob nve list`")
         return self.running.pop(vm)
+
+    async def expect_vm(self, definition: dict[str, Any]) -> dict[str, Any]:
+        if definition.get("kind") != "external":
+            raise BadRequest("kind: not external", "start it with `vmmob nve start`")
+        vm = VmKey(definition.get("vni", 0), definition["vm_id"])
+        ports = [f"vmt0.{index}" for index, _ in enumerate(definition["interfaces"])]
+        self.running[vm] = {
+            "vni": vm.vni,
+            "vm": vm.vm_id,
+            "phase": "none",
+            "expected": True,
+            "ports": ports,
+            "epoch": 0,
+            "forwarding": "none",
+            "target": None,
+            "traffic": {"delivered": 0, "consumed": 0, "redirected": 0, "dropped": 0},
+        }
+        return self.running[vm]
+
+    async def unexpect_vm(self, vm: VmKey) -> dict[str, Any]:
+        if not self.running.get(vm, {}).get("expected"):
+            raise NotFound(f"VM {vm} is not expected here", "list them with `vmmob nve list`")
+        return self.running.pop(vm)
+
+    async def check(self, limit_s: float) -> dict[str, Any]:
+        return self.compared
+
+    def alarms(self) -> list[dict[str, Any]]:
+        return self.raised

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pytest
 from starlette.types import ASGIApp
 
-from tests.unit.fake_services import BINDING, FakeManager, FakeNve
+from tests.unit.fake_services import ALARM, BINDING, DIFFERENCE, FakeManager, FakeNve
 from vmmobility.api.client import ManagerClient, NveClient
 from vmmobility.api.errors import BadRequest, Conflict, NotFound, Unavailable, status_of
 from vmmobility.api.manager_api import manager_api
@@ -135,6 +135,19 @@ def test_a_starting_move_answers_202(path: Path):
         ("POST /v1/moves", '{"vm": "vm1", "to": "nve-b", "wait": 1}', 400),
         ("POST /v1/moves", '{"vm": "vm1", "to": "nve-a"}', 409),
         ("POST /v1/moves", '{"vm": "vm1", "to": "broken"}', 500),
+        ("POST /v1/moves/none/abort", "", 404),
+        ("POST /v1/bindings/vm1/release", "", 409),
+        ("POST /v1/bindings/vm1/release?fenced=a%20b", "", 400),
+        ("POST /v1/bindings/vm1/release?fenced=", "", 400),
+        ("POST /v1/bindings/vm1/release?fenced=nve-z", "", 409),
+        ("PUT /v1/onboarded/vm1", "", 400),
+        ("PUT /v1/onboarded/vm1", '{"vm_id": "vm2", "interfaces": [{}]}', 400),
+        ("PUT /v1/onboarded/vm1", '{"vm_id": "vm1"}', 400),
+        ("PUT /v1/onboarded/vm1", '{"vm_id": "vm1", "interfaces": [{}], "nves": [1]}', 400),
+        ("DELETE /v1/onboarded/vm1", "", 404),
+        ("GET /v1/check", "", 405),
+        ("POST /v1/check?timeout=x", "", 400),
+        ("POST /v1/check?timeout=4000", "", 400),
     ],
 )
 def test_every_refusal_is_json_with_a_remedy(path: Path, line: str, body: str, status: int):
@@ -338,9 +351,85 @@ def test_another_server_is_an_error_with_a_remedy(path: Path):
 
 def test_an_expired_binding_is_released(path: Path) -> None:
     service = FakeManager()
+    service.held = [{**BINDING}]
     with pytest.raises(Conflict, match="lease lives"):
-        manager(path, lambda client: client.release(VM), service)
+        manager(path, lambda client: client.release(VM, "nve-a"), service)
     service.held = [{**BINDING, "state": "expired"}]
-    assert manager(path, lambda client: client.release(VM), service)["state"] == "released"
+    with pytest.raises(Conflict, match="not at nve-b"):
+        manager(path, lambda client: client.release(VM, "nve-b"), service)
+    released = manager(path, lambda client: client.release(VM, "nve-a"), service)
+    assert released["state"] == "released"
     with pytest.raises(NotFound):
-        manager(path, lambda client: client.release(VmKey(7, "vm1")), service)
+        manager(path, lambda client: client.release(VmKey(7, "vm1"), "nve-a"), service)
+
+
+def test_a_frozen_binding_is_thawed(path: Path) -> None:
+    service = FakeManager()
+    service.held = [{**BINDING, "state": "frozen"}]
+    assert manager(path, lambda client: client.release(VM), service)["state"] == "serving"
+    with pytest.raises(Conflict, match="not frozen"):
+        manager(path, lambda client: client.release(VM), service)
+
+
+def test_a_move_is_given_up(path: Path):
+    def question(client: ManagerClient) -> None:
+        move = client.start_move(VM, "nve-b")
+        assert client.abort_move(move["id"])["state"] == "turning-back"
+        assert isinstance(failure(lambda: client.abort_move("none")), NotFound)
+
+    manager(path, question)
+
+
+def test_vms_are_onboarded(path: Path):
+    strange = {
+        "vm_id": "ä?#",
+        "vni": 3,
+        "interfaces": BINDING["interfaces"],
+        "nves": ["nve-a"],
+    }
+
+    def question(client: ManagerClient) -> None:
+        assert client.onboarded() == []
+        row = client.onboard(strange)
+        assert (row["vm"], row["vni"], row["nves"]) == ("ä?#", 3, ["nve-a"])
+        assert client.onboarded() == [row]
+        assert isinstance(failure(lambda: client.onboard({**strange, "nves": ["a b"]})), BadRequest)
+        assert isinstance(failure(lambda: client.onboard({**strange, "nves": "a"})), BadRequest)
+        assert isinstance(failure(lambda: client.onboard({**strange, "kind": "x"})), BadRequest)
+        assert isinstance(failure(lambda: client.offboard(VmKey(0, "ä?#"))), NotFound)
+        assert client.offboard(VmKey(3, "ä?#")) == row
+        assert client.onboarded() == []
+
+    manager(path, question)
+
+
+def test_checks_and_alarms(path: Path):
+    service = FakeManager()
+    service.compared = {**service.compared, "drift": [DIFFERENCE], "repaired": 1}
+    service.raised = [ALARM]
+
+    def question(client: ManagerClient) -> None:
+        assert client.check(5)["drift"] == [DIFFERENCE]
+        assert client.alarms() == [ALARM]
+        service.pause_s = 2.0
+        error = failure(lambda: client.check(0.5))
+        assert isinstance(error, Unavailable)
+        assert "0.5 s" in error.message
+
+    manager(path, question, service)
+    assert nve(path, lambda client: (client.check(5)["checked"], client.alarms())) == (1, [])
+
+
+def test_guests_of_other_hands_are_expected(path: Path):
+    definition = {"vm_id": "vm1", "vni": 0, "kind": "external", "interfaces": [{}, {}]}
+
+    def question(client: NveClient) -> None:
+        assert client.expect_vm(definition)["ports"] == ["vmt0.0", "vmt0.1"]
+        assert [vm["expected"] for vm in client.vms()] == [True]
+        assert isinstance(
+            failure(lambda: client.expect_vm({**definition, "kind": "qemu"})), BadRequest
+        )
+        assert client.unexpect_vm(VM)["vm"] == "vm1"
+        assert isinstance(failure(lambda: client.unexpect_vm(VM)), NotFound)
+
+    nve(path, question)

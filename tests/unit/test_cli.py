@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 from starlette.types import ASGIApp
 
-from tests.unit.fake_services import BINDING, FakeManager, FakeNve
+from tests.unit.fake_services import ALARM, BINDING, DIFFERENCE, FakeManager, FakeNve
 from vmmobility import __version__
 from vmmobility.api.manager_api import manager_api
 from vmmobility.api.nve_api import nve_api
@@ -30,8 +30,10 @@ from vmmobility.errors import HypervisorError
 
 MANAGER_COMMANDS = (["vm", "list"], ["vm", "show", "vm1"], ["show", "bindings"],
                     ["show", "nves"], ["show", "moves"], ["manager", "status"],
+                    ["show", "onboarded"], ["show", "alarms"], ["check"],
                     ["move", "vm1", "nve-b"])  # fmt: skip
-NVE_COMMANDS = (["nve", "list"], ["nve", "status"], ["nve", "stop", "vm1"])
+NVE_COMMANDS = (["nve", "list"], ["nve", "status"], ["nve", "check"], ["nve", "alarms"],
+                ["nve", "stop", "vm1"])  # fmt: skip
 
 
 @dataclass
@@ -119,7 +121,9 @@ def test_tables(vmmob: Callable[..., Ran]):
     assert "52:54:00:00:00:01 10.1.0.5/32, fd01::5/128" in shown
     assert "nve-0 (redirects)" in shown
     assert "nve-a" in vmmob("show", "nves").out
+    assert vmmob("show", "nves").out.splitlines()[0].split()[-2:] == ["PROVEN", "VMS"]
     assert "99.5" in vmmob("show", "bindings").out
+    assert "drift.route=2" in vmmob("manager", "status").out
     vmmob("move", "vm1", "nve-b")
     assert vmmob("show", "moves").out.splitlines()[1].split()[:4] == ["m1", "vm1", "nve-a", "nve-b"]
     assert "nve-a -> nve-b (requested)" in vmmob("vm", "list").out
@@ -224,6 +228,47 @@ def test_a_move_that_takes_too_long(vmmob: Callable[..., Ran]):
 def test_a_move_is_not_waited_for_unasked(vmmob: Callable[..., Ran]):
     ran = vmmob("move", "vm1", "nve-b")
     assert (ran.code, ran.out) == (0, "move m1: vm1, nve-a -> nve-b\n")
+
+
+def test_a_move_is_given_up(vmmob: Callable[..., Ran], manager: FakeManager):
+    vmmob("move", "vm1", "nve-b")
+    assert vmmob("move", "abort", "m1").out == "move m1: vm1, nve-a -> nve-b: turning-back\n"
+    manager.endings = [{"state": "aborted", "ok": False, "reason": "given up"}]
+    ran = vmmob("move", "abort", "vm1", "--wait", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.json["state"] == "aborted"
+    # Ended, it is known by its ID alone.
+    assert "error: move m1 is aborted" in vmmob("move", "abort", "m1").err
+    none = vmmob("move", "abort", "vm1")
+    assert (none.code, none.out) == (1, "")
+    assert "error: no move vm1, nor is a VM of that name being moved\nremedy: list" in none.err
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        ({"state": "done", "ok": True}, "was too far: vm1 is at nve-b"),
+        ({"state": "failed", "ok": False, "reason": "it is gone"}, "failed: it is gone"),
+    ],
+)
+def test_a_move_that_cannot_be_given_up_any_more(
+    vmmob: Callable[..., Ran], manager: FakeManager, ending: dict[str, Any], words: str
+):
+    vmmob("move", "vm1", "nve-b")
+    manager.endings = [ending]
+    ran = vmmob("move", "abort", "0/vm1", "--wait")
+    assert ran.code == 1
+    assert words in ran.err
+
+
+@pytest.mark.usefixtures("manager")
+def test_a_vm_may_be_called_abort(vmmob: Callable[..., Ran], service: FakeManager):
+    service.held = [{**BINDING, "vm": "abort"}]
+    assert vmmob("move", "0/abort", "nve-b").out == "move m1: abort, nve-a -> nve-b\n"
+    assert vmmob("move", "abort", "abort").out.endswith(": turning-back\n")
+    assert vmmob("move", "--json", "0/abort", "nve-b").json["to"] == "nve-b"
+    for help in (("move", "--help"), ("move", "vm1", "--help"), ("move", "abort", "--help")):
+        assert "Usage: vmmob move " in vmmob(*help).out
 
 
 # --- the NVE's commands ---
@@ -344,6 +389,12 @@ def test_version_and_help(vmmob: Callable[..., Ran]):
         ["vm", "show", "1/vm", "--vni", "2"],
         ["vm", "show", "vm1", "--vni", "-1"],
         ["move", "vm1"],
+        ["move", "abort"],
+        ["check", "--timeout", "0"],
+        ["check", "--timeout", "4000"],
+        ["vm", "onboard"],
+        ["vm", "release"],
+        ["nve", "expect"],
         ["move", "v", "n", "--timeout", "0"],
         ["nve", "run"],
         ["config", "init", "napt"],
@@ -432,9 +483,169 @@ def test_a_vm_is_released_only_with_the_operators_word(
     manager.held = [{**BINDING, "state": "expired"}]
     refused = vmmob("vm", "release", "vm1")
     assert refused.code == 1
-    assert "may still run it" in refused.err
-    assert "--fenced" in refused.err
+    assert "--fenced NVE" in refused.err
+    assert "is at nve-a, not at nve-b" in vmmob("vm", "release", "vm1", "--fenced", "nve-b").err
     assert manager.held[0]["state"] == "expired"
-    assert "vm1 is released from nve-a" in vmmob("vm", "release", "vm1", "--fenced").out
+    released = vmmob("vm", "release", "vm1", "--fenced", "nve-a")
+    assert released.out == "vm1 is released from nve-a: start it elsewhere\n"
     assert manager.held[0]["state"] == "released"
-    assert "lease lives" in vmmob("vm", "release", "vm1", "--fenced").err
+    assert "lease lives" in vmmob("vm", "release", "vm1", "--fenced", "nve-a").err
+    manager.held = [{**BINDING, "state": "moving"}]
+    assert "goes on" in vmmob("vm", "release", "vm1", "--fenced", "nve-a").out
+    assert "may still run the VM" in " ".join(vmmob("vm", "release", "--help").out.split())
+    assert vmmob("vm", "release", "vm1", "--fenced").code == 2  # whose host, must be said
+
+
+def test_a_frozen_vm_is_thawed(vmmob: Callable[..., Ran], manager: FakeManager):
+    manager.held = [{**BINDING, "state": "frozen"}]
+    assert "frozen" in vmmob("vm", "list").out
+    assert "frozen" in vmmob("show", "bindings").out
+    thawed = vmmob("vm", "release", "vm1")
+    assert thawed.out == "vm1 is thawed: it is serving at nve-a, and NVEs may register it again\n"
+    manager.held = [{**BINDING, "state": "frozen"}]
+    assert vmmob("vm", "release", "vm1", "--json").json["state"] == "serving"
+
+
+# --- comparing ---
+
+
+CHECKS = [
+    (("check",), "3 bindings and redirects compared, ", ", 0 NVEs did not answer"),
+    (("nve", "check"), "1 VMs compared, ", ""),
+]
+
+
+@pytest.mark.parametrize(("command", "before", "after"), CHECKS)
+def test_a_check_that_finds_nothing(
+    vmmob: Callable[..., Ran],
+    manager: FakeManager,
+    nve: FakeNve,
+    command: tuple[str, ...],
+    before: str,
+    after: str,
+):
+    ran = vmmob(*command)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == f"{before}0 differences (0 repaired){after}\n"
+    ran = vmmob(*command, "--json")
+    assert (ran.code, ran.json["drift"]) == (0, [])
+
+
+@pytest.mark.parametrize(("command", "before", "after"), CHECKS)
+def test_a_check_that_finds_a_difference(
+    vmmob: Callable[..., Ran],
+    manager: FakeManager,
+    nve: FakeNve,
+    command: tuple[str, ...],
+    before: str,
+    after: str,
+):
+    drift = [DIFFERENCE, {**DIFFERENCE, "what": "guest", "repaired": False}]
+    for service in (manager, nve):
+        service.compared = {**service.compared, "drift": drift}
+    ran = vmmob(*command)
+    assert (ran.code, ran.err) == (1, "")
+    heading, first, second, last = ran.out.splitlines()
+    assert heading.split() == ["VM", "NVE", "WHAT", "EXPECTED", "FOUND", "REPAIRED"]
+    assert first.split() == ["vm1", "nve-a", "route", "10.1.0.5/32", "dev", "vmt0.0", "none", "yes"]
+    assert second.split()[-1] == "no"
+    assert last == f"{before}2 differences (1 repaired){after}"
+    ran = vmmob(*command, "--json")
+    assert (ran.code, ran.err) == (1, "")
+    assert ran.json["drift"] == drift
+
+
+def test_a_check_that_is_not_answered(vmmob: Callable[..., Ran], manager: FakeManager):
+    manager.compared = {**manager.compared, "unanswered": ["nve-b", "nve-c"]}
+    ran = vmmob("check")
+    assert ran.code == 1
+    assert ran.out.endswith(", 2 NVEs did not answer: nve-b, nve-c\n")
+    assert vmmob("check", "--json").code == 1
+
+
+def test_a_check_that_takes_long_says_so(
+    vmmob: Callable[..., Ran], manager: FakeManager, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vmmobility.cli.comparison.SILENT_S", 0.05)
+    manager.pause_s = 1.5
+    ran = vmmob("check", "--json")
+    assert (ran.code, ran.json["checked"]) == (0, 3)
+    assert ran.err.startswith("asking the NVEs … 0 s\n")
+    ran = vmmob("check", "--timeout", "0.5")
+    assert ran.code == 1
+    assert "error: not ended within 0.5 s\nremedy: ask with a longer --timeout\n" in ran.err
+    assert "1: something differs" in " ".join(vmmob("check", "--help").out.split())
+
+
+# --- alarms ---
+
+
+def test_alarms(vmmob: Callable[..., Ran], manager: FakeManager, nve: FakeNve):
+    for command, service in ((("show", "alarms"), manager), (("nve", "alarms"), nve)):
+        assert vmmob(*command).out == "no alarms\n"
+        service.raised = [ALARM]
+        heading, row = vmmob(*command).out.splitlines()
+        assert heading.split() == ["ALARM", "VM", "NVE", "FOR", "S", "WHAT", "REMEDY"]
+        assert row.split()[:4] == ["binding.frozen", "vm1", "nve-a", "-"]
+        assert vmmob(*command, "--json").json == [ALARM]
+
+
+# --- strict mode ---
+
+
+def test_a_vm_is_onboarded(vmmob: Callable[..., Ran], manager: FakeManager, tmp_path: Path):
+    file = tmp_path / "vm.toml"
+    file.write_text(TOML)
+    assert vmmob("vm", "onboard", file).out == "vm1: onboarded at any NVE\n"
+    ran = vmmob("vm", "onboard", file, "--nve", "nve-a", "--nve", "nve-b")
+    assert ran.out == "vm1: onboarded at nve-a, nve-b\n"
+    heading, row = vmmob("show", "onboarded").out.splitlines()
+    assert heading.split() == ["VM", "MACS", "ADDRESSES", "NVES"]
+    assert row.split() == ["vm1", "52:54:00:00:00:01", "10.1.0.5,", "fd01::5", "nve-a,", "nve-b"]
+    (record,) = vmmob("show", "onboarded", "--json").json
+    assert record["interfaces"] == [
+        {"mac": "52:54:00:00:00:01", "addresses": ["10.1.0.5", "fd01::5"]}
+    ]
+    assert vmmob("vm", "offboard", "vm1").out == "vm1: offboarded\n"
+    assert vmmob("show", "onboarded", "--json").json == []
+    again = vmmob("vm", "offboard", "vm1")
+    assert (again.code, again.out) == (1, "")
+    assert "error: VM vm1 is not onboarded\nremedy: " in again.err
+
+
+@pytest.mark.usefixtures("manager")
+def test_a_vm_that_cannot_be_onboarded(vmmob: Callable[..., Ran], tmp_path: Path):
+    file = tmp_path / "vm.toml"
+    file.write_text('vm_id = "vm1"')
+    assert "at least one [[interface]]" in vmmob("vm", "onboard", file).err
+    file.write_text(TOML)
+    assert "no NVE nowhere" in vmmob("vm", "onboard", file, "--nve", "nowhere").err
+    assert "no NVE-ID" in vmmob("vm", "onboard", file, "--nve", "a b").err
+    assert "no VNI" in vmmob("vm", "onboard", _with(file, 'vni = "x"')).err
+    assert "cannot be read" in vmmob("vm", "onboard", tmp_path / "none").err
+
+
+def _with(file: Path, line: str) -> Path:
+    file.write_text(f"{line}\n{file.read_text()}")
+    return file
+
+
+# --- guests of other hands ---
+
+
+def test_a_guest_is_expected_and_forgotten(vmmob: Callable[..., Ran], nve: FakeNve, tmp_path: Path):
+    file = tmp_path / "vm.toml"
+    file.write_text(TOML)
+    refused = vmmob("nve", "expect", file)
+    assert refused.code == 1
+    assert "vmmob nve start" in refused.err
+    file.write_text(TOML.replace('"qemu"', '"external"'))
+    heading, row = vmmob("nve", "expect", file).out.splitlines()
+    assert heading.split() == ["VM", "PHASE", "PORTS"]
+    assert row.split() == ["vm1", "expected", "vmt0.0"]
+    assert vmmob("nve", "expect", file, "--json").json["ports"] == ["vmt0.0"]
+    assert vmmob("nve", "list").out.splitlines()[1].split()[:2] == ["vm1", "expected"]
+    assert vmmob("nve", "forget", "vm1").out == "vm1: expected no longer\n"
+    assert vmmob("nve", "forget", "vm1").code == 1
+    vmmob("nve", "expect", file)
+    assert vmmob("nve", "forget", "vm1", "--json").json["vm"] == "vm1"

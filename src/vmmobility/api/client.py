@@ -51,6 +51,17 @@ class _Client:
         answer: Json = self._ask("GET", "/v1/status")
         return answer
 
+    def check(self, timeout_s: float) -> Json:
+        """Compare everything with everything; raises Unavailable if it takes longer than that."""
+        answer: Json = self._ask(
+            "POST", f"/v1/check?timeout={timeout_s:g}", timeout_s=ANSWER_S + timeout_s
+        )
+        return answer
+
+    def alarms(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/alarms")
+        return answer
+
     def _ask(
         self, method: str, path: str, *, json: Json | None = None, timeout_s: float = ANSWER_S
     ) -> Any:
@@ -94,8 +105,12 @@ class _Client:
         return Unavailable(f"{self._path}: nobody listens there", start)
 
 
+def _quoted(name: object) -> str:
+    return quote(str(name), safe="")
+
+
 def _vm_path(vm: VmKey, under: str, action: str = "") -> str:
-    return f"/v1/{under}/{quote(vm.vm_id, safe='')}{action}?vni={vm.vni}"
+    return f"/v1/{under}/{_quoted(vm.vm_id)}{action}?vni={vm.vni}"
 
 
 class ManagerClient(_Client):
@@ -112,9 +127,24 @@ class ManagerClient(_Client):
         answer: Json = self._ask("GET", _vm_path(vm, "bindings"))
         return answer
 
-    def release(self, vm: VmKey) -> Json:
-        """Only when the host that had the VM is fenced: any NVE may start it from now on."""
-        answer: Json = self._ask("POST", _vm_path(vm, "bindings", "/release"))
+    def release(self, vm: VmKey, fenced: str = "") -> Json:
+        """Thaw a frozen binding.  fenced: only when that NVE's host is: any NVE may start the VM
+        from now on."""
+        path = _vm_path(vm, "bindings", "/release")
+        answer: Json = self._ask("POST", f"{path}&fenced={_quoted(fenced)}" if fenced else path)
+        return answer
+
+    def onboarded(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/onboarded")
+        return answer
+
+    def onboard(self, vm: Json) -> Json:
+        """vm: {"vm_id","vni","interfaces","nves"}."""
+        answer: Json = self._ask("PUT", f"/v1/onboarded/{_quoted(vm['vm_id'])}", json=vm)
+        return answer
+
+    def offboard(self, vm: VmKey) -> Json:
+        answer: Json = self._ask("DELETE", _vm_path(vm, "onboarded"))
         return answer
 
     def vms(self) -> list[Json]:
@@ -135,7 +165,7 @@ class ManagerClient(_Client):
 
     def move(self, id: str, wait_s: float | None = None) -> Json:
         """With wait_s: the answer comes when the move has ended, or after so many seconds."""
-        path = f"/v1/moves/{quote(id, safe='')}"
+        path = f"/v1/moves/{_quoted(id)}"
         if wait_s is None:
             answer: Json = self._ask("GET", path)
         else:
@@ -145,6 +175,10 @@ class ManagerClient(_Client):
     def start_move(self, vm: VmKey, to: str) -> Json:
         body = {"vm": vm.vm_id, "vni": vm.vni, "to": to}
         answer: Json = self._ask("POST", "/v1/moves", json=body)
+        return answer
+
+    def abort_move(self, id: str) -> Json:
+        answer: Json = self._ask("POST", f"/v1/moves/{_quoted(id)}/abort")
         return answer
 
 
@@ -159,10 +193,19 @@ class NveClient(_Client):
         return answer
 
     def start_vm(self, definition: Json) -> Json:
-        path = f"/v1/vms/{quote(str(definition.get('vm_id', '')), safe='')}"
+        path = f"/v1/vms/{_quoted(definition.get('vm_id', ''))}"
         answer: Json = self._ask("PUT", path, json=definition, timeout_s=START_S)
         return answer
 
     def stop_vm(self, vm: VmKey) -> Json:
         answer: Json = self._ask("DELETE", _vm_path(vm, "vms"), timeout_s=START_S)
+        return answer
+
+    def expect_vm(self, definition: Json) -> Json:
+        path = f"/v1/expected/{_quoted(definition.get('vm_id', ''))}"
+        answer: Json = self._ask("PUT", path, json=definition, timeout_s=START_S)
+        return answer
+
+    def unexpect_vm(self, vm: VmKey) -> Json:
+        answer: Json = self._ask("DELETE", _vm_path(vm, "expected"), timeout_s=START_S)
         return answer

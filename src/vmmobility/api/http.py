@@ -24,6 +24,7 @@ from vmmobility.wire.values import VmKey
 MAX_BODY = 1 << 20  # octets
 MAX_VNI = (1 << 24) - 1
 MAX_WAIT_S = 3600.0
+CHECK_S = 60.0  # how long a check may take, unless the asker says otherwise
 
 
 def application(routes: Sequence[BaseRoute]) -> Starlette:
@@ -89,9 +90,17 @@ def vm_of(request: Request) -> VmKey:
     return vm_key(request.path_params["vm"], int(text))
 
 
-def wait_of(request: Request) -> float | None:
-    """The seconds of `?wait=`, or None.  Raises BadRequest."""
-    text = request.query_params.get("wait")
+def name_of(value: object, key: str, remedy: str) -> str:
+    """A node's name.  Raises BadRequest."""
+    try:
+        return check_name(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise BadRequest(f"{key}: no NVE-ID: {error}", remedy) from None
+
+
+def seconds_of(request: Request, key: str) -> float | None:
+    """The seconds of `?KEY=`, or None.  Raises BadRequest."""
+    text = request.query_params.get(key)
     if text is None:
         return None
     try:

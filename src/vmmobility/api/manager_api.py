@@ -10,7 +10,6 @@ from starlette.routing import Route
 from vmmobility.api import http
 from vmmobility.api.errors import BadRequest, NotFound
 from vmmobility.api.service import Json, ManagerService
-from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import VmKey
 
 
@@ -28,7 +27,39 @@ class _Routes:
         return JSONResponse(self._binding(http.vm_of(request)))
 
     async def release(self, request: Request) -> Response:
-        return JSONResponse(await self._service.release(http.vm_of(request)))
+        """`?fenced=NVE`: the operator's word that this NVE's host is fenced."""
+        fenced = request.query_params.get("fenced")
+        if fenced is not None:
+            http.name_of(fenced, "fenced", "name the NVE whose host is fenced")
+        return JSONResponse(await self._service.release(http.vm_of(request), fenced or ""))
+
+    async def onboarded(self, _: Request) -> Response:
+        return JSONResponse(self._service.onboarded())
+
+    async def onboard(self, request: Request) -> Response:
+        body = await http.body(request)
+        _only(body, "vm_id", "vni", "interfaces", "nves")
+        vm = http.vm_key(body.get("vm_id"), body.get("vni", 0))
+        if vm.vm_id != request.path_params["vm"]:
+            raise BadRequest(
+                f"the path names VM {request.path_params['vm']}, the body {vm.vm_id}",
+                "send a VM to its own path",
+            )
+        nves = body.get("nves", [])
+        if not isinstance(nves, list):
+            raise BadRequest("nves: no list", 'send ["NVE", …], or [] for any NVE')
+        names = [http.name_of(nve, "nves", "name NVEs as in `vmmob show nves`") for nve in nves]
+        return JSONResponse(await self._service.onboard(vm, body.get("interfaces"), names))
+
+    async def offboard(self, request: Request) -> Response:
+        return JSONResponse(await self._service.offboard(http.vm_of(request)))
+
+    async def check(self, request: Request) -> Response:
+        limit_s = http.seconds_of(request, "timeout")
+        return JSONResponse(await self._service.check(http.CHECK_S if limit_s is None else limit_s))
+
+    async def alarms(self, _: Request) -> Response:
+        return JSONResponse(self._service.alarms())
 
     async def vms(self, _: Request) -> Response:
         moves = self._last_moves()
@@ -46,7 +77,7 @@ class _Routes:
 
     async def move(self, request: Request) -> Response:
         id = request.path_params["id"]
-        seconds = http.wait_of(request)
+        seconds = http.seconds_of(request, "wait")
         if seconds is None:
             move = self._service.move(id)
         else:
@@ -57,16 +88,13 @@ class _Routes:
 
     async def start_move(self, request: Request) -> Response:
         body = await http.body(request)
-        unknown = sorted(set(body) - {"vm", "vni", "to"})
-        if unknown:
-            raise BadRequest(f"unknown key {unknown[0]!r}", "send vm, vni and to")
+        _only(body, "vm", "vni", "to")
         vm = http.vm_key(body.get("vm"), body.get("vni", 0))
-        to = body.get("to")
-        try:
-            check_name(to if isinstance(to, str) else "")
-        except ValueError as error:
-            raise BadRequest(f"to: no NVE-ID: {error}", "give the destination's name") from None
-        return JSONResponse(await self._service.start_move(vm, str(to)), 202)
+        to = http.name_of(body.get("to"), "to", "give the destination's name")
+        return JSONResponse(await self._service.start_move(vm, to), 202)
+
+    async def abort_move(self, request: Request) -> Response:
+        return JSONResponse(await self._service.abort_move(request.path_params["id"]), 202)
 
     def _binding(self, vm: VmKey) -> Json:
         binding = self._service.binding(vm)
@@ -80,6 +108,13 @@ class _Routes:
     @staticmethod
     def _vm(binding: Json, moves: dict[tuple[int, str], Json]) -> Json:
         return {**binding, "move": moves.get((binding["vni"], binding["vm"]))}
+
+
+def _only(body: Json, *known: str) -> None:
+    unknown = sorted(set(body) - set(known))
+    if unknown:
+        listed = f"{', '.join(known[:-1])} and {known[-1]}"
+        raise BadRequest(f"unknown key {unknown[0]!r}", f"send {listed}")
 
 
 def manager_api(service: ManagerService) -> Starlette:
@@ -96,5 +131,11 @@ def manager_api(service: ManagerService) -> Starlette:
             Route("/v1/moves", routes.moves, methods=["GET"]),
             Route("/v1/moves", routes.start_move, methods=["POST"]),
             Route("/v1/moves/{id}", routes.move, methods=["GET"]),
+            Route("/v1/moves/{id}/abort", routes.abort_move, methods=["POST"]),
+            Route("/v1/onboarded", routes.onboarded, methods=["GET"]),
+            Route("/v1/onboarded/{vm}", routes.onboard, methods=["PUT"]),
+            Route("/v1/onboarded/{vm}", routes.offboard, methods=["DELETE"]),
+            Route("/v1/check", routes.check, methods=["POST"]),
+            Route("/v1/alarms", routes.alarms, methods=["GET"]),
         ]
     )

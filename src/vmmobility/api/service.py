@@ -22,8 +22,21 @@ class ManagerService(Protocol):
 
     def binding(self, vm: VmKey) -> Json | None: ...
 
-    async def release(self, vm: VmKey) -> Json:
-        """The binding of a VM whose host is fenced, once it is durable that any NVE may have it."""
+    async def release(self, vm: VmKey, fenced: str) -> Json:
+        """The binding, once it is durable that it is thawed; or, with `fenced`, that people have
+        said that this NVE's host is fenced: any NVE may have the VM then."""
+
+    def onboarded(self) -> list[Json]: ...
+
+    async def onboard(self, vm: VmKey, interfaces: object, nves: list[str]) -> Json:
+        """What is on record of the VM, durable.  interfaces: as in a definition, unchecked."""
+
+    async def offboard(self, vm: VmKey) -> Json: ...
+
+    async def check(self, limit_s: float) -> Json:
+        """Compare bindings and redirects with every NVE (docs/architecture.md, API)."""
+
+    def alarms(self) -> list[Json]: ...
 
     def nves(self) -> list[Json]: ...
 
@@ -34,6 +47,9 @@ class ManagerService(Protocol):
 
     async def start_move(self, vm: VmKey, to: str) -> Json:
         """The new move, once it is durable."""
+
+    async def abort_move(self, id: str) -> Json:
+        """The move, once it is durable that it is being given up."""
 
     async def wait_move(self, id: str, seconds: float) -> Json | None:
         """The move once it has ended (`ok` is not null), or as it is after so many seconds."""
@@ -55,3 +71,13 @@ class NveService(Protocol):
 
     async def stop_vm(self, vm: VmKey) -> Json:
         """End the guest and deregister; the VM as it was left."""
+
+    async def expect_vm(self, definition: Json) -> Json:
+        """Let a guest that other hands run (kind "external") arrive here; the VM with its ports."""
+
+    async def unexpect_vm(self, vm: VmKey) -> Json: ...
+
+    async def check(self, limit_s: float) -> Json:
+        """Compare the list, the kernel and the hypervisors."""
+
+    def alarms(self) -> list[Json]: ...

@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from vmmobility import __version__
+from vmmobility.cli.check import check
 from vmmobility.cli.config import config
 from vmmobility.cli.key import key
 from vmmobility.cli.manager import manager
@@ -73,16 +74,16 @@ def vmmob() -> None:
     """Move running virtual machines between routed racks without changing their IP addresses."""
 
 
-for command in (config, key, manager, move, nve, show, vm):
+for command in (check, config, key, manager, move, nve, show, vm):
     vmmob.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 an error (told on standard error), 2 wrong usage."""
     try:
-        vmmob.main(args=arguments, prog_name="vmmob", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
+        # Commands return nothing; what click returns is the code with which one has exited.
+        code = vmmob.main(args=arguments, prog_name="vmmob", standalone_mode=False)
+        sys.exit(code or 0)
     except click.Abort:
         _fail("interrupted", "", 130)
     except click.ClickException as error:
@@ -104,7 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             f"a fault of vmmob itself: {type(error).__name__}: {error}",
             "report it, with what VMMOB_TRACEBACK=1 shows",
         )
-    sys.exit(0)
 
 
 def _fail(message: str, remedy: str, code: int = 1) -> NoReturn:

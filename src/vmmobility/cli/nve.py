@@ -1,12 +1,13 @@
-"""`vmmob nve start|stop|list|status`: this host's VMs.  Speaks to the NVE's API alone.
+"""`vmmob nve start|stop|expect|forget|list|check|alarms|status`: this host's VMs.
+
+Speaks to the NVE's API alone.
 
 `run` and `flush`, which do the daemon's own work, are in run.py and join this group here.
 """
 
 from __future__ import annotations
 
-import json
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ import click
 
 from vmmobility.api.client import NveClient
 from vmmobility.cli import output
+from vmmobility.cli.alarms import print_alarms
+from vmmobility.cli.comparison import patience, print_comparison, timeout_option
+from vmmobility.cli.definition_file import read_definition
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, nve_socket, vni_option
 from vmmobility.cli.run import nve_flush, nve_run
-from vmmobility.errors import ConfigError
 from vmmobility.wire.values import VmKey
+
+
+def _phase(row: Mapping[str, Any]) -> str:
+    """A VM that other hands may bring here at any time is in no phase until they do."""
+    return "expected" if row["expected"] and row["phase"] == "none" else str(row["phase"])
 
 
 @click.group()
@@ -27,32 +35,6 @@ def nve() -> None:
 
 nve.add_command(nve_run)
 nve.add_command(nve_flush)
-
-
-def read_definition(path: Path) -> dict[str, Any]:
-    """A VM definition as the API's JSON body.  Raises ConfigError if the file is no TOML or JSON.
-
-    In TOML an interface is an [[interface]]; what a definition must hold is the NVE's to say.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}", "name a VM definition"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise ConfigError(f"{path}: no {kind}: {error}", "correct that line") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: no JSON object", "write {…}")
-    if "interface" in value and "interfaces" not in value:
-        value["interfaces"] = value.pop("interface")
-    if not isinstance(value.get("vm_id"), str) or not value["vm_id"]:
-        raise ConfigError(f"{path}: vm_id: is missing or no text", 'add vm_id = "NAME"')
-    # A TOML date is no JSON; the NVE then says what is wrong with its text.
-    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
-    return plain
 
 
 @nve.command()
@@ -86,11 +68,53 @@ def stop(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) -> 
         click.echo(f"{vm}: stopped")
 
 
+@nve.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@nve_socket
+@output.as_json
+def expect(file: Path, socket_path: Path, json_output: bool) -> None:
+    """Expect the guest that FILE (TOML, or JSON; kind "external") defines.
+
+    Other hands run it: virsh, or QEMU by hand.  Its taps are made, for QEMU to open (`script=no`,
+    one an interface, in FILE's order); once the guest runs here it is registered by itself.
+    """
+    definition = read_definition(file)
+    with NveClient(socket_path) as client:
+        expected = client.expect_vm(definition)
+    if json_output:
+        output.print_json(expected)
+    else:
+        output.print_table(
+            [expected],
+            [
+                ("VM", output.vm_name),
+                ("PHASE", _phase),
+                ("PORTS", lambda row: row["ports"]),
+            ],
+        )
+
+
+@nve.command()
+@click.argument("name", metavar="VM", type=VM_NAME)
+@vni_option
+@nve_socket
+@output.as_json
+def forget(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) -> None:
+    """Expect the VM here no longer.  One that runs here runs on until it ends or leaves."""
+    vm = chosen_vm(name, vni)
+    with NveClient(socket_path) as client:
+        forgotten = client.unexpect_vm(vm)
+    if json_output:
+        output.print_json(forgotten)
+    else:
+        click.echo(f"{vm}: expected no longer")
+
+
 @nve.command("list")
 @nve_socket
 @output.as_json
 def list_vms(socket_path: Path, json_output: bool) -> None:
-    """List the VMs here: local, redirected and prepared ones, with their traffic."""
+    """List the VMs here: local, redirected, prepared and expected ones, with their traffic."""
     with NveClient(socket_path) as client:
         rows = client.vms()
     if json_output:
@@ -100,10 +124,11 @@ def list_vms(socket_path: Path, json_output: bool) -> None:
         rows,
         [
             ("VM", output.vm_name),
-            ("PHASE", lambda row: row["phase"]),
+            ("PHASE", _phase),
             ("EPOCH", lambda row: row["epoch"]),
             ("FORWARDING", lambda row: row["forwarding"]),
             ("TARGET", lambda row: row["target"]),
+            ("PORTS", lambda row: row["ports"]),
             ("TRAFFIC", lambda row: row["traffic"]),
         ],
     )
@@ -117,3 +142,28 @@ def status(socket_path: Path, json_output: bool) -> None:
     with NveClient(socket_path) as client:
         found = client.status()
     output.print_json(found) if json_output else output.print_fields(found)
+
+
+@nve.command()
+@timeout_option
+@nve_socket
+@output.as_json
+def check(timeout_s: float, socket_path: Path, json_output: bool) -> None:
+    """Compare this NVE's list with its kernel and its guests.
+
+    What differs is listed and, where that is safe, repaired.  Exit code 0: nothing differs; 1:
+    something does, or the NVE could not be asked; 2: wrong usage.
+    """
+    with NveClient(socket_path) as client, patience("comparing"):
+        found = client.check(timeout_s)
+    print_comparison(found, "VMs", as_json=json_output)
+
+
+@nve.command()
+@nve_socket
+@output.as_json
+def alarms(socket_path: Path, json_output: bool) -> None:
+    """What wants a person at this NVE now."""
+    with NveClient(socket_path) as client:
+        rows = client.alarms()
+    print_alarms(rows, as_json=json_output)

@@ -1,4 +1,7 @@
-"""`vmmob show bindings|nves|moves`: the manager's tables.  Speaks to the manager's API alone."""
+"""`vmmob show bindings|nves|moves|onboarded|alarms`: the manager's tables.
+
+Speaks to the manager's API alone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
+from vmmobility.cli.alarms import print_alarms
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import manager_socket
 
@@ -24,7 +28,14 @@ NVES: list[Column] = [
     ("NVE", lambda row: row["nve"]),
     ("ADDRESSES", lambda row: row["addresses"]),
     ("LAST HEARD S", lambda row: "never" if row["last_heard_s"] is None else row["last_heard_s"]),
+    ("PROVEN", lambda row: row["proven"]),
     ("VMS", lambda row: row["vms"]),
+]
+ONBOARDED: list[Column] = [
+    ("VM", output.vm_name),
+    ("MACS", lambda row: [interface["mac"] for interface in row["interfaces"]]),
+    ("ADDRESSES", output.addresses),
+    ("NVES", lambda row: row["nves"] or "any"),
 ]
 MOVES: list[Column] = [
     ("MOVE", lambda row: row["id"]),
@@ -56,7 +67,10 @@ def bindings(socket_path: Path, json_output: bool) -> None:
 @manager_socket
 @output.as_json
 def nves(socket_path: Path, json_output: bool) -> None:
-    """The NVEs that the manager knows, and when it last heard them since its start."""
+    """The NVEs that the manager knows, and when it last heard them since its start.
+
+    One that is not proven is not listened to until it has answered a challenge.
+    """
     with ManagerClient(socket_path) as client:
         rows = client.nves()
     output.print_json(rows) if json_output else output.print_table(rows, NVES)
@@ -70,3 +84,23 @@ def moves(socket_path: Path, json_output: bool) -> None:
     with ManagerClient(socket_path) as client:
         rows = client.moves()
     output.print_json(rows) if json_output else output.print_table(rows, MOVES)
+
+
+@show.command()
+@manager_socket
+@output.as_json
+def onboarded(socket_path: Path, json_output: bool) -> None:
+    """The VMs on record for strict mode: their MACs and addresses, and where they may be."""
+    with ManagerClient(socket_path) as client:
+        rows = client.onboarded()
+    output.print_json(rows) if json_output else output.print_table(rows, ONBOARDED)
+
+
+@show.command()
+@manager_socket
+@output.as_json
+def alarms(socket_path: Path, json_output: bool) -> None:
+    """What wants a person now.  An NVE has its own: `vmmob nve alarms`."""
+    with ManagerClient(socket_path) as client:
+        rows = client.alarms()
+    print_alarms(rows, as_json=json_output)

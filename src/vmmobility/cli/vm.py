@@ -1,4 +1,7 @@
-"""`vmmob vm list|show|release`: the VMs that the manager knows.  Speaks to its API alone."""
+"""`vmmob vm list|show|release|onboard|offboard`: the VMs that the manager knows.
+
+Speaks to the manager's API alone.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
+from vmmobility.cli.definition_file import read_definition
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
-from vmmobility.errors import VmMobilityError
 from vmmobility.wire.values import VmKey
 
 
@@ -87,29 +90,79 @@ def show_vm(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) 
 @vm.command("release")
 @click.argument("name", metavar="VM", type=VM_NAME)
 @click.option(
-    "--fenced", is_flag=True, help="Your word that the host that had the VM runs it no more."
+    "--fenced",
+    metavar="NVE",
+    help="Your word that the host of this NVE, which has the VM, runs it no more.",
 )
 @vni_option
 @manager_socket
 @output.as_json
 def release_vm(
-    name: VmKey, fenced: bool, vni: int | None, socket_path: Path, json_output: bool
+    name: VmKey, fenced: str | None, vni: int | None, socket_path: Path, json_output: bool
 ) -> None:
-    """Let another NVE start a VM whose host is dead.
+    """Thaw a frozen VM; or, with --fenced, let another NVE start one whose host is dead.
 
-    Its binding must have expired, and its host must be fenced (powered off, or cut off from every
-    network and disk): a host that does not answer may still run the VM.
+    A VM is frozen when NVEs take it from each other again and again (`vmmob show alarms`): end the
+    copy that should not be, then release it.
+
+    --fenced NVE: the binding must have expired (or a move wait for that NVE), and the host must be
+    fenced, that is powered off, or cut off from every network and disk.  A host that does not
+    answer may still run the VM, and a second copy would then run beside it.  Naming the NVE is
+    your word for it; nothing checks it.
     """
     chosen = chosen_vm(name, vni)
-    if not fenced:
-        raise VmMobilityError(
-            f"VM {name} is not released: a host that does not answer may still run it, "
-            "and a second copy would then run beside it",
-            "power its host off, or else make sure that it runs no more; then add --fenced",
-        )
     with ManagerClient(socket_path) as client:
-        released = client.release(chosen)
+        released = client.release(chosen, fenced or "")
     if json_output:
         output.print_json(released)
-        return
-    click.echo(f"{output.vm_name(released)} is released from {released['nve']}: start it elsewhere")
+    elif not fenced:
+        click.echo(
+            f"{output.vm_name(released)} is thawed: it is {released['state']} at "
+            f"{released['nve']}, and NVEs may register it again"
+        )
+    elif released["state"] == "released":
+        click.echo(f"{output.vm_name(released)} is released from {fenced}: start it elsewhere")
+    else:
+        click.echo(
+            f"{output.vm_name(released)}: the move that waits for {fenced} goes on; "
+            "see `vmmob show moves`"
+        )
+
+
+@vm.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--nve", "nves", multiple=True, metavar="NVE", help="Where it may be; any NVE unless given."
+)
+@manager_socket
+@output.as_json
+def onboard(file: Path, nves: tuple[str, ...], socket_path: Path, json_output: bool) -> None:
+    """Put the VM that FILE (as for `vmmob nve start`) defines on record, or replace its record.
+
+    A manager in strict mode lets no other VM register, nor one with other MACs or addresses.
+    """
+    definition = read_definition(file)
+    record = {key: definition.get(key) for key in ("vm_id", "interfaces")}
+    with ManagerClient(socket_path) as client:
+        recorded = client.onboard({**record, "vni": definition.get("vni", 0), "nves": list(nves)})
+    if json_output:
+        output.print_json(recorded)
+    else:
+        where = ", ".join(recorded["nves"]) or "any NVE"
+        click.echo(f"{output.vm_name(recorded)}: onboarded at {where}")
+
+
+@vm.command()
+@click.argument("name", metavar="VM", type=VM_NAME)
+@vni_option
+@manager_socket
+@output.as_json
+def offboard(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) -> None:
+    """Take a VM off the record.  One that runs runs on; in strict mode it cannot register anew."""
+    vm = chosen_vm(name, vni)
+    with ManagerClient(socket_path) as client:
+        gone = client.offboard(vm)
+    if json_output:
+        output.print_json(gone)
+    else:
+        click.echo(f"{vm}: offboarded")
