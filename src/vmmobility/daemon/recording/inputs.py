@@ -1,0 +1,70 @@
+"""What an engine is told, and what it is only asked: the one list that recorder and replay follow.
+
+An input changes an engine and is recorded; a question does not and is not.  A test fails when an
+engine gains a public name that stands in neither list.  Rests on the engines.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vmmobility.engine.channel import Peer
+from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.nve import NveEngine, NveSettings
+from vmmobility.wire.registry import Role
+
+Engine = ManagerEngine | NveEngine
+
+FLUSH = "flush"  # an input with an answer: the outputs
+SET_SECRETS = "set_secrets"  # the channel's, when keys turn over
+_BOTH = ("started", "datagram_received", "timer", "persisted", "persist_failed", "check")
+INPUTS: dict[Role, tuple[str, ...]] = {
+    Role.MANAGER: (*_BOTH, "start_move", "abort_move", "release", "onboard", "offboard"),
+    Role.NVE: (
+        *_BOTH,
+        "start_vm",
+        "stop_vm",
+        "expect_vm",
+        "unexpect_vm",
+        "data_plane_applied",
+        "audited",
+        "order_done",
+        "guest_report",
+        "traffic",
+        "traffic_counted",
+    ),
+}
+QUESTIONS: dict[Role, tuple[str, ...]] = {
+    Role.MANAGER: ("next_timer", "onboarded"),
+    Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions"),
+}
+ENGINES: dict[Role, type[Engine]] = {Role.MANAGER: ManagerEngine, Role.NVE: NveEngine}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that an engine is made from, but for its randomness.  now: monotonic seconds."""
+
+    role: Role
+    settings: ManagerSettings | NveSettings
+    peers: Sequence[Peer]
+    state: Mapping[str, Any]
+    boot: int
+    now: float
+
+    @property
+    def node_id(self) -> str:
+        settings = self.settings
+        return settings.node_id if isinstance(settings, ManagerSettings) else settings.own.nve_id
+
+    def make(self, randomness: random.Random) -> Engine:
+        """The engine as it began.  Raises ValueError if settings and role differ."""
+        settings = self.settings
+        if self.role is Role.MANAGER and isinstance(settings, ManagerSettings):
+            return ManagerEngine(settings, self.peers, self.state, self.boot, randomness, self.now)
+        if self.role is Role.NVE and isinstance(settings, NveSettings):
+            return NveEngine(settings, self.peers, self.state, self.boot, randomness)
+        raise ValueError(f"{type(settings).__name__} are no settings of {self.role.name}")
