@@ -4,6 +4,8 @@ A World has a manager and NVEs.  Time is a number that jumps from event to event
 chance (loss, repetition, delay) comes from one seed, so a run repeats itself exactly.  A node's
 *daemon* can crash and restart from what was persisted, its machine can lose power; `interrupt`
 is asked before each output is carried out, so a campaign can crash a node between any two.
+The nodes know each other from an earlier life, unless they are `strangers` or their disks are
+cleared: then they challenge each other first, as nodes do that have no record of a peer.
 
 After every event safety.py looks at all nodes.  Not here: the scenario language (conversation.py).
 """
@@ -21,6 +23,7 @@ from typing import Any
 from tests.engine import safety
 from tests.engine.fakes import Guest, Hypervisor, Kernel, Life, Pace
 from vmmobility.engine.binding_update_list import make_nve
+from vmmobility.engine.challenge import next_boot
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
 from vmmobility.engine.nve import NveEngine, NveSettings
@@ -42,6 +45,7 @@ from vmmobility.wire.registry import UDP_PORT, Role
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 MANAGER = "manager"
+EARLIER = 1  # the boot of each node's earlier life
 COUNT_S = 1.0  # the pump counts redirected traffic so often
 
 
@@ -94,6 +98,7 @@ class World:
         pace: Pace | None = None,
         manager_settings: dict[str, Any] | None = None,
         nve_settings: dict[str, Any] | None = None,
+        strangers: bool = False,
     ) -> None:
         self.now = 0.0
         self.chance = random.Random(seed)
@@ -124,6 +129,8 @@ class World:
         for index, name in enumerate(nves, 1):
             self._add(name, index, Role.NVE)
         self._add(MANAGER, 99, Role.MANAGER)
+        if not strangers:
+            self._acquaint()
         self.by_address = {a: n for n in self.nodes.values() for a in n.nve.locators}
         for node in self.nodes.values():
             self.restart(node.node_id)
@@ -144,6 +151,14 @@ class World:
                 self.pace,
                 self.touched,
             )
+
+    def _acquaint(self) -> None:
+        """What is durable after an earlier life in which each pair has spoken."""
+        for node in self.nodes.values():
+            node.disk["boot"] = EARLIER
+            others = list(self.nodes) if node.role is Role.MANAGER else [MANAGER]
+            for other in others:
+                node.disk[f"mark/{other}"] = [EARLIER, 0]
 
     def _waiting_guest(self, address: str, port: int) -> Guest | None:
         node = self.by_address[ip_address(address)]
@@ -235,14 +250,14 @@ class World:
         node = self.nodes[name]
         self.crash(name)
         node.disk.clear()
-        node.boot = 0
 
     def restart(self, name: str) -> None:
-        """A new daemon on what the disk holds, its boot number one higher and durable."""
+        """A new daemon on what the disk holds, its boot number higher and durable."""
         node = self.nodes[name]
         if node.engine is not None:
             self.crash(name)
-        node.boot = max(node.boot, node.disk.get("boot", 0)) + 1
+        chance = random.Random(f"{name}/boot/{node.starts}")
+        node.boot = node.disk["boot"] = next_boot(node.disk.get("boot", 0), chance)
         node.synced = 0.0
         node.counting = False
         self._make_engine(node)

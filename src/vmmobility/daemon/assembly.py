@@ -20,6 +20,7 @@ from vmmobility.daemon.config import Peer as PeerConfig
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.keys import load_keys, role_text
+from vmmobility.engine.challenge import next_boot
 from vmmobility.engine.channel import Channel, Peer
 from vmmobility.engine.outputs import Endpoint
 from vmmobility.errors import ConfigError
@@ -32,13 +33,13 @@ ServeApi = Callable[[Any, Path], AbstractAsyncContextManager[None]]
 def open_store(state_dir: Path) -> tuple[Journal, dict[str, Any], int]:
     """The daemon's journal, what it held, and this start's boot number, already durable.
 
-    design: boots are in order, so the number is above every stored one; the clock only keeps a
-    node that has lost its state above its own past.
+    design: boots are in order, so the number is above every stored one.  No clock is asked: a node
+    that has lost its state hears from its peers above which boot it must speak (challenge.py).
     """
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     journal = Journal.open(state_dir)
     state = journal.load()
-    boot = max(int(state.get("boot", 0)) + 1, time.time_ns())
+    boot = next_boot(int(state.get("boot", 0)), make_jitter())
     journal.append([("boot", boot)])
     return journal, state, boot
 

@@ -1,20 +1,24 @@
 """The message channel of a node: everything between datagrams and whole, authentic messages.
 
-Incoming: length, seal, replay, decoding, parts, rights of the sender's role, the reply cache.
+Incoming: length, seal, replay, challenges, decoding, parts, rights of the sender's role, the reply
+cache.
 Outgoing: cutting into parts, sealing, retransmission with back-off, matching replies.
 Every drop is counted by reason (docs/protocol.md, Drops).
 
-Not here: what messages mean (manager.py, nve.py), sockets (daemon/endpoint.py).
+Not here: what messages mean (manager.py, nve.py), nonces and own boots (challenge.py), sockets
+(daemon/endpoint.py).
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from vmmobility.engine.challenge import Challenges, OwnMarks
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Send
+from vmmobility.engine.peer import Arrival, Peer, Received
 from vmmobility.engine.replay import ReplayWindow
 from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
@@ -24,54 +28,15 @@ from vmmobility.wire.message import (
     UnsupportedVersion,
     decode_part,
     encode_parts,
-    join_parts,
 )
 from vmmobility.wire.options import Option, Reason, Supported, UnsupportedOption
 from vmmobility.wire.registry import MAX_DATAGRAM, VERSION, Kind, Purpose, Role, Status
 from vmmobility.wire.values import Address
 
+__all__ = ["Channel", "Peer", "Received", "Retransmission"]
+
 PURPOSES = frozenset(int(purpose) for purpose in Purpose)
-REPLY_CACHE = 512  # replies a peer
-ASSEMBLIES = 32  # messages in parts under way a peer
-ASSEMBLY_S = 10.0  # how long parts wait for the others
-
-
-@dataclass(slots=True)
-class Peer:
-    """A node that may speak to this one.
-
-    signing: the key-ID that outgoing messages use
-    replies: (boot, sequence) of its requests -> the reply; None while it is being worked on
-    """
-
-    node_id: str
-    role: Role
-    endpoints: tuple[Endpoint, ...]
-    secrets: dict[int, bytes]
-    signing: int
-    window: ReplayWindow = field(default_factory=ReplayWindow)
-    replies: OrderedDict[tuple[int, int], Message | None] = field(default_factory=OrderedDict)
-    assemblies: OrderedDict[tuple[int, int, int], Assembly] = field(default_factory=OrderedDict)
-    last_heard: float | None = None
-
-
-@dataclass(slots=True)
-class Assembly:
-    """The parts so far of one message."""
-
-    since: float
-    parts: dict[int, Part] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A whole, authentic message: from whom, at which endpoint, and where it was asked."""
-
-    peer: Peer
-    message: Message
-    boot: int
-    source: Endpoint
-    local: Address | None
+STRANGE = ("unproven", "old-boot")  # of such a sender nothing is believed but an answered challenge
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +65,7 @@ class Channel:
     rights:  (kind, purpose) -> roles that may send it here; anything else is refused
     jitter:  a random.Random of the caller's (randomness is an argument)
     boot:    this start's boot number, durable before the first datagram, above all before
+             (it rises further towards a peer that knows a higher one)
     """
 
     def __init__(
@@ -113,17 +79,27 @@ class Channel:
         retransmission: Retransmission,
     ) -> None:
         self.node_id = node_id
-        self.boot = boot
         self.peers = {peer.node_id: peer for peer in peers}
         self.drops: Counter[str] = Counter()
         self._rights = rights
         self._outbox = outbox
         self._jitter = jitter
         self._retransmission = retransmission
-        self._counters: Counter[str] = Counter()
+        self._own = OwnMarks(boot, outbox, jitter)
+        self._challenges = Challenges(self._own, jitter, retransmission.first_s)
         self._sequence = jitter.getrandbits(32)
         self._outstanding: dict[int, Outstanding] = {}
         self._by_subject: dict[object, int] = {}
+
+    @property
+    def boot(self) -> int:
+        return self._own.boot
+
+    def start(self, now: float) -> None:
+        """After a (re)start: ask every peer of which nothing is known to prove itself."""
+        for peer in self.peers.values():
+            if not peer.window.boot:
+                self._challenge(peer, "unproven", now)
 
     # ---- incoming ------------------------------------------------------------------------------
 
@@ -144,31 +120,39 @@ class Channel:
             raise DecodeError("too-long", f"{len(data)} octets")
         mark = open_sealed(data, self._secret)
         peer = self.peers[mark.sender]
-        replayed = peer.window.check(mark.boot, mark.counter)
-        if replayed:
-            raise DecodeError(replayed, f"boot {mark.boot} counter {mark.counter}")
+        refused = peer.window.check(mark.boot, mark.counter)
+        if refused in STRANGE:
+            self._hear_stranger(data, Arrival(peer, mark, source, local), refused, now)
+            return None
+        if refused:
+            raise DecodeError(refused, f"boot {mark.boot} counter {mark.counter}")
         self._note(peer, mark, now)
-        try:
-            part = decode_part(data, TRAILER)
-        except UnsupportedVersion:
-            self._answer_header(data, peer, source, local, Status.UNSUPPORTED_VERSION, (VERSION,))
-            raise
-        except UnsupportedOption as error:
-            self._answer_header(
-                data, peer, source, local, Status.UNSUPPORTED_OPTION, (error.number,)
-            )
-            raise
-        except DecodeError:
-            self._answer_header(data, peer, source, local, Status.MALFORMED, ())
-            raise
-        message = self._assemble(peer, part, mark, now)
+        part = self._decode(data, Arrival(peer, mark, source, local))
+        message = peer.assemble(part, mark, now)
         if message is None:
             return None
         received = Received(peer, message, mark.boot, source, local)
+        if message.purpose is Purpose.CHALLENGE:
+            self._hear_challenge(received, now)
+            return None
         if message.kind is Kind.REPLY:
             self._match(received, now)
             return None
         return self._admit(received)
+
+    def _decode(self, data: bytes, arrival: Arrival) -> Part:
+        """One datagram's part of a message; an authentic request that is none is answered."""
+        try:
+            return decode_part(data, TRAILER)
+        except UnsupportedVersion:
+            self._answer_header(data, arrival, Status.UNSUPPORTED_VERSION, (VERSION,))
+            raise
+        except UnsupportedOption as error:
+            self._answer_header(data, arrival, Status.UNSUPPORTED_OPTION, (error.number,))
+            raise
+        except DecodeError:
+            self._answer_header(data, arrival, Status.MALFORMED, ())
+            raise
 
     def _secret(self, sender: str, key_id: int) -> bytes | None:
         peer = self.peers.get(sender)
@@ -177,29 +161,64 @@ class Channel:
     def _note(self, peer: Peer, mark: Seal, now: float) -> None:
         """The seal is right: the datagram is spent, whatever it says (and the mark is durable
         before anything that follows from it)."""
-        if mark.boot > peer.window.boot:
-            peer.replies.clear()
-            peer.assemblies.clear()
-        peer.window.accept(mark.boot, mark.counter)
+        peer.accept(mark)
+        self._note_mark(peer, now)
+
+    def _note_mark(self, peer: Peer, now: float) -> None:
         peer.last_heard = now
         self._outbox.record(f"mark/{peer.node_id}", [peer.window.boot, peer.window.high])
 
-    def _assemble(self, peer: Peer, part: Part, mark: Seal, now: float) -> Message | None:
-        if part.count == 1:
-            return part.message
-        key = (mark.boot, part.message.sequence, part.message.kind)
-        assembly = peer.assemblies.get(key)
-        if assembly is None or now - assembly.since > ASSEMBLY_S:
-            assembly = peer.assemblies[key] = Assembly(now)
-            while len(peer.assemblies) > ASSEMBLIES:
-                peer.assemblies.popitem(last=False)
-        assembly.parts[part.number] = part
-        if len(assembly.parts) < part.count:
-            return None
-        del peer.assemblies[key]
-        if any(p.count != part.count for p in assembly.parts.values()):
-            raise DecodeError("parts", "the parts of a message differ in their count")
-        return join_parts([assembly.parts[n] for n in range(1, part.count + 1)])
+    # ---- challenges ----------------------------------------------------------------------------
+
+    def _hear_stranger(self, data: bytes, arrival: Arrival, why: str, now: float) -> None:
+        """From a sender without a record, or under an older boot than that on record: it may have
+        been recorded long ago.  Nothing is believed but the nonce of our own challenge."""
+        peer, mark = arrival.peer, arrival.mark
+        part = self._decode(data, arrival) if data[2] == Purpose.CHALLENGE else None
+        if part is None or part.count > 1:
+            self._drop(why, peer.node_id)
+        elif part.message.kind is Kind.REQUEST:
+            received = Received(peer, part.message, mark.boot, arrival.source, arrival.local)
+            self._answer_challenge(received, now)
+        elif why == "unproven" and self._challenges.is_answered(peer.node_id, part.message):
+            self._prove(peer, mark, now)
+            return
+        else:
+            self._drop(why, peer.node_id)
+        self._challenge(peer, why, now)
+
+    def _prove(self, peer: Peer, mark: Seal, now: float) -> None:
+        """The peer spoke after it was asked: all that it said before counts as seen."""
+        peer.window = ReplayWindow(mark.boot, mark.counter)
+        self._note_mark(peer, now)
+        self._outbox.emit(Event("peer.proven", {"peer": peer.node_id, "boot": mark.boot}))
+
+    def _hear_challenge(self, received: Received, now: float) -> None:
+        """From a peer on record: a question like any, and answers."""
+        if received.message.kind is Kind.REQUEST:
+            self._answer_challenge(received, now)
+        elif not self._challenges.is_answered(received.peer.node_id, received.message):
+            self.drops["unexpected-reply"] += 1
+
+    def _answer_challenge(self, received: Received, now: float) -> None:
+        peer = received.peer
+        reply = self._challenges.answer(peer.node_id, received.message)
+        self._send(peer, reply, received.source, received.local)
+        if self._challenges.may_repeat(peer.node_id, now):
+            # Whoever asks has dropped what it was sent.
+            for outstanding in [o for o in self._outstanding.values() if o.peer is peer]:
+                outstanding.attempts %= len(peer.endpoints)
+                self._transmit(outstanding, now)
+
+    def _challenge(self, peer: Peer, why: str, now: float) -> None:
+        """Ask the peer, at one of its configured endpoints, to prove that it speaks now."""
+        if not peer.endpoints:
+            return
+        found = self._challenges.question(peer.node_id, peer.window.boot, self._next_sequence, now)
+        if found is not None:
+            message, before = found
+            self._send(peer, message, peer.endpoints[before % len(peer.endpoints)], None)
+            self._outbox.emit(Event("peer.challenged", {"peer": peer.node_id, "reason": why}))
 
     def _admit(self, received: Received) -> Received | None:
         peer, message = received.peer, received.message
@@ -214,23 +233,11 @@ class Channel:
             self._drop("wrong-role", peer.node_id)
             self.reply(received, Status.ADMINISTRATIVELY_PROHIBITED)
             return None
-        self._remember(peer, key, None)
+        peer.remember(key, None)
         return received
 
-    @staticmethod
-    def _remember(peer: Peer, key: tuple[int, int], reply: Message | None) -> None:
-        peer.replies[key] = reply
-        while len(peer.replies) > REPLY_CACHE:
-            peer.replies.popitem(last=False)
-
     def _answer_header(
-        self,
-        data: bytes,
-        peer: Peer,
-        source: Endpoint,
-        local: Address | None,
-        status: Status,
-        supported: tuple[int, ...],
+        self, data: bytes, arrival: Arrival, status: Status, supported: tuple[int, ...]
     ) -> None:
         """Reject an authentic request that cannot be decoded; its header tells enough."""
         if data[1] != Kind.REQUEST or data[2] not in PURPOSES:
@@ -238,7 +245,7 @@ class Channel:
         options = (Supported(supported),) if supported else ()
         sequence = int.from_bytes(data[8:12], "big")
         message = Message(Kind.REPLY, Purpose(data[2]), sequence, options, status=status)
-        self._send(peer, message, source, local)
+        self._send(arrival.peer, message, arrival.source, arrival.local)
 
     def _drop(self, reason: str, who: str) -> None:
         self.drops[reason] += 1
@@ -261,8 +268,7 @@ class Channel:
         A request of the same `subject` to the same peer supersedes an outstanding one: the old
         one is not repeated and its reply is ignored.
         """
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        message = Message(Kind.REQUEST, purpose, self._sequence, tuple(options), lifetime)
+        message = Message(Kind.REQUEST, purpose, self._next_sequence(), tuple(options), lifetime)
         if subject is not None:
             subject = (peer.node_id, subject)
             self.withdraw(self._by_subject.get(subject))
@@ -270,6 +276,10 @@ class Channel:
         outstanding = Outstanding(peer, message, subject, 0, now, on_reply)
         self._outstanding[self._sequence] = outstanding
         self._transmit(outstanding, now)
+        return self._sequence
+
+    def _next_sequence(self) -> int:
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         return self._sequence
 
     def withdraw(self, sequence: int | None) -> None:
@@ -300,7 +310,7 @@ class Channel:
         message = Message(
             Kind.REPLY, request.purpose, request.sequence, (*options, *words), lifetime, status
         )
-        self._remember(received.peer, (received.boot, request.sequence), message)
+        received.peer.remember((received.boot, request.sequence), message)
         self._send(received.peer, message, received.source, received.local)
 
     def next_timer(self) -> float | None:
@@ -323,15 +333,14 @@ class Channel:
         outstanding.attempts += 1
 
     def _send(self, peer: Peer, message: Message, to: Endpoint, local: Address | None) -> None:
-        """design: a retransmission keeps its sequence and takes a fresh counter.
-
-        Each peer has its own counter: what goes to others leaves no gaps in its replay window.
-        """
+        """design: a retransmission keeps its sequence and takes a fresh counter."""
         secret = peer.secrets[peer.signing]
         for datagram in encode_parts(message, MAX_DATAGRAM, TRAILER):
-            self._counters[peer.node_id] += 1
-            mark = Seal(self.node_id, peer.signing, self.boot, self._counters[peer.node_id])
-            self._outbox.emit(Send(seal(datagram, mark, secret), to, local))
+            self._outbox.emit(Send(seal(datagram, self.next_mark(peer), secret), to, local))
+
+    def next_mark(self, peer: Peer) -> Seal:
+        """The mark of this node's next datagram to a peer; each is taken once."""
+        return Seal(self.node_id, peer.signing, *self._own.next(peer.node_id))
 
     def _match(self, received: Received, now: float) -> None:
         message = received.message
@@ -357,8 +366,9 @@ class Channel:
     # ---- keys and marks ------------------------------------------------------------------------
 
     def restore(self, state: Mapping[str, object]) -> None:
-        """Take the durable marks ("mark/NODE" -> [boot, high]) after a restart."""
+        """Take the durable marks ("mark/NODE" -> [boot, high], "boot/NODE") after a restart."""
         for peer in self.peers.values():
+            self._own.restore(peer.node_id, state.get(f"boot/{peer.node_id}"))
             mark = state.get(f"mark/{peer.node_id}")
             if isinstance(mark, list):
                 peer.window = ReplayWindow(*mark)

@@ -105,6 +105,7 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
 
     def started(self, now: float) -> None:
         """After a (re)start: go on telling previous NVEs, and with the moves under way."""
+        self.channel.start(now)
         for binding in self.cache.bindings.values():
             self._redirect_previous(binding, now)
         self._resume_moves(now)

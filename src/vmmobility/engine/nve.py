@@ -131,6 +131,7 @@ class NveEngine(NveMoves, NveRegistration, NveChecks):
 
     def started(self, running: Mapping[VmKey, bool], now: float) -> None:
         """After a (re)start: `running` says which guests the hypervisor still has."""
+        self.channel.start(now)
         for entry in list(self.entries.values()):
             self._recover(entry, running.get(entry.vm), now)
             self._plan_check(entry, now)

@@ -13,7 +13,8 @@ class ReplayWindow:
     """What has been received of one peer: its boot, the highest counter, and which below it.
 
     A window restored from its durable mark takes nothing at or below that mark: what lay in the
-    window when the receiver went down counts as seen.
+    window when the receiver went down counts as seen.  One without a mark (boot 0) takes nothing at
+    all: whatever comes may have been recorded long ago.
     """
 
     __slots__ = ("_seen", "boot", "high")
@@ -24,7 +25,10 @@ class ReplayWindow:
         self._seen = _MASK
 
     def check(self, boot: int, counter: int) -> str | None:
-        """Why this datagram must be dropped ("old-boot", "replayed", "too-old"), or None."""
+        """Why this datagram must be dropped ("unproven", "old-boot", "replayed", "too-old"), or
+        None."""
+        if not self.boot:
+            return "unproven"
         if boot < self.boot:
             return "old-boot"
         if boot > self.boot or counter > self.high:

@@ -35,6 +35,7 @@ DIGEST = 32
 SENDER = 32
 DATA = 4 + 8 + 8 + SENDER + DIGEST
 TRAILER = OPTION_HEADER + DATA
+MAX_BOOT = (1 << 63) - 1
 
 _HEAD = (AUTHENTICATION_TYPE | MUST_UNDERSTAND).to_bytes(2, "big") + DATA.to_bytes(2, "big")
 
@@ -56,7 +57,7 @@ def seal(datagram: bytes, mark: Seal, secret: bytes) -> bytes:
     """
     sender = formats.name(mark.sender, SENDER)
     if not (
-        0 <= mark.key_id < 1 << 32 and 0 <= mark.boot < 1 << 64 and 0 <= mark.counter < 1 << 64
+        0 <= mark.key_id < 1 << 32 and 1 <= mark.boot <= MAX_BOOT and 0 <= mark.counter < 1 << 64
     ):
         raise ValueError(f"the seal's numbers do not fit: {mark}")
     signed = b"".join(
@@ -83,6 +84,8 @@ def read_seal(datagram: bytes) -> Seal:
     if cursor.take(OPTION_HEADER) != _HEAD:
         raise DecodeError("unauthenticated", "the last option is not Authentication")
     key_id, boot, counter = cursor.uint(4), cursor.uint(8), cursor.uint(8)
+    if not 1 <= boot <= MAX_BOOT:
+        raise DecodeError("bad-value", f"boot {boot} is not 1 to 2^63 - 1")
     name = cursor.take(SENDER).rstrip(b"\0")
     try:
         sender = formats.check_name(name.decode("utf-8"), SENDER)
