@@ -25,7 +25,10 @@ from vmmobility.cli.vm import vm
 from vmmobility.errors import EnvironmentProblem, VmMobilityError
 
 # Loaded when they are asked for: name -> (module, attribute).
-LATER = {"lab": ("vmmobility.cli.lab", "lab")}
+LATER = {
+    "lab": ("vmmobility.cli.lab", "lab"),
+    "replay": ("vmmobility.cli.replay", "replay"),
+}
 
 
 class _Commands(click.Group):

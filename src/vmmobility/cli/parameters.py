@@ -42,6 +42,13 @@ config_file = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="The daemon's TOML file.",
 )
+record_file = click.option(
+    "--record",
+    "record",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Record all that the daemon hears, for `vmmob replay`: a new file, or a folder.  "
+    "Addresses, names and definitions of VMs are in it; keys are not.",
+)
 vni_option = click.option(
     "--vni", type=click.IntRange(0, (1 << 24) - 1), help="Virtual network; VNI/VM says it too."
 )

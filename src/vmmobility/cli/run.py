@@ -10,29 +10,31 @@ from pathlib import Path
 
 import click
 
-from vmmobility.cli.parameters import config_file
+from vmmobility.cli.parameters import config_file, record_file
 
 
 @click.command("run")
 @config_file
-def manager_run(path: Path) -> None:
+@record_file
+def manager_run(path: Path, record: Path | None) -> None:
     """Run the manager in the foreground, until SIGTERM or SIGINT."""
     from vmmobility.api.manager_api import manager_api
     from vmmobility.api.server import serve
     from vmmobility.daemon import manager as daemon
 
-    daemon.run(path, lambda service, socket: serve(manager_api(service), socket))
+    daemon.run(path, lambda service, socket: serve(manager_api(service), socket), record)
 
 
 @click.command("run")
 @config_file
-def nve_run(path: Path) -> None:
+@record_file
+def nve_run(path: Path, record: Path | None) -> None:
     """Run the NVE in the foreground, until SIGTERM or SIGINT.  VMs go on without it."""
     from vmmobility.api.nve_api import nve_api
     from vmmobility.api.server import serve
     from vmmobility.daemon import nve as daemon
 
-    daemon.run(path, lambda service, socket: serve(nve_api(service), socket))
+    daemon.run(path, lambda service, socket: serve(nve_api(service), socket), record)
 
 
 @click.command("flush")

@@ -22,6 +22,7 @@ from vmmobility.wire.values import Address, Nve, Prefix
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 ACCELERATORS = ("auto", "kvm", "tcg")
+RECORD_MIB = 256  # a recording ends at this size
 MAX_SOCKET_PATH = 107  # octets: sun_path without its closing zero
 
 
@@ -61,7 +62,7 @@ class NveTimers:
 @dataclass(frozen=True, slots=True)
 class ManagerConfig:
     """manager.toml.  addresses: where it listens; log_file: None is standard error;
-    strict: only onboarded VMs may register."""
+    strict: only onboarded VMs may register; record: a file, or a folder, for a recording."""
 
     file: Path
     node_id: str
@@ -74,6 +75,8 @@ class ManagerConfig:
     peers: tuple[Peer, ...]
     strict: bool
     timers: ManagerTimers
+    record: Path | None = None
+    record_mib: int = RECORD_MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class NveConfig:
     managers: tuple[Peer, ...]
     timers: NveTimers
     accelerator: Accelerator
+    record: Path | None = None
+    record_mib: int = RECORD_MIB
 
     @property
     def node_id(self) -> str:
@@ -123,6 +128,8 @@ def load_manager(path: Path) -> ManagerConfig:
         peers=_peers(top.tables("peer"), node_id, None),
         strict=manager.boolean("strict", False),
         timers=_manager_timers(top.table("timers")),
+        record=node.optional_path("record"),
+        record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
     )
     for table in (node, manager, top):
         table.finish()
@@ -148,6 +155,8 @@ def load_nve(path: Path) -> NveConfig:
         managers=_peers(top.tables("manager"), nve.nve_id, Role.MANAGER),
         timers=_nve_timers(top.table("timers")),
         accelerator=cast(Accelerator, hypervisor.choice("accelerator", ACCELERATORS, "auto")),
+        record=node.optional_path("record"),
+        record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
     )
     for table in (node, hypervisor, top):
         table.finish()

@@ -6,7 +6,7 @@ Rests on config.py for the defaults.
 
 from __future__ import annotations
 
-from vmmobility.daemon.config import ManagerTimers, NveTimers
+from vmmobility.daemon.config import RECORD_MIB, ManagerTimers, NveTimers
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT
 
@@ -21,6 +21,8 @@ api_socket = "/run/vmmobility/manager.sock"
 keys_dir = "/etc/vmmobility/keys"  # pairwise keys, made by `vmmob key new`
 # port = {port}  # UDP
 # log_file = "/var/log/vmmobility/manager.log"  # JSON lines; standard error unless given
+# record = "/var/log/vmmobility/recordings"  # what it hears, for `vmmob replay`; off unless given
+# record_mib = {record_mib}  # a recording ends at this size
 
 # Every node that may speak to it: one [[peer]] each.
 [[peer]]
@@ -57,6 +59,8 @@ keys_dir = "/etc/vmmobility/keys"  # pairwise keys, made by `vmmob key new`
 redirect = "auto"  # auto | host-route | tunnel
 # port = {port}  # UDP
 # log_file = "/var/log/vmmobility/nve.log"  # JSON lines; standard error unless given
+# record = "/var/log/vmmobility/recordings"  # what it hears, for `vmmob replay`; off unless given
+# record_mib = {record_mib}  # a recording ends at this size
 
 # The managers that it registers with: one [[manager]] each.
 [[manager]]
@@ -79,7 +83,7 @@ accelerator = "auto"  # auto | kvm | tcg
 def template(role: str) -> str:
     """The file of a "manager" or an "nve".  Raises ConfigError on another role."""
     if role == "manager":
-        return _MANAGER.format(port=UDP_PORT, timers=ManagerTimers())
+        return _MANAGER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=ManagerTimers())
     if role == "nve":
-        return _NVE.format(port=UDP_PORT, timers=NveTimers())
+        return _NVE.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NveTimers())
     raise ConfigError(f"no configuration for the role {role!r}", "use manager or nve")

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vmmobility.daemon.assembly import (
     ServeApi,
-    make_jitter,
     make_peers,
     note_recovery,
     on_hangup,
@@ -25,6 +25,8 @@ from vmmobility.daemon.config import ManagerConfig, load_manager
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.pump import Pump
+from vmmobility.daemon.recording.inputs import Origin
+from vmmobility.daemon.recording.recorder import open_recorder
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import interface_to_json
 from vmmobility.engine.channel import Retransmission
@@ -198,7 +200,11 @@ async def _serve(
     )
     peers = make_peers(config.peers, config.keys_dir, config.node_id, config.port, config.file)
     loop = asyncio.get_running_loop()
-    engine = ManagerEngine(settings, peers, state, boot, make_jitter(), loop.time())
+    origin = Origin(Role.MANAGER, settings, peers, state, boot, loop.time())
+    recorder = open_recorder(config.record, config.record_mib << 20, origin, log.note)
+    engine = recorder.tee(
+        ManagerEngine(settings, peers, state, boot, recorder.randomness, origin.now)
+    )
     endpoint = UdpEndpoint(config.addresses, config.port)
     pump = Pump(engine, store, endpoint, log, _perform_nothing)
     service = Manager(engine, pump, endpoint, log)
@@ -218,13 +224,17 @@ async def _serve(
         log.note("stopped")
     finally:
         pump.close()
+        recorder.close()
 
 
 def _perform_nothing(output: Output) -> None:
     raise AssertionError(f"a manager has no {type(output).__name__}")
 
 
-def run(path: Path, serve_api: ServeApi) -> None:
-    """`vmmob manager run`: raises VmMobilityError with a remedy for whatever is wrong."""
+def run(path: Path, serve_api: ServeApi, record: Path | None = None) -> None:
+    """`vmmob manager run`: raises VmMobilityError with a remedy for whatever is wrong.
+
+    record: where to record, whatever the configuration says
+    """
     config = load_manager(path)
-    asyncio.run(serve(config, serve_api))
+    asyncio.run(serve(replace(config, record=record or config.record), serve_api))

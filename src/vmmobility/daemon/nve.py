@@ -12,12 +12,12 @@ import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vmmobility.daemon.assembly import (
     ServeApi,
-    make_jitter,
     make_peers,
     note_recovery,
     on_hangup,
@@ -31,6 +31,8 @@ from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.hypervisor_desk import HypervisorDesk
 from vmmobility.daemon.pump import Pump
+from vmmobility.daemon.recording.inputs import Origin
+from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_recorder
 from vmmobility.drivers.dataplane import Traffic
 from vmmobility.drivers.hypervisor import definition as definitions
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
@@ -51,7 +53,7 @@ from vmmobility.engine.outputs import (
     SetDataPlane,
 )
 from vmmobility.errors import BadRequest, Conflict, DecodeError, Unavailable, VmMobilityError
-from vmmobility.wire.registry import Phase
+from vmmobility.wire.registry import Phase, Role
 from vmmobility.wire.values import VmKey
 
 
@@ -88,6 +90,7 @@ class NveDaemon:
             lambda what: log.note("data-plane.failure", reason=what),
         )
         self._endpoint = UdpEndpoint(config.locators, config.port)
+        self._recorder: Recorder | NotRecording = NotRecording()
         self._ready = False
 
     def prepare(self, store: Any, state: Mapping[str, Any], boot: int) -> None:
@@ -104,7 +107,14 @@ class NveDaemon:
         managers = make_peers(
             config.managers, config.keys_dir, config.node_id, config.port, config.file
         )
-        self.engine = NveEngine(settings, managers, state, boot, make_jitter())
+        now = asyncio.get_running_loop().time()
+        origin = Origin(Role.NVE, settings, managers, state, boot, now)
+        self._recorder = open_recorder(
+            config.record, config.record_mib << 20, origin, self._log.note
+        )
+        self.engine = self._recorder.tee(
+            NveEngine(settings, managers, state, boot, self._recorder.randomness)
+        )
         self.pump = Pump(self.engine, store, self._endpoint, self._log, self._perform)
         self._endpoint.bind()
 
@@ -125,6 +135,7 @@ class NveDaemon:
         """Let go of everything, leaving guests, routes and the relay as they are."""
         if hasattr(self, "pump"):
             self.pump.close()
+        self._recorder.close()
         for hypervisor in self._hypervisors.values():
             await hypervisor.close()
         await self._data_plane.close()
@@ -296,11 +307,14 @@ class _Stopped(Exception):
     """Ends the daemon's task group in order."""
 
 
-def run(path: Path, serve_api: ServeApi) -> None:
-    """`vmmob nve run`: raises VmMobilityError with a remedy for whatever is wrong."""
+def run(path: Path, serve_api: ServeApi, record: Path | None = None) -> None:
+    """`vmmob nve run`: raises VmMobilityError with a remedy for whatever is wrong.
+
+    record: where to record, whatever the configuration says
+    """
     config = load_nve(path)
     try:
-        asyncio.run(serve(config, serve_api))
+        asyncio.run(serve(replace(config, record=record or config.record), serve_api))
     except ExceptionGroup as errors:
         raise _first(errors) from errors
 
