@@ -100,7 +100,7 @@ def expect(file: Path, socket_path: Path, json_output: bool) -> None:
 @nve_socket
 @output.as_json
 def forget(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) -> None:
-    """Expect the VM here no longer.  One that runs here runs on until it ends or leaves."""
+    """Expect the VM here no longer: its taps go.  Refused while its guest is here."""
     vm = chosen_vm(name, vni)
     with NveClient(socket_path) as client:
         forgotten = client.unexpect_vm(vm)

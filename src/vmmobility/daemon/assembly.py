@@ -10,10 +10,11 @@ import contextlib
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vmmobility import __version__
 from vmmobility.daemon.config import Peer as PeerConfig
@@ -136,3 +137,26 @@ def status_of(
         "unsent": endpoint.unsent,
         "log_lines_lost": log.lost,
     }
+
+
+class _Counting(Protocol):
+    """Both engines."""
+
+    @property
+    def channel(self) -> Channel: ...
+    @property
+    def counts(self) -> Counter[str]: ...
+
+
+def standing_of(engine: _Counting) -> dict[str, Any]:
+    """The part of GET /v1/status that tells of differences found and of peers to be proven."""
+    return {
+        "counts": dict(engine.counts),
+        "unproven": [name for name, peer in engine.channel.peers.items() if not is_proven(peer)],
+    }
+
+
+def is_proven(peer: Peer) -> bool:
+    """Whether the peer's messages are acted on: it has once answered a challenge, or its last boot
+    and counter are on record."""
+    return peer.window.boot > 0

@@ -1,15 +1,14 @@
-"""The NVE daemon: engine, journal, endpoint, kernel, hypervisors and the service behind its API.
+"""The NVE daemon: engine, journal, endpoint, kernel, hypervisors and its API.
 
 Assembly only.  Guests, routes and the relay outlive it (fail static); `vmmob nve flush` removes
-what it has put into the kernel.  Not here: decisions (engine/nve.py), HTTP (api/).
+what it has put into the kernel.  Not here: decisions (engine/nve.py), what the API
+serves (nve_service.py), HTTP (api/).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,18 +22,18 @@ from vmmobility.daemon.assembly import (
     on_hangup,
     on_signals,
     open_store,
-    status_of,
 )
+from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.config import NveConfig, load_nve
 from vmmobility.daemon.data_plane_worker import DataPlaneWorker
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.hypervisor_desk import HypervisorDesk
+from vmmobility.daemon.nve_service import NveService
 from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_recorder
 from vmmobility.drivers.dataplane import Traffic
-from vmmobility.drivers.hypervisor import definition as definitions
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor
 from vmmobility.drivers.hypervisor.light import LightHypervisor
@@ -52,12 +51,12 @@ from vmmobility.engine.outputs import (
     Output,
     SetDataPlane,
 )
-from vmmobility.errors import BadRequest, Conflict, DecodeError, Unavailable, VmMobilityError
-from vmmobility.wire.registry import Phase, Role
+from vmmobility.errors import VmMobilityError
+from vmmobility.wire.registry import Role
 from vmmobility.wire.values import VmKey
 
 
-class NveDaemon:
+class NveDaemon(NveService):
     """One NVE put together, and what its API serves (api/service.NveService)."""
 
     def __init__(self, config: NveConfig, log: EventLog, group: asyncio.TaskGroup) -> None:
@@ -65,8 +64,7 @@ class NveDaemon:
         self._log = log
         self._group = group
         self._since = time.monotonic()
-        self._numbers = itertools.count(1)
-        self._commands: dict[int, asyncio.Future[CommandDone]] = {}
+        self._commands = Commands()
         self._accelerator: str = (
             config.accelerator if config.accelerator != "auto" else "not probed yet"
         )
@@ -101,6 +99,8 @@ class NveDaemon:
             home_prefixes=config.home_prefixes,
             lifetime_s=timers.lifetime_s,
             drain_s=timers.drain_s,
+            check_s=timers.check_s,
+            redirect_alarm_s=timers.redirect_alarm_s,
             policy=config.redirect,
             retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
         )
@@ -123,8 +123,7 @@ class NveDaemon:
         await self._data_plane.start()
         for failure in await self._data_plane.resync(self.engine.desired()):
             self._log.note("data-plane.failure", vm=str(failure.vm), reason=failure.reason)
-        known = {e.vm: e.definition for e in self.engine.entries.values() if e.phase}
-        running = await self._desk.adopt(known)
+        running = await self._desk.adopt(self.engine.definitions())
         self.pump.open()
         self._group.create_task(self._worker.run(), name="data plane")
         self._group.create_task(self._probe(), name="accelerator")
@@ -163,9 +162,7 @@ class NveDaemon:
             case HypervisorOrder():
                 self._desk.take(output)
             case CommandDone():
-                future = self._commands.pop(output.command, None)
-                if future is not None and not future.done():
-                    future.set_result(output)
+                self._commands.done(output)
             case _:
                 raise AssertionError(f"an NVE has no {type(output).__name__}")
 
@@ -190,89 +187,9 @@ class NveDaemon:
             lambda now: self.engine.guest_report(report.vm, report.event.value, detail, now)
         )
 
-    # ---- the service behind the API --------------------------------------------------------------
-
-    def _check_ready(self) -> None:
-        """The API's socket is taken before the kernel is touched, so it may be asked early."""
-        if not self._ready:
-            raise Unavailable("the NVE is starting", "ask again in a moment")
-
-    def status(self) -> dict[str, Any]:
-        self._check_ready()
-        return {
-            **status_of(self.engine.channel, "nve", self._since, self._endpoint, self._log),
-            "accelerator": self._accelerator,
-            "relay_deaths": self._data_plane.relay_deaths,
-        }
-
-    async def vms(self) -> list[dict[str, Any]]:
-        self._check_ready()
-        counts = await self._data_plane.traffic()
-        rows = []
-        for vm, entry in sorted(self.engine.entries.items()):
-            if entry.phase is Phase.NONE:
-                continue
-            state = entry.data_plane(self._config.redirect)
-            traffic = counts.get(vm, Traffic())
-            rows.append(
-                {
-                    "vni": vm.vni,
-                    "vm": vm.vm_id,
-                    "phase": entry.phase.name.lower(),
-                    "epoch": entry.epoch,
-                    "forwarding": state.forwarding.value,
-                    "target": state.target.nve_id if state.target else None,
-                    "traffic": {
-                        "delivered": traffic.delivered,
-                        "consumed": traffic.consumed,
-                        "redirected": traffic.redirected,
-                        "dropped": traffic.dropped,
-                    },
-                }
-            )
-        return rows
-
-    async def start_vm(self, definition: dict[str, Any]) -> dict[str, Any]:
-        """definition: as docs/architecture.md; checked here.  Raises BadRequest or Conflict."""
-        self._check_ready()
-        document = dict(definition)
-        if "interfaces" in document:
-            document["interface"] = document.pop("interfaces")
-        try:
-            wanted = definitions.decode(json.dumps(document).encode())
-        except DecodeError as error:
-            raise BadRequest(str(error), "correct the VM's definition") from None
-        number = next(self._numbers)
-        await self._command(
-            number,
-            lambda now: self.engine.start_vm(
-                number, wanted.vm, wanted.interfaces, definitions.encode(wanted), now
-            ),
-        )
-        return self._row(wanted.vm)
-
-    async def stop_vm(self, vm: VmKey) -> dict[str, Any]:
-        self._check_ready()
-        number = next(self._numbers)
-        await self._command(number, lambda now: self.engine.stop_vm(number, vm, now))
-        return self._row(vm)
-
-    async def _command(self, number: int, feed: Any) -> None:
-        future: asyncio.Future[CommandDone] = asyncio.get_running_loop().create_future()
-        self._commands[number] = future
-        self.pump.input(feed)
-        done = await future
-        if done.error:
-            raise Conflict(done.error, done.remedy)
-
-    def _row(self, vm: VmKey) -> dict[str, Any]:
-        entry = self.engine.entries.get(vm)
-        phase = entry.phase.name.lower() if entry else "none"
-        return {"vni": vm.vni, "vm": vm.vm_id, "phase": phase, "epoch": entry.epoch if entry else 0}
-
     def vm_count(self) -> int:
-        """VMs that live here, are prepared, or redirected; tombstones apart."""
-        return sum(entry.phase is not Phase.NONE for entry in self.engine.entries.values())
+        """VMs that live here, are prepared, expected or redirected; tombstones apart."""
+        return sum(not entry.is_tombstone for entry in self.engine.entries.values())
 
 
 async def serve(config: NveConfig, serve_api: ServeApi) -> None:

@@ -1,0 +1,133 @@
+"""What wants a person now, read from the state of an engine: one row a condition, none stored.
+
+It is there while the condition is, and goes with it; what has happened is in the log.
+Not here: events (daemon/event_log.py).  Rests on the engines' entries and bindings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vmmobility.engine.binding_cache import Binding
+from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_move import Move
+from vmmobility.engine.manager_transitions import MoveState
+from vmmobility.engine.nve import NveEngine
+from vmmobility.wire.registry import Phase
+from vmmobility.wire.values import VmKey
+
+# States that only an answer ends: nothing may be guessed there.
+ASKED_ON = {
+    MoveState.ENDING_GUEST: "its waiting guest must be ended for certain",
+    MoveState.TURNING_BACK: "it must serve again before anything else is said",
+}
+
+
+def _row(
+    alarm: str, vm: VmKey, nve: str, what: str, remedy: str, for_s: float | None = None
+) -> dict[str, Any]:
+    return {
+        "alarm": alarm,
+        "vni": vm.vni,
+        "vm": vm.vm_id,
+        "nve": nve,
+        "for_s": None if for_s is None else round(for_s, 1),
+        "what": what,
+        "remedy": remedy,
+    }
+
+
+def manager_alarms(engine: ManagerEngine, now: float) -> list[dict[str, Any]]:
+    """The manager's, by VM."""
+    rows = [
+        row
+        for binding in engine.cache.bindings.values()
+        if (row := _of_binding(binding, now)) is not None
+    ]
+    for move in engine.moves.values():
+        if move.state in ASKED_ON and (row := _of_move(move, engine.settings.step_s, now)):
+            rows.append(row)
+    return sorted(rows, key=lambda row: (row["vni"], row["vm"], row["alarm"]))
+
+
+def _of_binding(binding: Binding, now: float) -> dict[str, Any] | None:
+    vm, nve = binding.vm, binding.nve.nve_id
+    if binding.state == "frozen":
+        return _row(
+            "binding.frozen",
+            vm,
+            nve,
+            "NVEs take it from each other: no attach is granted",
+            f"end the copy that should not run, then `vmmob vm release {vm}`",
+        )
+    if binding.state == "expired":
+        return _row(
+            "binding.expired",
+            vm,
+            nve,
+            f"{nve} has not refreshed it",
+            f"start {nve}; if its host is dead, fence it, then "
+            f"`vmmob vm release {vm} --fenced {nve}`",
+            now - (binding.expires_at or now),
+        )
+    return None
+
+
+def _of_move(move: Move, step_s: float, now: float) -> dict[str, Any] | None:
+    """Told after step_s, as its event is (`move.waiting-…`)."""
+    entered_s = move.phases[-1][1] / 1000 if move.phases else 0.0
+    waits_s = now - move.began - entered_s
+    if waits_s < step_s:
+        return None
+    ends = {MoveState.ENDING_GUEST: move.destination, MoveState.TURNING_BACK: move.source}
+    nve = ends[move.state].nve_id
+    return _row(
+        f"move.waiting-{move.state.value}",
+        move.vm,
+        nve,
+        f"move {move.move_id} waits for {nve}: {ASKED_ON[move.state]}",
+        f"start {nve}; if its host is dead, fence it, then "
+        f"`vmmob vm release {move.vm} --fenced {nve}`",
+        waits_s,
+    )
+
+
+def nve_alarms(engine: NveEngine, now: float) -> list[dict[str, Any]]:
+    """An NVE's, by VM."""
+    return [
+        row for _, entry in sorted(engine.entries.items()) for row in _of_entry(engine, entry, now)
+    ]
+
+
+def _of_entry(engine: NveEngine, entry: Entry, now: float) -> Iterator[dict[str, Any]]:
+    own = engine.settings.own.nve_id
+    target = entry.target.nve_id if entry.target else "no NVE"
+    if entry.phase is Phase.ATTACHING and entry.paused:
+        yield _row(
+            "guest.refused",
+            entry.vm,
+            own,
+            "its guest is here and is kept stopped: the manager does not grant it",
+            f"see `vmmob vm show {entry.vm}`; end one of the copies",
+        )
+    if entry.phase is Phase.DEPARTED:
+        yield _row(
+            "guest.departed",
+            entry.vm,
+            own,
+            "its guest has left, and no NVE has registered it yet",
+            "where it went, run an NVE that expects it (`vmmob nve expect`), or let it go on here",
+        )
+    if entry.phase is Phase.REDIRECTING and entry.redirecting_since is not None:
+        age_s = now - entry.redirecting_since
+        if age_s >= engine.settings.redirect_alarm_s:
+            yield _row(
+                "redirect.old",
+                entry.vm,
+                own,
+                f"packets for it still come here, and are redirected to {target}",
+                f"lead its addresses to {target} in the fabric, or move it home",
+                age_s,
+            )
