@@ -150,15 +150,16 @@ class Life(Enum):
 
 class Guest:
     """One guest process.  copy_to: the waiting guest at the other end of its outgoing copy.
-    by_hand: brought or started by other hands."""
+    by_hand: brought or started by other hands; loading: all its memory is here, it runs soon."""
 
-    __slots__ = ("_life", "at", "by_hand", "copy_to", "port", "vm")
+    __slots__ = ("_life", "at", "by_hand", "copy_to", "loading", "port", "vm")
 
     def __init__(
         self, vm: VmKey, life: Life, at: Hypervisor, port: int = 0, by_hand: bool = False
     ) -> None:
         self.vm, self.at, self.port, self.by_hand = vm, at, port, by_hand
         self.copy_to: Guest | None = None
+        self.loading = False
         self._life = life
 
     @property
@@ -418,6 +419,7 @@ class Hypervisor:
 
     def load(self, guest: Guest) -> None:
         """All memory has come: the waiting guest runs a moment later."""
+        guest.loading = True
         self._later(self._pace.load_s, lambda: self._loaded(guest))
 
     def _loaded(self, guest: Guest) -> None:
@@ -428,7 +430,7 @@ class Hypervisor:
             del self.guests[guest.vm]
             self._report(guest.vm, "failed", {"reason": "broken at load", "running": False})
             return
-        guest.life = Life.RUNNING
+        guest.life, guest.loading = Life.RUNNING, False
         self._report(guest.vm, "resumed", {})
 
     def _break(self, guest: Guest, reason: str) -> None:

@@ -233,6 +233,8 @@ class World:
     def crash(self, name: str) -> None:
         """The daemon dies: the engine and what was not persisted are gone."""
         node = self.nodes[name]
+        if node.engine is None:
+            return
         node.manager = node.edge = None
         node.life += 1
         self.observe(node, "crash", None)
