@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from vmmobility.drivers.hypervisor import definition as definitions
@@ -15,6 +15,7 @@ from vmmobility.drivers.hypervisor.interface import Hypervisor
 from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.errors import DecodeError, HypervisorError, VmMobilityError
+from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
 Done = Callable[[VmKey, Order, Mapping[str, Any], str], None]
@@ -62,14 +63,25 @@ class HypervisorDesk:
             return await self._hypervisor(vm).adopt([definition])
         except (VmMobilityError, OSError) as problem:
             # Not left out: that would say "gone", and its guest, perhaps alive, lost its binding.
-            self._note(
-                "guest.unclear",
-                vni=vm.vni,
-                vm=vm.vm_id,
-                reason=getattr(problem, "message", "") or str(problem),
-                remedy=getattr(problem, "remedy", "") or "stop the VM, or its process by hand",
-            )
+            self._note_unclear(vm, problem)
             return {vm: False}
+
+    async def sweep(self, known: Collection[VmKey], *, spare: bool) -> None:
+        """After adopt(): end what an earlier daemon has left running of VMs that nobody knows here,
+        as after a crash between the last record of a VM and its end.
+
+        spare: the records may be incomplete, so its guests are kept and only noted
+        """
+        for kind, hypervisor in self._hypervisors.items():
+            for vm in await hypervisor.orphans(known):
+                self._kinds[vm] = kind  # it lives: whoever asks must hear so
+                try:
+                    if not spare:
+                        await hypervisor.stop(vm)
+                except (VmMobilityError, OSError) as problem:
+                    self._note_unclear(vm, problem)
+                    continue
+                self._note("guest.orphan", vni=vm.vni, vm=vm.vm_id, kind=kind, ended=not spare)
 
     def take(self, order: HypervisorOrder) -> None:
         """Queue one order; a worker lives while its VM has any."""
@@ -101,9 +113,11 @@ class HypervisorDesk:
 
     async def _carry_out(self, order: HypervisorOrder) -> dict[str, Any]:
         vm, arguments = order.vm, order.arguments
-        if order.order in (Order.START, Order.PREPARE_INCOMING):
+        if order.order in (Order.START, Order.PREPARE_INCOMING, Order.WATCH):
             return await self._bring_up(order)
-        if vm not in self._kinds and order.order in (Order.STOP, Order.CANCEL):
+        if order.order is Order.QUERY:
+            return await self._query(vm)
+        if vm not in self._kinds and order.order in (Order.STOP, Order.CANCEL, Order.UNWATCH):
             return {}  # nothing was ever brought up here
         if order.order is Order.STOP and self._kinds[vm] not in self._hypervisors:
             for each in self._hypervisors.values():  # adopt() could not tell whose it is
@@ -127,6 +141,8 @@ class HypervisorDesk:
                 await hypervisor.cancel(vm)
             case Order.ANNOUNCE:
                 await hypervisor.announce(vm)
+            case Order.UNWATCH:
+                await hypervisor.unwatch(vm)
         return {}
 
     async def _bring_up(self, order: HypervisorOrder) -> dict[str, Any]:
@@ -136,9 +152,13 @@ class HypervisorDesk:
             raise HypervisorError(str(error), "correct the VM's definition") from error
         if definition.vm != order.vm:
             raise HypervisorError(f"{order.vm}: its definition is of VM {definition.vm}")
+        await self._check_kind(order.vm, definition.kind)
         self._kinds[order.vm] = definition.kind
         hypervisor = self._hypervisor(order.vm)
         ports = [port_name(order.vm, index) for index in range(len(definition.interfaces))]
+        if order.order is Order.WATCH:
+            await hypervisor.watch(definition, ports)
+            return {"ports": ports}
         if order.order is Order.START:
             await hypervisor.start(definition, ports)
             return {}
@@ -146,3 +166,37 @@ class HypervisorDesk:
             definition, ports, order.arguments["address"]
         )
         return {"address": address, "port": port}
+
+    async def _check_kind(self, vm: VmKey, kind: str) -> None:
+        """A guest that lives under another kind would be lost from sight, and run on."""
+        before = self._kinds.get(vm, kind)
+        if before == kind or before not in self._hypervisors:
+            return
+        if await self._hypervisors[before].query(vm) is not GuestLife.NONE:
+            raise HypervisorError(
+                f"{vm}: it lives here already, of kind {before!r}", "end that guest first"
+            )
+
+    async def _query(self, vm: VmKey) -> dict[str, Any]:
+        """Never an error: a guest that cannot be asked may live, and so is held to be here."""
+        if vm not in self._kinds:
+            return {"life": GuestLife.NONE.name.lower()}
+        try:
+            life = await self._hypervisor(vm).query(vm)
+        except (VmMobilityError, OSError) as problem:
+            self._note_unclear(vm, problem)
+            return {"life": GuestLife.HELD.name.lower(), "note": _reason(problem)}
+        return {"life": life.name.lower()}
+
+    def _note_unclear(self, vm: VmKey, problem: Exception) -> None:
+        self._note(
+            "guest.unclear",
+            vni=vm.vni,
+            vm=vm.vm_id,
+            reason=_reason(problem),
+            remedy=getattr(problem, "remedy", "") or "stop the VM, or its process by hand",
+        )
+
+
+def _reason(problem: Exception) -> str:
+    return getattr(problem, "message", "") or str(problem) or type(problem).__name__

@@ -234,14 +234,10 @@ class FakeHypervisor:
         """These guests are its own."""
         raise not_watchable(vm)
 
-    async def sweep(self, known: Collection[VmKey], *, spare: bool) -> Sequence[VmKey]:
-        """End the guests that are none of `known`."""
-        self._may_fail("sweep", None)
-        orphans = [vm for vm in self._guests if vm not in known]
-        for vm in orphans:
-            if not spare:
-                self._remove(vm)
-        return orphans
+    async def orphans(self, known: Collection[VmKey]) -> Sequence[VmKey]:
+        """The guests that are none of `known`."""
+        self._may_fail("orphans", None)
+        return [vm for vm in self._guests if vm not in known]
 
     async def close(self) -> None:
         """Report no more; the guests stay."""

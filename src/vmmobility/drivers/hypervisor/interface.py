@@ -132,9 +132,9 @@ class Hypervisor(Protocol):
     async def unwatch(self, vm: VmKey) -> None:
         """Let go of a watched guest, leaving it as it is.  Only for kind "external"."""
 
-    async def sweep(self, known: Collection[VmKey], *, spare: bool) -> Sequence[VmKey]:
-        """After adopt(): end the guests that an earlier daemon has started here, but which are none
-        of `known`; which they were.  spare: only find them.  Guests of other hands are no prey."""
+    async def orphans(self, known: Collection[VmKey]) -> Sequence[VmKey]:
+        """Guests that an earlier daemon has started here and that live, but are none of `known`;
+        stop() ends them.  Never guests of other hands."""
 
     async def close(self) -> None:
         """Let go of all guests, leaving them running."""

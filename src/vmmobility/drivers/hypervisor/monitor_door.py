@@ -7,6 +7,7 @@ Rests on Unix sockets and pidfds.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from vmmobility.errors import HypervisorError
 
+END_POLL_S = 0.01
 # Nothing has this name, or nobody listens behind it any more.
 _ABSENT = (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -47,6 +49,15 @@ class Process:
         watch = select.poll()
         watch.register(self._handle, select.POLLIN)
         return not watch.poll(0)
+
+    async def ends(self, limit_s: float) -> bool:
+        """Whether it is seen to have ended, now or within the limit."""
+        deadline = asyncio.get_running_loop().time() + limit_s
+        while self.lives:
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(END_POLL_S)
+        return self.lives is False
 
     def close(self) -> None:
         """Look no more."""

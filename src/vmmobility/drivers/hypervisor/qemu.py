@@ -209,15 +209,9 @@ class QemuHypervisor:
         """These guests are its own."""
         raise not_watchable(vm)
 
-    async def sweep(self, known: Collection[VmKey], *, spare: bool) -> Sequence[VmKey]:
-        """End the QEMUs of this state folder whose VM is none of `known`."""
-        orphans = []
-        for vm in process.living(self._state_dir):
-            if vm not in known:
-                orphans.append(vm)
-                if not spare:
-                    await self.stop(vm)
-        return orphans
+    async def orphans(self, known: Collection[VmKey]) -> Sequence[VmKey]:
+        """The VMs of QEMUs of this state folder that are none of `known`."""
+        return [vm for vm in process.living(self._state_dir) if vm not in known]
 
     async def close(self) -> None:
         """Let go of all guests, leaving them running."""

@@ -71,7 +71,10 @@ class QmpSession:
         try:
             async with asyncio.timeout(limit_s):
                 await client.connect(connection)
-        except (QMPError, OSError, TimeoutError) as error:
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+        except (QMPError, EOFError, OSError, TimeoutError) as error:
             connection.close()
             raise HypervisorError(
                 f"{self._guest}: its monitor {self._path} does not answer",

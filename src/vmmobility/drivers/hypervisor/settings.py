@@ -1,4 +1,4 @@
-"""What an operator may set of the QEMU driver, with the reasons for the values.
+"""What an operator may set of the drivers for QEMU, with the reasons for the values.
 
 Rests on nothing.  docs/design/hypervisor.md shows how the figures were found.
 """
@@ -36,3 +36,23 @@ class QemuSettings:
     start_limit_s: float = 20.0
     stop_limit_s: float = 3.0
     ports: tuple[int, int] = (49152, 49407)
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalSettings:
+    """Settings of ExternalHypervisor: how guests of other hands are watched.
+
+    absent_s:     a monitor that is not there is looked for so often
+    retry_s:      one that does not answer is tried again after this, then after twice as long,
+    retry_most_s: up to this
+    answer_s:     a monitor must answer within this
+    patrol_s:     a guest of which nothing is heard is asked so often
+    settle_s:     a question waits so long for the end of a switch that is under way
+    """
+
+    absent_s: float = 0.25
+    retry_s: float = 0.5
+    retry_most_s: float = 5.0
+    answer_s: float = 2.0
+    patrol_s: float = 5.0
+    settle_s: float = 1.5

@@ -1,0 +1,101 @@
+"""A QEMU as an operator runs it by hand: two monitors, one for the NVE and one for the operator."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import QMPClient
+
+from vmmobility.drivers.hypervisor.accelerator import find_binary
+
+LIMIT_S = 30.0
+POLL_S = 0.01
+
+
+class HandRun:
+    """One host's place for the guest: boot() or await_copy(), then what the operator does.
+
+    words: what QEMU gets besides (devices, a kernel); by default a machine without a disk
+    """
+
+    def __init__(self, folder: Path, words: Sequence[str] = ()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.qmp = folder / "nve.qmp"
+        self.memory = folder / "memory"
+        self._hands = folder / "hands.qmp"
+        self._log = folder / "qemu.log"
+        self._words = list(words)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._client: QMPClient | None = None
+
+    async def boot(self, *more: str) -> None:
+        """Start QEMU; return when the operator's monitor answers."""
+        assert self._process is None
+        command = [find_binary("qemu-system-x86_64"), "-nodefaults", "-display", "none"]
+        command += ["-machine", "q35", "-accel", "tcg", "-m", "128M", "-no-reboot"]
+        for monitor in (self.qmp, self._hands):
+            command += ["-qmp", f"unix:{monitor},server=on,wait=off"]
+        self._hands.unlink(missing_ok=True)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, *self._words, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        async with asyncio.timeout(LIMIT_S):
+            while not self._hands.is_socket():
+                assert self._process.poll() is None, self._log.read_text()
+                await asyncio.sleep(POLL_S)
+            client = QMPClient("hands")
+            await client.connect(str(self._hands))
+        self._client = client
+
+    async def await_copy(self, *more: str) -> None:
+        """Start a QEMU that waits for the guest's memory."""
+        self.memory.unlink(missing_ok=True)
+        await self.boot("-incoming", f"unix:{self.memory}", *more)
+
+    async def say(self, command: str, **arguments: Any) -> Any:
+        """A command at the operator's own monitor."""
+        assert self._client is not None
+        return await self._client.execute(command, arguments or None)
+
+    async def status(self) -> str:
+        """QEMU's run state."""
+        return str((await self.say("query-status"))["status"])
+
+    async def migrate(self, to: HandRun) -> None:
+        """Send the guest there and see it through."""
+        await self.say("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+        await self.say("migrate", uri=f"unix:{to.memory}")
+        async with asyncio.timeout(LIMIT_S):
+            while (await self.say("query-migrate")).get("status") != "completed":
+                await asyncio.sleep(POLL_S)
+
+    def signal(self, number: signal.Signals) -> None:
+        """A signal to QEMU."""
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    @property
+    def pid(self) -> int:
+        """QEMU's."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def end(self) -> None:
+        """Kill QEMU, if it runs; its sockets' names stay, as after a crash."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._client is not None:
+            client, self._client = self._client, None
+            try:
+                await client.disconnect()
+            except (EOFError, OSError):
+                pass
