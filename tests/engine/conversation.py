@@ -123,7 +123,7 @@ class Conversation:
         self._wait_for_result(self.world.stop_vm(vm_key(vm), node))
 
     def _wait_for_result(self, number: int) -> None:
-        end = self.world.now + 5
+        end = self.world.now + 6  # the manager asks an incumbent for up to 5 s
         while number not in self.world.results and self.world.now < end:
             self.world.run(0.001)
 
@@ -133,13 +133,13 @@ class Conversation:
         except MoveRefused as refused:
             self._say(MANAGER, f"refuses ({refused.kind}): {refused.message}; {refused.remedy}")
 
-    def do_release(self, vm: str) -> None:
-        """An operator says that the VM's host is fenced."""
+    def do_release(self, vm: str, fenced: str = "") -> None:
+        """release vm1: thaw it; release vm1 from a: an operator says that a's host is fenced."""
         node = self.world.nodes[MANAGER]
         manager = node.manager
         assert manager is not None
         try:
-            manager.release(vm_key(vm), self.world.now)
+            manager.release(vm_key(vm), self.world.now, fenced)
         except ReleaseRefused as refused:
             self._say(MANAGER, f"refuses ({refused.kind}): {refused.message}; {refused.remedy}")
         self.world.feed(node, lambda: None)

@@ -25,10 +25,15 @@ from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
 @dataclass(slots=True)
 class Previous:
-    """An NVE that served the VM and redirects; acknowledged: the epoch of its last reply."""
+    """An NVE that served the VM and redirects.
+
+    acknowledged: the epoch of its last reply
+    heard:        when it last showed its redirect (monotonic seconds, not durable)
+    """
 
     nve: Nve
     acknowledged: int = 0
+    heard: float = 0.0
 
 
 @dataclass(slots=True)
@@ -39,6 +44,10 @@ class Binding:
                 no previous NVE redirects any more
     expires_at: monotonic seconds, not durable (a restart grants a lifetime)
     released:   an operator's word that its host is fenced: any NVE may attach the VM
+    frozen:     no NVE may attach it without a ticket, until an operator releases it
+    takeovers:  when it changed its NVE without a ticket; heard: when its NVE last held it; lost:
+                its NVE says that it has no such guest; departed: that the guest has left it (none
+                of them durable; monotonic seconds)
     """
 
     vm: VmKey
@@ -55,13 +64,19 @@ class Binding:
     expires_at: float | None = None
     expired: bool = False
     released: bool = False
+    frozen: bool = False
+    takeovers: list[float] = field(default_factory=list)
+    heard: float = 0.0
+    lost: bool = False
+    departed: bool = False
 
     @property
     def state(self) -> str:
         """How its lease stands, for people."""
-        if self.released:
-            return "released"
-        return "expired" if self.expired else "serving"
+        for state in ("frozen", "released", "lost", "departed", "expired"):
+            if getattr(self, state):
+                return state
+        return "serving"
 
     @property
     def previous_nves(self) -> tuple[Nve, ...]:
@@ -210,6 +225,7 @@ def binding_to_json(binding: Binding) -> dict[str, Any]:
         ],
         "ending": binding.ending,
         "released": binding.released,
+        "frozen": binding.frozen,
     }
 
 
@@ -228,4 +244,5 @@ def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
         {p.nve.nve_id: p for p in previous},
         value["ending"],
         released=value.get("released", False),
+        frozen=value.get("frozen", False),
     )

@@ -8,6 +8,7 @@ redirects of previous NVEs in manager_redirects.py.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +23,20 @@ from vmmobility.engine.binding_cache import (
 )
 from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
+from vmmobility.engine.manager_checks import ManagerChecks
+from vmmobility.engine.manager_contests import ManagerContests
 from vmmobility.engine.manager_leases import ManagerLeases
 from vmmobility.engine.manager_moves import ManagerMoves
+from vmmobility.engine.manager_onboarding import ManagerOnboarding
 from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
+from vmmobility.engine.manager_removals import ManagerRemovals
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
     AttachId,
     Epoch,
+    Guest,
     MobilityKind,
     Option,
     PhaseOption,
@@ -59,7 +65,10 @@ EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
 @dataclass(frozen=True, slots=True)
 class ManagerSettings:
     """All in seconds.  lifetime_s: longest lifetime granted; ticket_s: life of a move's ticket;
-    step_s: limit of one step of a move; copy_s: limit of its pre-copy.
+    step_s: limit of one step of a move; copy_s: limit of its pre-copy; ask_s: how long an NVE may
+    take to say how it stands; check_s: how often the silent ones are asked.
+    strict: only onboarded VMs may attach; freeze_after changes of NVE without a ticket within
+    freeze_s freeze a binding.
     shortest_ipv4, shortest_ipv6: length in bits of the shortest prefixes that a VM may have."""
 
     node_id: str
@@ -67,12 +76,26 @@ class ManagerSettings:
     ticket_s: float = 900.0
     step_s: float = 15.0
     copy_s: float = 600.0
+    ask_s: float = 5.0
+    check_s: float = 60.0
+    strict: bool = False
+    freeze_after: int = 5
+    freeze_s: float = 180.0
     shortest_ipv4: int = 16
     shortest_ipv6: int = 48
     retransmission: Retransmission = field(default_factory=Retransmission)
 
 
-class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelearning):
+class ManagerEngine(
+    ManagerMoves,
+    ManagerRedirects,
+    ManagerRemovals,
+    ManagerLeases,
+    ManagerRelearning,
+    ManagerContests,
+    ManagerChecks,
+    ManagerOnboarding,
+):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
     def __init__(
@@ -95,11 +118,19 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
         # Fail static: "a restarted manager grants every binding one full lifetime of grace".
         for binding in self.cache.bindings.values():
             binding.expires_at = now + settings.lifetime_s
+            binding.heard = now
+            for previous in binding.previous.values():
+                previous.heard = now
+        self.counts: Counter[str] = Counter()
         self._expiry_scan_at = now + EXPIRY_SCAN_S
+        self._check_at = now + settings.check_s
+        self._relearn_until = now
+        self._questions = {}
         self._redirect_retry: dict[VmKey, float] = {}
         self._deregistering: dict[VmKey, Received] = {}
         self._ended = EndedAttaches()
         self._load_moves(state, now)
+        self._load_onboarded(state)
 
     # ---- inputs --------------------------------------------------------------------------------
 
@@ -131,6 +162,7 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self._next_move_timer(), self._expiry_scan_at]
         due += self._redirect_retry.values()
+        due += [self._check_at, *(q.deadline for q in self._questions.values())]
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
@@ -143,6 +175,10 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
         if self._expiry_scan_at <= now:
             self._expiry_scan_at = now + EXPIRY_SCAN_S
             self._end_leases(now)
+        self._question_timer(now)
+        if self._check_at <= now:
+            self._check_at = now + self.settings.check_s
+            self._check_silent(now)
 
     def flush(self) -> list[Output]:
         return self.outbox.flush()
@@ -165,7 +201,6 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
             status, why = refusal
             self._reject(received, status, why)
             return
-        nve = self._nve_of(received)
         attach_id = message.need(AttachId).attach_id
         if self._ended.holds(peer.node_id, vm, attach_id):
             self._reject(received, Status.OUT_OF_SEQUENCE, "that attach was deregistered")
@@ -183,22 +218,26 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
             if epoch is None:
                 self._reject(received, Status.INVALID_TICKET, "no such move is under way")
                 return
+            self._bind(received, binding, attach_id, epoch, now)
         elif binding and not self._may_take(binding, peer.node_id):
-            options = (ServingNve(binding.nve), Epoch(binding.epoch))
-            self._reject(
-                received, Status.BOUND_ELSEWHERE, f"{binding.nve.nve_id} serves it", options
-            )
-            return
-        elif binding and binding.is_full(peer.node_id):
+            self._contest(received, binding, now)
+        elif binding is None and message.find(Guest) is None and self._relearning(now):
+            self._ask_everyone(received, now)
+        else:
+            self._take(received, binding, now)
+
+    def _take(self, received: Received, binding: Binding | None, now: float) -> None:
+        """An attach without a ticket, granted."""
+        message = received.message
+        if binding and binding.is_full(received.peer.node_id):
             why = f"{MAX_PREVIOUS} previous NVEs still redirect"
             self._reject(received, Status.INSUFFICIENT_RESOURCES, why)
             return
-        else:
-            self._void_move(vm, now)
-            if binding is None:
-                self._learn_epoch(message)
-            epoch = self._new_epoch()
-        self._bind(received, binding, nve, attach_id, epoch, now)
+        self._void_move(message.vm, now)
+        if binding is None:
+            self._learn_epoch(message)
+        attach_id = message.need(AttachId).attach_id
+        self._bind(received, binding, attach_id, self._new_epoch(), now)
 
     def _refusal(self, received: Received, vm: VmKey) -> tuple[Status, str] | None:
         message = received.message
@@ -219,6 +258,9 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
         )
         if wrong is not None:
             return Status.ADMINISTRATIVELY_PROHIBITED, f"no VM may have {wrong}"
+        off_record = self._off_record(vm, message.interfaces, received.peer.node_id)
+        if off_record:
+            return Status.ADMINISTRATIVELY_PROHIBITED, off_record
         clash = self.cache.owner(vm, message.interfaces)
         if clash is not None:
             return Status.ADDRESS_IN_USE, f"{clash[0]} belongs to VM {clash[1]}"
@@ -242,17 +284,18 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
         self,
         received: Received,
         old: Binding | None,
-        nve: Nve,
         attach_id: int,
         epoch: int,
         now: float,
     ) -> None:
         """Section 5: "the entry is modified to point to the new IP address of the serving NVE.
         Previous NVE addresses are kept in the entry." """
-        message = received.message
+        message, nve = received.message, self._nve_of(received)
         previous = dict(old.previous) if old else self._learned_previous(message)
         if old is not None:
             previous[old.nve.nve_id] = Previous(old.nve)
+        for each in previous.values():
+            each.heard = now
         previous.pop(nve.nve_id, None)
         mobility = message.find(MobilityKind)
         moved = old is not None and message.find(Ticket) is not None
@@ -266,6 +309,8 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
             epoch,
             mobility.mobility if mobility else Mobility.HOT,
             previous=previous,
+            frozen=old.frozen if old else False,
+            takeovers=old.takeovers if old else [],
         )
         self.cache.put(binding)
         self._extend(binding, message, now)
@@ -312,6 +357,12 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
 
     def _refresh(self, received: Received, now: float) -> None:
         message = received.message
+        asks = message.find(PhaseOption)
+        if asks is not None:
+            if asks.phase not in (Phase.REDIRECTING, Phase.DEPARTED):
+                raise DecodeError("bad-value", f"REFRESH in phase {asks.phase.name}")
+            self._standing(received, asks.phase, now)
+            return
         binding = self.cache.bindings.get(message.vm)
         if binding is None:
             self.channel.reply(received, Status.UNKNOWN_BINDING)
@@ -325,52 +376,3 @@ class ManagerEngine(ManagerMoves, ManagerRedirects, ManagerLeases, ManagerRelear
             return
         self._extend(binding, message, now)
         self._grant(received, binding)
-
-    # ---- deregistration ------------------------------------------------------------------------
-
-    def _deregister(self, received: Received, now: float) -> None:
-        """From the serving NVE: the VM is no more.  From a previous one (Phase REDIRECTING): its
-        traffic has stopped and no covering prefix leads there."""
-        message = received.message
-        binding = self.cache.bindings.get(message.vm)
-        node = received.peer.node_id
-        phase = message.find(PhaseOption)
-        if phase is not None and phase.phase is Phase.REDIRECTING:
-            if binding is not None and node in binding.previous:
-                if node not in binding.free_to_go():
-                    self._reject(received, Status.WRONG_PHASE, "another NVE may still send here")
-                    return
-                del binding.previous[node]
-                self._save_binding(binding)
-                self.channel.withdraw_subject(received.peer, (message.vm, "redirect"))
-                self._try_removal(binding)
-            self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
-            return
-        attach_id = message.need(AttachId).attach_id
-        self._ended.add(node, message.vm, attach_id)
-        if binding is None:
-            self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
-            return
-        if binding.nve.nve_id != node or binding.attach_id != attach_id:
-            self._reject(received, Status.NOT_OWNER, f"{binding.nve.nve_id} serves it")
-            return
-        self._deregistering[binding.vm] = received
-        if not binding.ending:
-            self._void_move(binding.vm, now)
-            binding.ending = self._new_epoch()
-            self._save_binding(binding)
-            self._redirect_previous(binding, now)
-        self._try_removal(binding)
-
-    def _try_removal(self, binding: Binding) -> None:
-        """The serving NVE lets go last: a redirect to a node that no longer knows the VM would send
-        its packets back to the fabric, which leads them to the redirect (invariant 3)."""
-        if not binding.ending or binding.previous:
-            return
-        self.cache.remove(binding.vm)
-        self.outbox.record(BindingCache.key(binding.vm), None)
-        detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": binding.nve.nve_id}
-        self.outbox.emit(Event("binding.removed", detail))
-        received = self._deregistering.pop(binding.vm, None)
-        if received is not None:
-            self.channel.reply(received, Status.ACCEPTED, [VmId(binding.vm)])

@@ -1,4 +1,4 @@
-"""Leases at the manager: granted, ended, and released by an operator's word.
+"""Leases at the manager: granted, ended, frozen, and released by an operator's word.
 
 The end of a lease proves nothing: the guest may run on behind a broken path.  So it is an alarm,
 and no more.  Not here: who attaches (manager.py).
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmmobility.engine.manager_move import Move, ReleaseRefused
+from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.registry import LIFETIME_UNIT_S
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.binding_cache import Binding, BindingCache
+    from vmmobility.engine.channel import Channel
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
@@ -31,33 +33,93 @@ class ManagerLeases:
         settings: ManagerSettings
         _current: dict[VmKey, Move]
         _in_switch: Callable[[VmKey], bool]
+        channel: Channel
         _save_binding: Callable[[Binding], None]
+        _redirect_previous: Callable[[Binding, float], None]
+        _try_removal: Callable[[Binding], None]
 
-    def release(self, vm: VmKey, now: float) -> Binding:
-        """An operator's word that the serving NVE's host is fenced: any NVE may now attach the VM,
-        until the serving one speaks again.  Raises ReleaseRefused."""
+        def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
+
+    def release(self, vm: VmKey, now: float, fenced: str = "") -> Binding:
+        """Thaw a frozen binding; or, with `fenced`, take an operator's word that the host of this
+        NVE is dead and stays so.  Raises ReleaseRefused.
+
+        A fenced serving NVE: any NVE may attach the VM, until the serving one speaks again.  A
+        fenced previous NVE is waited for no more.  A fenced end of a move: the move goes on
+        without it.
+        """
         binding = self.cache.bindings.get(vm)
-        if binding is None or binding.ending:
+        if binding is None:
             raise ReleaseRefused("unknown-vm", f"no VM {vm} is registered", "see `vmmob vm list`")
-        if vm in self._current:
-            move = self._current[vm]
+        if not fenced:
+            self._thaw(binding)
+        elif vm in self._current:
+            self._fence_in_move(binding, self._current[vm], fenced, now)
+        elif fenced in binding.previous:
+            self._fence_previous(binding, fenced, now)
+        else:
+            self._fence_serving(binding, fenced, now)
+        return binding
+
+    def _thaw(self, binding: Binding) -> None:
+        if not binding.frozen:
+            nve = binding.nve.nve_id
             raise ReleaseRefused(
                 "conflict",
-                f"VM {vm} is being moved to {move.destination.nve_id}",
-                f"wait for move {move.move_id}",
+                f"VM {binding.vm} is not frozen",
+                f"if the host of {nve} is dead and fenced, say so: --fenced {nve}",
             )
+        binding.frozen = False
+        binding.takeovers = []
+        self._save_binding(binding)
+        self._lease_event("binding.thawed", binding)
+
+    def _fence_serving(self, binding: Binding, fenced: str, now: float) -> None:
+        vm, nve = binding.vm, binding.nve.nve_id
+        if fenced != nve:
+            raise ReleaseRefused("conflict", f"VM {vm} is at {nve}, not at {fenced}", "name it")
+        if binding.ending:
+            raise ReleaseRefused("conflict", f"VM {vm} is being removed", "wait for that")
         if not binding.released and (binding.expires_at or 0.0) > now:
             left = (binding.expires_at or 0.0) - now
             raise ReleaseRefused(
                 "conflict",
-                f"the lease of VM {vm} at {binding.nve.nve_id} lives for another {left:.0f} s",
+                f"the lease of VM {vm} at {nve} lives for another {left:.0f} s",
                 "stop it there; or fence the host and wait until the binding has expired",
             )
+        self._release(binding)
+
+    def _release(self, binding: Binding) -> None:
         if not binding.released:
             binding.released = True
             self._save_binding(binding)
             self._lease_event("binding.released", binding)
-        return binding
+
+    def _fence_previous(self, binding: Binding, fenced: str, now: float) -> None:
+        """Should it come back with its redirect, it asks whether that stands (manager_checks)."""
+        del binding.previous[fenced]
+        self._save_binding(binding)
+        for subject in ("redirect", "removal"):
+            peer = self.channel.peers.get(fenced)
+            if peer is not None:
+                self.channel.withdraw_subject(peer, (binding.vm, subject))
+        self._redirect_previous(binding, now)
+        self._try_removal(binding)
+
+    def _fence_in_move(self, binding: Binding, move: Move, fenced: str, now: float) -> None:
+        why = f"the host of {fenced} is fenced"
+        if move.state is MoveState.ENDING_GUEST and fenced == move.destination.nve_id:
+            self._happen(move, Happening.ACCEPTED, now)
+        elif move.state is MoveState.TURNING_BACK and fenced == move.source.nve_id:
+            self._happen(move, Happening.REFUSED, now, why)
+            self._release(binding)
+        else:
+            raise ReleaseRefused(
+                "conflict",
+                f"move {move.move_id} of VM {binding.vm} is {move.state.value} and does not wait "
+                f"for {fenced}",
+                f"give it up first: `vmmob move abort {move.move_id}`",
+            )
 
     def _may_take(self, binding: Binding, node: str) -> bool:
         """Whether this node may attach the VM without a ticket: the NVE that has it, or any "only
@@ -71,7 +133,8 @@ class ManagerLeases:
         granted = min(message.lifetime * LIFETIME_UNIT_S, self.settings.lifetime_s)
         binding.lifetime_s = max(granted // LIFETIME_UNIT_S, 1) * LIFETIME_UNIT_S
         binding.expires_at = now + binding.lifetime_s
-        binding.expired = False
+        binding.expired = binding.lost = binding.departed = False
+        binding.heard = now
         if binding.released:
             # It was not fenced after all.
             binding.released = False

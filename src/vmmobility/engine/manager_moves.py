@@ -26,11 +26,11 @@ from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Measurements, PhaseOption, Reason, Ticket, VmId
 from vmmobility.wire.registry import Phase, Role, Status
-from vmmobility.wire.values import VmKey
+from vmmobility.wire.values import Interface, VmKey
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmmobility.engine.channel import Received
     from vmmobility.engine.manager import ManagerSettings
@@ -65,6 +65,7 @@ class ManagerMoves(ManagerSteps):
         outbox: Outbox
         jitter: random.Random
         _redirect_previous: Callable[[Binding, float], None]
+        _off_record: Callable[[VmKey, Sequence[Interface], str], str]
 
     moves: dict[str, Move]
     _current: dict[VmKey, Move]
@@ -100,6 +101,9 @@ class ManagerMoves(ManagerSteps):
                 f"VM {vm} was released: {binding.nve.nve_id} is said to be fenced",
                 f"start it at {to} instead, or let {binding.nve.nve_id} register it again",
             )
+        off_record = self._off_record(vm, binding.interfaces, to)
+        if off_record:
+            raise MoveRefused("conflict", off_record, "see `vmmob show onboarded`")
         if binding.is_full(to):
             raise MoveRefused(
                 "conflict",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vmmobility.engine.binding_cache import Binding, BindingCache
+from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.channel import Channel, Peer
 from vmmobility.engine.outputs import Event, Outbox
 from vmmobility.wire.message import Message
@@ -22,6 +22,7 @@ from vmmobility.wire.options import (
 from vmmobility.wire.registry import (
     LIFETIME_UNIT_S,
     Purpose,
+    Status,
 )
 from vmmobility.wire.values import VmKey
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.binding_cache import BindingCache
+    from vmmobility.engine.manager_move import Move
 
 REDIRECT_RETRY_S = 5.0  # a refused redirect is sent again after so long
 
@@ -43,6 +45,9 @@ class ManagerRedirects:
         _redirect_retry: dict[VmKey, float]
         _save_binding: Callable[[Binding], None]
         _try_removal: Callable[[Binding], None]
+        _heed_epoch: Callable[[Message], None]
+        _new_epoch: Callable[[], int]
+        _current: dict[VmKey, Move]
         _previous_acknowledged: Callable[[Binding, str, Message, float], None]
 
     def _redirect_previous(self, binding: Binding, now: float) -> None:
@@ -105,6 +110,13 @@ class ManagerRedirects:
         """A guest that still runs there learns by its own refresh first; then it is asked again."""
         detail = {"vm": binding.vm.vm_id, "nve": node, "status": reply.status.name.lower()}
         self.outbox.emit(Event("redirect.refused", detail))
+        told = reply.find(Epoch)
+        if reply.status is Status.STALE_EPOCH and told and told.epoch > binding.epoch:
+            # It has acted on an epoch that a manager whose state was set back does not know.
+            self._heed_epoch(reply)
+            if not binding.ending and binding.vm not in self._current:
+                binding.epoch = self._new_epoch()
+                self._save_binding(binding)
         self._redirect_retry.setdefault(binding.vm, now + REDIRECT_RETRY_S)
 
     def _redirected(
@@ -116,6 +128,6 @@ class ManagerRedirects:
         if not reply.status.accepted:
             self._redirect_refused(binding, node, reply, now)
             return
-        previous.acknowledged = max(previous.acknowledged, epoch)
+        previous.acknowledged, previous.heard = max(previous.acknowledged, epoch), now
         self._save_binding(binding)
         self._previous_acknowledged(binding, node, reply, now)

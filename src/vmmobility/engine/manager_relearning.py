@@ -1,7 +1,8 @@
-"""What a manager that has lost its state learns from an attach: epochs given out, previous NVEs.
+"""What a manager that has lost its state learns again: epochs given out, previous NVEs.
 
 Without it the NVEs would hold all that it says for stale, and drop what previous NVEs tunnel.
-Only an attach of a VM that is not bound teaches: the manager's own record is always the better one.
+Epochs it learns from whatever an NVE says; previous NVEs only from an attach of a VM that is not
+bound: the manager's own record is always the better one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmmobility.engine.admission import MAX_PREVIOUS
 from vmmobility.engine.binding_cache import Previous
+from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, ServingNve, Ticket
 from vmmobility.wire.registry import Role
@@ -17,6 +19,7 @@ from vmmobility.wire.registry import Role
 if TYPE_CHECKING:
     from vmmobility.engine.binding_cache import BindingCache
     from vmmobility.engine.channel import Channel
+    from vmmobility.engine.outputs import Outbox
 
 MAX_LEAP = 2**40  # one NVE's word must not use the sequence up
 
@@ -27,10 +30,22 @@ class ManagerRelearning:
     if TYPE_CHECKING:
         cache: BindingCache
         channel: Channel
+        outbox: Outbox
 
     def _leaps(self, message: Message) -> bool:
         epoch = self._told_epoch(message)
         return epoch - self.cache.last_epoch > MAX_LEAP
+
+    def _heed_epoch(self, message: Message) -> None:
+        """An epoch above all that were given out: this manager's state was set back.  From now on
+        it gives out higher ones, so that it is heeded again."""
+        told = message.find(Epoch)
+        if told is None or not 0 < told.epoch - self.cache.last_epoch <= MAX_LEAP:
+            return
+        detail = {"epoch": told.epoch, "known": self.cache.last_epoch}
+        self.outbox.emit(Event("epoch.learned", detail))
+        self.cache.last_epoch = told.epoch
+        self.outbox.record("epoch", told.epoch)
 
     def _learn_epoch(self, message: Message) -> None:
         """The caller takes, and records, a fresh epoch next."""

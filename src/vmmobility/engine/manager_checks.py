@@ -1,0 +1,296 @@
+"""The manager's comparison of its binding cache with what the NVEs hold (reconciliation).
+
+An NVE that refreshes a binding, or asks whether a redirect stands, is compared by that; whoever is
+silent for long is asked (CHECK), and all are when people ask.  What differs is counted, told and,
+where the manager's word decides, mended: redirects are.  Who serves a VM is never guessed.
+
+`question` is also how a conflicting attach is settled (manager_contests.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vmmobility.engine.binding_cache import Binding, Previous
+from vmmobility.engine.manager_move import nve_of_peer
+from vmmobility.engine.outputs import CommandDone, Event
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import Epoch, Guest, PhaseOption, Reason, ServingNve, VmId
+from vmmobility.wire.registry import Phase, Purpose, Status
+from vmmobility.wire.values import VmKey
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from vmmobility.engine.binding_cache import BindingCache
+    from vmmobility.engine.channel import Channel, Peer, Received
+    from vmmobility.engine.manager import ManagerSettings
+    from vmmobility.engine.manager_move import Move
+    from vmmobility.engine.outputs import Outbox
+    from vmmobility.wire.options import Option
+
+Listener = Callable[[Message | None, float], None]
+"""Told the NVE's answer; None: it gave none in time, or refused."""
+
+# An NVE in one of these phases holds the binding (DEPARTED: until its guest's new place is known).
+HOLDS = frozenset(
+    {
+        Phase.ATTACHING, Phase.SERVING, Phase.COPYING, Phase.CONVERGED, Phase.SWITCHED,
+        Phase.DEPARTED,
+    }
+)  # fmt: skip
+# A previous NVE in one of these has forgotten its redirect.  (In others it takes part in a move.)
+WITHOUT_REDIRECT = frozenset({Phase.NONE, Phase.SERVING, Phase.DEPARTED})
+
+
+@dataclass(slots=True)
+class Question:
+    """One CHECK under way."""
+
+    deadline: float
+    listeners: list[Listener]
+
+
+@dataclass(slots=True)
+class Survey:
+    """One command of people's that compares everything."""
+
+    waiting: int = 0
+    checked: int = 0
+    drift: list[dict[str, Any]] = field(default_factory=list)
+    unanswered: set[str] = field(default_factory=set)
+
+
+class ManagerChecks:
+    """Comparisons; a part of ManagerEngine."""
+
+    if TYPE_CHECKING:
+        cache: BindingCache
+        channel: Channel
+        outbox: Outbox
+        settings: ManagerSettings
+        counts: Counter[str]
+        _current: dict[VmKey, Move]
+        _save_binding: Callable[[Binding], None]
+        _redirect_previous: Callable[[Binding, float], None]
+        _heed_epoch: Callable[[Message], None]
+
+    _questions: dict[tuple[VmKey, str], Question]
+
+    # ---- questions -----------------------------------------------------------------------------
+
+    def question(self, vm: VmKey, node: str, now: float, listener: Listener) -> None:
+        """Ask an NVE how it stands with a VM; the listener is told, once, within ask_s."""
+        peer = self.channel.peers.get(node)
+        if peer is None or not peer.endpoints:
+            listener(None, now)
+            return
+        earlier = self._questions.get((vm, node))
+        listeners = [*(earlier.listeners if earlier else ()), listener]
+        self._questions[vm, node] = Question(now + self.settings.ask_s, listeners)
+        self.channel.request(
+            peer,
+            Purpose.CHECK,
+            [VmId(vm)],
+            now,
+            partial(self._answered, vm, node),
+            subject=(vm, "check"),
+        )
+
+    def _answered(self, vm: VmKey, node: str, reply: Message, now: float) -> None:
+        asked = self._questions.pop((vm, node))
+        told = (reply.find(Guest), reply.find(PhaseOption), reply.find(Epoch))
+        tells = reply.status.accepted and None not in told
+        if tells:
+            self._heed_epoch(reply)
+        for listener in asked.listeners:
+            listener(reply if tells else None, now)
+
+    def _question_timer(self, now: float) -> None:
+        for (vm, node), asked in list(self._questions.items()):
+            if asked.deadline <= now:
+                del self._questions[vm, node]
+                self.channel.withdraw_subject(self.channel.peers[node], (vm, "check"))
+                for listener in asked.listeners:
+                    listener(None, now)
+
+    # ---- when ----------------------------------------------------------------------------------
+
+    def check(self, command: int, now: float) -> None:
+        """Ask every NVE about every binding.  Ends with CommandDone: checked, drift, unanswered."""
+        survey = Survey()
+        pairs = [
+            (binding.vm, node)
+            for binding in self.cache.bindings.values()
+            for node in (binding.nve.nve_id, *binding.previous)
+        ]
+        survey.waiting = survey.checked = len(pairs)
+        for vm, node in pairs:
+            self.question(vm, node, now, partial(self._surveyed, command, survey, vm, node))
+        if not pairs:
+            self._survey_done(command, survey)
+
+    def _surveyed(
+        self, command: int, survey: Survey, vm: VmKey, node: str, reply: Message | None, now: float
+    ) -> None:
+        if reply is None:
+            survey.unanswered.add(node)
+        else:
+            survey.drift += self._compare(vm, node, reply, now)
+        survey.waiting -= 1
+        if not survey.waiting:
+            self._survey_done(command, survey)
+
+    def _survey_done(self, command: int, survey: Survey) -> None:
+        result = {
+            "checked": survey.checked,
+            "drift": survey.drift,
+            "unanswered": sorted(survey.unanswered),
+        }
+        self.outbox.emit(CommandDone(command, result))
+
+    def _check_silent(self, now: float) -> None:
+        """Those who have not shown by themselves that they hold what they should."""
+        for binding in self.cache.bindings.values():
+            if binding.ending or binding.vm in self._current:
+                continue
+            if now - binding.heard > max(self.settings.check_s, binding.lifetime_s):
+                self._check_one(binding.vm, binding.nve.nve_id, now)
+            for node, previous in binding.previous.items():
+                if now - previous.heard > 2 * self.settings.check_s:
+                    self._check_one(binding.vm, node, now)
+
+    def _check_one(self, vm: VmKey, node: str, now: float) -> None:
+        if (vm, node) not in self._questions:
+            self.question(vm, node, now, partial(self._compared, vm, node))
+
+    def _compared(self, vm: VmKey, node: str, reply: Message | None, now: float) -> None:
+        if reply is not None:
+            self._compare(vm, node, reply, now)
+
+    def _peer_lost_state(self, peer: Peer, now: float) -> None:
+        """It came back without its memory: what it held for us is looked at now."""
+        for binding in self.cache.bindings.values():
+            node = peer.node_id
+            if node == binding.nve.nve_id or node in binding.previous:
+                self._check_one(binding.vm, node, now)
+
+    # ---- what differs --------------------------------------------------------------------------
+
+    def _compare(self, vm: VmKey, node: str, reply: Message, now: float) -> list[dict[str, Any]]:
+        binding = self.cache.bindings.get(vm)
+        if binding is None or binding.ending or vm in self._current:
+            return []
+        words = reply.find(Reason)
+        rows = [self._row(vm, node, "kernel", "as wanted", words.text, True)] if words else []
+        if node == binding.nve.nve_id:
+            return rows + self._compare_serving(binding, reply)
+        previous = binding.previous.get(node)
+        if previous is not None:
+            return rows + self._compare_previous(binding, previous, reply, now)
+        return rows
+
+    def _compare_serving(self, binding: Binding, reply: Message) -> list[dict[str, Any]]:
+        phase = reply.need(PhaseOption).phase
+        if phase in HOLDS:
+            return []
+        node = binding.nve.nve_id
+        if not binding.lost:
+            binding.lost = True
+            detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": node}
+            self.outbox.emit(Event("binding.lost", detail))
+        return [self._differs(binding.vm, node, "binding", "serving", phase.name.lower(), False)]
+
+    def _compare_previous(
+        self, binding: Binding, previous: Previous, reply: Message, now: float
+    ) -> list[dict[str, Any]]:
+        previous.heard = now
+        if previous.acknowledged < binding.epoch:
+            return []  # it is being told
+        phase, target = reply.need(PhaseOption).phase, reply.find(ServingNve)
+        if phase is Phase.REDIRECTING:
+            leads_to = target.nve.nve_id if target else "nowhere"
+            if leads_to == binding.nve.nve_id and reply.epoch >= binding.epoch:
+                return []
+            found = f"to {leads_to}, epoch {reply.epoch}"
+        elif phase in WITHOUT_REDIRECT:
+            found = phase.name.lower()
+        else:
+            return []
+        wanted = f"to {binding.nve.nve_id}, epoch {binding.epoch}"
+        row = self._differs(binding.vm, previous.nve.nve_id, "redirect", wanted, found, True)
+        self._tell_anew(binding, previous, now)
+        return [row]
+
+    def _tell_anew(self, binding: Binding, previous: Previous, now: float) -> None:
+        previous.acknowledged = 0
+        self._save_binding(binding)
+        self._redirect_previous(binding, now)
+
+    def _differs(
+        self, vm: VmKey, node: str, what: str, expected: str, found: str, repaired: bool
+    ) -> dict[str, Any]:
+        """A difference, counted and told; the row that people see."""
+        self.counts[f"drift.{what}"] += 1
+        row = self._row(vm, node, what, expected, found, repaired)
+        self.outbox.emit(Event("drift", dict(row)))
+        return row
+
+    @staticmethod
+    def _row(
+        vm: VmKey, node: str, what: str, expected: str, found: str, repaired: bool
+    ) -> dict[str, Any]:
+        return {
+            "vm": vm.vm_id,
+            "vni": vm.vni,
+            "nve": node,
+            "what": what,
+            "expected": expected,
+            "found": found,
+            "repaired": repaired,
+        }
+
+    # ---- an NVE asks whether what it holds still stands ------------------------------------------
+
+    def _standing(self, received: Received, phase: Phase, now: float) -> None:
+        """REFRESH with a phase: from an NVE that redirects, or whose guest has departed."""
+        message, node = received.message, received.peer.node_id
+        binding = self.cache.bindings.get(message.vm)
+        self._heed_epoch(message)
+        if binding is None:
+            # An attach may be on its way to a manager that has lost its state.
+            status = Status.TRY_AGAIN if self._relearning(now) else Status.UNKNOWN_BINDING
+            self.channel.reply(received, status, [VmId(message.vm)])
+            return
+        options: list[Option] = [VmId(binding.vm), Epoch(binding.epoch), ServingNve(binding.nve)]
+        if node == binding.nve.nve_id:
+            if phase is Phase.DEPARTED and not binding.departed:
+                binding.departed = True
+                detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": node}
+                self.outbox.emit(Event("binding.departed", detail))
+            self.channel.reply(received, Status.ACCEPTED, options)
+            return
+        self._still_previous(binding, received, now)
+        self.channel.reply(received, Status.ACCEPTED, options)
+
+    def _still_previous(self, binding: Binding, received: Received, now: float) -> None:
+        node, epoch = received.peer.node_id, received.message.epoch
+        previous = binding.previous.get(node)
+        if previous is None:
+            if binding.ending or binding.is_full(node):
+                return
+            self._differs(binding.vm, node, "redirect", "none", f"epoch {epoch}", True)
+            previous = binding.previous[node] = Previous(nve_of_peer(received.peer))
+            self._tell_anew(binding, previous, now)
+        elif previous.acknowledged >= binding.epoch > epoch:
+            wanted = f"epoch {binding.epoch}"
+            self._differs(binding.vm, node, "redirect", wanted, f"epoch {epoch}", True)
+            self._tell_anew(binding, previous, now)
+        previous.heard = now
+
+    if TYPE_CHECKING:
+
+        def _relearning(self, now: float) -> bool: ...

@@ -1,0 +1,187 @@
+"""Attaches without a ticket of a VM that is bound elsewhere: settled with the incumbent.
+
+design, "Moves it did not start": "a conflicting attach is granted after the incumbent was asked
+(bounded time) or its lease has ended".  A lease's end proves nothing about a guest that is only cut
+off, so it counts only for a guest whose memory came from another host: its hypervisor had stopped
+it there.  Not here: how NVEs are asked (manager_checks.py), tickets (manager_moves.py).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmmobility.engine.admission import MAX_PREVIOUS
+from vmmobility.engine.manager_checks import HOLDS
+from vmmobility.engine.outputs import Event
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import Epoch, Guest, PhaseOption, ServingNve
+from vmmobility.wire.registry import GuestLife, Role, Status
+from vmmobility.wire.values import VmKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmmobility.engine.binding_cache import Binding, BindingCache
+    from vmmobility.engine.channel import Channel, Received
+    from vmmobility.engine.manager import ManagerSettings
+    from vmmobility.engine.manager_checks import Listener
+    from vmmobility.engine.outputs import Outbox
+    from vmmobility.wire.options import Option
+
+RUNS = (GuestLife.RUNNING, GuestLife.ARRIVED)
+CANNOT_RUN = (GuestLife.NONE, GuestLife.DEPARTED)
+
+
+class ManagerContests:
+    """Conflicting attaches; a part of ManagerEngine."""
+
+    if TYPE_CHECKING:
+        cache: BindingCache
+        channel: Channel
+        outbox: Outbox
+        settings: ManagerSettings
+        question: Callable[[VmKey, str, float, Listener], None]
+        _save_binding: Callable[[Binding], None]
+        _in_switch: Callable[[VmKey], bool]
+        _attach: Callable[[Received, float], None]
+        _take: Callable[[Received, Binding | None, float], None]
+        _may_take: Callable[[Binding, str], bool]
+        _refusal: Callable[[Received, VmKey], tuple[Status, str] | None]
+
+        def _reject(
+            self,
+            received: Received,
+            status: Status,
+            why: str,
+            options: Sequence[Option] = (),
+        ) -> None: ...
+
+    _relearn_until: float
+
+    def _contest(self, received: Received, binding: Binding, now: float) -> None:
+        """Ask the incumbent - at once, for an older answer may not know of the guest's leaving."""
+        node = received.peer.node_id
+        if binding.ending or self._in_switch(binding.vm):
+            self._bound_elsewhere(received, binding)
+        elif binding.frozen:
+            why = f"too many changes of NVE in {self.settings.freeze_s:.0f} s"
+            self._reject(received, Status.FROZEN, f"{why}: an operator must release it")
+        elif binding.is_full(node):
+            why = f"{MAX_PREVIOUS} previous NVEs still redirect"
+            self._reject(received, Status.INSUFFICIENT_RESOURCES, why)
+        else:
+            detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "by": node}
+            self.outbox.emit(Event("binding.contested", {**detail, "nve": binding.nve.nve_id}))
+            settle = partial(self._contest_answered, received, binding.epoch)
+            self.question(binding.vm, binding.nve.nve_id, now, settle)
+
+    def _bound_elsewhere(self, received: Received, binding: Binding) -> None:
+        options = (ServingNve(binding.nve), Epoch(binding.epoch))
+        why = f"{binding.nve.nve_id} serves it"
+        self._reject(received, Status.BOUND_ELSEWHERE, why, options)
+
+    def _contest_answered(
+        self, received: Received, epoch: int, reply: Message | None, now: float
+    ) -> None:
+        vm, node = received.message.vm, received.peer.node_id
+        binding = self.cache.bindings.get(vm)
+        if binding is None:
+            self._attach(received, now)  # it was removed meanwhile
+            return
+        changed = binding.epoch != epoch or binding.nve.nve_id == node
+        if changed or binding.ending or binding.frozen or self._in_switch(vm):
+            self._reject(received, Status.TRY_AGAIN, "the binding has changed meanwhile")
+            return
+        refusal = self._refusal(received, vm)
+        if refusal is not None:
+            self._reject(received, *refusal)
+            return
+        incumbent = binding.nve.nve_id
+        asker = _life(received.message)
+        if reply is None:
+            moved_in = asker is GuestLife.ARRIVED and (binding.expires_at or 0.0) <= now
+            if moved_in or binding.released:
+                self._take_over(received, binding, now)
+                return
+            why = f"{incumbent}, which serves it, does not answer"
+            self._reject(received, Status.TRY_AGAIN, why)
+            return
+        if _life(reply) in CANNOT_RUN:
+            self._take_over(received, binding, now)
+            return
+        if asker in RUNS:
+            detail = {"vm": vm.vm_id, "vni": vm.vni, "nve": incumbent, "also": node}
+            self.outbox.emit(Event("vm.duplicate", detail))
+        self._bound_elsewhere(received, binding)
+
+    def _take_over(self, received: Received, binding: Binding, now: float) -> None:
+        """Grant it; alternating too often freezes the binding where it is then (design: "Five
+        unmanaged attaches by alternating NVEs in 180 s")."""
+        recent = [at for at in binding.takeovers if at > now - self.settings.freeze_s] + [now]
+        self._take(received, binding, now)
+        taken = self.cache.bindings[received.message.vm]
+        taken.takeovers = recent
+        if len(recent) >= self.settings.freeze_after:
+            taken.frozen = True
+            self._save_binding(taken)
+            detail = {"vm": taken.vm.vm_id, "vni": taken.vm.vni, "nve": taken.nve.nve_id}
+            self.outbox.emit(Event("binding.frozen", {**detail, "changes": len(recent)}))
+
+    # ---- a manager that has lost its state -------------------------------------------------------
+
+    def _relearning(self, now: float) -> bool:
+        """Whether this manager has found out, less than a lifetime ago, that it lost its state."""
+        return now < self._relearn_until
+
+    def _state_was_lost(self, now: float) -> None:
+        """A peer remembers this node better than it does itself."""
+        if not self._relearning(now):
+            self.outbox.emit(Event("state.lost", {"lifetime_s": self.settings.lifetime_s}))
+        self._relearn_until = now + self.settings.lifetime_s
+
+    def _ask_everyone(self, received: Received, now: float) -> None:
+        """A VM that is to be booted, and of which nothing is known any more: no NVE may have it."""
+        others = [
+            peer.node_id
+            for peer in self.channel.peers.values()
+            if peer.role is Role.NVE and peer is not received.peer
+        ]
+        if not others:
+            self._take(received, None, now)
+            return
+        waiting = set(others)
+
+        def answered(node: str, reply: Message | None, at: float) -> None:
+            if not waiting:
+                return
+            vm = received.message.vm
+            if reply is None:
+                waiting.clear()
+                why = f"this manager lost its state, and {node} has not said whether it runs there"
+                self._reject(received, Status.TRY_AGAIN, why)
+                return
+            phase = reply.need(PhaseOption).phase
+            if _life(reply) not in CANNOT_RUN or phase in HOLDS:
+                waiting.clear()
+                self._reject(received, Status.BOUND_ELSEWHERE, f"{node} serves it")
+                return
+            waiting.discard(node)
+            if waiting:
+                return
+            refusal = self._refusal(received, vm)
+            if refusal is not None:
+                self._reject(received, *refusal)
+            elif vm in self.cache.bindings:
+                self._reject(received, Status.TRY_AGAIN, "it was attached meanwhile")
+            else:
+                self._take(received, None, at)
+
+        for node in others:
+            self.question(received.message.vm, node, now, partial(answered, node))
+
+
+def _life(message: Message) -> GuestLife:
+    """What the sender says of its guest; of one that it has yet to boot it says nothing."""
+    found = message.find(Guest)
+    return found.life if found else GuestLife.NONE
