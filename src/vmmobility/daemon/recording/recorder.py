@@ -232,6 +232,8 @@ class _EngineTee:
         def recorded(*values: Any, **more: Any) -> Any:
             def made() -> dict[str, Any]:
                 given = {**dict(zip(names, values, strict=False)), **more}
+                if len(given) < len(values) + len(more):
+                    raise TypeError(f"{name} has arguments without a name")
                 now = given.pop("now", None)
                 with_ = {key: argument(value) for key, value in given.items() if key != "data"}
                 if "data" in given:
