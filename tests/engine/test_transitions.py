@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, World
-from vmmobility.daemon.manager import move_view
+from vmmobility.daemon.manager_service import move_view
 from vmmobility.engine import manager_transitions, nve_transitions
 from vmmobility.engine.binding_update_list import DATA_PLANE
 from vmmobility.engine.manager_moves import PHASE_NAMES

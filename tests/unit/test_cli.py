@@ -491,7 +491,7 @@ def test_a_vm_is_released_only_with_the_operators_word(
     assert manager.held[0]["state"] == "released"
     assert "lease lives" in vmmob("vm", "release", "vm1", "--fenced", "nve-a").err
     manager.held = [{**BINDING, "state": "moving"}]
-    assert "goes on" in vmmob("vm", "release", "vm1", "--fenced", "nve-a").out
+    assert "waited for no more" in vmmob("vm", "release", "vm1", "--fenced", "nve-a").out
     assert "may still run the VM" in " ".join(vmmob("vm", "release", "--help").out.split())
     assert vmmob("vm", "release", "vm1", "--fenced").code == 2  # whose host, must be said
 

@@ -105,10 +105,11 @@ def release_vm(
     A VM is frozen when NVEs take it from each other again and again (`vmmob show alarms`): end the
     copy that should not be, then release it.
 
-    --fenced NVE: the binding must have expired (or a move wait for that NVE), and the host must be
-    fenced, that is powered off, or cut off from every network and disk.  A host that does not
-    answer may still run the VM, and a second copy would then run beside it.  Naming the NVE is
-    your word for it; nothing checks it.
+    --fenced NVE: the host must be fenced, that is powered off, or cut off from every network and
+    disk.  A host that does not answer may still run the VM, and a second copy would then run
+    beside it.  Naming the NVE is your word for it; nothing checks it.  The NVE that has the VM is
+    released once the binding has expired; one that a move, or a redirect, waits for is waited for
+    no more.
     """
     chosen = chosen_vm(name, vni)
     with ManagerClient(socket_path) as client:
@@ -124,8 +125,7 @@ def release_vm(
         click.echo(f"{output.vm_name(released)} is released from {fenced}: start it elsewhere")
     else:
         click.echo(
-            f"{output.vm_name(released)}: the move that waits for {fenced} goes on; "
-            "see `vmmob show moves`"
+            f"{output.vm_name(released)}: {fenced} is taken for fenced, and waited for no more"
         )
 
 

@@ -42,7 +42,7 @@ class ManagerTimers:
     step_s: float = 15  # a step of a move may take so long
     copy_s: float = 600  # the copy before the switch may take so long
     ask_s: float = 5  # an NVE that is asked about a VM's guest has so long to answer
-    check_s: float = 60  # previous NVEs' redirects are compared with the bindings so often
+    check_s: float = 60  # NVEs that are silent about a VM are asked about it so often
     freeze_after: int = 5  # so many unmanaged changes of NVE ...
     freeze_s: float = 180  # ... within so long freeze a binding
     retransmit_s: float = 0.25  # first retransmission; then doubled each time

@@ -2,6 +2,7 @@
 
 encode(definition) -> bytes      decode(bytes) -> VmDefinition, DecodeError
 load(path) -> VmDefinition       ConfigError naming file and key
+decode_interfaces(value)         its interfaces alone, DecodeError
 
 Not here: whether its files exist on this machine (the drivers see to that).
 Rests on interface.py and wire.values.
@@ -61,17 +62,22 @@ def encode(definition: VmDefinition) -> bytes:
 
 def decode(data: bytes) -> VmDefinition:
     """The definition in `data`.  Raises DecodeError, reason "definition", naming the key."""
-
-    def reject(key: str, problem: str) -> Exception:
-        return DecodeError("definition", f"VM definition: {key}: {problem}")
-
     if len(data) > ENCODED_LIMIT:
-        raise reject("(all)", f"{len(data)} octets are more than {ENCODED_LIMIT}")
+        raise _undecodable("(all)", f"{len(data)} octets are more than {ENCODED_LIMIT}")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise reject("(all)", f"not JSON: {error}") from None
-    return _definition(document, reject)
+        raise _undecodable("(all)", f"not JSON: {error}") from None
+    return _definition(document, _undecodable)
+
+
+def decode_interfaces(value: object) -> tuple[Interface, ...]:
+    """A definition's list of interfaces alone.  Raises DecodeError, naming the key."""
+    return _interfaces(value, _undecodable)
+
+
+def _undecodable(key: str, problem: str) -> Exception:
+    return DecodeError("definition", f"VM definition: {key}: {problem}")
 
 
 def load(path: Path) -> VmDefinition:

@@ -1,0 +1,214 @@
+"""What the manager's API serves: bindings, moves, records, comparisons, alarms.
+
+It is api/service.ManagerService.  Not here: the daemon's own work (manager.py), HTTP (api/),
+decisions (engine/manager.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from vmmobility.daemon.alarms import Duplicates, manager_alarms
+from vmmobility.daemon.assembly import is_proven, standing_of, status_of
+from vmmobility.daemon.commands import Commands
+from vmmobility.daemon.endpoint import UdpEndpoint
+from vmmobility.daemon.event_log import EventLog
+from vmmobility.daemon.pump import Pump
+from vmmobility.drivers.hypervisor.definition import decode_interfaces
+from vmmobility.engine.binding_cache import Binding
+from vmmobility.engine.binding_update_list import interface_to_json
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_move import CommandRefused, Move
+from vmmobility.engine.manager_onboarding import Onboarded
+from vmmobility.engine.outputs import Event
+from vmmobility.errors import ApiError, BadRequest, Conflict, DecodeError, NotFound
+from vmmobility.wire.registry import Role
+from vmmobility.wire.values import VmKey
+
+Result = TypeVar("Result")
+FINAL_EVENTS = frozenset({"move.done", "move.aborted", "move.failed"})
+
+
+class Manager:
+    """What the API serves (api/service.ManagerService)."""
+
+    def __init__(
+        self,
+        engine: ManagerEngine,
+        pump: Pump,
+        commands: Commands,
+        endpoint: UdpEndpoint,
+        log: EventLog,
+    ) -> None:
+        self._engine = engine
+        self._pump = pump
+        self._commands = commands
+        self._endpoint = endpoint
+        self._log = log
+        self._since = time.monotonic()
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._duplicates = Duplicates()
+        log.subscribe(self._on_event)
+
+    def status(self) -> dict[str, Any]:
+        channel = self._engine.channel
+        return {
+            **status_of(channel, "manager", self._since, self._endpoint, self._log),
+            **standing_of(self._engine),
+            "onboarded": len(self._engine.onboarded),
+            "strict": self._engine.settings.strict,
+            "bindings": len(self._engine.cache.bindings),
+            "moves": len(self._engine.moves),
+        }
+
+    def bindings(self) -> list[dict[str, Any]]:
+        now = time.monotonic()
+        return [binding_view(b, now) for _, b in sorted(self._engine.cache.bindings.items())]
+
+    def binding(self, vm: VmKey) -> dict[str, Any] | None:
+        binding = self._engine.cache.bindings.get(vm)
+        return None if binding is None else binding_view(binding, time.monotonic())
+
+    def nves(self) -> list[dict[str, Any]]:
+        now = time.monotonic()
+        served: dict[str, int] = {}
+        for binding in self._engine.cache.bindings.values():
+            served[binding.nve.nve_id] = served.get(binding.nve.nve_id, 0) + 1
+        return [
+            {
+                "nve": peer.node_id,
+                "addresses": [str(e.address) for e in peer.endpoints],
+                "last_heard_s": None
+                if peer.last_heard is None
+                else round(now - peer.last_heard, 3),
+                "proven": is_proven(peer),
+                "vms": served.get(peer.node_id, 0),
+            }
+            for peer in self._engine.channel.peers.values()
+            if peer.role is Role.NVE
+        ]
+
+    def moves(self) -> list[dict[str, Any]]:
+        ordered = sorted(self._engine.moves.values(), key=lambda move: move.started_ns)
+        return [move_view(move) for move in ordered]
+
+    def move(self, id: str) -> dict[str, Any] | None:
+        move = self._engine.moves.get(id)
+        return None if move is None else move_view(move)
+
+    async def start_move(self, vm: VmKey, to: str) -> dict[str, Any]:
+        move = self._command(lambda now: self._engine.start_move(vm, to, now, time.time_ns()))
+        return move_view(move)
+
+    async def abort_move(self, id: str) -> dict[str, Any]:
+        move = self._engine.moves.get(id)
+        if move is None:
+            raise NotFound(f"no move {id}", "list them with `vmmob show moves`")
+        self._command(lambda now: self._engine.abort_move(move, now))
+        return move_view(move)
+
+    async def release(self, vm: VmKey, fenced: str) -> dict[str, Any]:
+        binding = self._command(lambda now: self._engine.release(vm, now, fenced))
+        return binding_view(binding, time.monotonic())
+
+    def onboarded(self) -> list[dict[str, Any]]:
+        return [onboarded_view(record) for _, record in sorted(self._engine.onboarded.items())]
+
+    async def onboard(self, vm: VmKey, interfaces: object, nves: list[str]) -> dict[str, Any]:
+        try:
+            wanted = decode_interfaces(interfaces)
+        except DecodeError as error:
+            raise BadRequest(str(error), "correct the VM's definition") from None
+        record = self._command(lambda now: self._engine.onboard(vm, wanted, nves, now))
+        return onboarded_view(record)
+
+    async def offboard(self, vm: VmKey) -> dict[str, Any]:
+        record = self._engine.onboarded.get(vm)
+        self._command(lambda now: self._engine.offboard(vm, now))
+        assert record is not None, "the engine refuses to offboard what is not there"
+        return onboarded_view(record)
+
+    async def check(self, limit_s: float) -> dict[str, Any]:
+        found = await self._commands.run(self._pump, self._engine.check, limit_s)
+        return {**found, "repaired": sum(bool(row["repaired"]) for row in found["drift"])}
+
+    def alarms(self) -> list[dict[str, Any]]:
+        now = time.monotonic()
+        return manager_alarms(self._engine, self._duplicates.rows(now), now)
+
+    def _command(self, feed: Callable[[float], Result]) -> Result:
+        try:
+            return self._pump.command(feed)
+        except CommandRefused as refused:
+            kind: type[ApiError] = Conflict if refused.kind == "conflict" else NotFound
+            raise kind(refused.message, refused.remedy) from None
+
+    async def wait_move(self, id: str, seconds: float) -> dict[str, Any] | None:
+        move = self._engine.moves.get(id)
+        if move is not None and move.ok is None:
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting = self._waiting.setdefault(id, [])
+            waiting.append(ended)
+            try:
+                await asyncio.wait([ended], timeout=seconds)
+            finally:
+                waiting.remove(ended)
+        return self.move(id)
+
+    def _on_event(self, event: Event) -> None:
+        self._duplicates.note(event, time.monotonic())
+        if event.name in FINAL_EVENTS:
+            for ended in list(self._waiting.pop(event.detail["move"], [])):
+                if not ended.done():
+                    ended.set_result(None)
+
+
+def binding_view(binding: Binding, now: float) -> dict[str, Any]:
+    """A binding as people see it (docs/architecture.md, API).  now: monotonic seconds."""
+    left = None if binding.expires_at is None else round(binding.expires_at - now, 1)
+    return {
+        "vni": binding.vm.vni,
+        "vm": binding.vm.vm_id,
+        "nve": binding.nve.nve_id,
+        "epoch": binding.epoch,
+        "lifetime_s": binding.lifetime_s,
+        "expires_in_s": left,
+        "interfaces": [interface_to_json(i) for i in binding.interfaces],
+        "previous": [
+            {"nve": p.nve.nve_id, "acknowledged": p.acknowledged >= binding.epoch}
+            for p in binding.previous.values()
+        ],
+        "state": binding.state,
+    }
+
+
+def move_view(move: Move) -> dict[str, Any]:
+    """A move as people see it (docs/architecture.md, API)."""
+    return {
+        "id": move.move_id,
+        "vni": move.vm.vni,
+        "vm": move.vm.vm_id,
+        "from": move.source.nve_id,
+        "to": move.destination.nve_id,
+        "mode": "hot",
+        "state": move.state.value,
+        "ok": move.ok,
+        "reason": move.reason,
+        "epoch": move.epoch,
+        "started_ns": move.started_ns,
+        "phases": [{"name": name, "at_ms": at_ms} for name, at_ms in move.phases],
+        "measured": dict(move.measured),
+    }
+
+
+def onboarded_view(record: Onboarded) -> dict[str, Any]:
+    """A VM on record as people see it (docs/architecture.md, API)."""
+    return {
+        "vni": record.vm.vni,
+        "vm": record.vm.vm_id,
+        "interfaces": [interface_to_json(i) for i in record.interfaces],
+        "nves": list(record.nves),
+    }

@@ -1,0 +1,110 @@
+"""Alarms: there while the engine's state says so, gone with it."""
+
+from __future__ import annotations
+
+import random
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from vmmobility.daemon.alarms import TOLD_ANEW_S, Duplicates, manager_alarms, nve_alarms
+from vmmobility.engine.binding_cache import Binding
+from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.channel import Peer
+from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.manager_move import Move
+from vmmobility.engine.manager_transitions import MoveState
+from vmmobility.engine.nve import NveEngine, NveSettings
+from vmmobility.engine.outputs import Endpoint, Event
+from vmmobility.wire.registry import Phase, Role
+from vmmobility.wire.values import Nve, VmKey
+
+VM = VmKey(0, "vm1")
+A, B = Nve("nve-a", IPv4Address("10.0.0.1"), None), Nve("nve-b", IPv4Address("10.0.0.2"), None)
+
+
+def manager(**binding: Any) -> ManagerEngine:
+    engine = ManagerEngine(ManagerSettings("manager"), [], {}, 1, random.Random(1), 0.0)
+    bound = Binding(VM, (), b"", A, boot=1, attach_id=1, epoch=1, expires_at=100.0, **binding)
+    engine.cache.put(bound)
+    return engine
+
+
+def names(rows: list[dict[str, Any]]) -> list[str]:
+    assert all(row["what"] and row["remedy"] for row in rows)
+    return [row["alarm"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("state", "remedy"),
+    [
+        ("frozen", "`vmmob vm release vm1`"),
+        ("expired", "`vmmob vm release vm1 --fenced nve-a`"),
+        ("lost", "vmmob nve start"),
+        ("departed", "vmmob nve expect"),
+    ],
+)
+def test_a_bindings_state_is_an_alarm(state: str, remedy: str):
+    engine = manager(**{state: True})
+    (row,) = manager_alarms(engine, [], 130.0)
+    assert (row["alarm"], row["vm"], row["nve"]) == (f"binding.{state}", "vm1", "nve-a")
+    assert remedy in row["remedy"]
+    assert row["for_s"] == (30.0 if state == "expired" else None)
+    setattr(engine.cache.bindings[VM], state, False)
+    assert manager_alarms(engine, [], 130.0) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "nve"), [(MoveState.ENDING_GUEST, "nve-b"), (MoveState.TURNING_BACK, "nve-a")]
+)
+def test_a_move_that_only_an_answer_ends_is_an_alarm_after_a_step(state: MoveState, nve: str):
+    engine = manager()
+    move = Move("m1", VM, A, B, b"", 2, state, phases=[("x", 2000.0)], began=10.0)
+    engine.moves[move.move_id] = move
+    step_s = engine.settings.step_s
+    assert manager_alarms(engine, [], 12.0 + step_s - 0.1) == []
+    (row,) = manager_alarms(engine, [], 12.0 + step_s + 1)
+    assert row["alarm"] == f"move.waiting-{state.value}"
+    assert (row["nve"], row["for_s"]) == (nve, step_s + 1)
+    assert f"--fenced {nve}" in row["remedy"]
+    move.state = MoveState.ABORTED
+    assert manager_alarms(engine, [], 100.0) == []
+
+
+def test_a_duplicate_is_an_alarm_as_long_as_it_is_told_anew():
+    duplicates = Duplicates()
+    told = Event("vm.duplicate", {"vm": "vm1", "vni": 0, "nve": "nve-a", "also": "nve-b"})
+    duplicates.note(Event("other", {}), 0.0)
+    duplicates.note(told, 1.0)
+    duplicates.note(told, 6.0)
+    (row,) = manager_alarms(manager(), duplicates.rows(10.0), 10.0)
+    assert (row["alarm"], row["nve"], row["for_s"]) == ("vm.duplicate", "nve-a", 9.0)
+    assert "nve-b" in row["what"]
+    assert duplicates.rows(6.0 + TOLD_ANEW_S + 0.1) == []
+    duplicates.note(told, 200.0)
+    assert [row["for_s"] for row in duplicates.rows(201.0)] == [1.0]
+
+
+def nve(entry: Entry) -> NveEngine:
+    peer = Peer("manager", Role.MANAGER, (Endpoint(IPv4Address("10.0.0.9"), 8747),), {1: b"x"}, 1)
+    engine = NveEngine(NveSettings(A, redirect_alarm_s=50.0), [peer], {}, 1, random.Random(1))
+    engine.entries[VM] = entry
+    return engine
+
+
+def test_an_old_redirect_is_an_alarm():
+    engine = nve(Entry(VM, phase=Phase.REDIRECTING, target=B, redirecting_since=100.0))
+    assert nve_alarms(engine, 149.0) == []
+    (row,) = nve_alarms(engine, 151.0)
+    assert (row["alarm"], row["nve"], row["for_s"]) == ("redirect.old", "nve-a", 51.0)
+    assert "nve-b" in row["what"]
+
+
+def test_guests_that_are_refused_or_have_left_are_alarms():
+    refused = Entry(VM, phase=Phase.ATTACHING, paused=True)
+    assert names(nve_alarms(nve(refused), 0.0)) == ["guest.refused"]
+    refused.paused = False
+    assert nve_alarms(nve(refused), 0.0) == []
+    assert names(nve_alarms(nve(Entry(VM, phase=Phase.DEPARTED)), 0.0)) == ["guest.departed"]
+    assert nve_alarms(nve(Entry(VM, phase=Phase.SERVING)), 0.0) == []
