@@ -1,0 +1,222 @@
+"""Draws a schedule from its seed: a topology, its pace and weather, work, and what goes wrong.
+
+Faults come in clusters about moves, starts and stops, for that is where they hurt; a crash may be
+set for the k-th output of a node from then on, so it falls between any two.  Every schedule has a
+crash.  Not here: what the verbs do (operations.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from tests.engine.network import MANAGER
+from tests.simulation.schedule import CALM, Operation, Schedule
+
+NAMES = ("a", "b", "c", "d", "e")
+ORDERS = (
+    "start", "stop", "pause", "resume", "prepare-incoming", "copy-out", "switch-over", "proceed",
+    "cancel", "announce",
+)  # fmt: skip
+STAGES = ("copy", "moment", "switch", "load")
+CRASHES = frozenset({"crash", "power", "outage", "reimage"})
+
+
+def draw(seed: int) -> Schedule:
+    return _Draw(seed).schedule()
+
+
+class _Draw:
+    """One schedule in the making."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.chance = random.Random(f"schedule {seed}")
+        self.nves = NAMES[: self.chance.choice((2, 3, 3, 3, 4, 5))]
+        count = self.chance.choice((1, 1, 1, 2, 2, 3, 4))
+        self.vms = tuple(f"vm{n}" for n in range(1, count + 1))
+        self.at = 0.0
+        self.operations: list[Operation] = []
+
+    def schedule(self) -> Schedule:
+        homes = tuple((vm, self.chance.choice(self.nves)) for vm in self.vms)
+        settings = tuple(self._settings().items())
+        for vm in self.vms:
+            self._add("start", vm, self.chance.choice(self.nves))
+            self.at += self.chance.uniform(0.0, 0.4)
+        self.at += self.chance.uniform(0.0, 1.5)
+        for _ in range(self.chance.randint(4, 9)):
+            self._incident()
+            self.at += self.chance.expovariate(1 / 2.0)
+        if not any(o.verb in CRASHES for o in self.operations):
+            self._add("crash", self._node(), self._away(), after=-self.at * self.chance.random())
+        self.operations.sort(key=lambda o: o.at)
+        return Schedule(self.seed, self.nves, homes, settings, tuple(self.operations))
+
+    def _settings(self) -> dict[str, float]:
+        pick, settings = self.chance.choice, dict(CALM)
+        settings |= {
+            "lifetime": pick((8.0, 12.0, 20.0)),
+            "drain": pick((1.5, 3.0)),
+            "step": pick((2.0, 4.0, 8.0)),
+            "copy": pick((4.0, 12.0)),
+            "ticket": pick((6.0, 40.0)),
+            "first": pick((0.1, 0.25)),
+            "most": pick((1.0, 2.0)),
+            "persist": pick((0.0005, 0.002, 0.02, 0.1)),
+            "order": pick((0.001, 0.002, 0.02, 0.2)),
+            "copying": pick((0.05, 0.5, 2.0)),
+            "moment": pick((0.0, 0.02, 0.2)),
+            "stop": pick((0.001, 0.01, 0.2)),
+            "load": pick((0.001, 0.01, 0.2)),
+        }
+        if self.chance.random() < 0.6:
+            settings |= {
+                "loss": pick((0.0, 0.1, 0.3)),
+                "repetition": pick((0.0, 0.1, 0.4)),
+                "delay": pick((0.001, 0.02, 0.2, 0.8)),
+            }
+        return settings
+
+    # ---- incidents -----------------------------------------------------------------------------
+
+    def _incident(self) -> None:
+        """Something is wanted; with luck it goes wrong."""
+        work: list[tuple[int, Callable[[], None]]] = [
+            (10, self._move), (2, self._start), (1, self._stop), (1, self._tug), (3, self._nothing),
+            (1, self._traffic), (1, self._release),
+        ]  # fmt: skip
+        self._weighted(work)()
+        for _ in range(self.chance.choice((0, 1, 1, 1, 2, 3))):
+            self._weighted(self._faults())()
+
+    def _faults(self) -> list[tuple[int, Callable[[], None]]]:
+        return [
+            (6, self._crash), (8, self._crash_at), (3, self._power), (2, self._power_at),
+            (1, self._several), (3, self._cut), (1, self._partition), (2, self._weather),
+            (2, self._disk), (2, self._kernel), (3, self._hypervisor), (3, self._break),
+            (2, self._kill), (2, self._abort), (3, self._say_again), (1, self._outage),
+            (2, self._tear), (1, self._rotate),
+        ]  # fmt: skip
+
+    def _weighted(self, table: list[tuple[int, Callable[[], None]]]) -> Callable[[], None]:
+        return self.chance.choices([f for _, f in table], [w for w, _ in table])[0]
+
+    def _add(self, verb: str, *words: str, after: float = 0.0) -> None:
+        at = round(max(0.0, self.at + after), 3)
+        self.operations.append(Operation(at, verb, words))
+
+    def _soon(self) -> float:
+        return self.chance.choice((0.0, self.chance.uniform(0, 0.1), self.chance.uniform(0, 3.0)))
+
+    def _vm(self) -> str:
+        return self.chance.choice(self.vms)
+
+    def _nve(self) -> str:
+        return self.chance.choice(self.nves)
+
+    def _node(self) -> str:
+        return self.chance.choice((MANAGER, *self.nves))
+
+    def _away(self) -> str:
+        return f"{self.chance.choice((0.001, 0.1, 1.0, self.chance.uniform(0, 6.0))):.3f}"
+
+    def _move(self) -> None:
+        self._add("move", self._vm(), self._nve())
+
+    def _start(self) -> None:
+        self._add("start", self._vm(), self._nve())
+
+    def _stop(self) -> None:
+        self._add("stop", self._vm(), self._nve())
+
+    def _tug(self) -> None:
+        """Two nodes want one VM at once."""
+        vm = self._vm()
+        for node in self.chance.sample(self.nves, 2):
+            self._add("start", vm, node, after=self.chance.choice((0.0, 0.01, 0.3)))
+
+    def _nothing(self) -> None:
+        return
+
+    def _traffic(self) -> None:
+        vm, node = self._vm(), self._nve()
+        self._add("traffic", vm, node, "on")
+        self._add("traffic", vm, node, "off", after=self.chance.uniform(1.0, 8.0))
+
+    def _release(self) -> None:
+        """A machine is fenced, and the operator says so."""
+        vm, node = self._vm(), self._nve()
+        self._add("power", node, "30.000")
+        later = self.chance.choice((1.0, 14.0, 22.0))
+        self._add("release", vm, after=later)
+        self._add("start", vm, self._nve(), after=later + 0.5)
+
+    def _crash(self) -> None:
+        self._add("crash", self._node(), self._away(), after=self._soon())
+
+    def _crash_at(self) -> None:
+        count = str(self.chance.randrange(30))
+        self._add("crash-at", self._node(), count, self._away())
+
+    def _tear(self) -> None:
+        self._add("tear", self._node(), self._away(), after=self._soon())
+
+    def _power(self) -> None:
+        self._add("power", self._nve(), self._away(), after=self._soon())
+
+    def _power_at(self) -> None:
+        count = str(self.chance.randrange(30))
+        self._add("power-at", self._nve(), count, self._away())
+
+    def _several(self) -> None:
+        """Several daemons at once, of which some come back sooner."""
+        nodes = (MANAGER, *self.nves)
+        after = self._soon()
+        for node in self.chance.sample(nodes, self.chance.randint(2, len(nodes))):
+            self._add("crash", node, self._away(), after=after)
+
+    def _outage(self) -> None:
+        """The manager is away for longer than all lifetimes."""
+        self._add("outage", MANAGER, "25.000", after=self._soon())
+
+    def _cut(self) -> None:
+        after, length = self._soon(), f"{self.chance.choice((0.3, 2.0, 6.0, 15.0)):.3f}"
+        self._add("cut", MANAGER, self._nve(), length, after=after)
+
+    def _partition(self) -> None:
+        after, length = self._soon(), f"{self.chance.choice((0.3, 2.0, 6.0)):.3f}"
+        for node in self.chance.sample(self.nves, self.chance.randint(1, len(self.nves))):
+            self._add("cut", MANAGER, node, length, after=after)
+
+    def _weather(self) -> None:
+        loss, repetition = self.chance.choice((0.0, 0.3, 0.7)), self.chance.choice((0.0, 0.5))
+        delay = self.chance.choice((0.001, 0.3, 2.0))
+        words = (f"{loss:g}", f"{repetition:g}", f"{delay:g}", "4.000")
+        self._add("weather", *words, after=self._soon())
+
+    def _disk(self) -> None:
+        self._add("fill-disk", self._node(), self._away(), after=self._soon())
+
+    def _kernel(self) -> None:
+        count = str(self.chance.choice((1, 1, 2, 4)))
+        self._add("fail-kernel", self._nve(), count, after=self._soon())
+
+    def _hypervisor(self) -> None:
+        self._add("fail-order", self._nve(), self.chance.choice(ORDERS), after=self._soon())
+
+    def _break(self) -> None:
+        self._add("break", self._nve(), self.chance.choice(STAGES), after=self._soon())
+
+    def _kill(self) -> None:
+        self._add("kill", self._vm(), self._nve(), after=self._soon())
+
+    def _abort(self) -> None:
+        self._add("abort", self._vm(), after=self._soon())
+
+    def _say_again(self) -> None:
+        for _ in range(self.chance.choice((1, 5, 20))):
+            self._add("say-again", f"{self.chance.random():.4f}", after=self._soon())
+
+    def _rotate(self) -> None:
+        self._add("rotate", self._nve(), after=self._soon())

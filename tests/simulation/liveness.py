@@ -1,0 +1,127 @@
+"""What must be true when nothing is under way any more (design, invariants 6 to 8).
+
+Faults have ended, everything runs, the network is well; after a while it must be quiet, and then:
+
+- every move has ended; a VM that runs is bound where it runs and reached from everywhere; a VM of
+  which a whole copy survived runs (Fates);
+- a packet meets at most the home's NVE on its way, and nothing is left of VMs and moves that are no
+  more, nor of redirects that no traffic and no covering prefix needs.
+
+What may stay open is named here, in `JUSTIFIED`, with its reason; nothing else may.
+"""
+
+from __future__ import annotations
+
+from tests.engine import safety
+from tests.engine.fakes import Life
+from tests.engine.network import MANAGER, World
+from tests.engine.safety import Violation
+from tests.simulation.operations import Fates
+from vmmobility.engine.binding_cache import Binding
+from vmmobility.engine.dataplane import Forwarding
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_transitions import MoveState
+from vmmobility.wire.registry import Phase
+from vmmobility.wire.values import VmKey
+
+SETTLE_S = 180.0  # of virtual time, at most
+CHUNK_S = 0.5
+
+
+def settle(world: World, at_least_s: float) -> None:
+    """Run until nothing is outstanding (twice in a row), and for `at_least_s`."""
+    least, end, quiet = world.now + at_least_s, world.now + SETTLE_S, 0
+    while quiet < 2 or world.now < least:
+        if world.now > end:
+            raise Violation("does not settle", "; ".join(unsettled(world)))
+        world.run(CHUNK_S)
+        quiet = 0 if unsettled(world) else quiet + 1
+
+
+def unsettled(world: World) -> list[str]:
+    """What is still under way, in words."""
+    found = []
+    for name, node in world.nodes.items():
+        if node.engine is None:
+            found.append(f"{name} is down")
+        else:
+            asked = node.engine.channel._outstanding.values()
+            found += [f"{name} asks {a.peer.node_id} {a.message.purpose.name}" for a in asked]
+    manager = world.nodes[MANAGER].manager
+    if manager is not None:
+        moves = [m for m in manager.moves.values() if m.ok is None]
+        found += [f"the move of {m.vm} is {m.state.value}" for m in moves]
+    return found
+
+
+def check(world: World, fates: Fates) -> None:
+    """Raises Violation."""
+    manager = world.nodes[MANAGER].manager
+    assert manager is not None
+    failed = {m.vm for m in manager.moves.values() if m.state is MoveState.FAILED}
+    for vm in failed & fates.must_live:
+        raise Violation("failed though a copy lives", f"{vm}: {_moves(manager, vm)}")
+    safety.check_settled(world)
+    for vm in sorted(world.interfaces):
+        places = safety.running(world, vm)
+        binding = manager.cache.bindings.get(vm)
+        if vm in fates.must_live and len(places) != 1:
+            raise Violation("lost", f"{vm} runs nowhere, and no fault destroyed it")
+        if places and binding is None:
+            raise Violation("not bound", f"{vm} runs at {places} and is not bound")
+        if binding is not None and vm not in failed:
+            _check_bound(world, vm, binding)
+        elif binding is None:
+            _check_forgotten(world, vm)
+
+
+def _moves(manager: ManagerEngine, vm: VmKey) -> str:
+    return "; ".join(f"{m.state.value}: {m.reason}" for m in manager.moves.values() if m.vm == vm)
+
+
+def _check_bound(world: World, vm: VmKey, binding: Binding) -> None:
+    for walk in safety.walks(world, vm):
+        start = world.nodes[walk.path[0]].kernel.held.get(vm)
+        longest = 2 if start is not None else 3
+        if len(walk.path) > longest:
+            raise Violation("a detour", f"{vm}: {safety.describe(walk)}")
+    for name, node in world.nodes.items():
+        edge, hypervisor = node.edge, node.hypervisor
+        if edge is None or hypervisor is None:
+            continue
+        entry = edge.entries.get(vm)
+        phase = entry.phase if entry else Phase.NONE
+        serving = name == binding.nve.nve_id
+        allowed = {Phase.SERVING} if serving else {Phase.NONE, Phase.REDIRECTING}
+        if phase not in allowed:
+            raise Violation("a leftover", f"{vm} at {name}: {phase.name}")
+        if phase is Phase.REDIRECTING and name not in binding.previous:
+            raise Violation("unknown redirect", f"{vm} at {name}, which the manager does not know")
+        guest = hypervisor.guests.get(vm)
+        if not serving and guest is not None and guest.life is not Life.PAUSED:
+            raise Violation("a leftover", f"{vm} at {name}: a guest {guest.life.value}")
+        held = node.kernel.held.get(vm)
+        if held is not None and held.plugged and not serving:
+            raise Violation("a leftover", f"{vm} at {name}: taps")
+
+
+def _check_forgotten(world: World, vm: VmKey) -> None:
+    """Of a VM that is no more, only tombstones stay."""
+    for name, node in world.nodes.items():
+        if vm in node.kernel.held:
+            held = node.kernel.held[vm].forwarding.value
+            raise Violation("a leftover", f"{vm} is not bound, and {name} holds {held}")
+        guest = node.hypervisor.guests.get(vm) if node.hypervisor else None
+        if guest is not None:
+            raise Violation("a leftover", f"{vm} is not bound, and {name} has one {guest.life.value}")
+
+
+def check_drained(world: World) -> None:
+    """Some time after the last traffic: who still redirects has a covering prefix for it."""
+    for vm in world.interfaces:
+        for name, node in world.nodes.items():
+            held = node.kernel.held.get(vm)
+            if held is None or held.forwarding is not Forwarding.REDIRECT:
+                continue
+            if name != safety.home(world, vm) and (name, vm) not in world.senders:
+                raise Violation("not drained", f"{vm} at {name}")

@@ -1,0 +1,304 @@
+"""What the verbs of a schedule do to a World, and what they leave to be expected of it.
+
+Whatever dies is started again some time later, as a supervisor does.  A verb that makes no sense
+when its moment comes (the node is down, the VM is not there) does nothing.
+
+`Fates` remembers which VMs must live at the end: all whose guest ever ran, but those of which a
+fault destroyed the last whole copy, or which people stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from tests.engine.conversation import interfaces_of, vm_key
+from tests.engine.fakes import Guest, Life
+from tests.engine.network import MANAGER, Node, Weather, World, a_secret
+from tests.simulation.schedule import Operation, Schedule
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_move import CommandRefused
+from vmmobility.engine.outputs import Order, Output
+from vmmobility.wire.values import VmKey
+
+AWAY_S = 0.5  # a daemon that nobody planned to crash is started again after so long
+ROTATION_S = 0.7  # from one step of a key's rotation to the next
+
+
+class Fates:
+    """Which VMs must be alive at the end."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.ran: set[VmKey] = set()
+        self.doomed: dict[VmKey, str] = {}
+
+    def guests(self, vm: VmKey) -> list[Guest]:
+        hypervisors = (n.hypervisor for n in self._world.nodes.values())
+        return [h.guests[vm] for h in hypervisors if h is not None and vm in h.guests]
+
+    def copies(self, vm: VmKey) -> list[Guest]:
+        """The whole and current copies of the VM."""
+        guests = self.guests(vm)
+        running = [g for g in guests if g.life is Life.RUNNING]
+        if running:
+            return running
+        return [g for g in guests if g.loading or g.life in (Life.HANDED, Life.PAUSED)]
+
+    def destroyed(self, guests: Iterable[Guest], why: str) -> None:
+        """These are about to end."""
+        gone = list(guests)
+        for vm in {g.vm for g in gone}:
+            copies = self.copies(vm)
+            if copies and all(copy in gone for copy in copies):
+                self.doomed.setdefault(vm, why)
+
+    @property
+    def must_live(self) -> set[VmKey]:
+        return self.ran - set(self.doomed)
+
+
+class Operations:
+    """Carries operations out.  hit(what, node) is told of every fault that strikes."""
+
+    def __init__(
+        self, world: World, schedule: Schedule, hit: Callable[[str, str], None]
+    ) -> None:
+        self.world, self.schedule, self.hit = world, schedule, hit
+        self.fates = Fates(world)
+        self.crashes = 0
+        self._homes = {vm: schedule.nves.index(home) + 1 for vm, home in schedule.homes}
+        self._away: dict[str, float] = {}
+        self._armed: dict[str, tuple[int, str, float]] = {}
+        self._cuts: dict[frozenset[str], int] = {}
+        world.interrupt = self._interrupt
+        world.torn = self._torn
+
+    def plan(self, operations: Iterable[Operation]) -> None:
+        for operation in operations:
+            self.world.later(operation.at - self.world.now, partial(self.carry_out, operation))
+
+    def carry_out(self, operation: Operation) -> None:
+        method: Callable[..., None] = getattr(self, "do_" + operation.verb.replace("-", "_"))
+        method(*operation.words)
+
+    def calm(self) -> None:
+        """No more faults: the network heals, whatever was set to fail does not."""
+        world = self.world
+        world.weather = Weather()
+        world.cut.clear()
+        self._cuts.clear()
+        self._armed.clear()
+        self._away.clear()
+        for node in world.nodes.values():
+            node.fail_persist = node.tear_persist = False
+            node.kernel.fail_next.clear()
+            if node.hypervisor is not None:
+                node.hypervisor.fail_next.clear()
+                node.hypervisor.break_next.clear()
+
+    # ---- crashes -------------------------------------------------------------------------------
+
+    def crashed(self, node: Node) -> None:
+        """To be told of every daemon's end: it comes back."""
+        self.crashes += 1
+        away = self._away.pop(node.node_id, AWAY_S)
+        self.world.later(away, partial(self.revive, node.node_id))
+
+    def revive(self, name: str) -> None:
+        if self.world.nodes[name].engine is None:
+            self.world.restart(name)
+
+    def _interrupt(self, node: Node, output: Output) -> bool:
+        name = node.node_id
+        if name not in self._armed:
+            return False
+        left, kind, away = self._armed[name]
+        if left:
+            self._armed[name] = (left - 1, kind, away)
+            return False
+        del self._armed[name]
+        self._end(kind, name, away)
+        return True
+
+    def _end(self, kind: str, name: str, away: float) -> None:
+        node = self.world.nodes[name]
+        self.hit(kind, name)
+        self._away[name] = away
+        if kind == "power":
+            guests = node.hypervisor.guests.values() if node.hypervisor else ()
+            self.fates.destroyed(guests, f"{name} lost its power")
+            self.world.power_cut(name)
+        else:
+            self.world.crash(name)
+        self._away.pop(name, None)
+
+    def _torn(self, node: Node) -> None:
+        self._end("torn", node.node_id, AWAY_S)
+
+    def do_crash(self, name: str, away: str) -> None:
+        if self.world.nodes[name].engine is not None:
+            self._end("crash", name, float(away))
+
+    do_outage = do_crash
+
+    def do_power(self, name: str, away: str) -> None:
+        self._end("power", name, float(away))
+
+    def do_crash_at(self, name: str, count: str, away: str) -> None:
+        self._armed[name] = (int(count), "crash", float(away))
+
+    def do_power_at(self, name: str, count: str, away: str) -> None:
+        self._armed[name] = (int(count), "power", float(away))
+
+    def do_tear(self, name: str, away: str) -> None:
+        self.world.nodes[name].tear_persist = True
+
+    def do_fill_disk(self, name: str, away: str) -> None:
+        self.hit("disk full", name)
+        self.world.nodes[name].fail_persist = True
+
+    # ---- the network ---------------------------------------------------------------------------
+
+    def do_cut(self, one: str, other: str, length: str) -> None:
+        pair = frozenset((one, other))
+        self._cuts[pair] = self._cuts.get(pair, 0) + 1
+        self.world.cut.add(pair)
+        self.world.later(float(length), partial(self._heal, pair, self._cuts[pair]))
+
+    def _heal(self, pair: frozenset[str], number: int) -> None:
+        if self._cuts.get(pair) == number:
+            self.world.cut.discard(pair)
+
+    def do_weather(self, loss: str, repetition: str, delay: str, length: str) -> None:
+        before = self.world.weather
+        now = Weather(float(loss), float(repetition), (0.001, float(delay)))
+        self.world.weather = now
+        self.world.later(float(length), partial(self._weather_back, now, before))
+
+    def _weather_back(self, now: Weather, before: Weather) -> None:
+        if self.world.weather is now:
+            self.world.weather = before
+
+    def do_say_again(self, where: str) -> None:
+        """An old datagram once more, of the whole time so far."""
+        overheard = self.world.overheard
+        if overheard:
+            index = int(float(where) * len(overheard))
+            self.hit("replayed", overheard[index][0].node_id)
+            self.world.say_again(index)
+
+    def do_rotate(self, name: str) -> None:
+        """A new key for this NVE and the manager: both take it, each signs with it, the old goes."""
+        world = self.world
+        secrets, signing = world.keys(name, MANAGER)
+        number = max(secrets) + 1
+        secrets[number] = a_secret(name, MANAGER, number)
+        self.hit("key rotated", name)
+
+        def both_read() -> None:
+            world.read_keys(name, MANAGER)
+            world.read_keys(MANAGER, name)
+
+        def sign(end: str) -> None:
+            signing[end] = max(signing[end], number)
+            both_read()
+
+        def forget_old() -> None:
+            for old in [n for n in secrets if n < min(signing.values())]:
+                del secrets[old]
+            both_read()
+
+        both_read()
+        world.later(ROTATION_S, lambda: sign(name))
+        world.later(2 * ROTATION_S, lambda: sign(MANAGER))
+        world.later(12 * ROTATION_S, forget_old)
+
+    # ---- the machine below ---------------------------------------------------------------------
+
+    def do_fail_kernel(self, name: str, count: str) -> None:
+        self.hit("kernel fails", name)
+        self.world.nodes[name].kernel.fail_next += ["no route to host"] * int(count)
+
+    def do_fail_order(self, name: str, order: str) -> None:
+        hypervisor = self.world.nodes[name].hypervisor
+        assert hypervisor is not None
+        self.hit("hypervisor fails", name)
+        hypervisor.fail_next.setdefault(Order(order), []).append("no such device")
+
+    def do_break(self, name: str, stage: str) -> None:
+        hypervisor = self.world.nodes[name].hypervisor
+        assert hypervisor is not None
+        self.hit("copy breaks", name)
+        hypervisor.break_next.add(stage)
+
+    def do_kill(self, vm: str, name: str) -> None:
+        hypervisor = self.world.nodes[name].hypervisor
+        assert hypervisor is not None
+        guest = hypervisor.guests.get(vm_key(vm))
+        if guest is not None:
+            self.hit("guest dies", name)
+            self.fates.destroyed([guest], f"its guest at {name} died")
+            hypervisor.kill(vm_key(vm))
+
+    # ---- people --------------------------------------------------------------------------------
+
+    def _addresses(self, vm: str) -> tuple[VmKey, int]:
+        return vm_key(vm), self._homes[vm]
+
+    def do_start(self, vm: str, name: str) -> None:
+        if self.world.nodes[name].engine is not None:
+            key, home = self._addresses(vm)
+            self.world.start_vm(key, name, interfaces_of(vm, home, 1))
+
+    def do_stop(self, vm: str, name: str) -> None:
+        if self.world.nodes[name].engine is not None:
+            key = vm_key(vm)
+            for guest in self.fates.guests(key):
+                if guest.at is self.world.nodes[name].hypervisor:
+                    self.fates.destroyed([guest], "people stopped it")
+            self.world.stop_vm(key, name)
+
+    def _manager(self) -> ManagerEngine | None:
+        return self.world.nodes[MANAGER].manager
+
+    def do_move(self, vm: str, to: str) -> None:
+        if self._manager() is not None:
+            try:
+                self.world.move(vm_key(vm), to)
+            except CommandRefused:
+                self.hit("move refused", MANAGER)
+
+    def do_abort(self, vm: str) -> None:
+        manager = self._manager()
+        if manager is None:
+            return
+        for move in list(manager.moves.values()):
+            if move.vm == vm_key(vm) and move.ok is None:
+                try:
+                    manager.abort_move(move, self.world.now)
+                    self.hit("given up", MANAGER)
+                except CommandRefused:
+                    self.hit("not given up", MANAGER)
+        self.world.feed(self.world.nodes[MANAGER], lambda: None)
+
+    def do_release(self, vm: str) -> None:
+        """Only where it is true: the machine that has the VM is without power."""
+        manager = self._manager()
+        binding = manager.cache.bindings.get(vm_key(vm)) if manager else None
+        if manager is None or binding is None:
+            return
+        node = self.world.nodes[binding.nve.nve_id]
+        if node.engine is None and node.hypervisor and vm_key(vm) not in node.hypervisor.guests:
+            try:
+                manager.release(vm_key(vm), self.world.now)
+                self.hit("released", binding.nve.nve_id)
+            except CommandRefused:
+                self.hit("not released", binding.nve.nve_id)
+            self.world.feed(self.world.nodes[MANAGER], lambda: None)
+
+    def do_traffic(self, vm: str, name: str, state: str) -> None:
+        if state == "on":
+            self.world.senders.add((name, vm_key(vm)))
+        else:
+            self.world.senders.discard((name, vm_key(vm)))

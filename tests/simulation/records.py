@@ -1,0 +1,104 @@
+"""What must hold of records and of what is said, event by event (design, invariants 2 and 4).
+
+- The highest epoch on record falls never: neither an NVE's for a VM (the tombstone), nor the
+  manager's sequence - unless the disk itself was lost.
+- No epoch is granted twice.
+- An acceptance leaves only when what it says is on the sender's disk.
+
+Not here: forwarding and guests (tests/engine/safety.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.engine.network import MANAGER, Node, World
+from tests.engine.safety import Violation
+from vmmobility.engine.outputs import Event, Send
+from vmmobility.wire.authentication import TRAILER
+from vmmobility.wire.message import Message, decode_part
+from vmmobility.wire.options import Epoch, PhaseOption
+from vmmobility.wire.registry import Kind, Phase, Purpose
+from vmmobility.wire.values import VmKey
+
+ANSWERED = frozenset({Purpose.ATTACH, Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT})
+FIRST_REFUSAL = 128
+
+
+class Records:
+    """Watches one World."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._highest: dict[tuple[str, str], int] = {}
+        self._granted: dict[int, tuple[str, str]] = {}
+
+    def _broken(self, invariant: str, what: str) -> Violation:
+        return Violation(invariant, f"{self._world.now:.3f} {what}")
+
+    def forget(self, name: str) -> None:
+        """That node's disk was lost."""
+        for key in [k for k in self._highest if k[0] == name]:
+            del self._highest[key]
+
+    def durable(self, node: Node, changes: list[Any]) -> None:
+        for key, value in changes:
+            if key == "epoch":
+                epoch = value
+            elif key.startswith("vm/"):
+                epoch = value["epoch"] if value else 0
+            else:
+                continue
+            highest = self._highest.get((node.node_id, key), 0)
+            if epoch < highest:
+                what = f"{node.node_id}: {key} falls from {highest} to {epoch}"
+                raise self._broken("epoch on record falls", what)
+            self._highest[node.node_id, key] = epoch
+
+    def event(self, event: Event) -> None:
+        if event.name == "binding":
+            epoch = event.detail["epoch"]
+            grant = (event.detail["vm"], event.detail["nve"])
+            if self._granted.setdefault(epoch, grant) != grant:
+                what = f"epoch {epoch} is granted to {grant} and was to {self._granted[epoch]}"
+                raise self._broken("epoch granted twice", what)
+
+    def said(self, node: Node, output: Send) -> None:
+        data = output.data
+        if data[1] != Kind.REPLY or data[3] >= FIRST_REFUSAL or data[2] not in ANSWERED:
+            return
+        part = decode_part(data, TRAILER)
+        if part.count > 1 and part.number > 1:
+            return
+        message = part.message
+        if node.node_id == MANAGER:
+            self._granted_on_disk(node, message)
+        else:
+            self._stands_on_disk(node, message)
+
+    def _granted_on_disk(self, node: Node, message: Message) -> None:
+        epoch = message.find(Epoch)
+        if message.purpose is Purpose.ATTACH and epoch is not None:
+            vm = message.vm
+            if node.disk.get("epoch", 0) < epoch.epoch:
+                what = f"{vm}: epoch {epoch.epoch} is said and not on the manager's disk"
+                raise self._broken("said before durable", what)
+
+    def _stands_on_disk(self, node: Node, message: Message) -> None:
+        """An NVE's reply says (epoch, phase)."""
+        epoch, phase = message.find(Epoch), message.find(PhaseOption)
+        if epoch is None or phase is None:
+            return
+        vm: VmKey = message.vm
+        record = node.disk.get(f"vm/{vm.vni}/{vm.vm_id}") or {"epoch": 0, "phase": 0}
+        held = (record["epoch"], Phase(record["phase"]))
+        if held[0] < epoch.epoch or (held[0] == epoch.epoch and _behind(held[1], phase.phase)):
+            said = f"{phase.phase.name} at epoch {epoch.epoch}"
+            what = f"{node.node_id} says {vm} is {said}, its disk {held[1].name} at {held[0]}"
+            raise self._broken("said before durable", what)
+
+
+def _behind(held: Phase, said: Phase) -> bool:
+    """Of one epoch: whether the record is of before what is said.  Later changes of phase may have
+    overtaken the answer; what cannot be is no record of the VM at all."""
+    return held is Phase.NONE and said is not Phase.NONE

@@ -1,0 +1,173 @@
+"""Runs a schedule: a World, the operations, safety after each event, liveness at the end.
+
+Not here: how schedules are drawn (draw.py) and shrunk (shrink.py), many of them (campaign.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.engine import safety
+from tests.engine.conversation import vm_key
+from tests.engine.fakes import Pace
+from tests.engine.network import MANAGER, Node, Weather, World
+from tests.engine.safety import Violation
+from tests.simulation import liveness
+from tests.simulation.coverage import Coverage
+from tests.simulation.operations import Operations
+from tests.simulation.records import Records
+from tests.simulation.schedule import Schedule
+from vmmobility.engine.channel import Retransmission
+from vmmobility.engine.manager_move import CommandRefused
+from vmmobility.engine.manager_transitions import MoveState
+from vmmobility.engine.outputs import Event, Send
+
+LEAST_EVENTS = 200
+AFTER_S = 3.0  # between the last operation and the calm
+RAN = frozenset({"started", "resumed", "arrived"})
+
+
+@dataclass
+class Outcome:
+    """What came of a schedule."""
+
+    events: int
+    crashes: int
+    violation: Violation | None
+    struck: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+def run(schedule: Schedule, prepare: Callable[[World], None] = lambda world: None) -> Outcome:
+    """The whole schedule.  prepare: may add its own observer to the new World."""
+    runner = Runner(schedule, prepare)
+    try:
+        runner.run()
+    except Violation as violation:
+        return runner.outcome(violation)
+    except AssertionError as error:
+        return runner.outcome(Violation("assertion", str(error)))
+    except Exception as error:  # an engine must raise nothing
+        return runner.outcome(Violation(f"raised {type(error).__name__}", str(error)))
+    return runner.outcome(None)
+
+
+class Runner:
+    """One schedule's run."""
+
+    def __init__(self, schedule: Schedule, prepare: Callable[[World], None]) -> None:
+        self.schedule = schedule
+        self.world = world = a_world(schedule)
+        self.coverage = Coverage()
+        self.records = Records(world)
+        self.operations = Operations(world, schedule, self.coverage.strike)
+        self.events = 0
+        prepare(world)
+        self._observe_too = world.observe
+        world.observe = self._observe
+        world.watch = self._watch
+        world.overheard = []
+        for vm, _ in schedule.homes:
+            self.coverage.knows(vm_key(vm))
+        for node in world.nodes.values():
+            self.records.durable(node, list(node.disk.items()))
+
+    def outcome(self, violation: Violation | None) -> Outcome:
+        return Outcome(self.events, self.operations.crashes, violation, self.coverage.struck)
+
+    def run(self) -> None:
+        world, schedule = self.world, self.schedule
+        self.operations.plan(schedule.operations)
+        last = max((o.at for o in schedule.operations), default=0.0)
+        world.run(last - world.now + AFTER_S)
+        self.operations.calm()
+        for name in world.nodes:
+            self.operations.revive(name)
+        self._quiet()
+        self._move_all()
+        while self.events < LEAST_EVENTS:
+            self._move_all()
+            self._quiet()
+        assert self.operations.crashes, "every schedule has a crash"
+
+    def _quiet(self) -> None:
+        """Long enough for refreshes, and for redirects to drain."""
+        world, schedule = self.world, self.schedule
+        world.senders.clear()
+        liveness.settle(world, schedule.setting("lifetime"))
+        liveness.settle(world, schedule.setting("drain") + 3.0)
+        liveness.check(world, self.operations.fates)
+        liveness.check_drained(world)
+
+    def _move_all(self) -> None:
+        """From wherever each VM is now, it can be moved; what is no more can be started again."""
+        world, schedule = self.world, self.schedule
+        manager = world.nodes[MANAGER].manager
+        assert manager is not None
+        moved = []
+        for vm, _ in schedule.homes:
+            binding = manager.cache.bindings.get(vm_key(vm))
+            if binding is None:
+                self.operations.do_start(vm, schedule.nves[0])
+                continue
+            at = schedule.nves.index(binding.nve.nve_id)
+            try:
+                moved.append(world.move(vm_key(vm), schedule.nves[at - 1]))
+            except CommandRefused as refused:
+                raise Violation("cannot be moved again", f"{vm}: {refused}") from None
+        liveness.settle(world, 0.0)
+        for move in (manager.moves[m] for m in moved):
+            if move.state is not MoveState.DONE:
+                raise Violation("cannot be moved again", f"{move.vm}: {move.reason}")
+        liveness.check(world, self.operations.fates)
+
+    # ---- what is seen --------------------------------------------------------------------------
+
+    def _watch(self, world: World) -> None:
+        self.events += 1
+        if world.touched:
+            safety.check(world)
+
+    def _observe(self, node: Node, what: str, value: Any) -> None:
+        if what == "output":
+            if isinstance(value, Event):
+                self.coverage.event(value)
+                self.records.event(value)
+            elif isinstance(value, Send):
+                self.records.said(node, value)
+        elif what == "durable":
+            self.records.durable(node, value)
+        elif what == "report":
+            if value[1] in RAN:
+                self.operations.fates.ran.add(value[0])
+        elif what == "crash":
+            self.operations.crashed(node)
+        elif what in ("lost", "repeated", "cut"):
+            self.coverage.strike(what, node.node_id)
+        self._observe_too(node, what, value)
+
+
+def a_world(schedule: Schedule) -> World:
+    """The World of a schedule's settings."""
+    value = schedule.setting
+    retransmission = Retransmission(value("first"), value("most"))
+    manager = {
+        "lifetime_s": value("lifetime"),
+        "step_s": value("step"),
+        "copy_s": value("copy"),
+        "ticket_s": value("ticket"),
+        "retransmission": retransmission,
+    }
+    nve = {
+        "lifetime_s": value("lifetime"),
+        "drain_s": value("drain"),
+        "check_s": value("check"),
+        "retransmission": retransmission,
+    }
+    pace = Pace(value("order"), value("copying"), value("moment"), value("stop"), value("load"))
+    delay = (min(0.001, value("delay")), value("delay"))
+    weather = Weather(value("loss"), value("repetition"), delay)
+    persist = (min(0.0005, value("persist")), value("persist"))
+    return World(schedule.nves, schedule.seed, weather, persist, pace, manager, nve)
