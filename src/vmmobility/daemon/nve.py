@@ -35,6 +35,7 @@ from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_recorder
 from vmmobility.drivers.dataplane import Traffic
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
+from vmmobility.drivers.hypervisor.external import ExternalHypervisor
 from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor
 from vmmobility.drivers.hypervisor.light import LightHypervisor
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
@@ -77,6 +78,7 @@ class NveDaemon(NveService):
         self._hypervisors: dict[str, Hypervisor] = {
             "qemu": QemuHypervisor(guests, self._guest_report, self._qemu_settings),
             "netns": LightHypervisor(guests, self._guest_report),
+            "external": ExternalHypervisor(self._guest_report, log.note),
         }
         self._desk = HypervisorDesk(self._hypervisors, group, self._order_done, log.note)
         self._worker = DataPlaneWorker(
@@ -90,6 +92,8 @@ class NveDaemon(NveService):
         self._endpoint = UdpEndpoint(config.locators, config.port)
         self._recorder: Recorder | NotRecording = NotRecording()
         self._ready = False
+        self._early: list[GuestReport] = []  # of guests that are found at the start
+        self._spare_orphans = False
 
     def prepare(self, store: Any, state: Mapping[str, Any], boot: int) -> None:
         """Engine, pump and addresses; nothing in the kernel is touched yet."""
@@ -107,6 +111,8 @@ class NveDaemon(NveService):
         managers = make_peers(
             config.managers, config.keys_dir, config.node_id, config.port, config.file
         )
+        # A journal that is new or was torn may lack guests that live here and serve.
+        self._spare_orphans = "boot" not in state or store.recovered is not None
         now = asyncio.get_running_loop().time()
         origin = Origin(Role.NVE, settings, managers, state, boot, now)
         self._recorder = open_recorder(
@@ -123,12 +129,16 @@ class NveDaemon(NveService):
         await self._data_plane.start()
         for failure in await self._data_plane.resync(self.engine.desired()):
             self._log.note("data-plane.failure", vm=str(failure.vm), reason=failure.reason)
-        running = await self._desk.adopt(self.engine.definitions())
+        known = self.engine.definitions()
+        running = await self._desk.adopt(known)
+        await self._desk.sweep(known, spare=self._spare_orphans)
         self.pump.open()
         self._group.create_task(self._worker.run(), name="data plane")
         self._group.create_task(self._probe(), name="accelerator")
         self.pump.input(lambda now: self.engine.started(running, now))
         self._ready = True
+        for report in self._early:
+            self._guest_report(report)
 
     async def end(self) -> None:
         """Let go of everything, leaving guests, routes and the relay as they are."""
@@ -182,6 +192,9 @@ class NveDaemon(NveService):
         self.pump.input(lambda now: self.engine.order_done(vm, order, result, error, now))
 
     def _guest_report(self, report: GuestReport) -> None:
+        if not self._ready:
+            self._early.append(report)
+            return
         detail = {**report.detail, "at_ns": report.time_ns}
         self.pump.input(
             lambda now: self.engine.guest_report(report.vm, report.event.value, detail, now)

@@ -59,7 +59,7 @@ class ExternalHypervisor:
         lives = await asyncio.gather(*(guest.ask() for guest in guests))
         here = zip(guests, lives, strict=True)
         return {
-            guest.definition.vm: life is GuestLife.RUNNING
+            guest.definition.vm: life in (GuestLife.RUNNING, GuestLife.ARRIVED)
             for guest, life in here
             if life is not GuestLife.NONE
         }

@@ -57,6 +57,7 @@ class ExternalGuest:
         self._halted = True  # it does not run, by the last event or look
         self._sent = False  # its memory has been sent away since it last ran
         self._incoming = False
+        self._migrated = False  # its memory came from another host, as was seen
         self._at_ns: dict[GuestLife, int] = {}
         self._noted = ""
         self._turn = asyncio.Lock()  # who looks or orders does so alone
@@ -83,14 +84,18 @@ class ExternalGuest:
     # -- questions and orders --------------------------------------------------------------------
 
     async def ask(self) -> GuestLife:
-        """Its life now.  While QEMU switches it over, a moment is granted for the outcome."""
+        """Its life now; ARRIVED if it runs and was seen to come from another host.
+
+        While QEMU switches it over, a moment is granted for the outcome.
+        """
         deadline = asyncio.get_running_loop().time() + self._settings.settle_s
         async with self._turn:
             await self._look_now()
             while self._handing_over and asyncio.get_running_loop().time() < deadline:
                 await asyncio.sleep(HANDING_POLL_S)
                 await self._look_now()
-            return self._life
+            moved_in = self._life is GuestLife.RUNNING and self._migrated
+            return GuestLife.ARRIVED if moved_in else self._life
 
     async def tell_again(self) -> None:
         """Report once more if it runs, or has departed."""
@@ -185,16 +190,20 @@ class ExternalGuest:
         assert self._session is not None
         state = str((await self._query("query-status")).get("status", ""))
         migration: dict[str, Any] = {}
-        if state in (HANDING_OVER, "postmigrate"):
+        if state in (HANDING_OVER, "postmigrate", "inmigrate"):
             migration = await self._query("query-migrate")
         # What came before the answer belongs before it.
         await self._session.catch_up()
         life = life_of(state, str(migration.get("status", "")))
-        came_in = self._incoming
         self._state, self._incoming = state, state == "inmigrate"
+        if self._incoming:
+            # From a file (virsh restore) it comes by no socket: a file can be restored twice.
+            self._migrated = self._migrated or bool(migration.get("socket-address"))
+        elif life is GuestLife.DEPARTED:
+            self._migrated = False
         self._halted = life is not GuestLife.RUNNING
         if life is GuestLife.RUNNING:
-            self._tell(life, GuestEvent.ARRIVED, {"incoming": came_in})
+            self._tell(life, GuestEvent.ARRIVED, {"migrated": self._migrated})
         elif life is GuestLife.DEPARTED:
             figures = {
                 ours: migration[qemus] for qemus, ours in _FIGURES.items() if qemus in migration
@@ -293,7 +302,7 @@ class ExternalGuest:
         self._process.close()
         self._process = None
         self._life, self._state = GuestLife.NONE, ""
-        self._halted, self._sent, self._incoming = True, False, False
+        self._halted, self._sent, self._incoming, self._migrated = True, False, False, False
         self._at_ns.clear()
         self._listener(GuestReport(self.definition.vm, GuestEvent.GONE, detail))
 

@@ -47,7 +47,8 @@ class GuestEvent(Enum):
     COMPLETED = "completed"  # outgoing: everything is sent; whether it runs, the destination says
     FAILED = "failed"  # a move in or out failed; detail["running"] says if the guest runs here
     GONE = "gone"  # the guest ended (power off, crash, killed)
-    ARRIVED = "arrived"  # it runs here, and nobody of ours has brought it (watched guests)
+    # Of watched guests only.  Arrived: detail["migrated"] if it was seen to come from another host.
+    ARRIVED = "arrived"  # it runs here, and nobody of ours has brought it
     DEPARTED = "departed"  # other hands have sent its memory away, and it is stopped for that
 
 
