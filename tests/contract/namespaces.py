@@ -45,7 +45,7 @@ class Namespace:
     def __init__(self, name: str) -> None:
         self.name = f"dp{os.getpid()}{name}"
         run("ip", "netns", "add", self.name)
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._entered = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
         self._thread.start()
@@ -59,12 +59,12 @@ class Namespace:
         descriptor = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         assert libc.setns(descriptor, _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
         os.close(descriptor)
-        self._loop.call_soon(self._entered.set)
-        self._loop.run_forever()
-        self._loop.close()
+        self.loop.call_soon(self._entered.set)
+        self.loop.run_forever()
+        self.loop.close()
 
     def await_(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_PATIENCE_S)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(_PATIENCE_S)
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         async def inside() -> T:
@@ -79,7 +79,7 @@ class Namespace:
         return run("ip", "netns", "exec", self.name, *words)
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(_PATIENCE_S)
         run("ip", "netns", "del", self.name)
 

@@ -3,113 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_network
-from pathlib import Path
-from typing import Any
+from ipaddress import ip_network
 
 import pytest
 
-from tests.contract.namespaces import Namespace, join
-from vmmobility.drivers.dataplane import DataPlane, Failure, Traffic
+from tests.contract.planes import ABSENT, BOTH, FAR, NEAR, OTHER, REDIRECT, TAP, VM, Plane, state
+from vmmobility.drivers.dataplane import Traffic
 from vmmobility.drivers.fake_dataplane import FakeDataPlane
-from vmmobility.drivers.linux.driver import LinuxDataPlane
-from vmmobility.drivers.linux.settings import LinuxSettings
-from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane, port_name
+from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, port_name
 from vmmobility.errors import DataPlaneError
-from vmmobility.wire.values import Interface, Nve, VmKey
-
-VM, OTHER = VmKey(0, "vm-1"), VmKey(0, "vm-2")
-FAR = Nve("far", IPv4Address("10.0.99.2"), IPv6Address("fd00:99::2"))
-NEAR = Nve("near", IPv4Address("10.0.1.2"), IPv6Address("fd00:1::2"))
-
-
-def state(vm: VmKey = VM, number: int = 5, **changes: Any) -> VmDataPlane:
-    """A plugged VM with one address a family, delivered to locally."""
-    prefixes = (ip_network(f"10.77.0.{number}/32"), ip_network(f"fd77::{number}/128"))
-    interface = Interface(bytes.fromhex(f"0200000000{number:02x}"), prefixes)
-    made = VmDataPlane(vm, (interface,), plugged=True, forwarding=Forwarding.LOCAL)
-    return replace(made, **changes)
-
-
-ABSENT: dict[str, Any] = {"plugged": False, "forwarding": Forwarding.NONE}
-REDIRECT: dict[str, Any] = {"forwarding": Forwarding.REDIRECT, "target": FAR}
-
-
-class Plane:
-    """A data plane, called from outside its event loop; `leads` shows where a prefix leads."""
-
-    def __init__(
-        self, plane: DataPlane, await_: Callable[[Any], Any], leads: Callable[[str], str]
-    ) -> None:
-        self.plane, self._await, self.leads = plane, await_, leads
-
-    def start(self) -> None:
-        self._await(self.plane.start())
-
-    def apply(self, *desired: VmDataPlane) -> Sequence[Failure]:
-        found: Sequence[Failure] = self._await(self.plane.apply(desired))
-        return found
-
-    def resync(self, *desired: VmDataPlane) -> Sequence[Failure]:
-        found: Sequence[Failure] = self._await(self.plane.resync({d.vm: d for d in desired}))
-        return found
-
-    def traffic(self) -> Mapping[VmKey, Traffic]:
-        found: Mapping[VmKey, Traffic] = self._await(self.plane.traffic())
-        return found
-
-    def close(self) -> None:
-        self._await(self.plane.close())
-
-    def remove_all(self) -> None:
-        self._await(self.plane.remove_all())
-
-
-def _fake() -> Iterator[Plane]:
-    loop = asyncio.new_event_loop()
-    fake = FakeDataPlane(frozenset(NEAR.locators))
-
-    def leads(prefix: str) -> str:
-        return fake.routes.get(ip_network(prefix), "").replace("tunnel", "vmmob-tun tunnel")
-
-    yield Plane(fake, loop.run_until_complete, leads)
-    loop.close()
-
-
-def _linux(folder: Path) -> Iterator[Plane]:
-    space, peer = Namespace("n"), Namespace("p")
-    try:
-        join(space, "eth0", peer, "eth0", 1)
-        space.ip("route", "add", "default", "via", "10.0.1.2")
-        space.ip("-6", "route", "add", "default", "via", "fd00:1::2")
-        settings = LinuxSettings(IPv4Address("10.0.1.1"), IPv6Address("fd00:1::1"), folder)
-        driver = space.call(LinuxDataPlane, settings)
-
-        def leads(prefix: str) -> str:
-            family = "-6" if ":" in prefix else "-4"
-            return space.ip(family, "route", "show", "exact", prefix, "proto", "77").strip()
-
-        yield Plane(driver, space.await_, leads)
-        space.await_(driver.start())
-        space.await_(driver.remove_all())
-    finally:
-        space.close()
-        peer.close()
-
-
-@pytest.fixture(params=["fake", pytest.param("linux", marks=pytest.mark.netns)])
-def plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
-    made = _fake() if request.param == "fake" else _linux(tmp_path)
-    for one in made:
-        one.start()
-        one.resync()
-        yield one
-
-
-TAP = port_name(VM, 0)
-BOTH = ("10.77.0.5/32", "fd77::5/128")
+from vmmobility.wire.values import Interface, VmKey
 
 
 def test_local_leads_to_the_tap(plane: Plane) -> None:

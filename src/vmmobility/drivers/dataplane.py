@@ -7,7 +7,7 @@ isolates failures item by item and starts with a resync.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,32 @@ class Failure:
     vm: VmKey
     item: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One item that other hands have changed: whose it is, what, and how it was found.
+
+    vm:       None where the item is the node's own (a rule, the TUN) or nobody's (a stray)
+    item:     its kind and its name, `route 10.77.0.5/32`; the kind is the first word
+    found:    in words, what stood there and what should
+    repaired: False where it still differs after the repair
+    """
+
+    vm: VmKey | None
+    item: str
+    found: str
+    repaired: bool = True
+
+    @property
+    def kind(self) -> str:
+        """`route`, `tap`, `neighbour`, `filter`, `sysctl`, …: what is counted."""
+        return self.item.partition(" ")[0]
+
+    def __str__(self) -> str:
+        return f"{self.item} {self.found}" + (
+            "" if self.repaired else ", and could not be repaired"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +83,16 @@ class DataPlane(Protocol):
 
         Order within one VM: taps before local routes, new routes before old are removed, so that
         no packet meets a hole.  A VM whose state is (not plugged, NONE) leaves nothing behind.
+        """
+
+    async def audit(self, vms: Collection[VmKey] | None = None) -> Sequence[Drift]:
+        """Compare what is held with what was last asked for, repair what differs, tell it.
+
+        vms: compare only these and what is the node's own; None: everything, strays of ours
+        included.  Where something differs, all is compared and told.  A state that is just being
+        made is not drift.  While nothing differs nothing is written.  Before the first resync
+        nothing is known to be desired, and nothing is found.
+        Raises DataPlaneError where the kernel cannot be read.
         """
 
     async def traffic(self) -> Mapping[VmKey, Traffic]:

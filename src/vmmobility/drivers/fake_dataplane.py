@@ -1,15 +1,16 @@
 """FakeDataPlane: the data plane's in-memory twin, with failures to inject and traffic to add.
 
 It passes the same contract tests as drivers/linux (tests/contract/test_dataplane_contract.py).
-Not here: packets.  What the kernel would hold is shown as `routes` and `taps`.
+Not here: packets.  What the kernel would hold is shown as `routes` and `taps`: hands that change
+them make drift.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from vmmobility.drivers.dataplane import Failure, Traffic
+from vmmobility.drivers.dataplane import Drift, Failure, Traffic
 from vmmobility.engine.dataplane import (
     Forwarding,
     RedirectPolicy,
@@ -25,6 +26,7 @@ class FakeDataPlane:
 
     adjacent: locators to which `auto` and `host-route` may use a host route
     applied:  every state given to apply or resync, in order
+    writes:   how often something was made, changed or removed
     """
 
     def __init__(self, adjacent: frozenset[Address] = frozenset()) -> None:
@@ -34,6 +36,9 @@ class FakeDataPlane:
         self.routes: dict[Prefix, str] = {}
         self.taps: dict[str, Interface] = {}
         self.missing = ""
+        self.writes = 0
+        self._owners: dict[Prefix, VmKey] = {}
+        self._synchronised = False
         self._failing: list[tuple[VmKey | None, str, str]] = []
         self._traffic: dict[VmKey, Traffic] = {}
         self._started = False
@@ -78,18 +83,33 @@ class FakeDataPlane:
     async def resync(self, desired: Mapping[VmKey, VmDataPlane]) -> Sequence[Failure]:
         """See DataPlane.resync."""
         self._check_started()
+        self._synchronised = True
         for vm in [vm for vm in self.held if vm not in desired]:
             self._withdraw(vm)
             self._traffic.pop(vm, None)
-        return await self.apply(list(desired.values()))
+        failures = await self.apply(list(desired.values()))
+        self._remove_strays()
+        return failures
 
     async def apply(self, desired: Sequence[VmDataPlane]) -> Sequence[Failure]:
         """See DataPlane.apply."""
         self._check_started()
+        self.writes += 1
         before = dict(self.routes)
         for state in desired:
             self._withdraw(state.vm)
         return [failure for state in desired for failure in self._apply_one(state, before)]
+
+    async def audit(self, vms: Collection[VmKey] | None = None) -> Sequence[Drift]:
+        """See DataPlane.audit."""
+        self._check_started()
+        if not (self._synchronised and self._differences(vms)):
+            return []
+        found = self._differences(None)
+        await self.apply(list(self.held.values()))
+        self._remove_strays()
+        left = {(drift.vm, drift.item) for drift in self._differences(None)}
+        return [replace(drift, repaired=(drift.vm, drift.item) not in left) for drift in found]
 
     async def traffic(self) -> Mapping[VmKey, Traffic]:
         """See DataPlane.traffic."""
@@ -103,7 +123,8 @@ class FakeDataPlane:
     async def remove_all(self) -> None:
         """See DataPlane.remove_all."""
         self.held, self.routes, self.taps, self._traffic = {}, {}, {}, {}
-        self._started = False
+        self._owners = {}
+        self._started = self._synchronised = False
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -139,8 +160,10 @@ class FakeDataPlane:
                     # As in the kernel: what stood there before stays.
                     if prefix in before:
                         self.routes[prefix] = before[prefix]
+                        self._owners[prefix] = vm
                 elif leads:
                     self.routes[prefix] = leads
+                    self._owners[prefix] = vm
         return failures
 
     def _leads(self, state: VmDataPlane, prefix: Prefix, tap: str) -> str:
@@ -163,7 +186,46 @@ class FakeDataPlane:
         for index, interface in enumerate(state.interfaces if state is not None else ()):
             self.taps.pop(port_name(vm, index), None)
             for prefix in interface.prefixes:
-                self.routes.pop(prefix, None)
+                if self._owners.get(prefix) == vm:
+                    self.routes.pop(prefix, None)
+                    del self._owners[prefix]
+
+    def _differences(self, vms: Collection[VmKey] | None) -> list[Drift]:
+        """What hands have changed of these VMs; of all, strays included, for None."""
+        found = list[Drift]()
+        for vm, state in self.held.items():
+            if vms is None or vm in vms:
+                found += [Drift(vm, item, words) for item, words in self._differences_of(state)]
+        if vms is None:
+            stray = [f"tap {tap}" for tap in self.taps if tap not in self._wanted_taps()]
+            told = {p for s in self.held.values() for i in s.interfaces for p in i.prefixes}
+            stray += [f"route {p}" for p in self.routes if p not in {*self._owners, *told}]
+            found += [Drift(None, item, "stands, and nobody asked for it") for item in stray]
+        return found
+
+    def _differences_of(self, state: VmDataPlane) -> Iterator[tuple[str, str]]:
+        for index, interface in enumerate(state.interfaces):
+            tap = port_name(state.vm, index)
+            if state.plugged and self.taps.get(tap) != interface:
+                yield f"tap {tap}", "has another guest" if tap in self.taps else "is gone"
+            for prefix in interface.prefixes:
+                leads, held = self._leads(state, prefix, tap), self.routes.get(prefix)
+                if leads.startswith("!") or self._owners.get(prefix, state.vm) != state.vm:
+                    continue
+                if leads and held != leads:
+                    way = f"leads to {held}" if held else "is gone"
+                    yield f"route {prefix}", f"{way}; it should lead to {leads}"
+                elif held and not leads:
+                    yield f"route {prefix}", "stands, and should not"
+
+    def _wanted_taps(self) -> set[str]:
+        plugged = [state for state in self.held.values() if state.plugged]
+        return {port_name(s.vm, index) for s in plugged for index in range(len(s.interfaces))}
+
+    def _remove_strays(self) -> None:
+        wanted = self._wanted_taps()
+        self.taps = {tap: one for tap, one in self.taps.items() if tap in wanted}
+        self.routes = {p: leads for p, leads in self.routes.items() if p in self._owners}
 
     def _injected(self, vm: VmKey, item: str) -> str:
         for failing in self._failing:

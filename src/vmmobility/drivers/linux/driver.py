@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
-from vmmobility.drivers.dataplane import Failure, Traffic
+from vmmobility.drivers.dataplane import Drift, Failure, Traffic
 from vmmobility.drivers.linux import environment, filter, rtnetlink, sysctl
+from vmmobility.drivers.linux.adjacency import adjacency
+from vmmobility.drivers.linux.audit import Comparison, Seen, duplicates, look, relay_drifts
 from vmmobility.drivers.linux.counters import Ledger
 from vmmobility.drivers.linux.filter_state import Filters, run_scripts
-from vmmobility.drivers.linux.netlink import Netlink, Refusal
+from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.ownership import TUN_NAME
-from vmmobility.drivers.linux.plan import Plan, Port, is_absent, plan, vm_name
+from vmmobility.drivers.linux.plan import Adjacent, Plan, Port, is_absent, plan, vm_name
 from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_client import RelayClient
 from vmmobility.drivers.linux.relay_orders import RelayOrders
@@ -29,7 +32,7 @@ from vmmobility.drivers.linux.rtnetlink import NextHop, Route
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.errors import DataPlaneError, VmMobilityError
-from vmmobility.wire.values import Address, Prefix, VmKey
+from vmmobility.wire.values import Prefix, VmKey
 
 
 class LinuxDataPlane:
@@ -57,6 +60,7 @@ class LinuxDataPlane:
         self._routes: Routes
         self._orders: RelayOrders
         self.relay_deaths = 0
+        self._relay_deaths_told = 0
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -90,6 +94,8 @@ class LinuxDataPlane:
         self._routes.read()
         await self._filters.read()
         await self._orders.ensure()
+        # A device whose carrier comes up has its IPv6 MTU set to the device's by the kernel.
+        sysctl.ensure(environment.tun_settings(underlays))
 
     def _open_netlink(self) -> Netlink:
         if self._netlink is None:
@@ -165,9 +171,9 @@ class LinuxDataPlane:
         plans = [plan(state, self._settings, self._adjacency()) for state in desired]
         failures = [failure for made in plans for failure in made.failures]
         for state in desired:
-            if is_absent(state):
-                self._desired.pop(state.vm, None)
-            else:
+            # In the order of their last apply: two that claim an address keep their order too.
+            self._desired.pop(state.vm, None)
+            if not is_absent(state):
                 self._desired[state.vm] = state
                 self._ledger.open(state.vm)
         failures += await self._add_ports(plans)
@@ -176,27 +182,8 @@ class LinuxDataPlane:
         failures += await self._retire(plans)
         return failures
 
-    def _adjacency(self) -> Callable[[Address], NextHop | str]:
-        """A look-up that asks the kernel once an address."""
-        netlink = self._open_netlink()
-        asked: dict[Address, NextHop | str] = {}
-
-        def ask(address: Address) -> NextHop | str:
-            found = rtnetlink.look_up(netlink, address)
-            if isinstance(found, Refusal):
-                return f"no route to it ({found})"
-            if found.gateway is not None:
-                return f"it is not adjacent but behind {found.gateway}"
-            if found.ifindex in (0, self._tun_index):
-                return "no underlay route to it"
-            return found
-
-        def adjacent(address: Address) -> NextHop | str:
-            if address not in asked:
-                asked[address] = ask(address)
-            return asked[address]
-
-        return adjacent
+    def _adjacency(self) -> Adjacent:
+        return adjacency(self._open_netlink(), self._tun_index)
 
     async def _add_ports(self, plans: Sequence[Plan]) -> list[Failure]:
         """Prepare taps, filter and count, then open them."""
@@ -223,6 +210,7 @@ class LinuxDataPlane:
         for vm, reason in (await run_scripts(scripts)).items():
             failures.append(Failure(vm, "filter", reason))
             self._filters.failed(vm, prepared.pop(vm, []))
+        await self._filters.learn()
         for port in (port for ports in prepared.values() for port in ports):
             try:
                 self._ports.open(port)
@@ -320,6 +308,56 @@ class LinuxDataPlane:
                 failures.append(Failure(VmKey(0, ""), "filter", str(error)))
         return failures
 
+    # -- audit --------------------------------------------------------------------------------
+
+    async def audit(self, vms: Collection[VmKey] | None = None) -> Sequence[Drift]:
+        """See DataPlane.audit.
+
+        The first look is made without the lock: nobody who turns a route waits for it.  Only
+        where it finds something, a second one is made while nothing else is under way.
+        """
+        if not self._orders.synchronised:
+            return []
+        _, _, found = await self._look(vms)
+        if not found:
+            return []
+        async with self._lock:
+            _, _, found = await self._look(vms)
+            return await self._repair() if found else []
+
+    async def _look(self, vms: Collection[VmKey] | None) -> tuple[Seen, list[Plan], list[Drift]]:
+        netlink = self._open_netlink()
+        relay = await self._orders.faults()
+        if self.relay_deaths != self._relay_deaths_told:
+            relay.append(("", "had died; another was started"))
+        seen = await look(netlink)
+        adjacent = self._adjacency()
+        states = [s for vm, s in self._desired.items() if vms is None or vm in vms]
+        comparison = Comparison(seen, self._settings, self._filters, self._routes.owners)
+        plans, found = [], list(comparison.of_node(netlink))
+        for state in states:
+            plans.append(made := plan(state, self._settings, adjacent))
+            found += comparison.of_vm(made)
+            await asyncio.sleep(0)
+        if vms is None:
+            found += comparison.strays(plans)
+        found += relay_drifts(relay, [state.vm for state in states])
+        return seen, plans, found
+
+    async def _repair(self) -> list[Drift]:
+        """Under the lock: look at everything, make all of it right, and look again."""
+        seen, plans, found = await self._look(None)
+        self._open_netlink().batch([rtnetlink.delete_route(r) for r in duplicates(seen, plans)])
+        try:
+            for failure in await self._resync(dict(self._desired)):
+                self._on_failure(f"{failure.vm}: {failure.item}: {failure.reason}")
+        except (VmMobilityError, OSError) as error:
+            self._on_failure(f"drift cannot be repaired: {error}")
+        self._relay_deaths_told = self.relay_deaths
+        _, _, left = await self._look(None)
+        differing = {(drift.vm, drift.item) for drift in left}
+        return [replace(d, repaired=(d.vm, d.item) not in differing) for d in found]
+
     # -- relay and counters -------------------------------------------------------------------
 
     def _relay_lost(self) -> None:
@@ -347,11 +385,11 @@ class LinuxDataPlane:
     async def traffic(self) -> Mapping[VmKey, Traffic]:
         """See DataPlane.traffic.  Costs two nft listings (some 3 ms each) and one relay order."""
         async with self._lock:
-            state = await filter.read_state()
+            counts = await filter.read_counts()
             links = {link.name: link for link in rtnetlink.links(self._open_netlink())}
             relayed = await self._orders.counters()
             for vm, prefixes in self._filters.counted.items():
-                self._note_counted(vm, prefixes, state)
+                self._note_counted(vm, prefixes, counts)
                 if (relay := relayed.get(vm_name(vm))) is not None:
                     self._ledger.note(vm, "redirected", "relay", relay.get("forwarded", 0))
                     drops = sum(n for key, n in relay.items() if key.startswith("drop_"))
@@ -362,15 +400,15 @@ class LinuxDataPlane:
                 if name in links:
                     packets = links[name].tx_packets
                     self._ledger.note(tap.settled.vm, "consumed", f"tap {name}", packets)
-                if name in state.spoofed:
-                    packets = state.spoofed[name]
+                if name in counts.spoofed:
+                    packets = counts.spoofed[name]
                     self._ledger.note(tap.settled.vm, "dropped", f"filter {name}", packets)
             return {vm: self._ledger.totals(vm) for vm in self._desired}
 
-    def _note_counted(self, vm: VmKey, prefixes: Sequence[Prefix], state: filter.NftState) -> None:
+    def _note_counted(self, vm: VmKey, prefixes: Sequence[Prefix], counts: filter.Counts) -> None:
         """What is not listed just now is not zero: leave it out."""
         for prefix in prefixes:
             for kind, name in ((filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected")):
-                packets = state.counted.get((kind, prefix))
+                packets = counts.counted.get((kind, prefix))
                 if packets is not None:
                     self._ledger.note(vm, name, f"{kind} {prefix}", packets)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Iterator
 
 from vmmobility.drivers.linux import rtnetlink, sysctl
 from vmmobility.drivers.linux.netlink import Netlink, Refusal, Request
@@ -84,16 +85,37 @@ def ensure_tun(netlink: Netlink, underlays: list[Link]) -> int:
         link = rtnetlink.link_named(netlink, TUN_NAME)
         if link is None:
             raise DataPlaneError(f"{TUN_NAME} vanished", "does somebody else remove it?")
-    underlay_mtu = min((u.mtu for u in underlays), default=1500)
-    mtu = underlay_mtu - _OUTER_HEADER[4]
+    mtu = _tun_mtu(underlays, 4)
     if link.mtu != mtu or link.queue_length != _TUN_QUEUE_LENGTH:
         request = rtnetlink.set_link(link.index, mtu=mtu, queue_length=_TUN_QUEUE_LENGTH)
         _must(netlink, [request], TUN_NAME)
-    mtu6 = max(underlay_mtu - _OUTER_HEADER[6], _LEAST_IPV6_MTU)
-    sysctl.ensure(sysctl.for_tun(TUN_NAME, mtu6))
     if not link.up:
         _must(netlink, [rtnetlink.set_link(link.index, up=True)], TUN_NAME)
+    sysctl.ensure(tun_settings(underlays))
     return link.index
+
+
+def _tun_mtu(underlays: list[Link], version: int) -> int:
+    return min((u.mtu for u in underlays), default=1500) - _OUTER_HEADER[version]
+
+
+def tun_settings(underlays: list[Link]) -> dict[str, str]:
+    """The TUN device's sysctls."""
+    return sysctl.for_tun(TUN_NAME, max(_tun_mtu(underlays, 6), _LEAST_IPV6_MTU))
+
+
+def tun_faults(link: Link | None, underlays: list[Link]) -> Iterator[str]:
+    """What is wrong with the TUN device, in words."""
+    if link is None:
+        yield "is gone"
+        return
+    if not link.up:
+        yield "is down"
+    mtu = _tun_mtu(underlays, 4)
+    if link.mtu != mtu:
+        yield f"has the MTU {link.mtu}; it should be {mtu}"
+    if link.queue_length != _TUN_QUEUE_LENGTH:
+        yield f"has a queue of {link.queue_length} packets"
 
 
 async def until_running(netlink: Netlink, name: str) -> None:

@@ -27,13 +27,11 @@ _SPOOFED = "spoofed"
 
 
 @dataclass(slots=True)
-class NftState:
-    """What our tables hold: counter elements, and filter chains by tap with their digest."""
+class Counts:
+    """The counters of our tables: of counted elements, and of spoofed frames by tap."""
 
     counted: dict[tuple[str, Prefix], int] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
     spoofed: dict[str, int] = field(default_factory=dict)
-    complete: bool = False
 
 
 async def run_nft(script: str) -> None:
@@ -56,6 +54,20 @@ async def _nft(*arguments: str, text: str = "") -> str:
     return output.decode()
 
 
+async def list_text(family: str, chain: str = "") -> str:
+    """Our table of this family, or one chain of it, as text without counters.
+
+    "" where it is not there.  Raises DataPlaneError if nft does not work at all.
+    """
+    what = ["chain", family, NFT_TABLE, chain] if chain else ["table", family, NFT_TABLE]
+    try:
+        return await _nft("-s", "list", *what)
+    except DataPlaneError as error:
+        if "No such file" in str(error):
+            return ""
+        raise
+
+
 def base_script() -> str:
     """Our tables with their counting chain; counters that exist are kept."""
     lines = [f"add table inet {NFT_TABLE}", f"add table netdev {NFT_TABLE}"]
@@ -66,8 +78,10 @@ def base_script() -> str:
                 f"add set inet {NFT_TABLE} {kind}{version} "
                 f"{{ type ipv{version}_addr; flags interval; counter; }}"
             )
-    lines.append(f"add chain {chain} {{ type filter hook postrouting priority -150; }}")
-    lines.append(f"flush chain {chain}")
+    # Made anew: whatever its type, hook and policy were turned into.  Counters are in the sets.
+    lines += [f"add chain {chain}", f"flush chain {chain}", f"delete chain {chain}"]
+    hook = "type filter hook postrouting priority -150; policy accept;"
+    lines.append(f"add chain {chain} {{ {hook} }}")
     for version, word in ((4, "ip"), (6, "ip6")):
         # A look-up that matches counts in the element; the rule needs no verdict.
         lines.append(f'add rule {chain} oifname "{TAP_PREFIX}*" {word} daddr @{TO_TAP}{version}')
@@ -161,7 +175,7 @@ def digest_of(rules: Sequence[str]) -> str:
 def filter_script(tap: str, rules: Sequence[str]) -> str:
     """Install a tap's filter anew (an equal chain of a removed device is replaced)."""
     chain = f"netdev {NFT_TABLE} {tap}"
-    lines = [f"add chain {chain}", f"flush chain {chain}", f"delete chain {chain}"]
+    lines = removal_of_chain("netdev", tap).splitlines()
     hook = f'type filter hook ingress device "{tap}" priority 0; policy drop;'
     lines.append(f"add chain {chain} {{ {hook} }}")
     lines.append(f'add rule {chain} counter comment "{digest_of(rules)}/{len(rules)}"')
@@ -169,36 +183,28 @@ def filter_script(tap: str, rules: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def unfilter_script(tap: str) -> str:
-    """Remove a tap's filter."""
-    chain = f"netdev {NFT_TABLE} {tap}"
+def removal_of_chain(family: str, name: str) -> str:
+    """Remove a chain of ours, whether it exists or not."""
+    chain = f"{family} {NFT_TABLE} {name}"
     return f"add chain {chain}\nflush chain {chain}\ndelete chain {chain}\n"
 
 
-async def read_state() -> NftState:
-    """List our tables.  A missing table gives an incomplete state, not an error."""
+async def read_counts() -> Counts:
+    """Read the counters; a missing table gives none, not an error."""
     outputs = await asyncio.gather(
         *(_nft("-j", "list", "table", family, NFT_TABLE) for family in ("inet", "netdev")),
         return_exceptions=True,
     )
-    state = NftState()
-    missing = False
-    rules: dict[str, int] = {}
+    counts = Counts()
     for output in outputs:
         if isinstance(output, BaseException):
-            missing = True
             continue
         for item in json.loads(output)["nftables"]:
             if "set" in item:
-                state.counted.update(_read_set(item["set"]))
+                counts.counted.update(_read_set(item["set"]))
             elif "rule" in item:
-                _read_rule(item["rule"], state, rules)
-    for tap, digest in state.digests.items():
-        # One rule more than the filter's own: the digest's.  Else somebody changed it.
-        if f"{rules[tap] - 1}" != digest.partition("/")[2]:
-            state.digests[tap] = ""
-    state.complete = not missing and rules.get("counting") == 4
-    return state
+                _read_rule(item["rule"], counts)
+    return counts
 
 
 def _read_set(content: dict[str, Any]) -> Iterator[tuple[tuple[str, Prefix], int]]:
@@ -213,16 +219,11 @@ def _read_set(content: dict[str, Any]) -> Iterator[tuple[tuple[str, Prefix], int
             yield (kind, ip_network(f"{prefix['addr']}/{prefix['len']}")), packets
 
 
-def _read_rule(rule: dict[str, Any], state: NftState, rules: dict[str, int]) -> None:
-    chain = str(rule["chain"])
-    rules[chain] = rules.get(chain, 0) + 1
+def _read_rule(rule: dict[str, Any], counts: Counts) -> None:
     if rule["family"] != "netdev":
         return
-    state.digests.setdefault(chain, "")
-    state.spoofed.setdefault(chain, 0)
-    comment = str(rule.get("comment", ""))
-    if "/" in comment:
-        state.digests[chain] = comment
-    elif comment == _SPOOFED:
+    chain = str(rule["chain"])
+    counts.spoofed.setdefault(chain, 0)
+    if rule.get("comment") == _SPOOFED:
         for statement in rule["expr"]:
-            state.spoofed[chain] += int(statement.get("counter", {}).get("packets", 0))
+            counts.spoofed[chain] += int(statement.get("counter", {}).get("packets", 0))

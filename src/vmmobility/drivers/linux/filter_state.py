@@ -5,11 +5,13 @@ Not here: the texts themselves (filter.py), or when a tap is opened (driver.py).
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from vmmobility.drivers.linux import filter
-from vmmobility.drivers.linux.filter import ONWARD, TO_TAP, NftState
+from vmmobility.drivers.linux.filter import ONWARD, TO_TAP
+from vmmobility.drivers.linux.filter_text import COUNTING, ChainName, Shown, show, show_filters
 from vmmobility.drivers.linux.plan import Plan, Port
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Prefix, VmKey
@@ -21,15 +23,68 @@ class Filters:
     def __init__(self) -> None:
         self.counted: dict[VmKey, list[Prefix]] = {}
         self._users: Counter[Prefix] = Counter()
-        self._held = NftState()
+        self._held = Shown()
+        self._prints: dict[ChainName, str] = {}
+        self._unlearnt: set[str] = set()
         self._refused: set[VmKey] = set()
 
     async def read(self) -> None:
         """Take what nft lists, after making what is missing of our tables."""
-        self._held = await filter.read_state()
-        if not self._held.complete:
+        self._held = await show()
+        if self.base_fault(self._held):
+            self._prints.pop(COUNTING, None)
             await filter.run_nft(filter.base_script())
-            self._held = await filter.read_state()
+            self._held = await show()
+        self._learn(self._held)
+        for chain in self._held.digests:
+            if self._held.prints[chain] != self._prints.get(chain):
+                self._held.digests[chain] = ""
+
+    def base_fault(self, shown: Shown) -> str:
+        """What is wrong with the tables and the counting chain, in words; "" if nothing is."""
+        for family in ("inet", "netdev"):
+            if family not in shown.tables:
+                return f"lacks its {family} table"
+        if COUNTING not in shown.prints:
+            return "lacks the chain that counts"
+        changed = self._prints.get(COUNTING, shown.prints[COUNTING]) != shown.prints[COUNTING]
+        return "counts by other rules" if changed or shown.rules[COUNTING] != 4 else ""
+
+    def fault(self, port: Port, shown: Shown) -> str:
+        """What is wrong with a tap's filter, in words; "" if nothing is."""
+        chain = ("netdev", port.name)
+        if chain not in shown.prints:
+            return "is gone"
+        right = shown.digests[chain] == self._digest(port)[0]
+        known = self._prints.get(chain, shown.prints[chain])
+        return "" if right and shown.prints[chain] == known else "has other rules"
+
+    def strays(self, shown: Shown, taps: Collection[str]) -> list[ChainName]:
+        """Chains in our tables that are not ours."""
+        ours = {COUNTING, *(("netdev", tap) for tap in taps)}
+        return [chain for chain in shown.prints if chain not in ours]
+
+    def uncounted(self, vm: VmKey, shown: Shown) -> list[Prefix]:
+        """The prefixes of a VM that should be counted, and are not both ways."""
+        wanted = self.counted.get(vm, [])
+        return [p for p in wanted if not {(TO_TAP, p), (ONWARD, p)} <= shown.counted]
+
+    def surplus(self, shown: Shown) -> list[Prefix]:
+        """The prefixes that are counted and that nobody wants counted."""
+        return sorted({p for _, p in shown.counted if self._users[p] <= 0}, key=str)
+
+    def _learn(self, shown: Shown) -> None:
+        """Learn how the chains look that are right; those that are known stay as they are."""
+        for chain, digest in shown.digests.items():
+            if digest or chain == COUNTING:
+                self._prints.setdefault(chain, shown.prints[chain])
+
+    async def learn(self) -> None:
+        """Learn how nft shows the filters that were written since the last time."""
+        taps, self._unlearnt = self._unlearnt, set()
+        # What cannot be listed now is learnt at the next resync.
+        with contextlib.suppress(DataPlaneError, OSError):
+            self._learn(await show_filters(taps))
 
     def forget_wishes(self) -> None:
         """Begin anew with what VMs want counted; what the kernel holds stays known."""
@@ -46,23 +101,36 @@ class Filters:
 
     def filter_script(self, port: Port, anew: bool) -> str:
         """The script that installs a tap's filter, "" where it stands right."""
-        rules = filter.filter_rules(port.mac.hex(":"), port.prefixes)
-        digest = f"{filter.digest_of(rules)}/{len(rules)}"
-        if not anew and self._held.digests.get(port.name) == digest:
+        digest, rules = self._digest(port)
+        chain = ("netdev", port.name)
+        if not anew and self._held.digests.get(chain) == digest:
             return ""
-        self._held.digests[port.name] = digest
+        self._held.digests[chain] = digest
+        self._prints.pop(chain, None)
+        self._unlearnt.add(port.name)
         return filter.filter_script(port.name, rules)
+
+    @staticmethod
+    def _digest(port: Port) -> tuple[str, list[str]]:
+        rules = filter.filter_rules(port.mac.hex(":"), port.prefixes)
+        return f"{filter.digest_of(rules)}/{len(rules)}", rules
 
     def unfilter_script(self, tap: str) -> str:
         """The script that removes a tap's filter."""
-        self._held.digests.pop(tap, None)
-        return filter.unfilter_script(tap)
+        self._forget(("netdev", tap))
+        return filter.removal_of_chain("netdev", tap)
+
+    def _forget(self, chain: ChainName) -> None:
+        self._held.digests.pop(chain, None)
+        self._held.prints.pop(chain, None)
+        self._prints.pop(chain, None)
+        self._unlearnt.discard(chain[1])
 
     def failed(self, made_for: VmKey, ports: Iterable[Port]) -> None:
         """A VM's script was refused: its filters are not as wanted, nor its counters."""
         self._refused.add(made_for)
         for port in ports:
-            self._held.digests.pop(port.name, None)
+            self._forget(("netdev", port.name))
 
     def settle(self, made: Plan) -> str:
         """Note what a VM has counted now; the script that stops counting what nobody wants."""
@@ -80,21 +148,21 @@ class Filters:
         else:
             self.counted.pop(made.vm, None)
         for prefix in made.counted:
-            self._held.counted.setdefault((TO_TAP, prefix), 0)
-            self._held.counted.setdefault((ONWARD, prefix), 0)
+            self._held.counted |= {(TO_TAP, prefix), (ONWARD, prefix)}
         return self._uncount([p for p in before if self._users[p] <= 0])
 
-    def leftovers_script(self, taps: Mapping[str, object]) -> str:
-        """The script that removes filters of taps that are gone and counters nobody wants."""
-        stale = [tap for tap in self._held.digests if tap not in taps]
-        unknown = sorted({p for _, p in self._held.counted if self._users[p] <= 0}, key=str)
-        return "".join(map(self.unfilter_script, stale)) + self._uncount(unknown)
+    def leftovers_script(self, taps: Collection[str]) -> str:
+        """The script that removes chains that are not ours and counters that nobody wants."""
+        strays = self.strays(self._held, taps)
+        for chain in strays:
+            self._forget(chain)
+        removal = "".join(filter.removal_of_chain(family, name) for family, name in strays)
+        return removal + self._uncount(self.surplus(self._held))
 
     def _uncount(self, prefixes: list[Prefix]) -> str:
         for prefix in prefixes:
             del self._users[prefix]
-            self._held.counted.pop((TO_TAP, prefix), None)
-            self._held.counted.pop((ONWARD, prefix), None)
+            self._held.counted -= {(TO_TAP, prefix), (ONWARD, prefix)}
         return filter.uncount_script(prefixes)
 
 

@@ -47,6 +47,7 @@ class Plan:
     """All items of one VM at this node; an empty one leaves nothing behind."""
 
     vm: VmKey
+    prefixes: list[Prefix] = field(default_factory=list)
     ports: list[Port] = field(default_factory=list)
     routes: list[RouteWish] = field(default_factory=list)
     keep: set[tuple[int, Prefix]] = field(default_factory=set)
@@ -71,6 +72,7 @@ def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent) -> Pla
     if is_absent(state):
         return made
     prefixes = [p for interface in state.interfaces for p in interface.prefixes]
+    made.prefixes = prefixes
     made.counted = counted_prefixes(prefixes)
     made.entry = _relay_entry(state, prefixes)
     for index, interface in enumerate(state.interfaces):

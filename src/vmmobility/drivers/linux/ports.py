@@ -72,13 +72,16 @@ class Ports:
             if link is None:
                 raise DataPlaneError(f"tap {port.name} vanished", "does somebody else remove it?")
             self.taps[port.name] = Tap(link)
-        link = self.taps[port.name].link
-        settings = self._settings
-        if link.mac != settings.gateway_mac or link.queue_length != settings.tap_queue_length:
-            request = rtnetlink.set_link(
-                link.index, mac=settings.gateway_mac, queue_length=settings.tap_queue_length
-            )
+        tap, settings = self.taps[port.name], self._settings
+        mac = settings.gateway_mac if tap.link.mac != settings.gateway_mac else None
+        length = settings.tap_queue_length
+        queue_length = length if tap.link.queue_length != length else None
+        if mac is not None or queue_length is not None:
+            request = rtnetlink.set_link(tap.link.index, mac=mac, queue_length=queue_length)
             self._do(port.name, [request])
+        if mac is not None:
+            # The kernel forgets all neighbours of an interface whose MAC changes.
+            tap.neighbours = {}
         sysctl.ensure(sysctl.for_tap(port.name))
         return made
 

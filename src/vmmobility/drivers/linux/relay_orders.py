@@ -88,6 +88,18 @@ class RelayOrders:
             await self.client.order(order)
             self.ports_changed = False
 
+    async def faults(self) -> list[tuple[str, str]]:
+        """(VM name or "", what is wrong) with the relay, in words; starts none."""
+        if not self.client.connected:
+            return [("", "does not run")]
+        try:
+            held: dict[str, Any] = (await self.client.order({"op": "counters"}))["vms"]
+        except DataPlaneError as error:
+            return [("", f"does not answer: {error.message}")]
+        lacking = [(name, "lacks the VM's entry") for name in self._entries if name not in held]
+        strays = [("", f"holds an entry of {name}") for name in held if name not in self._entries]
+        return lacking + strays
+
     async def counters(self) -> dict[str, dict[str, int]]:
         """The relay's counters by VM name; none where no relay answers."""
         with contextlib.suppress(DataPlaneError):

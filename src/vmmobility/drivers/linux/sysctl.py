@@ -6,7 +6,7 @@ network namespace of the process that opens it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vmmobility.errors import EnvironmentProblem
@@ -24,17 +24,27 @@ def read(key: str) -> str | None:
         return None
 
 
+def write(key: str, value: str) -> None:
+    """Raises OSError."""
+    (_ROOT / key).write_text(value)
+
+
+def differing(values: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(key, wanted, present) of each setting that differs; not those that do not exist here."""
+    for key, value in values.items():
+        current = read(key)
+        if current is not None and current != value:
+            yield key, value, current
+
+
 def ensure(values: Mapping[str, str]) -> None:
     """Make each setting so.  One that this kernel does not have is left out.
 
     Raises EnvironmentProblem where the kernel refuses a write.
     """
-    for key, value in values.items():
-        current = read(key)
-        if current is None or current == value:
-            continue
+    for key, value, _ in differing(values):
         try:
-            (_ROOT / key).write_text(value)
+            write(key, value)
         except OSError as error:
             raise EnvironmentProblem(
                 f"sysctl {key.replace('/', '.')} cannot be set to {value}: {error.strerror}",

@@ -1,0 +1,31 @@
+"""Is a locator adjacent?  The kernel's own look-up answers, once an address.
+
+Not here: what follows from it (plan.py).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from vmmobility.drivers.linux import rtnetlink
+from vmmobility.drivers.linux.netlink import Netlink, Refusal
+from vmmobility.drivers.linux.plan import Adjacent
+from vmmobility.drivers.linux.rtnetlink import NextHop
+from vmmobility.wire.values import Address
+
+
+def adjacency(netlink: Netlink, tun_index: int) -> Adjacent:
+    """A look-up that asks the kernel once an address and remembers as long as it lives."""
+
+    @cache
+    def adjacent(address: Address) -> NextHop | str:
+        found = rtnetlink.look_up(netlink, address)
+        if isinstance(found, Refusal):
+            return f"no route to it ({found})"
+        if found.gateway is not None:
+            return f"it is not adjacent but behind {found.gateway}"
+        if found.ifindex in (0, tun_index):
+            return "no underlay route to it"
+        return found
+
+    return adjacent

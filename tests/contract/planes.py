@@ -1,0 +1,243 @@
+"""A DataPlane under its contract's tests: the in-memory twin, or the Linux driver in a namespace.
+
+Beside each stand other hands, which change what it holds.  Not here: the tests, packets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytest
+
+from tests.contract.namespaces import Namespace, join, wait_for
+from vmmobility.drivers.dataplane import DataPlane, Drift, Failure, Traffic
+from vmmobility.drivers.fake_dataplane import FakeDataPlane
+from vmmobility.drivers.linux import filter, sysctl
+from vmmobility.drivers.linux.driver import LinuxDataPlane
+from vmmobility.drivers.linux.netlink import Netlink
+from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
+from vmmobility.wire.values import Interface, Nve, VmKey
+
+T = TypeVar("T")
+
+VM, OTHER = VmKey(0, "vm-1"), VmKey(0, "vm-2")
+FAR = Nve("far", IPv4Address("10.0.99.2"), IPv6Address("fd00:99::2"))
+NEAR = Nve("near", IPv4Address("10.0.1.2"), IPv6Address("fd00:1::2"))
+
+
+def state(vm: VmKey = VM, number: int = 5, **changes: Any) -> VmDataPlane:
+    """A plugged VM with one address a family, delivered to locally."""
+    prefixes = (ip_network(f"10.77.0.{number}/32"), ip_network(f"fd77::{number}/128"))
+    interface = Interface(bytes.fromhex(f"0200000000{number:02x}"), prefixes)
+    made = VmDataPlane(vm, (interface,), plugged=True, forwarding=Forwarding.LOCAL)
+    return replace(made, **changes)
+
+
+TAP = port_name(VM, 0)
+BOTH = ("10.77.0.5/32", "fd77::5/128")
+ABSENT: dict[str, Any] = {"plugged": False, "forwarding": Forwarding.NONE}
+REDIRECT: dict[str, Any] = {"forwarding": Forwarding.REDIRECT, "target": FAR}
+
+
+class Hands(Protocol):
+    """Other hands than the driver's at what it holds."""
+
+    def remove_route(self, prefix: str) -> None: ...
+    def misdirect(self, prefix: str) -> None: ...
+    def add_route(self, prefix: str) -> None: ...
+    def remove_tap(self, name: str) -> None: ...
+    def add_tap(self, name: str) -> None: ...
+    def has_tap(self, name: str) -> bool: ...
+    def writes(self) -> int:
+        """How often the driver has written to what it drives."""
+
+
+class Plane:
+    """A data plane, called from outside its event loop; `leads` shows where a prefix leads."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        await_: Callable[[Any], Any],
+        leads: Callable[[str], str],
+        hands: Hands,
+    ) -> None:
+        self.plane, self.await_, self.leads, self.hands = plane, await_, leads, hands
+
+    def start(self) -> None:
+        self.await_(self.plane.start())
+
+    def apply(self, *desired: VmDataPlane) -> Sequence[Failure]:
+        found: Sequence[Failure] = self.await_(self.plane.apply(desired))
+        return found
+
+    def resync(self, *desired: VmDataPlane) -> Sequence[Failure]:
+        found: Sequence[Failure] = self.await_(self.plane.resync({d.vm: d for d in desired}))
+        return found
+
+    def audit(self, vms: Collection[VmKey] | None = None) -> Sequence[Drift]:
+        found: Sequence[Drift] = self.await_(self.plane.audit(vms))
+        return found
+
+    def traffic(self) -> Mapping[VmKey, Traffic]:
+        found: Mapping[VmKey, Traffic] = self.await_(self.plane.traffic())
+        return found
+
+    def close(self) -> None:
+        self.await_(self.plane.close())
+
+    def remove_all(self) -> None:
+        self.await_(self.plane.remove_all())
+
+
+class FakeHands:
+    def __init__(self, fake: FakeDataPlane) -> None:
+        self._fake = fake
+
+    def remove_route(self, prefix: str) -> None:
+        del self._fake.routes[ip_network(prefix)]
+
+    def misdirect(self, prefix: str) -> None:
+        self._fake.routes[ip_network(prefix)] = "eth0"
+
+    def add_route(self, prefix: str) -> None:
+        self._fake.routes[ip_network(prefix)] = "eth0"
+
+    def remove_tap(self, name: str) -> None:
+        del self._fake.taps[name]
+        self._fake.routes = {p: to for p, to in self._fake.routes.items() if to != name}
+
+    def add_tap(self, name: str) -> None:
+        self._fake.taps[name] = Interface(bytes(6), ())
+
+    def has_tap(self, name: str) -> bool:
+        return name in self._fake.taps
+
+    def writes(self) -> int:
+        return self._fake.writes
+
+
+class LinuxHands:
+    """Hands with `ip`; writes are netlink batches, nft transactions and sysctls."""
+
+    def __init__(self, space: Namespace) -> None:
+        self.space, self._writes = space, 0
+
+    def count(self, real: Callable[..., T]) -> Callable[..., T]:
+        """The same function, counted as a write; an empty batch is none."""
+
+        def counted(*arguments: Any) -> T:
+            self._writes += arguments[-1] != []
+            return real(*arguments)
+
+        return counted
+
+    def _route(self, verb: str, prefix: str, *words: str) -> None:
+        family = "-6" if ":" in prefix else "-4"
+        self.space.ip(family, "route", verb, prefix, *words, "proto", "77", "metric", "7")
+
+    def remove_route(self, prefix: str) -> None:
+        self._route("del", prefix)
+
+    def misdirect(self, prefix: str) -> None:
+        self._route("replace", prefix, "dev", "eth0")
+
+    def add_route(self, prefix: str) -> None:
+        self._route("add", prefix, "dev", "eth0")
+
+    def remove_tap(self, name: str) -> None:
+        self.space.ip("link", "del", name)
+
+    def add_tap(self, name: str) -> None:
+        self.space.ip("tuntap", "add", "dev", name, "mode", "tap")
+
+    def has_tap(self, name: str) -> bool:
+        return f" {name}: " in self.space.ip("-o", "link")
+
+    def writes(self) -> int:
+        return self._writes
+
+    @contextlib.contextmanager
+    def monitor(self) -> Iterator[Callable[[], str]]:
+        """Hear what the kernel and nftables tell of changes; answers a reading of it."""
+        with tempfile.TemporaryFile("w+") as heard:
+            commands = (["ip", "monitor", "link", "address", "route", "rule"], ["nft", "monitor"])
+            inside = ["ip", "netns", "exec", self.space.name]
+            monitors = [subprocess.Popen([*inside, *c], stdout=heard) for c in commands]
+
+            def told() -> str:
+                return os.pread(heard.fileno(), 1 << 20, 0).decode()
+
+            try:
+
+                def listening() -> bool:
+                    self.add_route("192.0.2.0/24")
+                    self.remove_route("192.0.2.0/24")
+                    self.space.run("nft", "add table inet listening; delete table inet listening")
+                    return "192.0.2" in told() and "listening" in told()
+
+                wait_for(listening, "the monitors listen")
+                routes, tables = told().count("192.0.2"), told().count("table inet listening")
+                assert listening()
+                # What was told in order is told to its end.
+                wait_for(
+                    lambda: (
+                        told().count("192.0.2") % 2 == 0
+                        and told().count("192.0.2") > routes
+                        and told().count("table inet listening") > tables + 1
+                    ),
+                    "the last of it",
+                )
+                begun = len(told())
+                yield lambda: told()[begun:]
+            finally:
+                for monitor in monitors:
+                    monitor.terminate()
+                    monitor.wait()
+
+
+def fake_plane() -> Iterator[Plane]:
+    loop = asyncio.new_event_loop()
+    fake = FakeDataPlane(frozenset(NEAR.locators))
+
+    def leads(prefix: str) -> str:
+        return fake.routes.get(ip_network(prefix), "").replace("tunnel", "vmmob-tun tunnel")
+
+    yield Plane(fake, loop.run_until_complete, leads, FakeHands(fake))
+    loop.close()
+
+
+def linux_plane(folder: Path) -> Iterator[Plane]:
+    space, peer = Namespace("n"), Namespace("p")
+    try:
+        join(space, "eth0", peer, "eth0", 1)
+        space.ip("route", "add", "default", "via", "10.0.1.2")
+        space.ip("-6", "route", "add", "default", "via", "fd00:1::2")
+        settings = LinuxSettings(IPv4Address("10.0.1.1"), IPv6Address("fd00:1::1"), folder)
+        driver = space.call(LinuxDataPlane, settings)
+
+        def leads(prefix: str) -> str:
+            family = "-6" if ":" in prefix else "-4"
+            return space.ip(family, "route", "show", "exact", prefix, "proto", "77").strip()
+
+        hands = LinuxHands(space)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Netlink, "batch", hands.count(Netlink.batch))
+            patch.setattr(filter, "run_nft", hands.count(filter.run_nft))
+            patch.setattr(sysctl, "write", hands.count(sysctl.write))
+            yield Plane(driver, space.await_, leads, hands)
+        space.await_(driver.start())
+        space.await_(driver.remove_all())
+    finally:
+        space.close()
+        peer.close()

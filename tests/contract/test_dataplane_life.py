@@ -1,0 +1,156 @@
+"""The Linux data plane repaired, restarted, adopted and removed, with the packets to show it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+
+from tests.contract.dataplane_fabric import (
+    GATEWAY,
+    LOCAL,
+    MAC,
+    OWN,
+    TAP,
+    A,
+    B,
+    Fabric,
+    reach,
+)
+from tests.contract.frames import (
+    arp_reply_mac,
+    arp_request,
+)
+from tests.contract.namespaces import wait_for
+from vmmobility.drivers.linux.driver import LinuxDataPlane
+from vmmobility.engine.dataplane import Forwarding
+
+pytestmark = pytest.mark.netns
+
+
+def test_resync_repairs_what_hands_have_done(fabric: Fabric) -> None:
+    fabric.a.apply(LOCAL)
+    space = fabric.a.space
+    space.ip("route", "del", "10.77.0.5/32", "proto", "77", "metric", "7", "table", "main")
+    space.ip("-6", "route", "replace", "fd77::5/128", "dev", "eth0", "proto", "77", "metric", "7")
+    space.ip("neigh", "del", "10.77.0.5", "dev", TAP)
+    space.ip("neigh", "replace", "fd77::5", "lladdr", "02:00:00:00:00:99", "dev", TAP)
+    space.ip("link", "set", TAP, "address", "02:00:00:00:00:01", "txqueuelen", "5")
+    space.ip("addr", "del", "169.254.1.1/32", "dev", TAP)
+    space.ip("route", "add", "10.99.0.0/16", "dev", "eth0", "proto", "77", "metric", "8")
+    space.ip("route", "add", "10.98.0.0/16", "dev", "eth0", "proto", "77", "metric", "7")
+    space.ip("tuntap", "add", "dev", "vmtstray.0", "mode", "tap")
+    space.ip("rule", "del", "priority", "77")
+    space.run("nft", "flush", "chain", "netdev", "vmmobility", TAP)
+    space.run("nft", "add", "element", "inet", "vmmobility", "to_tap4", "{ 10.99.0.1 }")
+    space.run("sysctl", "-qw", f"net/ipv4/conf/{TAP}/proxy_arp=0")
+    fabric.a.resync(LOCAL)
+    shown = space.ip("route", "show", "table", "all", "proto", "77")
+    assert shown.count(TAP) >= 2
+    assert "10.99" not in shown
+    assert "10.98" not in shown
+    assert TAP in space.ip("-6", "route", "show", "fd77::5", "proto", "77")
+    assert "02:00:00:00:00:05" in space.ip("neigh", "show", "fd77::5", "dev", TAP)
+    link = space.ip("addr", "show", TAP)
+    assert GATEWAY.hex(":") in link
+    assert "qlen 10000" in link
+    assert "169.254.1.1/32" in link
+    assert "vmtstray" not in space.ip("link")
+    assert "7700" in space.ip("rule")
+    rules = space.run("nft", "list", "ruleset")
+    assert "10.99.0.1" not in rules
+    assert rules.count("spoofed") == 3
+    guest = fabric.a.plug()
+    for version in (4, 6):
+        reach(fabric, guest, version, b"repaired")
+    guest.send(arp_request(MAC, OWN[4], "10.77.0.200"))
+    assert guest.find(lambda f: arp_reply_mac(f, "10.77.0.200")) == GATEWAY
+    guest.close()
+
+
+def test_what_is_not_ours_stays(fabric: Fabric) -> None:
+    space = fabric.a.space
+    space.ip("route", "add", "10.77.0.5/32", "via", "10.0.1.1", "metric", "20")
+    space.run("nft", "add", "table", "inet", "foreign")
+    fabric.a.apply(LOCAL)
+    fabric.a.resync()
+    assert "metric 20" in space.ip("route", "show", "10.77.0.5")
+    assert "foreign" in space.run("nft", "list", "tables")
+    space.ip("route", "del", "10.77.0.5/32", "metric", "20")
+    space.run("nft", "delete", "table", "inet", "foreign")
+
+
+@pytest.mark.parametrize("way", ["tap", "TUN", "tables"])
+def test_resync_makes_again_what_was_removed(fabric: Fabric, way: str) -> None:
+    redirect = replace(LOCAL, forwarding=Forwarding.REDIRECT, target=B)
+    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
+    fabric.a.apply(redirect)
+    space = fabric.a.space
+    if way == "tables":
+        space.run("nft", "flush", "ruleset")
+    else:
+        space.ip("link", "del", TAP if way == "tap" else "vmmob-tun")
+    fabric.a.resync(redirect)
+    guest = fabric.b.plug()
+    for version in (4, 6):
+        reach(fabric, guest, version, b"again")
+    assert fabric.a.traffic().redirected >= 2
+    fabric.a.apply(LOCAL)
+    mine = fabric.a.plug()
+    reach(fabric, mine, 4, b"local again")
+    guest.close()
+    mine.close()
+
+
+def test_a_killed_relay_comes_back_with_its_table(fabric: Fabric) -> None:
+    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
+    fabric.a.apply(replace(LOCAL, plugged=False, forwarding=Forwarding.REDIRECT, target=B))
+    guest = fabric.b.plug()
+    deaths = fabric.a.driver.relay_deaths
+    reach(fabric, guest, 4, b"before")
+    before = fabric.a.relay_pid()
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: fabric.a.driver.relay_deaths == deaths + 1, "the death to be noticed")
+    wait_for(lambda: fabric.a.driver._relay.connected, "another relay")
+    # An apply waits for the recovery, which holds the same lock.
+    fabric.a.apply(replace(LOCAL, plugged=False, forwarding=Forwarding.REDIRECT, target=B))
+    reach(fabric, guest, 6, b"after")
+    assert fabric.a.relay_pid() != before
+    assert fabric.a.traffic().redirected == 2
+    guest.close()
+
+
+def test_the_relay_outlives_the_daemon_and_is_adopted(fabric: Fabric) -> None:
+    redirect = replace(LOCAL, plugged=False, forwarding=Forwarding.REDIRECT, target=B)
+    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
+    fabric.a.apply(redirect)
+    guest = fabric.b.plug()
+    pid = fabric.a.relay_pid()
+    space = fabric.a.space
+    space.await_(fabric.a.driver.close())
+    reach(fabric, guest, 4, b"nobody is home")
+    fabric.a.driver = space.call(LinuxDataPlane, fabric.a.settings)
+    space.await_(fabric.a.driver.start())
+    reach(fabric, guest, 6, b"adopted")
+    fabric.a.resync(redirect)
+    assert fabric.a.relay_pid() == pid
+    assert fabric.a.relay()["vms"]["0/vm-1"]["encapsulated"] == 2
+    assert fabric.a.traffic().redirected == 2
+    guest.close()
+
+
+def test_remove_all_leaves_nothing(fabric: Fabric) -> None:
+    fabric.c.apply(LOCAL)
+    pid = fabric.c.relay_pid()
+    space = fabric.c.space
+    space.await_(fabric.c.driver.remove_all())
+    assert not os.path.exists(f"/proc/{pid}")
+    assert list(fabric.c.settings.state_dir.iterdir()) == []
+    assert space.ip("route", "show", "table", "all", "proto", "77") == ""
+    assert space.ip("-6", "route", "show", "table", "all", "proto", "77") == ""
+    assert "vmm" not in space.ip("link") + space.ip("rule")
+    assert TAP not in space.ip("link")
+    assert space.run("nft", "list", "ruleset") == ""
+    space.await_(fabric.c.driver.start())
