@@ -23,7 +23,7 @@ from typing import Any
 from tests.engine import safety
 from tests.engine.fakes import Guest, Hypervisor, Kernel, Life, Pace
 from vmmobility.engine.binding_update_list import make_nve
-from vmmobility.engine.challenge import next_boot
+from vmmobility.engine.challenge import FLOOR, next_boot
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
 from vmmobility.engine.nve import NveEngine, NveSettings
@@ -45,7 +45,7 @@ from vmmobility.wire.registry import UDP_PORT, Role
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 MANAGER = "manager"
-EARLIER = 1  # the boot of each node's earlier life
+EARLIER = FLOOR + 1  # the boot of each node's earlier life
 COUNT_S = 1.0  # the pump counts redirected traffic so often
 
 
@@ -462,6 +462,35 @@ class World:
         edge = node.edge
         assert edge is not None
         self.feed(node, lambda: edge.stop_vm(number, vm, self.now))
+        return number
+
+    def expect_vm(self, vm: VmKey, at: str, interfaces: tuple[Interface, ...]) -> int:
+        self._commands += 1
+        number, node = self._commands, self.nodes[at]
+        edge = node.edge
+        assert edge is not None
+        self.interfaces.setdefault(vm, interfaces)
+        self.touched.add(vm)
+        self.feed(node, lambda: edge.expect_vm(number, vm, interfaces, b"{}", self.now))
+        return number
+
+    def unexpect_vm(self, vm: VmKey, at: str) -> int:
+        self._commands += 1
+        number, node = self._commands, self.nodes[at]
+        edge = node.edge
+        assert edge is not None
+        self.feed(node, lambda: edge.unexpect_vm(number, vm, self.now))
+        return number
+
+    def check(self, at: str) -> int:
+        """People compare: everything from the manager, or one NVE."""
+        self._commands += 1
+        number, node = self._commands, self.nodes[at]
+        manager, edge = node.manager, node.edge
+        if manager is not None:
+            self.feed(node, lambda: manager.check(number, self.now))
+        elif edge is not None:
+            self.feed(node, lambda: edge.check(number, None, self.now))
         return number
 
     def move(self, vm: VmKey, to: str) -> str:

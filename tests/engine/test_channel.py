@@ -1,4 +1,7 @@
-"""The channel: seals, replay, rights, replies kept, parts, subjects, retransmission."""
+"""The channel: seals, replay, rights, replies kept, parts, subjects, retransmission.
+
+Not here: peers that do not know each other (test_challenge.py).
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,7 @@ def an_end(own: str, other: str, role: Role, *endpoints: Endpoint, boot: int = 1
     outbox = Outbox()
     peer = Peer(other, role, endpoints, {1: SECRET}, 1)
     channel = Channel(own, boot, [peer], RIGHTS, outbox, random.Random(own), Retransmission())
+    channel.restore({f"mark/{other}": [1, 0]})
     return End(channel, outbox, peer)
 
 
@@ -141,6 +145,8 @@ def test_an_older_boot_is_dropped(manager: End, nve: End) -> None:
     assert manager.take(resealed(data, boot=5))
     assert manager.take(resealed(data, boot=4, counter=999)) is None
     assert manager.channel.drops == {"old-boot": 1}
+    [asked] = manager.sent()
+    assert read(asked).purpose is Purpose.CHALLENGE
 
 
 def test_a_role_without_the_right_is_refused(manager: End, nve: End) -> None:

@@ -13,8 +13,8 @@ COUNTERS = st.one_of(st.integers(1, 3000), st.integers(1, 1 << 64))
 
 @given(st.lists(st.tuples(st.integers(1, 3), COUNTERS), max_size=60))
 def test_it_takes_each_counter_of_the_newest_boot_once(datagrams: list[tuple[int, int]]) -> None:
-    window = ReplayWindow()
-    boot, seen = 0, set[int]()
+    window = ReplayWindow(1, 0)
+    boot, seen = 1, {0}
     for datagram_boot, counter in datagrams:
         why = window.check(datagram_boot, counter)
         if datagram_boot > boot:
@@ -40,6 +40,12 @@ def test_one_restored_from_its_mark_takes_nothing_at_or_below_it() -> None:
     assert window.check(5, 101) is None
     assert window.check(4, 1000) == "old-boot"
     assert window.check(6, 1) is None
+
+
+def test_one_without_a_mark_takes_nothing() -> None:
+    window = ReplayWindow()
+    for mark in ((1, 1), (5, 100), ((1 << 63) - 1, (1 << 64) - 1)):
+        assert window.check(*mark) == "unproven"
 
 
 def test_a_leap_costs_nothing() -> None:

@@ -19,7 +19,7 @@ from vmmobility.wire.authentication import (
 )
 
 SECRET = bytes(range(32))
-MARK = Seal("nve-a", 7, 2**63, 2**64 - 1)
+MARK = Seal("nve-a", 7, 2**63 - 1, 2**64 - 1)
 BODY = b"sixteen octets.."
 
 
@@ -35,7 +35,7 @@ def reason_of(datagram: bytes) -> str:
 
 def test_a_seal_is_the_last_88_octets():
     sealed = seal(BODY, MARK, SECRET)
-    signed = BODY + struct.pack("!HHIQQ32s", 0x800E, 84, 7, 2**63, 2**64 - 1, b"nve-a")
+    signed = BODY + struct.pack("!HHIQQ32s", 0x800E, 84, 7, 2**63 - 1, 2**64 - 1, b"nve-a")
     assert sealed == signed + hmac.new(SECRET, signed, hashlib.sha256).digest()
     assert len(sealed) - len(BODY) == TRAILER == 88
     assert DATA == 84
@@ -96,13 +96,22 @@ def test_a_sender_has_a_node_s_name(sender):
         Seal("a b", 1, 1, 1),
         Seal("a", 2**32, 1, 1),
         Seal("a", -1, 1, 1),
-        Seal("a", 1, 2**64, 1),
+        Seal("a", 1, 0, 1),
+        Seal("a", 1, 2**63, 1),
         Seal("a", 1, 1, 2**64),
     ],
 )
 def test_a_mark_that_does_not_fit_is_not_sealed(mark):
     with pytest.raises(ValueError, match=r"."):
         seal(BODY, mark, SECRET)
+
+
+@pytest.mark.parametrize("boot", [0, 2**63, 2**64 - 1])
+def test_a_boot_is_from_1_to_2_63_less_1(boot):
+    signed = seal(BODY, MARK, SECRET)[:-DIGEST]
+    at = len(BODY) + 8
+    signed = signed[:at] + boot.to_bytes(8, "big") + signed[at + 8 :]
+    assert reason_of(signed + hmac.digest(SECRET, signed, "sha256")) == "bad-value"
 
 
 def test_a_sender_may_have_32_octets():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmmobility.engine import admission, channel, manager_redirects, replay
+from vmmobility.engine import admission, channel, manager_redirects, peer, replay
 from vmmobility.engine.manager import ManagerSettings
 from vmmobility.engine.nve_transitions import RULES
 from vmmobility.wire import formats
@@ -68,8 +68,8 @@ def test_every_action_of_an_nve_is_explained():
         f"the last **{TRAILER}** octets",
         f"Length = {DATA}",
         f"which of the **{replay.WINDOW:,}** counters",
-        f"**reply cache** of at least **{channel.REPLY_CACHE}** entries",
-        f"for **{channel.ASSEMBLY_S:.0f} s** and at most **{channel.ASSEMBLIES}** a peer",
+        f"**reply cache** of at least **{peer.REPLY_CACHE}** entries",
+        f"for **{peer.ASSEMBLY_S:.0f} s** and at most **{peer.ASSEMBLIES}** a peer",
         f"after **{channel.Retransmission().first_s * 1000:.0f} ms**",
         f"up to **{channel.Retransmission().most_s:.0f} s**",
         f"MUST NOT exceed **{admission.MAX_VM_OCTETS:,} octets**",

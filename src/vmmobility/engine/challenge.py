@@ -21,6 +21,7 @@ from vmmobility.wire.options import KnownBoot, Nonce
 from vmmobility.wire.registry import Kind, Purpose
 
 STEP_BITS = 32  # a boot is above the one before it by a random number of so many bits
+FLOOR = 1 << STEP_BITS  # a first boot is not above it, one that a peer has on record always is
 HIGHEST_KNOWN = MAX_BOOT - (1 << 40)  # leaves room for the steps of later starts
 
 
@@ -37,7 +38,8 @@ class OwnMarks:
     """The boot and counter of each datagram that this node sends: no pair of them twice to a peer.
 
     A peer that has a higher boot on record than this start's gets boots of its own, so what one
-    peer claims to remember changes nothing towards the others.
+    peer claims to remember changes nothing towards the others.  Whoever asks gets one above FLOOR:
+    so a node that lost its state is always below what its peers have on record, and hears of it.
     """
 
     def __init__(self, boot: int, outbox: Outbox, chance: random.Random) -> None:
@@ -50,7 +52,7 @@ class OwnMarks:
     def restore(self, peer: str, stored: object) -> None:
         """Take a durable boot of an earlier start ("boot/NODE")."""
         if isinstance(stored, int) and stored >= self.boot_to(peer):
-            self._raise(peer, stored)
+            self._take_above(peer, stored)
 
     def boot_to(self, peer: str) -> int:
         return self._raised.get(peer, self.boot)
@@ -63,32 +65,40 @@ class OwnMarks:
         self._counters[peer] += 1
         return self.boot_to(peer), self._counters[peer]
 
-    def rise_above(self, peer: str, known: int) -> None:
-        """Speak to the peer under a boot above the one that it knows; nothing leaves before that
-        is durable.  Raises DecodeError for one that leaves no room."""
-        if known <= self.boot_to(peer):
-            return
+    def rise_above(self, peer: str, known: int) -> bool:
+        """Speak to the peer under a boot that it will hear; nothing leaves before that is durable.
+
+        True if the peer remembers more of this node than it does itself.  Raises DecodeError for a
+        boot that leaves no room."""
         if known > HIGHEST_KNOWN:
             raise DecodeError("bad-value", f"{peer} claims to know boot {known}")
-        self._raise(peer, known)
+        own = self.boot_to(peer)
+        if max(known, FLOOR) < own or known == own:
+            return False
+        self._take_above(peer, max(known, FLOOR))
+        if known < own:
+            return False
+        detail = {"peer": peer, "boot": self.boot_to(peer), "known": known}
+        self._outbox.emit(Event("boot.raised", detail))
+        return True
 
-    def _raise(self, peer: str, above: int) -> None:
-        self._raised[peer] = next_boot(above, self._chance)
+    def _take_above(self, peer: str, boot: int) -> None:
+        self._raised[peer] = next_boot(boot, self._chance)
         del self._counters[peer]
         self._outbox.record(f"boot/{peer}", self._raised[peer])
-        detail = {"peer": peer, "boot": self._raised[peer], "known": above}
-        self._outbox.emit(Event("boot.raised", detail))
 
 
 @dataclass(slots=True)
 class _Standing:
     """What was asked of one peer, and when it was last answered.
 
-    nonce:       outstanding, under this sequence number; empty: none
-    asked:       how often, to take its endpoints in turn
+    nonce:  outstanding, under this sequence number; empty: none
+    known:  the boot that was on record when it was asked last
+    asked:  how often, to take its endpoints in turn
     """
 
     nonce: bytes = b""
+    known: int = 0
     sequence: int = 0
     asked: int = 0
     asked_at: float | None = None
@@ -122,24 +132,28 @@ class Challenges:
             standing.sequence = sequence()
         options = (Nonce(standing.nonce), KnownBoot(known))
         before, standing.asked, standing.asked_at = standing.asked, standing.asked + 1, now
+        standing.known = known
         return Message(Kind.REQUEST, Purpose.CHALLENGE, standing.sequence, options), before
 
-    def is_answered(self, peer: str, reply: Message) -> bool:
-        """Whether the reply brings the outstanding nonce back, which is spent by that."""
+    def known_when_answered(self, peer: str, reply: Message) -> int | None:
+        """The boot that was on record when the peer was asked, if this reply brings the nonce
+        back, which is spent by that; None if it does not."""
         standing, found = self._standings.get(peer), reply.find(Nonce)
         if standing is None or found is None or not standing.nonce:
-            return False
+            return None
         if found.nonce != standing.nonce:
-            return False
+            return None
         standing.nonce = b""
-        return True
+        return standing.known
 
-    def answer(self, peer: str, request: Message) -> Message:
-        """The reply to a peer's CHALLENGE.  The request may be a replayed one: all that follows
-        from it is this, and a boot above what the peer, and nobody else, once had on record."""
+    def answer(self, peer: str, request: Message) -> tuple[Message, bool]:
+        """The reply to a peer's CHALLENGE, and whether that shows that this node lost its state.
+
+        The request may be a replayed one: all that follows from it is this, and a boot above what
+        the peer, and nobody else, once had on record."""
         nonce = request.need(Nonce)
-        self._own.rise_above(peer, request.need(KnownBoot).boot)
-        return Message(Kind.REPLY, Purpose.CHALLENGE, request.sequence, (nonce,))
+        lost = self._own.rise_above(peer, request.need(KnownBoot).boot)
+        return Message(Kind.REPLY, Purpose.CHALLENGE, request.sequence, (nonce,)), lost
 
     def may_repeat(self, peer: str, now: float) -> bool:
         """Whether the peer's challenge is news enough to send it again what it has dropped."""

@@ -66,6 +66,9 @@ class Channel:
     jitter:  a random.Random of the caller's (randomness is an argument)
     boot:    this start's boot number, durable before the first datagram, above all before
              (it rises further towards a peer that knows a higher one)
+
+    state_was_lost(now):          told that a peer remembers this node better than it does itself
+    peer_lost_state(peer, now):   told that a peer came back without its memory
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class Channel:
         self.node_id = node_id
         self.peers = {peer.node_id: peer for peer in peers}
         self.drops: Counter[str] = Counter()
+        self.state_was_lost: Callable[[float], None] = lambda now: None
+        self.peer_lost_state: Callable[[Peer, float], None] = lambda peer, now: None
         self._rights = rights
         self._outbox = outbox
         self._jitter = jitter
@@ -180,7 +185,7 @@ class Channel:
         elif part.message.kind is Kind.REQUEST:
             received = Received(peer, part.message, mark.boot, arrival.source, arrival.local)
             self._answer_challenge(received, now)
-        elif why == "unproven" and self._challenges.is_answered(peer.node_id, part.message):
+        elif why == "unproven" and self._is_answered(peer, part.message):
             self._prove(peer, mark, now)
             return
         else:
@@ -195,14 +200,24 @@ class Channel:
 
     def _hear_challenge(self, received: Received, now: float) -> None:
         """From a peer on record: a question like any, and answers."""
-        if received.message.kind is Kind.REQUEST:
+        peer, message = received.peer, received.message
+        if message.kind is Kind.REQUEST:
             self._answer_challenge(received, now)
-        elif not self._challenges.is_answered(received.peer.node_id, received.message):
+            return
+        known = self._challenges.known_when_answered(peer.node_id, message)
+        if known is None:
             self.drops["unexpected-reply"] += 1
+        elif received.boot > known:  # it had spoken below, or started anew meanwhile
+            self.peer_lost_state(peer, now)
+
+    def _is_answered(self, peer: Peer, reply: Message) -> bool:
+        return self._challenges.known_when_answered(peer.node_id, reply) is not None
 
     def _answer_challenge(self, received: Received, now: float) -> None:
         peer = received.peer
-        reply = self._challenges.answer(peer.node_id, received.message)
+        reply, lost = self._challenges.answer(peer.node_id, received.message)
+        if lost:
+            self.state_was_lost(now)
         self._send(peer, reply, received.source, received.local)
         if self._challenges.may_repeat(peer.node_id, now):
             # Whoever asks has dropped what it was sent.
