@@ -253,11 +253,10 @@ class Operations:
 
     def do_stop(self, vm: str, name: str) -> None:
         if self.world.nodes[name].engine is not None:
-            key = vm_key(vm)
-            for guest in self.fates.guests(key):
-                if guest.at is self.world.nodes[name].hypervisor:
-                    self.fates.destroyed([guest], "people stopped it")
-            self.world.stop_vm(key, name)
+            number = self.world.stop_vm(vm_key(vm), name)
+            done = self.world.results.get(number)
+            if done is None or not done.error:
+                self.fates.doomed.setdefault(vm_key(vm), "people stopped it")
 
     def _manager(self) -> ManagerEngine | None:
         return self.world.nodes[MANAGER].manager

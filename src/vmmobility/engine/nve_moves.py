@@ -194,6 +194,10 @@ class NveMoves(NveRedirects, NveRestart):
     # ---- destination ---------------------------------------------------------------------------
 
     def _prepare_in(self, entry: Entry, received: Received, now: float) -> None:
+        came_from = Phase.REDIRECTING if entry.target is not None else Phase.NONE
+        self._prepare(entry, received, came_from)
+
+    def _prepare(self, entry: Entry, received: Received, came_from: Phase) -> None:
         """Plug the taps, relay to the source, start a waiting guest, and say where."""
         message = received.message
         ticket, definition, source = message.need(Ticket), message.definition, message.previous[:1]
@@ -204,7 +208,7 @@ class NveMoves(NveRedirects, NveRestart):
             raise DecodeError("bad-value", long)
         if entry.started:
             self._order(entry, Order.STOP)  # a superseded guest that was kept
-        entry.came_from = Phase.REDIRECTING if entry.target is not None else Phase.NONE
+        entry.came_from = came_from
         entry.interfaces, entry.definition = message.interfaces, definition
         entry.ticket, entry.move_epoch, entry.attach_id = ticket.ticket, message.epoch, 0
         entry.target, entry.accept = source[0], message.previous
@@ -220,9 +224,7 @@ class NveMoves(NveRedirects, NveRestart):
         if entry.request is not None and received.message.epoch == entry.move_epoch:
             entry.request = received
             return
-        came_from = entry.came_from
-        self._prepare_in(entry, received, now)
-        entry.came_from = came_from
+        self._prepare(entry, received, entry.came_from)
         self._order(entry, Order.CANCEL)
 
     def _prepared(self, entry: Entry, result: Mapping[str, Any], error: str, now: float) -> None:
