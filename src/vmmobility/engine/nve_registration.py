@@ -29,6 +29,15 @@ from vmmobility.wire.options import (
 )
 from vmmobility.wire.registry import LIFETIME_UNIT_S, GuestLife, Phase, Purpose, Status
 
+REMEDIES = {
+    Status.BOUND_ELSEWHERE: "move it with `vmmob move`, or stop it there first",
+    Status.ADDRESS_IN_USE: "stop the other VM, or give this one addresses of its own",
+    Status.ADMINISTRATIVELY_PROHIBITED: "in strict mode: `vmmob show onboarded`, `vmmob vm onboard`",
+    Status.FROZEN: "end the copy that should not run, then `vmmob vm release` at the manager",
+    Status.TRY_AGAIN: "start that NVE; if its host is dead, fence it, then `vmmob vm release "
+    "--fenced` at the manager",
+}
+
 
 class NveRegistration(NveParts):
     """Actions of registration; a part of NveEngine."""
@@ -120,7 +129,9 @@ class NveRegistration(NveParts):
                 self._arrival_refused(entry, reply.status, now)
             return
         self._commands_failed(
-            entry, f"the manager refused VM {entry.vm}: {why}", "see `vmmob show bindings`"
+            entry,
+            f"the manager refused VM {entry.vm}: {why}",
+            REMEDIES.get(reply.status, "see `vmmob show bindings`"),
         )
         self._forget(entry)
 
