@@ -32,7 +32,7 @@ from vmmobility.wire.registry import LIFETIME_UNIT_S, GuestLife, Phase, Purpose,
 REMEDIES = {
     Status.BOUND_ELSEWHERE: "move it with `vmmob move`, or stop it there first",
     Status.ADDRESS_IN_USE: "stop the other VM, or give this one addresses of its own",
-    Status.ADMINISTRATIVELY_PROHIBITED: "in strict mode: `vmmob show onboarded`, `vmmob vm onboard`",
+    Status.ADMINISTRATIVELY_PROHIBITED: "see `vmmob show onboarded`, if strict mode is on",
     Status.FROZEN: "end the copy that should not run, then `vmmob vm release` at the manager",
     Status.TRY_AGAIN: "start that NVE; if its host is dead, fence it, then `vmmob vm release "
     "--fenced` at the manager",
