@@ -113,6 +113,8 @@ class ManagerEngine(
             settings.node_id, boot, peers, RIGHTS, self.outbox, jitter, settings.retransmission
         )
         self.channel.restore(state)
+        self.channel.state_was_lost = self._state_was_lost
+        self.channel.peer_lost_state = self._peer_lost_state
         self.cache = BindingCache(state)
         self.jitter = jitter
         # Fail static: "a restarted manager grants every binding one full lifetime of grace".
