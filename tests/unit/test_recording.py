@@ -27,7 +27,7 @@ from tests.unit.recorded_world import (
     replayed,
 )
 from vmmobility.daemon.recording import codec
-from vmmobility.daemon.recording.inputs import ENGINES, FLUSH, INPUTS, QUESTIONS, Origin
+from vmmobility.daemon.recording.inputs import ENGINES, FLUSH, INPUTS, QUESTIONS, WITHIN, Origin
 from vmmobility.daemon.recording.randomness import SEED, SeededRandom
 from vmmobility.daemon.recording.reading import NO_END, TORN, open_recording
 from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_recorder
@@ -72,7 +72,7 @@ def test_every_public_name_of_an_engine_is_an_input_or_a_question(role: Role):
         for name, value in inspect.getmembers(ENGINES[role])
         if not name.startswith("_") and (callable(value) or isinstance(value, property))
     }
-    known = {FLUSH, *INPUTS[role], *QUESTIONS[role]}
+    known = {FLUSH, *INPUTS[role], *QUESTIONS[role], *WITHIN[role]}
     assert names - known == set(), "say in daemon/recording/inputs.py what these are"
     assert known - names == set(), "daemon/recording/inputs.py names what no longer is"
     assert not set(INPUTS[role]) & set(QUESTIONS[role])

@@ -1,7 +1,7 @@
 """What an engine is told, and what it is only asked: the one list that recorder and replay follow.
 
 An input changes an engine and is recorded; a question does not and is not.  A test fails when an
-engine gains a public name that stands in neither list.  Rests on the engines.
+engine gains a public name that stands in no list.  Rests on the engines.
 """
 
 from __future__ import annotations
@@ -38,8 +38,13 @@ INPUTS: dict[Role, tuple[str, ...]] = {
     ),
 }
 QUESTIONS: dict[Role, tuple[str, ...]] = {
-    Role.MANAGER: ("next_timer", "onboarded"),
+    Role.MANAGER: ("next_timer",),
     Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions"),
+}
+WITHIN: dict[Role, tuple[str, ...]] = {
+    # What an engine's parts call of each other; no daemon does.
+    Role.MANAGER: ("question",),
+    Role.NVE: (),
 }
 ENGINES: dict[Role, type[Engine]] = {Role.MANAGER: ManagerEngine, Role.NVE: NveEngine}
 
