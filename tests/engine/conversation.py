@@ -19,7 +19,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from tests.engine import safety
-from tests.engine.fakes import Life
+from tests.engine.fakes import Hypervisor, Life
 from tests.engine.network import MANAGER, Node, Weather, World
 from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.engine.manager_move import Move, MoveRefused, ReleaseRefused
@@ -42,7 +42,9 @@ TOLD = (
     "move.", "superseded", "entry.drained", "entry.removed", "binding.expired", "binding.removed",
     "binding.released",
     "rejected", "registration.refused", "redirect.refused", "order.failed",
-    "guest.lost",
+    "guest.lost", "guest.arrived", "guest.departed", "guest.refused", "binding.frozen",
+    "binding.thawed", "binding.lost", "binding.departed", "vm.duplicate", "drift", "state.lost",
+    "epoch.learned", "boot.raised", "peer.proven",
 )  # fmt: skip
 
 
@@ -102,14 +104,15 @@ class Conversation:
     # ---- commands ------------------------------------------------------------------------------
 
     def do_world(self, *words: str) -> None:
-        """world lifetime=60 drain=10 seed=3 loss=0.2 repetition=0.2 delay=0.05"""
+        """world lifetime=60 drain=10 seed=3 loss=0.2 repetition=0.2 delay=0.05 strict=yes"""
         given = dict(word.split("=") for word in words)
         weather = Weather(float(given.get("loss", 0)), float(given.get("repetition", 0)))
         if "delay" in given:
             weather.delay_s = (0.001, float(given["delay"]))
         self._options = {"weather": weather, "seed": int(given.get("seed", 1))}
         nve = {f"{k}_s": float(given[k]) for k in ("lifetime", "drain") if k in given}
-        manager = {"lifetime_s": float(given["most"])} if "most" in given else {}
+        manager: dict[str, Any] = {"strict": "strict" in given}
+        manager |= {"lifetime_s": float(given["most"])} if "most" in given else {}
         self._options |= {"nve_settings": nve, "manager_settings": manager}
 
     def do_start(self, vm: str, node: str, count: str = "1") -> None:
@@ -248,6 +251,61 @@ class Conversation:
             self.world.lossless.add(vm_key(vm))
         else:
             self.world.lossless.discard(vm_key(vm))
+
+    def do_expect(self, vm: str, node: str) -> None:
+        """expect vm1 at b: other hands may start it there, or move it there."""
+        key = vm_key(vm)
+        home = list(self.world.nodes).index(node) + 1
+        addresses = self.world.interfaces.get(key) or interfaces_of(vm, home, 1)
+        self._wait_for_result(self.world.expect_vm(key, node, addresses))
+
+    def do_forget(self, vm: str, node: str) -> None:
+        """forget vm1 at b: it is not expected there any more."""
+        self._wait_for_result(self.world.unexpect_vm(vm_key(vm), node))
+
+    def do_start_by_hand(self, vm: str, node: str) -> None:
+        self._hypervisor(node).start_by_hand(vm_key(vm))
+
+    def do_migrate_by_hand(self, vm: str, source: str, destination: str) -> None:
+        self._hypervisor(source).migrate_by_hand(vm_key(vm), self._hypervisor(destination))
+
+    def do_resume_by_hand(self, vm: str, node: str) -> None:
+        """resume-by-hand vm1 at a: the guest that has left, or was stopped, goes on."""
+        self._hypervisor(node).resume_by_hand(vm_key(vm))
+
+    def do_check(self, node: str = MANAGER) -> None:
+        """check; check a: what the manager, or an NVE, finds to differ."""
+        number = self.world.check(node)
+        self._wait_for_result(number)
+        result = self.world.results[number].result
+        rows = [
+            f"{r['vm']} at {r['nve']}: {r['what']} is {r['found']}, not {r['expected']}"
+            for r in result["drift"]
+        ]
+        rows += [f"no answer of {node}" for node in result.get("unanswered", ())]
+        self._lines += [f"    {row}" for row in rows or [f"{result['checked']} checked, no drift"]]
+
+    def do_drift(self, node: str, vm: str) -> None:
+        """drift a vm1: hands remove what node a's kernel holds for the VM."""
+        self.world.nodes[node].kernel.hold(vm_key(vm), None)
+
+    def do_lose_state(self, node: str) -> None:
+        """lose-state a: the node, which is down, comes back without its memory."""
+        self.world.lose_state(node)
+
+    def do_onboard(self, vm: str, *nodes: str) -> None:
+        """onboard vm1 at a b: with the addresses that it has, at these NVEs only."""
+        key = vm_key(vm)
+        addresses = self.world.interfaces.setdefault(key, interfaces_of(vm, 1, 1))
+        node = self.world.nodes[MANAGER]
+        manager = node.manager
+        assert manager is not None
+        self.world.feed(node, lambda: manager.onboard(key, addresses, nodes, self.world.now))
+
+    def _hypervisor(self, node: str) -> Hypervisor:
+        hypervisor = self.world.nodes[node].hypervisor
+        assert hypervisor is not None
+        return hypervisor
 
     def do_show(self, vm: str = "") -> None:
         """Where everything stands."""

@@ -150,16 +150,17 @@ class Life(Enum):
 
 class Guest:
     """One guest process.  copy_to: the waiting guest at the other end of its outgoing copy.
-    by_hand: brought or started by other hands; loading: all its memory is here, it runs soon."""
+    by_hand: brought or started by other hands; migrated: brought by them from another host;
+    loading: all its memory is here, it runs soon."""
 
-    __slots__ = ("_life", "at", "by_hand", "copy_to", "loading", "port", "vm")
+    __slots__ = ("_life", "at", "by_hand", "copy_to", "loading", "migrated", "port", "vm")
 
     def __init__(
         self, vm: VmKey, life: Life, at: Hypervisor, port: int = 0, by_hand: bool = False
     ) -> None:
         self.vm, self.at, self.port, self.by_hand = vm, at, port, by_hand
         self.copy_to: Guest | None = None
-        self.loading = False
+        self.loading = self.migrated = False
         self._life = life
 
     @property
@@ -260,12 +261,17 @@ class Hypervisor:
 
     def _arrive_by_hand(self, guest: Guest) -> None:
         if self.guests.get(guest.vm) is guest and guest.life is Life.HANDED:
-            guest.life = Life.RUNNING
+            guest.life, guest.migrated = Life.RUNNING, True
             self._arrived(guest.vm)
+
+    def resume_by_hand(self, vm: VmKey) -> None:
+        """Somebody lets a guest go on that has left, or was stopped."""
+        self.guests[vm].life, self.guests[vm].migrated = Life.RUNNING, False
+        self._arrived(vm)
 
     def _arrived(self, vm: VmKey) -> None:
         if vm in self.watched:
-            self._report(vm, "arrived", {})
+            self._report(vm, "arrived", {"migrated": self.guests[vm].migrated})
 
     def kill(self, vm: VmKey) -> None:
         """The guest's process ends of itself."""
@@ -378,7 +384,7 @@ class Hypervisor:
         if guest is None:
             return "none"
         if guest.life is Life.RUNNING:
-            return "running"
+            return "arrived" if guest.migrated else "running"
         handed = guest.life is Life.HANDED and guest.copy_to is None and not guest.by_hand
         return "departed" if handed or guest.life is Life.DEPARTED else "held"
 

@@ -58,7 +58,7 @@ def check_all(world: World) -> None:
 
 
 def check_vm(world: World, vm: VmKey) -> None:
-    places = running(world, vm)
+    places = [name for name in running(world, vm) if not _only_by_hand(world, vm, name)]
     if len(places) > 1:
         raise Violation("two places", f"{world.now:.3f} {vm} runs at {' and '.join(places)}")
     found = walks(world, vm)
@@ -99,6 +99,15 @@ def check_settled(world: World) -> None:
                 raise Violation("not reached", f"{vm}: {describe(walk)}")
 
 
+def _only_by_hand(world: World, vm: VmKey, name: str) -> bool:
+    """Whether other hands run the guest and no packet is led to it: a second copy that hands start
+    cannot be kept from it, only from being heard; its NVE stops it as soon as it is refused."""
+    node = world.nodes[name]
+    state = node.kernel.held.get(vm)
+    delivered = state is not None and state.forwarding is Forwarding.LOCAL
+    return node.hypervisor is not None and node.hypervisor.guests[vm].by_hand and not delivered
+
+
 def running(world: World, vm: VmKey) -> list[str]:
     """The nodes at which the VM's guest runs."""
     return [
@@ -127,7 +136,7 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
     while True:
         node = world.nodes[path[-1]]
         state = node.kernel.held.get(vm)
-        if came_from and (state is None or came_from not in {n.nve_id for n in state.accept_from}):
+        if came_from and not _accepts(world, vm, path[-1], came_from):
             return Walk(tuple(path), "dropped")
         if state is None or state.forwarding is Forwarding.NONE:
             covering = home(world, vm)
@@ -142,12 +151,19 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
             if following == came_from:
                 return Walk(tuple(path), "dropped")
         if following in path and vm not in world.nodes[following].kernel.lost:
-            return Walk((*path, following), "loop")
+            refused = tunnelled and not _accepts(world, vm, following, tunnelled)
+            return Walk((*path, following), "dropped" if refused else "loop")
         if (following, tunnelled) in seen:
             return Walk((*path, following), "loop")
         seen.add((following, tunnelled))
         path.append(following)
         came_from = tunnelled
+
+
+def _accepts(world: World, vm: VmKey, name: str, sender: str) -> bool:
+    """Whether the node takes the VM's packets out of a tunnel from that sender."""
+    state = world.nodes[name].kernel.held.get(vm)
+    return state is not None and sender in {n.nve_id for n in state.accept_from}
 
 
 def _local(world: World, vm: VmKey, name: str) -> str:

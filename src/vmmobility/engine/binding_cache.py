@@ -46,8 +46,8 @@ class Binding:
     released:   an operator's word that its host is fenced: any NVE may attach the VM
     frozen:     no NVE may attach it without a ticket, until an operator releases it
     takeovers:  when it changed its NVE without a ticket; heard: when its NVE last held it; lost:
-                its NVE says that it has no such guest; departed: that the guest has left it (none
-                of them durable; monotonic seconds)
+                its NVE says that it has no such guest; departed: that the guest has left it;
+                duplicates: NVEs that run a second copy (none of them durable; monotonic seconds)
     """
 
     vm: VmKey
@@ -69,6 +69,7 @@ class Binding:
     heard: float = 0.0
     lost: bool = False
     departed: bool = False
+    duplicates: set[str] = field(default_factory=set)
 
     @property
     def state(self) -> str:

@@ -185,7 +185,7 @@ class ManagerChecks:
         if binding is None or binding.ending or vm in self._current:
             return []
         words = reply.find(Reason)
-        rows = [self._row(vm, node, "kernel", "as wanted", words.text, True)] if words else []
+        rows = [self._row(vm, node, "node", "as listed", words.text, True)] if words else []
         if node == binding.nve.nve_id:
             return rows + self._compare_serving(binding, reply)
         previous = binding.previous.get(node)

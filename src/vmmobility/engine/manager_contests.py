@@ -110,7 +110,8 @@ class ManagerContests:
         if _life(reply) in CANNOT_RUN:
             self._take_over(received, binding, now)
             return
-        if asker in RUNS:
+        if asker in RUNS and node not in binding.duplicates:
+            binding.duplicates.add(node)
             detail = {"vm": vm.vm_id, "vni": vm.vni, "nve": incumbent, "also": node}
             self.outbox.emit(Event("vm.duplicate", detail))
         self._bound_elsewhere(received, binding)

@@ -122,7 +122,6 @@ class NveUnmanaged(NveParts):
         entry.started, entry.paused = True, False
         entry.quiet_since, entry.draining, entry.refresh_at = None, False, None
         self._ask_nothing(entry)
-        self._event("guest.arrived", entry, migrated=entry.arrived is GuestLife.ARRIVED)
         self._set_data_plane(entry)
         self._attach(entry, now)
 
@@ -133,7 +132,6 @@ class NveUnmanaged(NveParts):
             entry.target = None
         entry.arrived, entry.paused, entry.refresh_at = GuestLife.NONE, False, None
         self._ask_nothing(entry)
-        self._event("guest.departed", entry)
         self._set_data_plane(entry)
         entry.check_at = now + DEPARTED_ASK_S
 
