@@ -212,6 +212,9 @@ class ManagerMoves(ManagerSteps):
         if move is None or ticket is None or ticket.ticket != move.ticket or used:
             self.channel.reply(received, Status.INVALID_TICKET)
             return
+        if node not in (move.source.nve_id, move.destination.nve_id):
+            self.channel.reply(received, Status.NOT_OWNER)
+            return
         phase = message.need(PhaseOption).phase
         words = message.find(Reason)
         self._measure(move, message)
