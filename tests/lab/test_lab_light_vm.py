@@ -138,7 +138,7 @@ async def move(spaces, fabric, source, target, names):
 def test_moves_there_and_back_without_loss(lab):
     fabric, spaces, info = lab
     pairs = [Pair("near", "vm1"), Pair("far", "vm1")]
-    probes = Correspondents(info.folder / "probes", pairs)
+    probes = Correspondents(info.folder / "probes")
 
     async def scene():
         a, b = Node(spaces, "nve-a", info.folder), Node(spaces, "nve-b", info.folder)
@@ -146,7 +146,7 @@ def test_moves_there_and_back_without_loss(lab):
         assert a.events() == ["started"]
         addresses = [str(x.ip) for x in fabric.vm("vm1").addresses]
         namespaces = {pair.correspondent: spaces.name(pair.correspondent) for pair in pairs}
-        await asyncio.to_thread(probes.start, namespaces, {"vm1": addresses})
+        await asyncio.to_thread(probes.start, pairs, namespaces, {"vm1": addresses})
         await move(spaces, fabric, a, b, ("nve-a", "nve-b"))
         assert a.events()[1:] == ["converged", "about-to-stop", "stopped", "completed"]
         assert b.events() == ["resumed"]

@@ -60,8 +60,8 @@ def test_probe_counts_a_known_loss_and_raw_files_agree(lab, tmp_path):
     answer = udp_ask(spaces.name("near"), addresses[0], 8, b"check", 10)
     assert b'"bad_pages": 0' in answer
     pair = Pair("near", "echo")
-    probes = Correspondents(info.folder / "probes", [pair])
-    probes.start({"near": spaces.name("near")}, {"echo": addresses})
+    probes = Correspondents(info.folder / "probes")
+    probes.start([pair], {"near": spaces.name("near")}, {"echo": addresses})
     Faults(spaces).drop_next(fabric.first_end("near"), 7, 37)
 
     def all_dropped():
@@ -99,8 +99,8 @@ def test_cut_link_loses_all_until_healed_and_routes_stay(lab):
     addresses = [str(a.ip) for a in fabric.first_end("echo").addresses]
     udp_ask(spaces.name("near"), addresses[0], 8, b"status", 10)
     pair = Pair("near", "echo")
-    probes = Correspondents(info.folder / "probes", [pair])
-    probes.start({"near": spaces.name("near")}, {"echo": addresses})
+    probes = Correspondents(info.folder / "probes")
+    probes.start([pair], {"near": spaces.name("near")}, {"echo": addresses})
     faults, link = Faults(spaces), find_link(fabric, "echo--core", "test")
     faults.drop(link, 1000)
     sent = len(probes.udp(pair, 6).sent)

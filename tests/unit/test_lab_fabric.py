@@ -141,3 +141,26 @@ def test_long_peer_names_give_distinct_interfaces():
     interfaces = [end.interface for link in fabric.links for end in link.ends if end.node == "r"]
     assert len(set(interfaces)) == 4
     assert all(len(name) <= 15 for name in interfaces)
+
+
+def test_a_fabric_can_be_like_another_with_some_keys_of_its_own(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('like = "three-racks-light"\ntimers = { lifetime_s = 8 }\nmtu = 1500\n')
+    fabric = fabrics.load_fabric(path)
+    assert (fabric.name, fabric.mtu, len(fabric.of_kind("nve"))) == ("mine", 1500, 3)
+    assert dict(fabric.timers) == {"drain_s": 2.0, "lifetime_s": 8, "step_s": 15.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timers": {"lifetime": 4}}, "unknown key `lifetime`"),
+        ({"timers": {"lifetime_s": 0}}, "`lifetime_s` is 0"),
+        ({"like": "nowhere"}, "no fabric 'nowhere'"),
+        ({"like": 3}, "`like` is 3"),
+    ],
+)
+def test_wrong_timers_and_bases_are_refused(changes, message):
+    with pytest.raises(LabError) as caught:
+        fabrics.parse_fabric(small(**changes), "f.toml")
+    assert message in caught.value.message

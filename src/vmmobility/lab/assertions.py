@@ -14,13 +14,14 @@ from typing import Any
 
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import ApiError, LabError
+from vmmobility.lab import state_assertions
 from vmmobility.lab.counting import LATE_NS, Window, count_tcp, count_udp
 from vmmobility.lab.inside import udp_ask
 from vmmobility.lab.lab_run import LabRun
 from vmmobility.lab.probe import ECHO_PORT
 from vmmobility.lab.route_recorder import kind_of
-from vmmobility.lab.scenario import Assertion
 from vmmobility.lab.soundness import command_line, examine, processes_in
+from vmmobility.lab.step_types import Assertion
 from vmmobility.wire.values import FAMILIES, VmKey
 
 ROUTE_PROTOCOL = "77"
@@ -43,6 +44,7 @@ def _no_loss(run: LabRun, what: Assertion) -> str:
             (pair, version, count_udp(run.probes.udp(pair, version), Window(0, asked_ns),
                                       time.time_ns()))
             for pair in run.probes.pairs
+            if what.vm in ("", pair.vm)
             for version in FAMILIES
         ]  # fmt: skip
         if not any(c.pending for _, _, c in counts) or time.time_ns() > asked_ns + 2 * LATE_NS:
@@ -77,8 +79,11 @@ def _binding(run: LabRun, what: Assertion) -> str:
     daemons = run.lab.daemons
     found = daemons.ask(daemons.manager, "GET", f"/v1/bindings/{what.vm}?vni=0")
     entry = found[0] if isinstance(found, list) and found else found
-    nve = entry.get("nve") if isinstance(entry, dict) else None
-    return "" if nve == what.node else f"the manager binds {what.vm} to {nve}"
+    row = entry if isinstance(entry, dict) else {}
+    nve, state = row.get("nve"), row.get("state")
+    if nve == what.node and what.state in ("", state):
+        return ""
+    return f"the manager binds {what.vm} to {nve} ({state})"
 
 
 def our_routes(run: LabRun, node: str) -> list[dict[str, Any]]:
@@ -170,6 +175,14 @@ def _reachable(run: LabRun, what: Assertion) -> str:
     return ""
 
 
+def _unreachable(run: LabRun, what: Assertion) -> str:
+    try:
+        seen = _reachable(run, what)
+    except LabError:
+        return ""
+    return "" if seen else f"{what.source} reaches {what.vm}"
+
+
 def _command(run: LabRun, what: Assertion) -> str:
     done = run.command(what.node, what.command)
     output = (done.stdout + done.stderr).strip()
@@ -180,7 +193,7 @@ def _command(run: LabRun, what: Assertion) -> str:
 
 def _event(run: LabRun, what: Assertion) -> str:
     for event in run.lab.logbook.events():
-        recent = event.ts_ns >= run.last_request_ns
+        recent = event.ts_ns >= max(run.last_request_ns, run.marks.remembered_ns)
         if recent and event.name == what.event and what.node in ("", event.node):
             return ""
     return f"no event {what.event} yet"
@@ -209,4 +222,14 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "event": _event,
     "moves-done": _moves_done,
     "sound": _sound,
+    "unreachable": _unreachable,
+    "bindings-unchanged": state_assertions.bindings_unchanged,
+    "routes-unchanged": state_assertions.routes_unchanged,
+    "refreshed": state_assertions.refreshed,
+    "replay-dropped": state_assertions.replay_dropped,
+    "no-event": state_assertions.no_event,
+    "vmmob": state_assertions.vmmob,
+    "guest": state_assertions.guest,
+    "redirects": state_assertions.redirects,
+    "hops": state_assertions.hops,
 }

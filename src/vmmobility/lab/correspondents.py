@@ -33,26 +33,31 @@ class Pair:
 class Correspondents:
     """All probes of one run."""
 
-    def __init__(self, folder: Path, pairs: Sequence[Pair]) -> None:
-        self.pairs = tuple(pairs)
+    def __init__(self, folder: Path) -> None:
+        self.pairs: tuple[Pair, ...] = ()
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, namespace: Mapping[str, str], addresses: Mapping[str, Sequence[str]]) -> None:
-        """One process a correspondent; returns once every stream has had an echo.
+    def start(
+        self, pairs: Sequence[Pair], namespace: Mapping[str, str],
+        addresses: Mapping[str, Sequence[str]],
+    ) -> None:  # fmt: skip
+        """One process a correspondent of these pairs; returns once every stream has had an echo.
 
-        Nobody counts before every VM answers everybody: a booting guest loses nothing.
+        Nobody counts before every VM answers everybody: a booting guest loses nothing.  Guests
+        that run later are talked to later: with other pairs it can be called again.
         """
-        for pair in self.pairs:
+        for pair in pairs:
             for address in addresses[pair.vm]:
                 udp_ask(namespace[pair.correspondent], address, ECHO_PORT, b"ready?", 60.0)
-        for name in dict.fromkeys(pair.correspondent for pair in self.pairs):
+        self.pairs = (*self.pairs, *pairs)
+        for name in dict.fromkeys(pair.correspondent for pair in pairs):
             folder = self._folder / name
-            folder.mkdir(parents=True)
-            targets = [p.vm for p in self.pairs if p.correspondent == name]
+            folder.mkdir(parents=True, exist_ok=True)
+            targets = [p.vm for p in pairs if p.correspondent == name]
             words = [str(folder), *(f"{vm}={','.join(addresses[vm])}" for vm in targets)]
             command = python("vmmobility.lab.probe", *words, namespace=namespace[name])
-            with (folder / "stderr.txt").open("wb") as stderr:
+            with (folder / "stderr.txt").open("ab") as stderr:
                 self._processes.append(
                     subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stderr,
                                      stderr=stderr, env=python_environment())

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import ApiError, LabError
 from vmmobility.lab import workdir
 from vmmobility.lab.api_client import request
-from vmmobility.lab.fabric import Fabric, Node
+from vmmobility.lab.fabric import MANAGER_TIMERS, NVE_TIMERS, Fabric, Node
 from vmmobility.lab.inside import python, python_environment
 from vmmobility.lab.namespaces import Namespaces
 
 START_S = 20.0
 END_S = 3.0
+_READY_POLL_S = 0.005  # a restart's first answer is measured by it
 
 
 class Daemons:
@@ -38,6 +40,8 @@ class Daemons:
         self._spaces = spaces
         self._folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.forked_ns: dict[str, int] = {}
+        self.answered_ns: dict[str, int] = {}
         self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve")
 
     @property
@@ -47,6 +51,19 @@ class Daemons:
         if not managers:
             raise LabError(f"fabric {self.fabric.name} has no manager", "add a [[manager]]")
         return managers[0].name
+
+    def home(self, node: str) -> Path:
+        """That node's folder: whatever a host holds is in it."""
+        return self._folder / "nodes" / node
+
+    def state(self, node: str) -> Path:
+        """That node's state folder."""
+        return self.home(node) / "state"
+
+    def running(self, node: str) -> bool:
+        """Whether its daemon's process lives."""
+        process = self.processes.get(node)
+        return process is not None and process.poll() is None
 
     def socket(self, node: str) -> Path:
         """Where that node's API listens."""
@@ -100,7 +117,7 @@ class Daemons:
             {"id": nve.name, "role": "nve", "addresses": self._addresses(nve.name)}
             for nve in self.fabric.of_kind("nve")
         ]
-        timers = {"step_s": self.fabric.step_s}
+        timers = {k: v for k, v in self.fabric.timers if k in MANAGER_TIMERS}
         return to_toml({"node": table, "timers": timers, "peer": peers})
 
     def _nve_toml(self, node: Node) -> str:
@@ -111,16 +128,16 @@ class Daemons:
             "redirect": node.redirect,
         }
         manager = [{"id": self.manager, "addresses": self._addresses(self.manager)}]
-        timers = {"drain_s": self.fabric.drain_s}
-        hypervisor = {"accelerator": self._accelerator}
+        timers = {k: v for k, v in self.fabric.timers if k in NVE_TIMERS}
+        hypervisor = {"accelerator": self.accelerator}
         return to_toml(
             {"node": table, "manager": manager, "timers": timers, "hypervisor": hypervisor}
         )
 
     @cached_property
-    def _accelerator(self) -> str:
+    def accelerator(self) -> str:
         """Probed once for all NVEs: a probe burns a CPU for seconds, beside the first moves."""
-        if all(vm.kind != "guest" for vm in self.fabric.vms):
+        if all(vm.kind == "netns" for vm in self.fabric.vms):
             return "tcg"  # no guest will ask
         binary = QemuSettings().binary
         return asyncio.run(choose_accelerator("auto", binary, workdir.cache()))
@@ -132,6 +149,8 @@ class Daemons:
             raise LabError(
                 f"{name} is a {node.kind}: it runs no daemon", "name the manager or an NVE"
             )
+        if self.running(name):
+            raise LabError(f"{name} runs already", "kill it first, or use `restart`")
         home = self._folder / "nodes" / name
         for folder in ("state", "tmp"):
             (home / folder).mkdir(exist_ok=True)
@@ -141,6 +160,7 @@ class Daemons:
         command = python("vmmobility", node.kind, "run", "--config", config,
                          namespace=self._spaces.name(name))  # fmt: skip
         with (home / "stderr.txt").open("ab") as stderr:
+            self.forked_ns[name] = time.time_ns()
             self.processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
                 start_new_session=True, env=environment)  # fmt: skip
@@ -156,10 +176,11 @@ class Daemons:
                 break
             try:
                 request(self.socket(name), "GET", "/v1/status", timeout_s=2)
+                self.answered_ns[name] = time.time_ns()
                 return
             except ApiError as error:
                 last = error.message
-            time.sleep(0.02)
+            time.sleep(_READY_POLL_S)
         tail = self._tail(name)
         raise LabError(f"{name} did not start: {last}" + (f"\n{tail}" if tail else ""),
                        "see its stderr above")  # fmt: skip
@@ -175,17 +196,19 @@ class Daemons:
         for node in self.nodes:
             self.wait_ready(node.name)
 
-    def kill(self, name: str, sign: signal.Signals) -> None:
-        """Send a signal to the daemon alone (its guests live on) and wait for its end."""
-        process = self.processes.get(name)
-        if process is None or process.poll() is not None:
-            raise LabError(f"{name} does not run", "start it first")
-        os.kill(process.pid, sign)
+    def kill(self, names: Sequence[str], sign: signal.Signals) -> None:
+        """Send a signal to these daemons alone (guests live on), then wait for their ends."""
+        for name in names:
+            if not self.running(name):
+                raise LabError(f"{name} does not run", "start it first")
+        for name in names:
+            os.kill(self.processes[name].pid, sign)
         if sign in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired as error:
-                raise LabError(f"{name} does not end on {sign.name}", "see its log") from error
+            for name in names:
+                try:
+                    self.processes[name].wait(10)
+                except subprocess.TimeoutExpired as error:
+                    raise LabError(f"{name} does not end on {sign.name}", "see its log") from error
 
     def end_all(self) -> None:
         """End every daemon that still runs, with a little patience; their guests live on."""

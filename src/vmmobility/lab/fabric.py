@@ -6,6 +6,7 @@ Values only, fully checked and numbered.  Not here: routes (routing.py), namespa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from ipaddress import (
 from pathlib import Path
 from typing import Any
 
+from vmmobility.daemon.config import ManagerTimers, NveTimers
 from vmmobility.errors import LabError
 from vmmobility.lab.toml_table import Table, load, whole
 from vmmobility.wire.values import FAMILIES, Address, Prefix
@@ -28,8 +30,11 @@ from vmmobility.wire.values import FAMILIES, Address, Prefix
 IpInterface = IPv4Interface | IPv6Interface
 
 NODE_KINDS = ("router", "nve", "manager", "correspondent")
-VM_KINDS = ("guest", "netns")
+VM_KINDS = ("guest", "netns", "external")
 REDIRECTS = ("auto", "host-route", "tunnel")
+LAB_TIMERS = {"drain_s": 2.0, "step_s": 15.0}
+MANAGER_TIMERS = frozenset(field.name for field in dataclasses.fields(ManagerTimers))
+NVE_TIMERS = frozenset(field.name for field in dataclasses.fields(NveTimers))
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
 
@@ -75,7 +80,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Vm:
-    """A virtual machine: a QEMU guest or a namespace that stands in for one."""
+    """A virtual machine: a QEMU guest or a namespace that stands in for one.
+
+    kind: "guest", "netns", or "external": a QEMU guest that only by-hand steps start and move
+    """
 
     name: str
     kind: str
@@ -102,8 +110,7 @@ class Fabric:
     nodes: tuple[Node, ...]
     links: tuple[Link, ...]
     vms: tuple[Vm, ...]
-    drain_s: float = 2.0
-    step_s: float = 15.0
+    timers: tuple[tuple[str, float], ...] = ()
 
     def of_kind(self, kind: str) -> tuple[Node, ...]:
         """All nodes of a kind."""
@@ -147,22 +154,54 @@ def find(name: str, beside: Path | None = None) -> Path:
 
 def load_fabric(path: Path) -> Fabric:
     """Read and check a fabric file."""
-    return parse_fabric(load(path), str(path), default_name=path.stem)
+    return parse_fabric(load(path), str(path), path.stem, beside=path)
 
 
-def parse_fabric(data: dict[str, Any], where: str, default_name: str = "fabric") -> Fabric:
+def _with_base(data: dict[str, Any], where: str, beside: Path | None) -> dict[str, Any]:
+    """The fabric that `like` names, with the keys that are given here in place of its own."""
+    base = data.get("like")
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise LabError(f"{where}: `like` is {base!r}", "give a fabric's name or path")
+    path = find(base, beside)
+    if beside is not None and path.resolve() == beside.resolve():
+        raise LabError(f"{where}: `like` names this fabric itself", "name another")
+    inherited = _with_base(load(path), str(path), path)
+    inherited.pop("name", None)
+    own = {key: value for key, value in data.items() if key != "like"}
+    return {**inherited, **own}
+
+
+def parse_fabric(
+    data: dict[str, Any], where: str, default_name: str = "fabric", beside: Path | None = None
+) -> Fabric:
     """A fabric out of TOML data; every mistake is a LabError that names the place."""
-    with whole(data, where) as table:
+    with whole(_with_base(data, where, beside), where) as table:
         name = table.take("name", str, default_name)
         description = table.take("description", str, "")
         mtu = table.take("mtu", int, 1600)
-        drain_s, step_s = table.take("drain_s", float, 2.0), table.take("step_s", float, 15.0)
+        timers = _timers(table)
         nodes = tuple(_nodes(table))
         links = tuple(_links(table, {node.name for node in nodes}))
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
-    fabric = Fabric(name, description, mtu, nodes, links, vms, drain_s, step_s)
+    fabric = Fabric(name, description, mtu, nodes, links, vms, timers)
     _check(fabric, where)
     return fabric
+
+
+def _timers(table: Table) -> tuple[tuple[str, float], ...]:
+    """The daemons' timers that differ from the lab's; a daemon gets those that it has."""
+    given = table.take("timers", dict, {})
+    timers: dict[str, float] = {**LAB_TIMERS}
+    for key, value in given.items():
+        if key not in MANAGER_TIMERS | NVE_TIMERS:
+            known = ", ".join(sorted(MANAGER_TIMERS | NVE_TIMERS))
+            raise LabError(f"{table.where}: timers: unknown key `{key}`", f"known: {known}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise LabError(f"{table.where}: timers: `{key}` is {value!r}", "give a number above 0")
+        timers[key] = value
+    return tuple(sorted(timers.items()))
 
 
 def _nodes(table: Table) -> Iterable[Node]:

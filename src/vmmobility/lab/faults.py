@@ -11,6 +11,7 @@ import subprocess
 from vmmobility.errors import LabError
 from vmmobility.lab.fabric import End, Fabric, Link
 from vmmobility.lab.namespaces import Namespaces
+from vmmobility.wire.registry import UDP_PORT
 
 _TABLE = "vmmob_lab"
 
@@ -31,16 +32,22 @@ class Faults:
     def __init__(self, spaces: Namespaces) -> None:
         self._spaces = spaces
 
-    def drop(self, link: Link, per_mille: int) -> None:
-        """Drop that share of the frames, each way; 1000 cuts the link."""
-        rule = "drop" if per_mille >= 1000 else f"numgen random mod 1000 < {per_mille} drop"
+    def drop(self, link: Link, per_mille: int, control_only: bool = False) -> None:
+        """Drop that share of the frames, each way; 1000 cuts the link.
+
+        control_only: only what the daemons say to each other, as if the rest went another way.
+        """
+        verdict = "drop" if per_mille >= 1000 else f"numgen random mod 1000 < {per_mille} drop"
+        ways = [f"udp {end} {UDP_PORT} " for end in ("sport", "dport")] if control_only else [""]
         for namespace, device in self._ingresses(link):
             _nft(
                 namespace,
                 f"table netdev {_TABLE} {{\n chain {_chain(device)} {{\n"
                 f'  type filter hook ingress device "{device}" priority -500;\n }}\n}}\n'
                 f"flush chain netdev {_TABLE} {_chain(device)}\n"
-                f"add rule netdev {_TABLE} {_chain(device)} {rule}\n",
+                + "".join(
+                    f"add rule netdev {_TABLE} {_chain(device)} {way}{verdict}\n" for way in ways
+                ),
             )
 
     def heal(self, link: Link) -> None:

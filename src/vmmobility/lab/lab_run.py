@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmmobility.errors import ApiError, LabError
+from vmmobility.lab.by_hand import HandMove
 from vmmobility.lab.correspondents import Correspondents
 from vmmobility.lab.laboratory import Laboratory
-from vmmobility.lab.scenario import Move, Scenario
+from vmmobility.lab.marks import Marks
+from vmmobility.lab.scenario import Scenario
 from vmmobility.lab.soundness import Soundness, examine, qemu_cpu
+from vmmobility.lab.step_types import Move
 from vmmobility.lab.traffic_poller import TrafficPoller
 
 _COMMAND_S = 60.0
@@ -47,10 +50,12 @@ class LabRun:
         self.lab = lab
         self.scenario = scenario
         self.number = number
-        self.probes = Correspondents(lab.info.folder / "probes" / str(number), scenario.probes)
+        self.probes = Correspondents(lab.info.folder / "probes" / str(number))
+        self.marks = Marks()
         moved = frozenset(move.vm for move in scenario.moves())
         self.poller = TrafficPoller(lab.daemons, moved)
         self.moves: list[MoveRecord] = []
+        self.hand_moves: list[HandMove] = []
         self.cpu_before: dict[str, float | None] = {}
         self.begun_ns = time.time_ns()
         self.ended_ns = 0
@@ -63,20 +68,31 @@ class LabRun:
 
     def start(self) -> None:
         """Probes on, levels noted."""
-        pairs = self.probes.pairs
-        spaces = {p.correspondent: self.lab.spaces.name(p.correspondent) for p in pairs}
-        self.probes.start(spaces, {p.vm: self.lab.addresses(p.vm) for p in pairs})
-        self.lab.say(f"{len(spaces)} correspondents talk to {len({p.vm for p in pairs})} VM(s), "
-                     "UDP every 5 ms and TCP, IPv4 and IPv6")  # fmt: skip
+        external = {vm.name for vm in self.lab.fabric.vms if vm.kind == "external"}
+        self.talk_to({vm.name for vm in self.lab.fabric.vms} - external)
         for vm in self.lab.fabric.vms:
             if vm.kind == "guest":
                 home = self.place_of(vm.name) or vm.home
                 self.cpu_before[vm.name] = qemu_cpu(self.lab.spaces.name(home))
         self.poller.start()
+        self.marks.remember(self.lab.daemons)
+
+    def talk_to(self, vms: set[str]) -> None:
+        """Start the probes to those VMs that run now and had none."""
+        talking = {pair.vm for pair in self.probes.pairs}
+        pairs = [p for p in self.scenario.probes if p.vm in vms - talking]
+        if not pairs:
+            return
+        spaces = {p.correspondent: self.lab.spaces.name(p.correspondent) for p in pairs}
+        self.probes.start(pairs, spaces, {p.vm: self.lab.addresses(p.vm) for p in pairs})
+        self.lab.say(f"{len(spaces)} correspondents talk to {len({p.vm for p in pairs})} VM(s), "
+                     "UDP every 5 ms and TCP, IPv4 and IPv6")  # fmt: skip
 
     def stop(self) -> None:
         """2 s after the last move's end, stop the probes."""
-        last_ns = max((move.ended_ns for move in self.moves), default=0)
+        ends = [move.ended_ns for move in self.moves]
+        ends += [move.ended_ns for move in self.hand_moves]
+        last_ns = max(ends, default=0)
         time.sleep(max(0.0, (last_ns + 2_000_000_000 - time.time_ns()) / 1e9))
         self.ended_ns = time.time_ns()
         self.probes.stop()

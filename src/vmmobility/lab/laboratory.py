@@ -11,22 +11,30 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
+from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.lab import namespaces, teardown, workdir
+from vmmobility.lab.by_hand import ByHand
+from vmmobility.lab.control_capture import Captured
+from vmmobility.lab.control_capture import read as read_capture
 from vmmobility.lab.daemons import Daemons
 from vmmobility.lab.fabric import Fabric, Vm
 from vmmobility.lab.faults import Faults
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
+from vmmobility.lab.hosts import Hosts
 from vmmobility.lab.inside import NETNS, python, python_environment
 from vmmobility.lab.logbook import Logbook
 from vmmobility.lab.namespaces import Namespaces
 from vmmobility.lab.narrator import Narrator, Say
 from vmmobility.lab.route_recorder import RouteRecorder
 from vmmobility.lab.workdir import LabInfo
-from vmmobility.wire.values import Interface
+from vmmobility.wire.registry import UDP_PORT
+from vmmobility.wire.values import Interface, VmKey
 
 VM_START_S = 90.0
+_KINDS = {"guest": "qemu", "netns": "netns", "external": "external"}
 
 
 class Laboratory:
@@ -39,10 +47,12 @@ class Laboratory:
         self.spaces = Namespaces(fabric, info.lab_id)
         self.daemons = Daemons(fabric, self.spaces, info.folder)
         self.faults = Faults(self.spaces)
+        self.hosts = Hosts(self.spaces, self.daemons, self.faults)
+        self.by_hand = ByHand(fabric, self.spaces, self.daemons, say)
         logs = {node.name: self.daemons.log(node.name) for node in self.daemons.nodes}
         self.logbook = Logbook(logs, Narrator(say).hear)
         self.routes = RouteRecorder(fabric, self.spaces, info.folder / "routes")
-        self._guests: list[subprocess.Popen[bytes]] = []
+        self._helpers: list[subprocess.Popen[bytes]] = []
 
     def up(self) -> None:
         """Namespaces, daemons, virtual machines: all running and registered on return."""
@@ -55,18 +65,38 @@ class Laboratory:
         self.info.save()
         self.routes.start()
         self.daemons.configure()
+        self._start_capture()
         self.daemons.start_all()
         self.logbook.start()
         self.say("the manager and " + ", ".join(n.name for n in self.fabric.of_kind("nve"))
                  + " answer")  # fmt: skip
-        self._start_vms(self.fabric.vms)
+        self._start_vms([vm for vm in self.fabric.vms if vm.kind != "external"])
+
+    def _start_capture(self) -> None:
+        """Write down every control message, where all of them pass: at the manager."""
+        if not self.fabric.of_kind("manager"):
+            return
+        command = python("vmmobility.lab.control_capture", str(self._capture_file), str(UDP_PORT),
+                         namespace=self.spaces.name(self.daemons.manager))  # fmt: skip
+        self._helpers.append(subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True, env=python_environment(),
+        ))  # fmt: skip
+
+    @property
+    def _capture_file(self) -> Path:
+        return self.info.folder / "control.txt"
+
+    def captured(self) -> list[Captured]:
+        """Every control message that the manager has sent or got so far."""
+        return read_capture(self._capture_file)
 
     def _start_vms(self, vms: Sequence[Vm]) -> None:
         bodies = {vm.name: self.definition(vm) for vm in vms}
         for vm in vms:
             if vm.kind == "netns":
                 command = python("vmmobility.lab.light_guest", namespace=self.spaces.name(vm.name))
-                self._guests.append(subprocess.Popen(
+                self._helpers.append(subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL, start_new_session=True,
                     env=python_environment()))  # fmt: skip
@@ -78,22 +108,35 @@ class Laboratory:
         with ThreadPoolExecutor(max(1, len(vms))) as pool:
             list(pool.map(start, vms))
 
-    def definition(self, vm: Vm) -> dict[str, Any]:
-        """The VM as the NVE's API wants it."""
+    def definition(self, vm: Vm, nve: str = "") -> dict[str, Any]:
+        """The VM as the NVE's API wants it.  nve: where, for what differs from host to host."""
         addresses = [str(ip_network(a.ip)) for a in vm.addresses]
         return {
             "vm_id": vm.name,
             "vni": 0,
-            "kind": "qemu" if vm.kind == "guest" else "netns",
+            "kind": _KINDS[vm.kind],
             "vcpus": vm.vcpus,
             "memory_mib": vm.memory_mib,
-            "machine": self._machine(vm),
+            "machine": self._machine(vm, nve),
             "interface": [{"mac": vm.mac, "addresses": addresses}],
         }
 
-    def _machine(self, vm: Vm) -> dict[str, str]:
+    def _machine(self, vm: Vm, nve: str) -> dict[str, str]:
         if vm.kind == "netns":
             return {"namespace": self.spaces.name(vm.name)}
+        if vm.kind == "external":
+            return {"monitor": str(self.by_hand.monitor(vm.name, nve or vm.home))}
+        return self._boot_files(vm)
+
+    def hand_definition(self, vm: Vm) -> VmDefinition:
+        """An external VM as hands start it: the same machine as a guest of the NVE's own."""
+        interface = Interface(
+            bytes.fromhex(vm.mac.replace(":", "")), tuple(ip_network(a.ip) for a in vm.addresses)
+        )
+        return VmDefinition(VmKey(0, vm.name), "qemu", (interface,), vm.vcpus, vm.memory_mib,
+                            dict(self._boot_files(vm)))  # fmt: skip
+
+    def _boot_files(self, vm: Vm) -> dict[str, str]:
         image = guest_image(workdir.cache(), self.say)
         mac = bytes.fromhex(vm.mac.replace(":", ""))
         interface = Interface(mac, tuple(a.network for a in vm.addresses))
@@ -118,9 +161,10 @@ class Laboratory:
         self.routes.stop()
         if self.logbook.started:
             self.logbook.stop()
+        self.by_hand.end_all()
         self.daemons.end_all()
         left = teardown.tear_down(self.info)
-        for process in self._guests:
+        for process in self._helpers:
             process.kill()
             process.wait()
         return left

@@ -139,6 +139,64 @@ class MoveReport:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamReport:
+    """What one correspondent and one VM had of each other over a whole run, in one family."""
+
+    run: int
+    correspondent: str
+    vm: str
+    family: str
+    sent: int
+    lost: int
+    duplicated: int
+    longest_gap_ms: float
+    tcp_survived: bool
+    longest_stall_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class RestartReport:
+    """A daemon started again; all times since its process was forked, None if it never came.
+
+    asked_ms: the first request that reached its host      answer_ms: the first that it accepted
+    """
+
+    run: int
+    node: str
+    started_ns: int
+    api_ms: float
+    message_ms: float | None
+    asked_ms: float | None
+    answer_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HandMoveReport:
+    """A migration by hand; its window runs to the next one of the VM.  None: not seen."""
+
+    run: int
+    vm: str
+    source: str
+    target: str
+    ok: bool
+    started_ns: int
+    total_ms: float
+    stop_to_resume_ms: float | None
+    resume_to_local_ms: float | None
+    resume_to_redirect_ms: float | None
+    sent: int
+    lost: int
+    longest_gap_ms: float
+    tcp_survived: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """With the names of the format."""
+        data = asdict(self)
+        data["from"], data["to"] = data.pop("source"), data.pop("target")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that `vmmob lab run` found out."""
 
@@ -152,6 +210,10 @@ class Report:
     leftovers: tuple[str, ...]
     moves: tuple[MoveReport, ...]
     steps: tuple[dict[str, Any], ...] = ()
+    streams: tuple[StreamReport, ...] = ()
+    restarts: tuple[RestartReport, ...] = ()
+    by_hand: tuple[HandMoveReport, ...] = ()
+    manager: str = ""
 
     @property
     def ok(self) -> bool:
@@ -174,6 +236,9 @@ class Report:
             "summary": self.summary(),
             "moves": [move.as_json() for move in self.moves],
             "steps": list(self.steps),
+            "streams": [asdict(stream) for stream in self.streams],
+            "restarts": [asdict(restart) for restart in self.restarts],
+            "by_hand": [move.as_json() for move in self.by_hand],
         }
 
     def summary(self) -> dict[str, Any]:
@@ -191,6 +256,38 @@ class Report:
             "relayed": sum(move.relayed for move in self.moves),
             "median": self._over(median),
             "max": self._over(_maximum),
+            "streams": self._all_streams(),
+            "manager_restarts": self._manager_restarts(),
+            "by_hand": self._all_by_hand(),
+        }
+
+    def _all_streams(self) -> dict[str, Any]:
+        """Every probe of every run, whether its VM moved or rested."""
+        return {
+            "sent": sum(stream.sent for stream in self.streams),
+            "lost": sum(stream.lost for stream in self.streams),
+            "tcp_sessions": len(self.streams),
+            "tcp_survived": sum(stream.tcp_survived for stream in self.streams),
+        }
+
+    def _manager_restarts(self) -> dict[str, Any]:
+        """From the manager's fork to its first answers."""
+        mine = [restart for restart in self.restarts if restart.node == self.manager]
+        answers = [restart.answer_ms for restart in mine]
+        return {
+            "count": len(mine),
+            "restart_to_api_ms": _two(restart.api_ms for restart in mine),
+            "restart_to_first_answer_ms": _two(answers),
+        }
+
+    def _all_by_hand(self) -> dict[str, Any]:
+        """Over the migrations by hand."""
+        return {
+            "moves": len(self.by_hand),
+            "lost": sum(move.lost for move in self.by_hand),
+            "longest_gap_ms": _two(move.longest_gap_ms for move in self.by_hand),
+            "stop_to_resume_ms": _two(move.stop_to_resume_ms for move in self.by_hand),
+            "resume_to_local_ms": _two(move.resume_to_local_ms for move in self.by_hand),
         }
 
     def _over(self, figure: Callable[[Iterable[float | None]], float | None]) -> dict[str, Any]:
@@ -211,6 +308,11 @@ class Report:
             "redirect_to_stop_ms": figure(move.control.redirect_to_stop_ms for move in moves),
             "queue_peak": figure(move.queue_peak for move in moves),
         }
+
+
+def _two(values: Iterable[float | None]) -> dict[str, float | None]:
+    known = list(values)
+    return {"median": median(known), "max": _maximum(known)}
 
 
 def max_gap(move: MoveReport) -> float | None:

@@ -24,6 +24,8 @@ def print_report(report: Report, console: Console) -> None:
         console.print(_move(move))
     if len(report.moves) > 1:
         console.print(_summary(report))
+    for line in rest_lines(report):
+        console.print(Text(line, style="bold"))
     for failure in report.failures:
         console.print(Text(f"FAILED  {failure}", style="bold red"))
     for leftover in report.leftovers:
@@ -121,6 +123,35 @@ def _summary(report: Report) -> RenderableType:
         f"{_ms(median['gap_without_cold_ms'])}, max {_ms(most['gap_without_cold_ms'])}",
         style="bold",
     )
+
+
+def rest_lines(report: Report) -> list[str]:
+    """What was found besides moves through the manager: restarts, moves by hand, all probes."""
+    total = report.summary()
+    lines = []
+    if report.restarts:
+        restarts = total["manager_restarts"]
+        api, answer = restarts["restart_to_api_ms"], restarts["restart_to_first_answer_ms"]
+        lines.append(
+            f"restarts: {len(report.restarts)}, of the manager {restarts['count']}; fork to API "
+            f"p50 {_ms(api['median'])}, max {_ms(api['max'])}; fork to first answered registration "
+            f"p50 {_ms(answer['median'])}, max {_ms(answer['max'])}"
+        )
+    if report.by_hand:
+        hand = total["by_hand"]
+        gap, late = hand["longest_gap_ms"], hand["resume_to_local_ms"]
+        lines.append(
+            f"by hand: {hand['moves']} migrations, {hand['lost']} probes lost; gap p50 "
+            f"{_ms(gap['median'])}, max {_ms(gap['max'])}; resume to local delivery p50 "
+            f"{_ms(late['median'])}, max {_ms(late['max'])}"
+        )
+    if report.streams:
+        every = total["streams"]
+        lines.append(
+            f"all probes, of resting VMs too: {every['lost']} of {every['sent']} lost, "
+            f"TCP {every['tcp_survived']} of {every['tcp_sessions']}"
+        )
+    return lines
 
 
 def _ms(value: float | None) -> str:

@@ -22,7 +22,14 @@ from vmmobility.lab.findings import move_reports
 from vmmobility.lab.lab_run import LabRun, MoveRecord
 from vmmobility.lab.laboratory import Laboratory, build
 from vmmobility.lab.narrator import Say
-from vmmobility.lab.report import MoveReport, Report
+from vmmobility.lab.report import (
+    HandMoveReport,
+    MoveReport,
+    Report,
+    RestartReport,
+    StreamReport,
+)
+from vmmobility.lab.run_findings import hand_move_reports, restart_reports, stream_reports
 from vmmobility.lab.scenario import Scenario
 from vmmobility.lab.steps import Steps
 
@@ -43,6 +50,9 @@ class _Campaign:
     moves: list[MoveReport] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
+    streams: list[StreamReport] = field(default_factory=list)
+    restarts: list[RestartReport] = field(default_factory=list)
+    by_hand: list[HandMoveReport] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     runs: int = 0
     lab: Laboratory | None = None
@@ -78,6 +88,10 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         leftovers=tuple(campaign.leftovers),
         moves=tuple(campaign.moves),
         steps=tuple(campaign.results),
+        streams=tuple(campaign.streams),
+        restarts=tuple(campaign.restarts),
+        by_hand=tuple(campaign.by_hand),
+        manager=next((node.name for node in scenario.fabric.of_kind("manager")), ""),
     )
 
 
@@ -99,6 +113,9 @@ def _one_run(
     campaign.moves += move_reports(run, options.raw)
     campaign.failures += [*steps.failures, *unsound_guests(run.moves, number)]
     campaign.results += steps.results
+    campaign.streams += stream_reports(run)
+    campaign.restarts += restart_reports(run)
+    campaign.by_hand += hand_move_reports(run)
     at_home = all(run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms)
     last = number == options.repeat
     if not last and (steps.failures or not at_home):

@@ -14,15 +14,24 @@ from typing import Any
 from vmmobility.errors import LabError, VmMobilityError
 from vmmobility.lab.assertions import judge
 from vmmobility.lab.faults import find_link
+from vmmobility.lab.guest_steps import GuestSteps
 from vmmobility.lab.lab_run import LabRun
-from vmmobility.lab.scenario import (
+from vmmobility.lab.marks import Restart
+from vmmobility.lab.replaying import replay
+from vmmobility.lab.state_assertions import run_vmmob
+from vmmobility.lab.step_types import (
     Assertion,
     Exec,
     Fault,
+    Guest,
     Kill,
+    LoseState,
     Move,
     Pause,
+    Power,
+    Remember,
     Repeat,
+    Replay,
     Start,
     Step,
 )
@@ -38,6 +47,7 @@ class Steps:
         self._lab = run.lab
         self.failures: list[str] = []
         self.results: list[dict[str, Any]] = []
+        self._guests = GuestSteps(run)
         self._heal_at: list[tuple[float, str]] = []
 
     def carry_out(self, steps: Sequence[Step]) -> None:
@@ -62,11 +72,6 @@ class Steps:
                     self._run.wait_for(record)
             case Pause():
                 self._pause(step.seconds)
-            case Kill():
-                self._lab.say(f"{step.signal.name} to {step.node}")
-                self._lab.daemons.kill(step.node, step.signal)
-            case Start():
-                self._start(step)
             case Fault():
                 self._fault(step)
             case Exec():
@@ -77,6 +82,14 @@ class Steps:
                 for _ in range(step.times):
                     for inner in step.steps:
                         self._one(inner)
+            case Guest():
+                self._guests.carry_out(step)
+            case Remember():
+                self._run.marks.remember(self._lab.daemons)
+            case Replay():
+                replay(self._run, step)
+            case Kill() | Start() | Power() | LoseState():
+                self._host(step)
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -84,12 +97,37 @@ class Steps:
             self._heal_what_is_due()
             time.sleep(min(left, _POLL_S))
 
+    def _host(self, step: Kill | Start | Power | LoseState) -> None:
+        hosts, say = self._lab.hosts, self._lab.say
+        match step:
+            case Kill():
+                what = "" if step.process == "daemon" else f" ({step.process})"
+                say(f"{step.signal.name} to {', '.join(step.nodes)}{what}")
+                hosts.kill(step.nodes, step.signal, step.process)
+            case Start():
+                self._start(step)
+            case Power(on=False):
+                hosts.power_off(step.node)
+                say(f"{step.node}'s host is dark")
+            case Power():
+                hosts.power_on(step.node)
+                self._start(Start((step.node,)))
+            case LoseState():
+                hosts.lose_state(step.node)
+                say(f"{step.node} has lost its state")
+
     def _start(self, step: Start) -> None:
+        daemons = self._lab.daemons
         if step.kill_first:
-            self._lab.daemons.kill(step.node, SIGTERM)
-        self._lab.daemons.start(step.node)
-        self._lab.daemons.wait_ready(step.node)
-        self._lab.say(f"{step.node} is started" + (" again" if step.kill_first else ""))
+            daemons.kill(step.nodes, SIGTERM)
+        for node in step.nodes:
+            daemons.start(node)
+        for node in step.nodes:
+            daemons.wait_ready(node)
+            restart = Restart(node, daemons.forked_ns[node], daemons.answered_ns[node])
+            self._run.marks.restarts.append(restart)
+        again = " again" if step.kill_first else ""
+        self._lab.say(f"{', '.join(step.nodes)} started{again}")
 
     def _fault(self, step: Fault) -> None:
         link = find_link(self._lab.fabric, step.link, "scenario")
@@ -97,9 +135,10 @@ class Steps:
             self._lab.faults.heal(link)
             self._lab.say(f"link {step.link} is healed")
             return
-        self._lab.faults.drop(link, step.per_mille)
+        self._lab.faults.drop(link, step.per_mille, step.control_only)
         how = "cut" if step.per_mille == 1000 else f"losing {step.per_mille / 10:g} % each way"
-        self._lab.say(f"link {step.link} is {how}")
+        whom = " for control messages" if step.control_only else ""
+        self._lab.say(f"link {step.link} is {how}{whom}")
         if step.seconds is not None:
             self._heal_at.append((time.monotonic() + step.seconds, step.link))
             self._pause(step.seconds)
@@ -112,7 +151,10 @@ class Steps:
             self._fault(Fault(entry[1], 0))
 
     def _exec(self, step: Exec) -> None:
-        done = self._run.command(step.node, step.command)
+        if step.vmmob:
+            done = run_vmmob(self._run, step.node, step.command)
+        else:
+            done = self._run.command(step.node, step.command)
         if step.expect_status is not None and done.returncode != step.expect_status:
             what = f"`{' '.join(step.command)}` in {step.node}: status {done.returncode}"
             raise LabError(f"{what}: {done.stderr.strip()[:300]}", "any_status = true ignores it")
@@ -124,7 +166,20 @@ class Steps:
             self._pause(_POLL_S)
             seen = judge(self._run, step)
         waited = time.monotonic() - begun
-        name = " ".join(filter(None, [step.what, step.vm, step.node, step.via, step.event]))
+        name = " ".join(
+            filter(
+                None,
+                [
+                    step.what,
+                    step.vm,
+                    step.node,
+                    step.via,
+                    step.event,
+                    step.state,
+                    " ".join(step.command),
+                ],
+            )
+        )
         self.results.append({"run": self._run.number, "assert": name, "ok": not seen,
                              "seen": seen, "waited_s": round(waited, 3)})  # fmt: skip
         if seen:

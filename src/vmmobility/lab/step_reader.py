@@ -1,0 +1,227 @@
+"""One [[step]] of a scenario's TOML -> its value, fully checked against the fabric.
+
+Every mistake is a LabError that names the step, the key and the remedy.  Not here: the rest of a
+scenario's file (scenario.py), what a step does (steps.py).  Rests on step_types and toml_table.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Iterator
+
+from vmmobility.errors import LabError
+from vmmobility.lab.fabric import Fabric, Link
+from vmmobility.lab.faults import find_link
+from vmmobility.lab.step_types import (
+    Assertion,
+    Exec,
+    Fault,
+    Guest,
+    Kill,
+    LoseState,
+    Move,
+    Pause,
+    Power,
+    Remember,
+    Repeat,
+    Replay,
+    Start,
+    Step,
+)
+from vmmobility.lab.toml_table import Table
+
+GUEST_STEPS = ("start-vm", "stop-vm", "expect", "start-by-hand", "migrate-by-hand", "stop-by-hand")
+STEPS = (
+    "move", "wait", "kill", "start", "restart", "power-off", "power-on", "lose-state", "cut",
+    "loss", "heal", "exec", "vmmob", *GUEST_STEPS, "remember", "replay", "assert", "repeat",
+)  # fmt: skip
+ASSERTIONS = (
+    "no-loss", "no-broken-tcp", "serving", "only-serving-route", "route", "binding", "reachable",
+    "unreachable", "hops", "command", "vmmob", "event", "no-event", "moves-done", "sound",
+    "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
+    "redirects",
+)  # fmt: skip
+VIAS = ("tunnel", "host-route", "local", "none")
+PROCESSES = ("daemon", "relay", "both")
+GUEST_STATES = ("running", "paused", "none")
+_PLAIN = ("no-broken-tcp", "moves-done", "bindings-unchanged", "routes-unchanged", "refreshed",
+          "replay-dropped")  # fmt: skip
+
+
+def read_steps(table: Table, key: str, fabric: Fabric) -> Iterator[Step]:
+    """The steps of the array of tables `key`."""
+    for entry in table.tables(key):
+        yield _step(entry, fabric)
+
+
+def _step(entry: Table, fabric: Fabric) -> Step:
+    do = entry.choice("do", STEPS)
+    if do in GUEST_STEPS:
+        return _guest(entry, fabric, do)
+    if do in ("kill", "start", "restart", "power-off", "power-on", "lose-state"):
+        return _host_step(entry, fabric, do)
+    if do == "move":
+        return Move(
+            vm_of(entry, fabric), _nve(entry, fabric, "to"), entry.take("wait", bool, True),
+            entry.choice("expect", ("ok", "fail", "any"), "ok"),
+            entry.take("timeout_s", float, 60.0),
+        )  # fmt: skip
+    if do == "wait":
+        if entry.has("seconds"):
+            return Pause(entry.take("seconds", float))
+        return _assertion(entry, fabric, "until", 30.0)
+    if do in ("cut", "loss", "heal"):
+        return _fault(entry, fabric, do)
+    if do in ("exec", "vmmob"):
+        status = None if entry.take("any_status", bool, False) else entry.take("status", int, 0)
+        node = _daemon(entry, fabric) if do == "vmmob" else _named(entry, fabric)
+        return Exec(node, _command(entry), status, do == "vmmob")
+    if do == "remember":
+        return Remember()
+    if do == "replay":
+        return Replay(_node(entry, fabric, "from"))
+    if do == "repeat":
+        return Repeat(entry.take("times", int), tuple(read_steps(entry, "step", fabric)))
+    return _assertion(entry, fabric, "what", 0.0)
+
+
+def _host_step(entry: Table, fabric: Fabric, do: str) -> Step:
+    if do == "kill":
+        process = entry.choice("process", PROCESSES, "daemon")
+        nodes = _daemons(entry, fabric)
+        if process == "relay" and (strange := set(nodes) - {n.name for n in fabric.of_kind("nve")}):
+            raise LabError(f"{entry.where}: {min(strange)} has no relay", "name NVEs only")
+        return Kill(nodes, _signal(entry), process)
+    if do in ("start", "restart"):
+        return Start(_daemons(entry, fabric), kill_first=do == "restart")
+    nve = _nve(entry, fabric, "node")
+    return LoseState(nve) if do == "lose-state" else Power(nve, do == "power-on")
+
+
+def _guest(entry: Table, fabric: Fabric, do: str) -> Guest:
+    vm = vm_of(entry, fabric)
+    external = fabric.vm(vm).kind == "external"
+    if external is (do in ("start-vm", "stop-vm")):
+        word = "is" if external else "is not"
+        raise LabError(f"{entry.where}: {vm} {word} external", "see `kind` in docs/lab.md")
+    nve = _nve(entry, fabric, "to" if do == "migrate-by-hand" else "nve")
+    error = entry.take("error", str) if entry.has("error") else None
+    return Guest(do, vm, nve, error, entry.take("timeout_s", float, 60.0))
+
+
+def _fault(entry: Table, fabric: Fabric, do: str) -> Fault:
+    link: Link = find_link(fabric, entry.take("link", str), entry.where)
+    if do == "heal":
+        return Fault(link.name, 0)
+    per_mille = 1000 if do == "cut" else round(entry.take("percent", float) * 10)
+    if not 0 < per_mille <= 1000:
+        raise LabError(f"{entry.where}: percent", "give more than 0 and at most 100")
+    seconds = entry.take("seconds", float) if entry.has("seconds") else None
+    control_only = entry.choice("only", ("all", "control"), "all") == "control"
+    return Fault(link.name, per_mille, seconds, control_only)
+
+
+def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Assertion:
+    what = entry.choice(key, ASSERTIONS)
+    if what == "only-serving-route" and key == "what":
+        within_s = 30.0
+    within_s = entry.take("within_s", float, within_s)
+    if what in _PLAIN:
+        return Assertion(what, within_s)
+    if what == "no-loss":
+        vm = vm_of(entry, fabric) if entry.has("vm") else ""
+        return Assertion(what, within_s, vm, maximum=entry.take("max", int, 0))
+    if what in ("serving", "binding", "guest"):
+        return _placed(entry, fabric, what, within_s)
+    if what == "redirects":
+        node, target = _nve(entry, fabric, "node"), _nve(entry, fabric, "to")
+        return Assertion(what, within_s, vm_of(entry, fabric), node, target=target)
+    if what in ("only-serving-route", "sound"):
+        return Assertion(what, within_s, vm_of(entry, fabric))
+    if what == "route":
+        via = entry.choice("via", VIAS)
+        return Assertion(what, within_s, vm_of(entry, fabric), _node(entry, fabric), via)
+    if what in ("reachable", "unreachable", "hops"):
+        return _reaching(entry, fabric, what, within_s)
+    if what in ("command", "vmmob"):
+        contains = entry.take("contains", str, "")
+        node = _named(entry, fabric) if what == "command" else _daemon(entry, fabric)
+        return Assertion(what, within_s, node=node, command=_command(entry), contains=contains)
+    node = _node(entry, fabric) if entry.has("node") else ""
+    return Assertion(what, within_s, node=node, event=entry.take("event", str))
+
+
+def _placed(entry: Table, fabric: Fabric, what: str, within_s: float) -> Assertion:
+    """About a VM and an NVE, and perhaps a state."""
+    state = ""
+    if what == "guest":
+        state = entry.choice("state", GUEST_STATES)
+    elif what == "binding":
+        state = entry.take("state", str, "")
+    vm, nve = vm_of(entry, fabric), _nve(entry, fabric, "nve")
+    return Assertion(what, within_s, vm, nve, state=state)
+
+
+def _reaching(entry: Table, fabric: Fabric, what: str, within_s: float) -> Assertion:
+    source = entry.take("from", str)
+    _one_of(entry, "from", source, sorted(fabric.names()))
+    if what == "hops":
+        vm, most = vm_of(entry, fabric, "to"), entry.take("max", int)
+        return Assertion(what, within_s, vm, source=source, maximum=most)
+    places = [*(n.name for n in fabric.nodes), *(v.name for v in fabric.vms)]
+    target = _one_of(entry, "to", entry.take("to", str), places)
+    return Assertion(what, within_s, vm=target, source=source)
+
+
+def _signal(entry: Table) -> signal.Signals:
+    name = entry.take("signal", str, "KILL")
+    try:
+        return signal.Signals["SIG" + name.removeprefix("SIG")]
+    except KeyError as error:
+        raise LabError(f"{entry.where}: signal {name!r}", "use KILL, TERM, STOP …") from error
+
+
+def _command(entry: Table) -> tuple[str, ...]:
+    return tuple(shlex.split(entry.take("command", str)))
+
+
+def vm_of(entry: Table, fabric: Fabric, key: str = "vm") -> str:
+    """The VM that `key` names."""
+    return _one_of(entry, key, entry.take(key, str), [vm.name for vm in fabric.vms])
+
+
+def _nve(entry: Table, fabric: Fabric, key: str) -> str:
+    return _one_of(entry, key, entry.take(key, str), [n.name for n in fabric.of_kind("nve")])
+
+
+def _node(entry: Table, fabric: Fabric, key: str = "node") -> str:
+    return _one_of(entry, key, entry.take(key, str), [n.name for n in fabric.nodes])
+
+
+def _named(entry: Table, fabric: Fabric) -> str:
+    return _one_of(entry, "node", entry.take("node", str), sorted(fabric.names()))
+
+
+def _daemon(entry: Table, fabric: Fabric) -> str:
+    return _one_of(entry, "node", entry.take("node", str), _all_daemons(fabric))
+
+
+def _daemons(entry: Table, fabric: Fabric) -> tuple[str, ...]:
+    """`node`, or several `nodes`, all at once."""
+    if not entry.has("nodes"):
+        return (_daemon(entry, fabric),)
+    names = entry.strings("nodes")
+    if not names or len(set(names)) != len(names):
+        raise LabError(f"{entry.where}: `nodes` is {list(names)}", "name each node once")
+    return tuple(_one_of(entry, "nodes", name, _all_daemons(fabric)) for name in names)
+
+
+def _all_daemons(fabric: Fabric) -> list[str]:
+    return [n.name for n in (*fabric.of_kind("manager"), *fabric.of_kind("nve"))]
+
+
+def _one_of(entry: Table, key: str, value: str, known: list[str]) -> str:
+    if value not in known:
+        raise LabError(f"{entry.where}: `{key}` is {value!r}", "use one of: " + ", ".join(known))
+    return value
