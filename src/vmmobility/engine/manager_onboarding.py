@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmmobility.engine.admission import not_a_vm_s, too_long
 from vmmobility.engine.binding_update_list import interface_from_json, interface_to_json
-from vmmobility.engine.manager_move import CommandRefused
+from vmmobility.engine.manager_move import CommandRefused, Move
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.registry import Role
 from vmmobility.wire.values import Interface, VmKey
@@ -44,6 +44,7 @@ class ManagerOnboarding:
         channel: Channel
         outbox: Outbox
         settings: ManagerSettings
+        _current: dict[VmKey, Move]
 
     onboarded: dict[VmKey, Onboarded]
 
@@ -55,12 +56,22 @@ class ManagerOnboarding:
         A binding that does not fit the new record is left alone: it ends, or moves, as ever.
         """
         record = Onboarded(vm, tuple(interfaces), tuple(nves))
+        self._unmoved(vm)
         self._check_record(record)
         self.onboarded[vm] = record
         value = {"interfaces": [interface_to_json(i) for i in interfaces], "nves": list(nves)}
         self.outbox.record(f"onboarded/{vm.vni}/{vm.vm_id}", value)
         self.outbox.emit(Event("vm.onboarded", {"vm": vm.vm_id, "vni": vm.vni}))
         return record
+
+    def _unmoved(self, vm: VmKey) -> None:
+        """A record that changed under a move would refuse the guest where it runs already."""
+        if vm in self._current:
+            raise OnboardingRefused(
+                "conflict",
+                f"VM {vm} is being moved",
+                f"wait for move {self._current[vm].move_id}, or give it up: `vmmob move abort`",
+            )
 
     def _check_record(self, record: Onboarded) -> None:
         vm = record.vm
@@ -96,6 +107,7 @@ class ManagerOnboarding:
 
     def offboard(self, vm: VmKey, now: float) -> None:
         """Take a VM off the record; raises OnboardingRefused if it is not on it."""
+        self._unmoved(vm)
         if self.onboarded.pop(vm, None) is None:
             raise OnboardingRefused(
                 "unknown-vm", f"VM {vm} is not onboarded", "see `vmmob show onboarded`"
