@@ -15,12 +15,14 @@ from tests.engine.line import (
     OTHER,
     SECOND_SECRET,
     SECRET,
+    End,
     Line,
     forged,
     messages,
     request,
 )
 from vmmobility.engine.challenge import FLOOR
+from vmmobility.engine.channel import Received
 from vmmobility.engine.outputs import Persist
 from vmmobility.wire.authentication import read_seal
 from vmmobility.wire.options import Nonce
@@ -110,6 +112,34 @@ def test_a_node_that_lost_its_state_comes_back_above_its_own_past(name: str, see
         assert other.peer.window.boot > known
         line.assert_they_speak()
         known = other.peer.window.boot
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_whoever_lost_its_state_knows_so_before_it_hears_anything_else(name: str) -> None:
+    line = Line()
+    line.assert_they_speak()
+    line.now += 1
+    other, own = line.ends[OTHER[name]], line.ends[name]
+    line.lose = lambda sender, message: (
+        sender == OTHER[name]
+        and message.purpose is Purpose.CHALLENGE
+        and message.kind is Kind.REQUEST
+    )
+    line.restart(name, lost=True)
+    heard = len(own.requests)
+    other.ask(line.now)
+    act = line._act
+
+    def listen(one: End, received: Received) -> None:
+        assert one is not own or own.told == ["own"]
+        act(one, received)
+
+    line._act = listen  # type: ignore[method-assign]
+    line.settle(5.0)
+    assert len(own.requests) == heard + 1
+    assert own.told == ["own"]
+    assert other.told == [name], "also where no challenge of its own arrived"
+    line.assert_they_speak()
 
 
 def test_both_may_lose_their_state() -> None:

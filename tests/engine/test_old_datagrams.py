@@ -87,7 +87,7 @@ def test_forged_challenges_change_nothing(lost: tuple[str, ...]) -> None:
         for counter, message in enumerate(
             [
                 request(nonce, KnownBoot(1 << 50), purpose=Purpose.CHALLENGE),
-                Message(Kind.REPLY, Purpose.CHALLENGE, 7, (nonce,)),
+                Message(Kind.REPLY, Purpose.CHALLENGE, 7, (nonce, KnownBoot(0))),
             ],
             1 << 40,
         ):
@@ -103,15 +103,17 @@ def test_the_wrong_nonce_proves_nothing() -> None:
     line.flush(line.manager)
     [send] = line.flush(line.nve)
     asked = decode_part(send.data, TRAILER).message
-    nonce = asked.need(Nonce).nonce
-    for counter, options in enumerate(((), (Nonce(bytes(16)),), (Nonce(nonce[::-1]),)), 1):
+    nonce, known = asked.need(Nonce).nonce, KnownBoot(0)
+    for counter, options in enumerate(
+        ((), (Nonce(nonce),), (Nonce(bytes(16)), known), (Nonce(nonce[::-1]), known)), 1
+    ):
         reply = Message(Kind.REPLY, Purpose.CHALLENGE, asked.sequence, options)
         line.deliver("manager", forged("manager", reply, FLOOR + 9, counter))
         assert line.nve.peer.window.boot == 0
-    reply = Message(Kind.REPLY, Purpose.CHALLENGE, asked.sequence, (Nonce(nonce),))
+    reply = Message(Kind.REPLY, Purpose.CHALLENGE, asked.sequence, (Nonce(nonce), known))
     line.deliver("manager", forged("manager", reply, FLOOR + 9, 9))
     assert (line.nve.peer.window.boot, line.nve.peer.window.high) == (FLOOR + 9, 9)
-    assert line.nve.channel.drops == {"unproven": 3}
+    assert line.nve.channel.drops == {"missing-option": 2, "unproven": 2}
     for counter in (8, 9):
         line.deliver("manager", forged("manager", request(), FLOOR + 9, counter))
     assert line.nve.channel.drops["replayed"] == 2, "what it said before counts as seen"
@@ -125,7 +127,9 @@ def test_an_answer_under_an_older_boot_is_refused() -> None:
     [send] = line.flush(line.nve)
     asked = decode_part(send.data, TRAILER).message
     assert asked.need(KnownBoot).boot == boot
-    reply = Message(Kind.REPLY, Purpose.CHALLENGE, asked.sequence, (asked.need(Nonce),))
+    reply = Message(
+        Kind.REPLY, Purpose.CHALLENGE, asked.sequence, (asked.need(Nonce), KnownBoot(0))
+    )
     line.deliver("manager", forged("manager", reply, boot - 1, 2))
     assert line.nve.peer.window.boot == boot
     assert line.nve.channel.drops == {"old-boot": 2}

@@ -1,8 +1,8 @@
 """Proof that a peer speaks now, and the numbers under which this node speaks itself.
 
 A node that has no record of a peer, or that hears an older boot of it than the one on record, asks
-it to send a fresh nonce back (docs/protocol.md, Section 6.5).  The question tells the boot on
-record, so whoever lost its state learns above which boot it must speak to be heard.
+it to send a fresh nonce back (docs/protocol.md, Section 6.5).  Question and answer tell the boot on
+record, so whoever lost its state learns of that, and above which boot it must speak to be heard.
 Not here: which datagrams need such proof (replay.py, channel.py).  Rests on the outbox.
 """
 
@@ -93,12 +93,12 @@ class _Standing:
     """What was asked of one peer, and when it was last answered.
 
     nonce:  outstanding, under this sequence number; empty: none
-    known:  the boot that was on record when it was asked last
+    below:  it was heard below this boot, that on record, and has not answered since; 0: it was not
     asked:  how often, to take its endpoints in turn
     """
 
     nonce: bytes = b""
-    known: int = 0
+    below: int = 0
     sequence: int = 0
     asked: int = 0
     asked_at: float | None = None
@@ -112,8 +112,7 @@ class Challenges:
     never worth more than one small one.
     """
 
-    def __init__(self, own: OwnMarks, chance: random.Random, gap_s: float) -> None:
-        self._own = own
+    def __init__(self, chance: random.Random, gap_s: float) -> None:
         self._chance = chance
         self._gap_s = gap_s
         self._standings: dict[str, _Standing] = {}
@@ -125,6 +124,7 @@ class Challenges:
 
         The nonce stays the same until it is answered: an answer to any of them is one."""
         standing = self._standings.setdefault(peer, _Standing())
+        standing.below = known
         if standing.asked_at is not None and now - standing.asked_at < self._gap_s:
             return None
         if not standing.nonce:
@@ -132,28 +132,30 @@ class Challenges:
             standing.sequence = sequence()
         options = (Nonce(standing.nonce), KnownBoot(known))
         before, standing.asked, standing.asked_at = standing.asked, standing.asked + 1, now
-        standing.known = known
         return Message(Kind.REQUEST, Purpose.CHALLENGE, standing.sequence, options), before
 
-    def known_when_answered(self, peer: str, reply: Message) -> int | None:
-        """The boot that was on record when the peer was asked, if this reply brings the nonce
-        back, which is spent by that; None if it does not."""
-        standing, found = self._standings.get(peer), reply.find(Nonce)
-        if standing is None or found is None or not standing.nonce:
-            return None
-        if found.nonce != standing.nonce:
-            return None
-        standing.nonce = b""
-        return standing.known
+    def is_answered(self, peer: str, reply: Message) -> bool:
+        """Whether the reply brings the outstanding nonce back, which is spent by that."""
+        standing, nonce = self._standings.get(peer), reply.need(Nonce).nonce
+        if standing is None or not standing.nonce or standing.nonce != nonce:
+            return False
+        standing.nonce, standing.below = b"", 0
+        return True
 
-    def answer(self, peer: str, request: Message) -> tuple[Message, bool]:
-        """The reply to a peer's CHALLENGE, and whether that shows that this node lost its state.
+    def came_back(self, peer: str, boot: int) -> bool:
+        """Whether a peer that was heard below its boot on record is now heard above it: it had
+        lost its state, or somebody replayed old datagrams before it started anew."""
+        standing = self._standings.get(peer)
+        if standing is None or not 0 < standing.below < boot:
+            return False
+        standing.below = 0
+        return True
 
-        The request may be a replayed one: all that follows from it is this, and a boot above what
-        the peer, and nobody else, once had on record."""
-        nonce = request.need(Nonce)
-        lost = self._own.rise_above(peer, request.need(KnownBoot).boot)
-        return Message(Kind.REPLY, Purpose.CHALLENGE, request.sequence, (nonce,)), lost
+    def answer(self, request: Message, known: int) -> Message:
+        """The reply to a CHALLENGE of a peer's of which this boot is on record.  The request may
+        be a replayed one: nothing but this, and a boot of our own, may follow from it."""
+        options = (request.need(Nonce), KnownBoot(known))
+        return Message(Kind.REPLY, Purpose.CHALLENGE, request.sequence, options)
 
     def may_repeat(self, peer: str, now: float) -> bool:
         """Whether the peer's challenge is news enough to send it again what it has dropped."""

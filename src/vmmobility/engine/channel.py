@@ -29,7 +29,7 @@ from vmmobility.wire.message import (
     decode_part,
     encode_parts,
 )
-from vmmobility.wire.options import Option, Reason, Supported, UnsupportedOption
+from vmmobility.wire.options import KnownBoot, Option, Reason, Supported, UnsupportedOption
 from vmmobility.wire.registry import MAX_DATAGRAM, VERSION, Kind, Purpose, Role, Status
 from vmmobility.wire.values import Address
 
@@ -91,7 +91,7 @@ class Channel:
         self._jitter = jitter
         self._retransmission = retransmission
         self._own = OwnMarks(boot, outbox, jitter)
-        self._challenges = Challenges(self._own, jitter, retransmission.first_s)
+        self._challenges = Challenges(jitter, retransmission.first_s)
         self._sequence = jitter.getrandbits(32)
         self._outstanding: dict[int, Outstanding] = {}
         self._by_subject: dict[object, int] = {}
@@ -166,8 +166,11 @@ class Channel:
     def _note(self, peer: Peer, mark: Seal, now: float) -> None:
         """The seal is right: the datagram is spent, whatever it says (and the mark is durable
         before anything that follows from it)."""
+        came_back = self._challenges.came_back(peer.node_id, mark.boot)
         peer.accept(mark)
         self._note_mark(peer, now)
+        if came_back:
+            self.peer_lost_state(peer, now)
 
     def _note_mark(self, peer: Peer, now: float) -> None:
         peer.last_heard = now
@@ -185,7 +188,7 @@ class Channel:
         elif part.message.kind is Kind.REQUEST:
             received = Received(peer, part.message, mark.boot, arrival.source, arrival.local)
             self._answer_challenge(received, now)
-        elif why == "unproven" and self._is_answered(peer, part.message):
+        elif why == "unproven" and self._is_answered(peer, part.message, now):
             self._prove(peer, mark, now)
             return
         else:
@@ -200,24 +203,26 @@ class Channel:
 
     def _hear_challenge(self, received: Received, now: float) -> None:
         """From a peer on record: a question like any, and answers."""
-        peer, message = received.peer, received.message
-        if message.kind is Kind.REQUEST:
+        if received.message.kind is Kind.REQUEST:
             self._answer_challenge(received, now)
-            return
-        known = self._challenges.known_when_answered(peer.node_id, message)
-        if known is None:
+        elif not self._is_answered(received.peer, received.message, now):
             self.drops["unexpected-reply"] += 1
-        elif received.boot > known:  # it had spoken below, or started anew meanwhile
-            self.peer_lost_state(peer, now)
 
-    def _is_answered(self, peer: Peer, reply: Message) -> bool:
-        return self._challenges.known_when_answered(peer.node_id, reply) is not None
+    def _is_answered(self, peer: Peer, reply: Message, now: float) -> bool:
+        known = reply.need(KnownBoot).boot
+        if not self._challenges.is_answered(peer.node_id, reply):
+            return False
+        self._rise(peer, known, now)
+        return True
+
+    def _rise(self, peer: Peer, known: int, now: float) -> None:
+        if self._own.rise_above(peer.node_id, known):
+            self.state_was_lost(now)
 
     def _answer_challenge(self, received: Received, now: float) -> None:
         peer = received.peer
-        reply, lost = self._challenges.answer(peer.node_id, received.message)
-        if lost:
-            self.state_was_lost(now)
+        reply = self._challenges.answer(received.message, peer.window.boot)
+        self._rise(peer, received.message.need(KnownBoot).boot, now)
         self._send(peer, reply, received.source, received.local)
         if self._challenges.may_repeat(peer.node_id, now):
             # Whoever asks has dropped what it was sent.
