@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -29,7 +30,7 @@ from vmmobility.engine.manager import ManagerSettings
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.nve import NveSettings
 from vmmobility.engine.outputs import Endpoint, Order, Output, Send
-from vmmobility.wire.values import Interface, Nve, VmKey
+from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
 CLASSES: dict[str, type] = {
     cls.__name__: cls
@@ -59,7 +60,7 @@ def _foreign(value: Any) -> Any:
             "$Send": {
                 "datagram": sent(value.data),
                 "to": _endpoint(value.destination),
-                "from": None if value.source is None else str(value.source),
+                "from": None if value.source is None else _address(value.source),
             }
         }
     names = _FIELDS.get(kind)
@@ -68,7 +69,7 @@ def _foreign(value: Any) -> Any:
     if kind is bytes:
         return {"$bytes": value.hex()}
     if kind is IPv4Address or kind is IPv6Address:
-        return {"$ip": str(value)}
+        return {"$ip": _address(value)}
     if kind is IPv4Network or kind is IPv6Network:
         return {"$net": str(value)}
     if isinstance(value, Enum) and kind.__name__ in ENUMS:
@@ -107,7 +108,13 @@ def argument(value: Any) -> Any:
 
 
 def _endpoint(value: Endpoint) -> list[Any]:
-    return [str(value.address), value.port]
+    return [_address(value.address), value.port]
+
+
+@lru_cache(maxsize=1024)
+def _address(value: Address) -> str:
+    """A few addresses come again and again, and an IPv6 address takes long to write."""
+    return str(value)
 
 
 def value_of(written: Any, move_of: Callable[[str], Any] | None = None) -> Any:

@@ -34,7 +34,7 @@ from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import TRAILER, read_seal
 from vmmobility.wire.message import decode_part
 from vmmobility.wire.summary import summary
-from vmmobility.wire.values import Address, VmKey
+from vmmobility.wire.values import Address, Interface, VmKey
 
 ROUTINE = frozenset({"timer", "persisted", "traffic", "traffic_counted"})
 WIDTH = 10  # of a node's name
@@ -177,6 +177,8 @@ def _value(value: Any) -> str:
         return str(value)
     if isinstance(value, bytes):
         return f"({len(value)} octets)"
+    if isinstance(value, Interface):
+        return " ".join((value.mac_text, *map(str, value.prefixes)))
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple | set):

@@ -249,7 +249,8 @@ class _EngineTee:
         outputs = self._engine.flush()
 
         def lines() -> list[str]:
-            return [text({FLUSH: len(outputs)}), *(text({"output": o}) for o in outputs)]
+            count = f'{{"{FLUSH}":{len(outputs)}}}'
+            return [count, *(text({"output": output}) for output in outputs)]
 
         # Nothing more comes of it: what this event has led to may be written down.
         self._recorder.write(lines, now=not outputs)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmmobility.errors import DecodeError
-from vmmobility.wire.authentication import DIGEST, open_sealed, read_seal
+from vmmobility.wire.authentication import DIGEST, read_seal, verify
 from vmmobility.wire.registry import MAX_DATAGRAM
 
 SecretOf = Callable[[str, int], bytes | None]
@@ -35,14 +35,12 @@ def strip(datagram: bytes, secret_of: SecretOf) -> dict[str, Any]:
     if len(datagram) > MAX_DATAGRAM:
         return {LONG: len(datagram)}
     try:
-        read_seal(datagram)
+        mark = read_seal(datagram)
     except DecodeError:
         return {BARE: datagram.hex()}
-    try:
-        open_sealed(datagram, secret_of)
-    except DecodeError:
-        return {WRONG: datagram[:-DIGEST].hex()}
-    return {RIGHT: datagram[:-DIGEST].hex()}
+    secret = secret_of(mark.sender, mark.key_id)
+    right = secret is not None and verify(datagram, secret)
+    return {RIGHT if right else WRONG: datagram[:-DIGEST].hex()}
 
 
 def sent(datagram: bytes) -> str:
