@@ -300,7 +300,8 @@ class Conversation:
         node = self.world.nodes[MANAGER]
         manager = node.manager
         assert manager is not None
-        self.world.feed(node, lambda: manager.onboard(key, addresses, nodes, self.world.now))
+        manager.onboard(key, addresses, nodes, self.world.now)
+        self.world.feed(node, lambda: None)
 
     def _hypervisor(self, node: str) -> Hypervisor:
         hypervisor = self.world.nodes[node].hypervisor

@@ -88,9 +88,8 @@ class ManagerChecks:
         if peer is None or not peer.endpoints:
             listener(None, now)
             return
-        earlier = self._questions.get((vm, node))
-        listeners = [*(earlier.listeners if earlier else ()), listener]
-        self._questions[vm, node] = Question(now + self.settings.ask_s, listeners)
+        question = self._questions.setdefault((vm, node), Question(now + self.settings.ask_s, []))
+        question.listeners.append(listener)
         self.channel.request(
             peer,
             Purpose.CHECK,

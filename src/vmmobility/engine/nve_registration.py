@@ -138,10 +138,11 @@ class NveRegistration(NveParts):
     def _refresh(self, entry: Entry, now: float) -> None:
         """Section 5: "In order to extend a binding that is expiring, the Hypervisor sends periodic
         reregistration messages"."""
-        entry.refresh_at = now + max(entry.lifetime_s, LIFETIME_UNIT_S) / 2
         if entry.phase is Phase.ATTACHING:
+            entry.refresh_at = None  # it is repeated until it is answered
             self._attach(entry, now)
             return
+        entry.refresh_at = now + max(entry.lifetime_s, LIFETIME_UNIT_S) / 2
         self.channel.request(
             self.manager,
             Purpose.REFRESH,
