@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -11,10 +11,10 @@ import pytest
 
 from vmmobility.daemon import data_plane_worker as module
 from vmmobility.daemon.data_plane_worker import DataPlaneWorker
-from vmmobility.drivers.dataplane import Failure, Traffic
+from vmmobility.drivers.dataplane import Drift, Failure, Traffic
 from vmmobility.drivers.fake_dataplane import FakeDataPlane
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane
-from vmmobility.engine.outputs import CountTraffic, SetDataPlane
+from vmmobility.engine.outputs import Audit, CountTraffic, SetDataPlane
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Interface, VmKey
 
@@ -38,6 +38,14 @@ class GatedDataPlane(FakeDataPlane):
         self.begun = asyncio.Event()
         self.batches: list[list[VmKey]] = []
         self.broken: Exception | None = None
+        self.drifts: list[Drift] = []
+        self.audited: list[list[VmKey]] = []
+
+    async def audit(self, vms: Collection[VmKey] | None = None) -> Sequence[Drift]:
+        self.audited.append(list(vms or []))
+        if self.broken:
+            raise self.broken
+        return self.drifts
 
     async def apply(self, desired: Sequence[VmDataPlane]) -> Sequence[Failure]:
         self.batches.append([one.vm for one in desired])
@@ -66,6 +74,8 @@ class Rig:
             lambda *a: self._note("applied", *a),
             lambda *a: self._note("counted", *a),
             lambda *a: self._note("polled", *a),
+            lambda *a: self._note("audited", *a),
+            lambda *a: self._note("drifted", *a),
             lambda: self.wants,
             lambda *a: self._note("trouble", *a),
         )
@@ -179,5 +189,43 @@ def test_redirected_traffic_is_polled_only_while_wanted():
         rig.wants = True
         await rig.until(lambda: len(rig.answers) == 3)
         assert rig.answers[1:] == [("polled", {VM: Traffic()})] * 2
+
+    play(part)
+
+
+def test_an_audit_follows_the_states_given_before_it_and_is_answered_in_words():
+    async def part(rig: Rig) -> None:
+        stray = Drift(None, "route 10.1.0.9/32", "stands, and nobody asked for it")
+        rig.plane.drifts = [
+            Drift(VM, "tap vmt0.0", "is missing"),
+            stray,
+            Drift(VM, "route 10.1.0.5/32", "is missing", repaired=False),
+        ]
+        rig.worker.audit(Audit(VM))
+        rig.worker.audit(Audit(OTHER))
+        rig.worker.audit(Audit(VM))
+        rig.worker.set(state(VM, 1))
+        await rig.until(lambda: len(rig.answers) == 4)
+        assert rig.plane.audited == [[VM, OTHER]]
+        words = ["tap vmt0.0: is missing", "route 10.1.0.5/32: is missing (still so)"]
+        assert rig.answers == [
+            ("applied", VM, 1, []),
+            ("drifted", stray),
+            ("audited", VM, words),
+            ("audited", OTHER, []),
+        ]
+
+    play(part)
+
+
+def test_an_audit_that_cannot_be_made_is_answered_and_told():
+    async def part(rig: Rig) -> None:
+        rig.plane.broken = DataPlaneError("netlink is away")
+        rig.worker.audit(Audit(VM))
+        await rig.until(lambda: len(rig.answers) == 2)
+        assert rig.answers == [
+            ("trouble", "the kernel cannot be compared: netlink is away"),
+            ("audited", VM, ["cannot be read: netlink is away"]),
+        ]
 
     play(part)

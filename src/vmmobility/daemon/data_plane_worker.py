@@ -1,5 +1,7 @@
 """The NVE's data plane worker: the newest state a VM, applied in batches; counters read when due.
 
+It also has the driver compare VMs with the kernel (audits), after all states that it was given.
+
 Not here: what the state should be (engine/nve.py), how it is made (drivers/linux).
 """
 
@@ -8,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from vmmobility.drivers.dataplane import DataPlane, Traffic
-from vmmobility.engine.outputs import CountTraffic, SetDataPlane
+from vmmobility.drivers.dataplane import DataPlane, Drift, Traffic
+from vmmobility.engine.outputs import Audit, CountTraffic, SetDataPlane
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import VmKey
 
@@ -20,6 +22,8 @@ class DataPlaneWorker:
     """One task in front of the driver.
 
     applied(vm, tag, failures), counted(vm, label, traffic), polled(counts): the answers
+    audited(vm, drift): the answer to an audit, in words; drifted(drift): found beside it, of nobody
+    or of a VM that was not asked about
     wants_traffic(): whether redirected traffic is to be counted now
     trouble(reason): traffic could not be counted; a count that was asked for has no answer then
     """
@@ -30,6 +34,8 @@ class DataPlaneWorker:
         applied: Callable[[VmKey, int, Sequence[str]], None],
         counted: Callable[[VmKey, str, Traffic], None],
         polled: Callable[[Mapping[VmKey, Traffic]], None],
+        audited: Callable[[VmKey, Sequence[str]], None],
+        drifted: Callable[[Drift], None],
         wants_traffic: Callable[[], bool],
         trouble: Callable[[str], None],
     ) -> None:
@@ -37,10 +43,13 @@ class DataPlaneWorker:
         self._applied = applied
         self._counted = counted
         self._polled = polled
+        self._audited = audited
+        self._drifted = drifted
         self._wants_traffic = wants_traffic
         self._trouble = trouble
         self._states: dict[VmKey, SetDataPlane] = {}
         self._counts: list[CountTraffic] = []
+        self._audits: dict[VmKey, None] = {}
         self._wake = asyncio.Event()
 
     def set(self, output: SetDataPlane) -> None:
@@ -50,6 +59,10 @@ class DataPlaneWorker:
 
     def count(self, output: CountTraffic) -> None:
         self._counts.append(output)
+        self._wake.set()
+
+    def audit(self, output: Audit) -> None:
+        self._audits[output.vm] = None
         self._wake.set()
 
     async def run(self) -> None:
@@ -71,6 +84,8 @@ class DataPlaneWorker:
                 await self._apply()
             if self._counts:
                 await self._count()
+            if self._audits:
+                await self._audit()
 
     async def _apply(self) -> None:
         states, self._states = list(self._states.values()), {}
@@ -90,6 +105,26 @@ class DataPlaneWorker:
             return
         for output in wanted:
             self._counted(output.vm, output.label, counts.get(output.vm, Traffic()))
+
+    async def _audit(self) -> None:
+        wanted, self._audits = self._audits, {}
+        words: dict[VmKey, list[str]] = {vm: [] for vm in wanted}
+        try:
+            found = await self._driver.audit(list(wanted))
+        except (DataPlaneError, OSError) as error:
+            # An answer all the same: somebody waits for it, and should know.
+            self._trouble(f"the kernel cannot be compared: {error}")
+            for told in words.values():
+                told.append(f"cannot be read: {error}")
+            found = []
+        for drift in found:
+            if drift.vm in words:
+                still = "" if drift.repaired else " (still so)"
+                words[drift.vm].append(f"{drift.item}: {drift.found}{still}")
+            else:
+                self._drifted(drift)
+        for vm, told in words.items():
+            self._audited(vm, told)
 
     async def _traffic(self) -> Mapping[VmKey, Traffic] | None:
         """The counters; None if they cannot be read now (the relay has just died)."""

@@ -33,7 +33,7 @@ from vmmobility.daemon.nve_service import NveService
 from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_recorder
-from vmmobility.drivers.dataplane import Traffic
+from vmmobility.drivers.dataplane import Drift, Traffic
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.external import ExternalHypervisor
 from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor
@@ -45,6 +45,7 @@ from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
+    Audit,
     CommandDone,
     CountTraffic,
     HypervisorOrder,
@@ -86,6 +87,8 @@ class NveDaemon(NveService):
             self._applied,
             self._counted,
             self._polled,
+            self._audited,
+            self._drifted,
             self._wants_traffic,
             lambda what: log.note("data-plane.failure", reason=what),
         )
@@ -169,6 +172,8 @@ class NveDaemon(NveService):
                 self._worker.set(output)
             case CountTraffic():
                 self._worker.count(output)
+            case Audit():
+                self._worker.audit(output)
             case HypervisorOrder():
                 self._desk.take(output)
             case CommandDone():
@@ -184,6 +189,22 @@ class NveDaemon(NveService):
 
     def _polled(self, counts: Mapping[VmKey, Traffic]) -> None:
         self.pump.input(lambda now: self.engine.traffic(counts, now))
+
+    def _audited(self, vm: VmKey, drift: Sequence[str]) -> None:
+        self.pump.input(lambda now: self.engine.audited(vm, drift, now))
+
+    def _drifted(self, drift: Drift) -> None:
+        """Of the node's own, or of nobody: no engine's entry is concerned."""
+        self.engine.counts["drift.kernel"] += 1
+        self._log.note(
+            "drift",
+            nve=self._config.node_id,
+            what="kernel",
+            expected="as wanted",
+            found=f"{drift.item}: {drift.found}",
+            repaired=drift.repaired,
+            **({"vm": drift.vm.vm_id, "vni": drift.vm.vni} if drift.vm else {}),
+        )
 
     def _wants_traffic(self) -> bool:
         return self.engine.wants_traffic
