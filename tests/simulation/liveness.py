@@ -113,7 +113,9 @@ def _check_forgotten(world: World, vm: VmKey) -> None:
             raise Violation("a leftover", f"{vm} is not bound, and {name} holds {held}")
         guest = node.hypervisor.guests.get(vm) if node.hypervisor else None
         if guest is not None:
-            raise Violation("a leftover", f"{vm} is not bound, and {name} has one {guest.life.value}")
+            raise Violation(
+                "a leftover", f"{vm} is not bound, and {name} has one {guest.life.value}"
+            )
 
 
 def check_drained(world: World) -> None:

@@ -61,9 +61,7 @@ class Fates:
 class Operations:
     """Carries operations out.  hit(what, node) is told of every fault that strikes."""
 
-    def __init__(
-        self, world: World, schedule: Schedule, hit: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, world: World, schedule: Schedule, hit: Callable[[str, str], None]) -> None:
         self.world, self.schedule, self.hit = world, schedule, hit
         self.fates = Fates(world)
         self.crashes = 0
@@ -262,7 +260,13 @@ class Operations:
         return self.world.nodes[MANAGER].manager
 
     def do_move(self, vm: str, to: str) -> None:
-        if self._manager() is not None:
+        """Where the VM is there already, to the next NVE."""
+        manager = self._manager()
+        if manager is not None:
+            binding = manager.cache.bindings.get(vm_key(vm))
+            if binding is not None and binding.nve.nve_id == to:
+                nves = self.schedule.nves
+                to = nves[nves.index(to) - 1]
             try:
                 self.world.move(vm_key(vm), to)
             except CommandRefused:

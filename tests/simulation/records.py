@@ -90,15 +90,11 @@ class Records:
         if epoch is None or phase is None:
             return
         vm: VmKey = message.vm
-        record = node.disk.get(f"vm/{vm.vni}/{vm.vm_id}") or {"epoch": 0, "phase": 0}
-        held = (record["epoch"], Phase(record["phase"]))
-        if held[0] < epoch.epoch or (held[0] == epoch.epoch and _behind(held[1], phase.phase)):
+        record = node.disk.get(f"vm/{vm.vni}/{vm.vm_id}")
+        # Later changes of phase may have overtaken the answer; earlier ones may not be all there is.
+        nothing = record is None and phase.phase is not Phase.NONE
+        if nothing or (record is not None and record["epoch"] < epoch.epoch):
             said = f"{phase.phase.name} at epoch {epoch.epoch}"
-            what = f"{node.node_id} says {vm} is {said}, its disk {held[1].name} at {held[0]}"
+            held = f"{Phase(record['phase']).name} at {record['epoch']}" if record else "nothing"
+            what = f"{node.node_id} says {vm} is {said}, its disk {held}"
             raise self._broken("said before durable", what)
-
-
-def _behind(held: Phase, said: Phase) -> bool:
-    """Of one epoch: whether the record is of before what is said.  Later changes of phase may have
-    overtaken the answer; what cannot be is no record of the VM at all."""
-    return held is Phase.NONE and said is not Phase.NONE

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.channel import Channel
 
-NO_GUEST = (Phase.NONE, Phase.REDIRECTING)  # where a destination has ended the waiting guest
+# A refusal from such a phase means that there is nothing to do: the destination has ended the
+# waiting guest; the source never began (it does not know yet that its attach was accepted).
+NOTHING_TO_DO = {
+    MoveState.ENDING_GUEST: (Phase.NONE, Phase.REDIRECTING),
+    MoveState.TURNING_BACK: (Phase.ATTACHING,),
+}
 
 
 class ManagerSteps:
@@ -100,7 +105,7 @@ class ManagerSteps:
             self._happen(move, Happening.ACCEPTED, now)
             return
         phase = reply.find(PhaseOption)
-        if move.state is MoveState.ENDING_GUEST and phase and phase.phase in NO_GUEST:
+        if phase is not None and phase.phase in NOTHING_TO_DO.get(move.state, ()):
             self._happen(move, Happening.ACCEPTED, now)
             return
         if move.state is MoveState.SWITCHING and move.back_epoch:
