@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class HandRun:
             command += ["-qmp", f"unix:{monitor},server=on,wait=off"]
         self._hands.unlink(missing_ok=True)
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: ASYNC220 (it does not wait)
                 [*command, *self._words, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         async with asyncio.timeout(LIMIT_S):
@@ -73,7 +74,9 @@ class HandRun:
         await self.say("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
         await self.say("migrate", uri=f"unix:{to.memory}")
         async with asyncio.timeout(LIMIT_S):
-            while (await self.say("query-migrate")).get("status") != "completed":
+            while True:
+                if (await self.say("query-migrate")).get("status") == "completed":
+                    return
                 await asyncio.sleep(POLL_S)
 
     def signal(self, number: signal.Signals) -> None:
@@ -95,7 +98,5 @@ class HandRun:
             self._process = None
         if self._client is not None:
             client, self._client = self._client, None
-            try:
+            with suppress(EOFError, OSError):
                 await client.disconnect()
-            except (EOFError, OSError):
-                pass

@@ -193,7 +193,8 @@ class ExternalGuest:
         if state in (HANDING_OVER, "postmigrate", "inmigrate"):
             migration = await self._query("query-migrate")
         # What came before the answer belongs before it.
-        await self._session.catch_up()
+        for event in self._session.pending():
+            self._on_event(event)
         life = life_of(state, str(migration.get("status", "")))
         self._state, self._incoming = state, state == "inmigrate"
         if self._incoming:

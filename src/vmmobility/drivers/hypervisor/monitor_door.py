@@ -90,8 +90,8 @@ def knock(name: str, path: Path) -> socket.socket | None:
     except BlockingIOError:
         connection.close()
         raise HypervisorError(
-            f"{name}: others wait for its monitor {path}",
-            "give each program a monitor of its own (QEMU takes several -qmp)",
+            f"{name}: its monitor {path} does not answer, and others wait for it, too",
+            "see whether QEMU hangs; give each program a monitor of its own (several -qmp)",
         ) from None
     except OSError as error:
         connection.close()

@@ -128,6 +128,10 @@ class QmpSession:
         while not client.events.empty():  # what came just before the end counts too
             on_event(await client.events.get())
 
+    def pending(self) -> list[Event]:
+        """The events that came and were not passed on yet; they count as passed on."""
+        return list(self._client.events.clear())
+
     async def catch_up(self) -> None:
         """Return once watch() has passed on all events that came before the last answer."""
         while self.connected and not self._client.events.empty():  # noqa: ASYNC110 (no signal)
