@@ -174,6 +174,42 @@ def test_a_fault_of_the_engine_is_on_record_and_shows_again(
     assert (found.expected, found.found) == ("ZeroDivisionError: a fault", "no error")
 
 
+def test_every_command_of_people_replays(world: RecordedWorld):
+    interfaces, now = interfaces_of("vm1", 1, 2), lambda: world.now
+    other, manager = VmKey(0, "vm2"), world.nodes[MANAGER].manager
+    edge = world.nodes["b"].edge
+    assert manager is not None
+    assert edge is not None
+    manager.onboard(VM, interfaces, ("a", "b"), now())
+    world.start_vm(VM, "a", interfaces)
+    world.run(2)
+    moved = world.move(VM, "b")
+    world.run(0.1)
+    manager.abort_move(manager.moves[moved], now())
+    world.run(10)
+    manager.check(1, now())
+    edge.expect_vm(2, other, interfaces_of("vm2", 2, 1), b"{}", now())
+    world.run(5)
+    edge.check(3, None, now())
+    edge.check(4, other, now())
+    world.run(5)
+    edge.unexpect_vm(5, other, now())
+    with pytest.raises(CommandRefused):
+        manager.release(VM, now(), fenced="a")
+    world.stop_vm(VM, "a")
+    world.run(5)
+    manager.offboard(VM, now())
+    world.run(1)
+    world.close()
+    told = set()
+    for path in world.files():
+        assert replayed(path).difference is None
+        told |= {line["input"] for line in lines_of(path) if "input" in line}
+    commands = {"onboard", "start_move", "abort_move", "check", "release", "offboard"}
+    assert told >= commands | {"expect_vm", "unexpect_vm", "start_vm", "stop_vm", "audited"}
+    assert not [detail for name, detail in world.notes if name == "recording.stopped"]
+
+
 # ---- datagrams and keys ---------------------------------------------------------------------
 
 
