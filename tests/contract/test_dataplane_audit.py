@@ -285,7 +285,12 @@ def test_a_tun_that_is_gone_comes_back_with_its_routes(linux: Plane):
     assert isinstance(linux.hands, LinuxHands)
     linux.hands.space.ip("link", "del", "vmmob-tun")
     names: set[str] = set()
-    wait_for(lambda: names.update(d.item for d in linux.audit()) or names, "it is found")
+
+    def found() -> set[str]:
+        names.update(drift.item for drift in linux.audit())
+        return names
+
+    wait_for(found, "it is found")
     assert names & {"relay", "tun vmmob-tun"}
     assert "vmmob-tun" in linux.leads("10.77.0.6/32")
     wait_for(lambda: linux.audit() == [], "nothing is left to find")

@@ -14,7 +14,7 @@ from ipaddress import IPv6Address
 from vmmobility.drivers.dataplane import Drift
 from vmmobility.drivers.linux import environment, rtnetlink, sysctl
 from vmmobility.drivers.linux.filter_state import Filters
-from vmmobility.drivers.linux.filter_text import Shown, show
+from vmmobility.drivers.linux.filter_text import Shown
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.ownership import (
     MAIN_TABLE,
@@ -45,9 +45,9 @@ class Seen:
     filters: Shown = field(default_factory=Shown)
 
 
-async def look(netlink: Netlink) -> Seen:
+async def look(netlink: Netlink, filters: Filters) -> Seen:
     """Read everything.  Raises DataPlaneError."""
-    seen = Seen(filters=await show())
+    seen = Seen(filters=await filters.look())
     for link in rtnetlink.links(netlink):
         seen.links[link.name], seen.names[link.index] = link, link.name
     for index, address in rtnetlink.addresses(netlink):

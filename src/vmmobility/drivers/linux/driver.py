@@ -330,7 +330,7 @@ class LinuxDataPlane:
         relay = await self._orders.faults()
         if self.relay_deaths != self._relay_deaths_told:
             relay.append(("", "had died; another was started"))
-        seen = await look(netlink)
+        seen = await look(netlink, self._filters)
         adjacent = self._adjacency()
         states = [s for vm, s in self._desired.items() if vms is None or vm in vms]
         comparison = Comparison(seen, self._settings, self._filters, self._routes.owners)

@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterable, Mapping
 
 from vmmobility.drivers.linux import filter
 from vmmobility.drivers.linux.filter import ONWARD, TO_TAP
-from vmmobility.drivers.linux.filter_text import COUNTING, ChainName, Shown, show, show_filters
+from vmmobility.drivers.linux.filter_text import COUNTING, ChainName, Shown, View
 from vmmobility.drivers.linux.plan import Plan, Port
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Prefix, VmKey
+
+_MANY = 100
 
 
 class Filters:
@@ -23,6 +25,7 @@ class Filters:
     def __init__(self) -> None:
         self.counted: dict[VmKey, list[Prefix]] = {}
         self._users: Counter[Prefix] = Counter()
+        self._view = View()
         self._held = Shown()
         self._prints: dict[ChainName, str] = {}
         self._unlearnt: set[str] = set()
@@ -30,11 +33,13 @@ class Filters:
 
     async def read(self) -> None:
         """Take what nft lists, after making what is missing of our tables."""
-        self._held = await show()
+        self._held = await self._view.show()
         if self.base_fault(self._held):
-            self._prints.pop(COUNTING, None)
             await filter.run_nft(filter.base_script())
-            self._held = await show()
+            self._held = await self._view.show()
+            self._prints.pop(COUNTING, None)
+        if COUNTING in self._held.prints:
+            self._prints.setdefault(COUNTING, self._held.prints[COUNTING])
         self._learn(self._held)
         for chain in self._held.digests:
             if self._held.prints[chain] != self._prints.get(chain):
@@ -74,17 +79,30 @@ class Filters:
         return sorted({p for _, p in shown.counted if self._users[p] <= 0}, key=str)
 
     def _learn(self, shown: Shown) -> None:
-        """Learn how the chains look that are right; those that are known stay as they are."""
+        """Learn how the filters look that are as we wrote them; known ones stay as they are."""
         for chain, digest in shown.digests.items():
-            if digest or chain == COUNTING:
+            # Another digest than ours: listed before it was written anew, or changed.
+            if digest and self._held.digests.get(chain) == digest:
                 self._prints.setdefault(chain, shown.prints[chain])
 
     async def learn(self) -> None:
-        """Learn how nft shows the filters that were written since the last time."""
+        """Learn how nft shows the filters that were written since the last time.
+
+        Where there are many, listing one takes nft longer than writing it: then they are learnt
+        with the next whole listing.
+        """
         taps, self._unlearnt = self._unlearnt, set()
-        # What cannot be listed now is learnt at the next resync.
+        if not taps or len(self._held.digests) > _MANY:
+            return
+        # What cannot be listed now is learnt with the next whole listing, too.
         with contextlib.suppress(DataPlaneError, OSError):
-            self._learn(await show_filters(taps))
+            self._learn(await self._view.show_filters(taps))
+
+    async def look(self) -> Shown:
+        """What nft lists now, for a comparison; what is right and new is learnt."""
+        shown = await self._view.show()
+        self._learn(shown)
+        return shown
 
     def forget_wishes(self) -> None:
         """Begin anew with what VMs want counted; what the kernel holds stays known."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from vmmobility.drivers.linux.filter import list_text
+from vmmobility.drivers.linux.netlink import Netlink, Refusal, parse_attributes
 from vmmobility.wire.values import Prefix
 
 COUNTING = ("inet", "counting")
@@ -53,24 +54,57 @@ _FAMILIES = ("inet", "netdev")
 _FEW = 4
 """So many chains are listed one by one; for more the whole table is one call."""
 
-
-async def show() -> Shown:
-    """List both tables; one that is not there shows nothing.  Raises DataPlaneError."""
-    shown = Shown()
-    texts = await asyncio.gather(*(list_text(family) for family in _FAMILIES))
-    for family, text in zip(_FAMILIES, texts, strict=True):
-        _take(shown, family, text)
-    return shown
+_NETLINK_NETFILTER = 12
+_GET_GENERATION = 10 << 8 | 16
+_GENERATION_ID = 1
 
 
-async def show_filters(taps: Collection[str]) -> Shown:
-    """List the chains of these taps, and perhaps others.  Raises DataPlaneError."""
-    if len(taps) > _FEW:
-        return await show()
-    shown = Shown()
-    for text in await asyncio.gather(*(list_text("netdev", tap) for tap in taps)):
-        _take(shown, "netdev", text)
-    return shown
+def generation() -> int | None:
+    """The number of changes that nftables has seen here, whoever made them; None if unknown."""
+    with Netlink(_NETLINK_NETFILTER) as netlink:
+        answer = netlink.get(_GET_GENERATION, bytes(4))
+    if isinstance(answer, Refusal):
+        return None
+    return int.from_bytes(parse_attributes(answer[4:]).get(_GENERATION_ID, b""), "big")
+
+
+class View:
+    """What nft lists, listed again only where something was changed since.
+
+    A listing of a thousand filters takes nft some seconds; to ask for the generation takes
+    microseconds.
+    """
+
+    def __init__(self) -> None:
+        self._generation: int | None = None
+        self._shown = Shown()
+
+    async def show(self) -> Shown:
+        """Both tables; one that is not there shows nothing.  Raises DataPlaneError."""
+        now = generation()
+        if now is None or now != self._generation:
+            shown = Shown()
+            texts = await asyncio.gather(*(list_text(family) for family in _FAMILIES))
+            for family, text in zip(_FAMILIES, texts, strict=True):
+                _take(shown, family, text)
+            # As it was before the listing: a change underway is a reason to list again.
+            self._generation, self._shown = now, shown
+        return Shown(
+            set(self._shown.tables),
+            dict(self._shown.prints),
+            dict(self._shown.rules),
+            dict(self._shown.digests),
+            set(self._shown.counted),
+        )
+
+    async def show_filters(self, taps: Collection[str]) -> Shown:
+        """The chains of these taps, and perhaps others.  Raises DataPlaneError."""
+        if len(taps) > _FEW:
+            return await self.show()
+        shown = Shown()
+        for text in await asyncio.gather(*(list_text("netdev", tap) for tap in taps)):
+            _take(shown, "netdev", text)
+        return shown
 
 
 def _take(shown: Shown, family: str, text: str) -> None:

@@ -98,14 +98,14 @@ def number(value: bytes) -> int:
 
 
 class Netlink:
-    """A NETLINK_ROUTE socket, bound to the network namespace in which it was made.
+    """A netlink socket, bound to the network namespace in which it was made.
 
     Every call blocks, but only for the kernel's own work (some microseconds a message).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
         self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
         self._socket.bind((0, 0))
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)

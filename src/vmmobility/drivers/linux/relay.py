@@ -18,7 +18,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable, Sequence
 from ipaddress import IPv6Address
@@ -26,65 +25,46 @@ from pathlib import Path
 
 from vmmobility.drivers.linux.neighbour_proxy import NeighbourProxy
 from vmmobility.drivers.linux.relay_control import Control
+from vmmobility.drivers.linux.relay_descriptors import (
+    DESCRIPTORS,
+    RelayDescriptors,
+    from_text,
+    open_all,
+    still_there,
+)
 from vmmobility.drivers.linux.relay_table import Decision, RelayTable, Verdict
-from vmmobility.drivers.linux.tap import open_tun
 
 _BATCH = 64
 """Packets read from one descriptor before the others get their turn: bounds control's wait."""
-_BUFFER_BYTES = 32 << 20
-_SEND_PATIENCE_US = 50_000
-_BUFFER_OPTIONS = ((33, socket.SO_RCVBUF), (32, socket.SO_SNDBUF))
-"""SO_RCVBUFFORCE and SO_SNDBUFFORCE pass the system's limits; without the right, the plain ones."""
-_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
-_PROTOCOL = {4: 4, 6: 41}
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-
-
-def tunnel_socket(version: int, locator: str) -> socket.socket:
-    """The raw socket of one family; reads are made non-blocking by their flag.
-
-    Sending blocks for a moment where the kernel's queue is full, rather than to lose packets.
-    """
-    raw = socket.socket(_FAMILY[version], socket.SOCK_RAW | socket.SOCK_CLOEXEC, _PROTOCOL[version])
-    raw.bind((locator, 0))
-    for forced, plain in _BUFFER_OPTIONS:
-        try:
-            raw.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_BYTES)
-        except PermissionError:
-            raw.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, _SEND_PATIENCE_US))
-    # Bigger than a router on the way allows: fragment the outer packet rather than lose it.
-    if version == 4:
-        raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
-    else:
-        raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
-    return raw
 
 
 class Relay:
     """The devices, the table between them and the loop."""
 
     def __init__(
-        self, tun: int, locators: dict[int, str], proxy: NeighbourProxy, control: Control
+        self, descriptors: RelayDescriptors, proxy: NeighbourProxy, control: Control
     ) -> None:
-        self._tun = tun
+        tun = self._tun = descriptors.tun
         self._proxy = proxy
         self._control = control
         self.table: RelayTable = control.table
         self._raw: dict[int, socket.socket] = {}
         self._handlers: dict[int, Callable[[], None]] = {tun: self._read_tun}
-        for version, locator in locators.items():
-            raw = self._raw[version] = tunnel_socket(version, locator)
+        for version, number in descriptors.raw.items():
+            raw = self._raw[version] = socket.socket(fileno=number)
             self._handlers[raw.fileno()] = _reader(self, raw, version)
-        self._handlers[proxy.fileno()] = proxy.handle
 
     def run(self) -> None:
         """Work until the control socket orders a stop."""
         poll = select.epoll()
-        for descriptor in self._handlers:
-            poll.register(descriptor, select.EPOLLIN)
+        poll.register(self._proxy.fileno(), select.EPOLLIN)
         self._control.attach(poll)
+        # Without a table every packet would be a stray: what comes before it waits.
+        waiting = list(self._handlers)
+        self._handlers[self._proxy.fileno()] = self._proxy.handle
         while not self._control.stopping:
+            while waiting and self._control.told:
+                poll.register(waiting.pop(), select.EPOLLIN)
             ready = poll.poll()
             for descriptor, events in ready:
                 handler = self._handlers.get(descriptor)
@@ -102,7 +82,7 @@ class Relay:
                 return
             except OSError:
                 # The device is down or gone: the daemon repairs it, and starts us again.
-                self._control.stopping = not _still_there(tun)
+                self._control.stopping = not still_there(tun)
                 return
             act(decide(packet), packet[0] >> 4 if packet else 0)
 
@@ -135,15 +115,6 @@ def _reader(relay: Relay, raw: socket.socket, version: int) -> Callable[[], None
     return lambda: relay.read_tunnel(raw, version)
 
 
-def _still_there(tun: int) -> bool:
-    try:
-        # TUNGETIFF fails with EBADFD once the device is removed.
-        fcntl.ioctl(tun, 0x800454D2, bytes(40))
-    except OSError:
-        return False
-    return True
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vmmobility relay")
     parser.add_argument("--tun", required=True)
@@ -152,6 +123,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ipv6", default="")
     parser.add_argument("--gateway-mac", required=True)
     parser.add_argument("--gateway6", default="fe80::1")
+    parser.add_argument(DESCRIPTORS, default="")
     return parser.parse_args(argv)
 
 
@@ -175,10 +147,19 @@ def main(argv: Sequence[str]) -> None:
     proxy = NeighbourProxy(
         bytes.fromhex(args.gateway_mac.replace(":", "")), IPv6Address(args.gateway6)
     )
+    if args.descriptors:
+        descriptors = from_text(args.descriptors)
+    else:
+        descriptors = open_all(args.tun, locators)
     # The configuration is what an adopting daemon compares with its own.
-    control = Control(args.state_dir / "relay.sock", RelayTable(), proxy, configuration=list(argv))
+    configuration = list(argv)
+    if DESCRIPTORS in configuration:
+        at = configuration.index(DESCRIPTORS)
+        del configuration[at : at + 2]
+    path = args.state_dir / "relay.sock"
+    control = Control(path, RelayTable(), proxy, configuration, descriptors.as_text())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    relay = Relay(open_tun(args.tun), locators, proxy, control)
+    relay = Relay(descriptors, proxy, control)
     # The table is small and long-lived: collections in the packet path would only be pauses.
     gc.collect()
     gc.freeze()

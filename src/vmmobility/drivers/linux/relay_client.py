@@ -22,6 +22,12 @@ from typing import Any
 import vmmobility
 from vmmobility.drivers.linux.ownership import TUN_NAME
 from vmmobility.drivers.linux.relay_control import VERSION
+from vmmobility.drivers.linux.relay_descriptors import (
+    DESCRIPTORS,
+    RelayDescriptors,
+    copies_of,
+    open_all,
+)
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.errors import DataPlaneError
 
@@ -57,6 +63,7 @@ class RelayClient:
         self._waiting: deque[asyncio.Future[dict[str, Any]]] = deque()
         self._child: subprocess.Popen[bytes] | None = None
         self._settled = False
+        self._spares: RelayDescriptors | None = None
 
     @property
     def connected(self) -> bool:
@@ -96,10 +103,24 @@ class RelayClient:
             # A process that is being killed still accepts for a moment.
             return False
         alike = hello.get("configuration") == self.configuration()
-        return alike and hello.get("version") == VERSION
+        if not alike or hello.get("version") != VERSION:
+            return False
+        self._take_spares(hello)
+        return True
+
+    def _take_spares(self, hello: Mapping[str, Any]) -> None:
+        """Copies of the adopted relay's descriptors, for its successor."""
+        self._let_go_of_spares()
+        with contextlib.suppress(OSError, ValueError, KeyError):  # then the next opens its own
+            self._spares = copies_of(int(hello["pid"]), str(hello["descriptors"]))
+
+    def _let_go_of_spares(self) -> None:
+        if self._spares is not None:
+            self._spares.close()
+            self._spares = None
 
     async def _replace(self) -> Found:
-        await self.stop()
+        await self._end()
         self._start()
         deadline = asyncio.get_running_loop().time() + _START_PATIENCE_S
         while not await self._connect():
@@ -116,9 +137,17 @@ class RelayClient:
         root = str(Path(vmmobility.__file__).parent.parent)
         inherited = os.environ.get("PYTHONPATH", "")
         environment = {**os.environ, "PYTHONPATH": f"{root}:{inherited}" if inherited else root}
+        spares = self._spares_for_a_start()
+        inherited_fds: tuple[int, ...] = ()
+        if spares is not None:
+            command_end = [DESCRIPTORS, spares.as_text()]
+            inherited_fds = spares.all
+        else:
+            command_end = []
         with open(self._log_path, "wb") as log:
             self._child = subprocess.Popen(
-                [*command, *self.configuration()],
+                [*command, *self.configuration(), *command_end],
+                pass_fds=inherited_fds,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -126,6 +155,17 @@ class RelayClient:
                 cwd="/",
                 start_new_session=True,
             )
+
+    def _spares_for_a_start(self) -> RelayDescriptors | None:
+        """What a new relay inherits: those that the last one had, packets waiting in them, or new
+        ones.  None: it shall try itself, and say what is wrong."""
+        if self._spares is not None and not self._spares.usable:
+            self._let_go_of_spares()
+        if self._spares is None:
+            locators = {v: str(a) for v in (4, 6) if (a := self._settings.locator(v)) is not None}
+            with contextlib.suppress(OSError):
+                self._spares = open_all(TUN_NAME, locators)
+        return self._spares
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -190,6 +230,10 @@ class RelayClient:
 
     async def close(self) -> None:
         """Let go of the relay; it works on."""
+        self._let_go_of_spares()
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -202,12 +246,16 @@ class RelayClient:
 
     async def stop(self) -> None:
         """End the relay of this folder, politely first, and remove its files."""
+        self._let_go_of_spares()
+        await self._end()
+
+    async def _end(self) -> None:
         self._settled = False
         if self.connected or await self._connect():
             with contextlib.suppress(DataPlaneError):
                 await self.order({"op": "stop"})
         child = self._child
-        await self.close()
+        await self._hang_up()
         begun = asyncio.get_running_loop().time()
         while (holder := self._lock_holder()) is not None:
             waited = asyncio.get_running_loop().time() - begun

@@ -1,6 +1,6 @@
 """The relay's control socket: newline-delimited JSON orders, each answered in order.
 
-    {"op": "hello"}                                     -> version, pid, configuration
+    {"op": "hello"}                                     -> version, pid, configuration, descriptors
     {"op": "set", "entries": [...], "ports": [...]}     -> the whole table
     {"op": "change", "put": [...], "gone": ["0/vm"]}    -> some entries; "ports" where they changed
     {"op": "counters"}                                  -> {"vms": {...}, "strays": {...}}
@@ -24,7 +24,7 @@ from typing import Any
 from vmmobility.drivers.linux.neighbour_proxy import NeighbourProxy, read_ports
 from vmmobility.drivers.linux.relay_table import RelayTable, read_entry
 
-VERSION = 1
+VERSION = 2
 _READ_BYTES = 1 << 20
 _LONGEST_ORDER = 64 << 20
 
@@ -33,10 +33,13 @@ class Control:
     """Listens, and keeps the table and the ports as ordered."""
 
     def __init__(
-        self, path: Path, table: RelayTable, proxy: NeighbourProxy, configuration: list[str]
-    ) -> None:
+        self, path: Path, table: RelayTable, proxy: NeighbourProxy, configuration: list[str],
+        descriptors: str = "",
+    ) -> None:  # fmt: skip
         self.table = table
         self.stopping = False
+        self.told = False  # whether a daemon has said what the table holds
+        self._descriptors = descriptors
         self._proxy = proxy
         self._configuration = configuration
         self._path = path
@@ -109,15 +112,22 @@ class Control:
             ports = read_ports(order["ports"]) if "ports" in order else self._proxy.ports
             self.table.change(put, [str(vm) for vm in order.get("gone", ())])
             self._proxy.ports = ports
+            self.told = True
         elif operation == "set":
             entries = [read_entry(one) for one in order["entries"]]
             self._proxy.ports = read_ports(order["ports"])
             self.table.replace_all(entries)
+            self.told = True
         elif operation == "counters":
             strays = {**self.table.strays, "neighbours_answered": self._proxy.answered}
             return {"vms": self.table.counters(), "strays": strays}
         elif operation == "hello":
-            return {"version": VERSION, "pid": os.getpid(), "configuration": self._configuration}
+            return {
+                "version": VERSION,
+                "pid": os.getpid(),
+                "configuration": self._configuration,
+                "descriptors": self._descriptors,
+            }
         elif operation == "stop":
             self.stopping = True
         else:
