@@ -130,6 +130,10 @@ class LiveFabric:
 
     # --- doing ---
 
+    def ip(self, nve: str, *words: str) -> str:
+        """Run `ip` in that NVE's namespace, as other hands may."""
+        return _ip(self._lab.spaces.name(nve), *words)
+
     def vmmob(self, *words: str) -> subprocess.CompletedProcess[str]:
         environment = {
             **python_environment(),
@@ -148,7 +152,7 @@ class LiveFabric:
 
     def kill(self, node: str, sign: signal.Signals) -> int:
         """Send the signal and wait for the daemon's end; its exit code."""
-        self.daemons.kill(node, sign)
+        self.daemons.kill([node], sign)
         code = self.daemons.processes[node].returncode
         assert code is not None
         return code
