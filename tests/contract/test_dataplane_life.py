@@ -18,10 +18,12 @@ from tests.contract.dataplane_fabric import (
     B,
     Fabric,
     reach,
+    send,
 )
 from tests.contract.frames import (
     arp_reply_mac,
     arp_request,
+    payload_of,
 )
 from tests.contract.namespaces import wait_for
 from vmmobility.drivers.linux.driver import LinuxDataPlane
@@ -154,3 +156,37 @@ def test_remove_all_leaves_nothing(fabric: Fabric) -> None:
     assert TAP not in space.ip("link")
     assert space.run("nft", "list", "ruleset") == ""
     space.await_(fabric.c.driver.start())
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+@pytest.mark.parametrize("end", ["source", "destination"])
+def test_packets_wait_for_the_successor_of_a_killed_relay(
+    fabric: Fabric, end: str, adopted: bool
+) -> None:
+    """The daemon holds its descriptors: also one that has adopted the relay."""
+    redirect = replace(LOCAL, plugged=False, forwarding=Forwarding.REDIRECT, target=B)
+    delivery = replace(LOCAL, accept_from=(A,))
+    fabric.b.apply(delivery)
+    fabric.a.apply(redirect)
+    guest = fabric.b.plug()
+    reach(fabric, guest, 4, b"before")
+    node, state = (fabric.a, redirect) if end == "source" else (fabric.b, delivery)
+    if adopted:
+        node.space.await_(node.driver.close())
+        node.driver = node.space.call(LinuxDataPlane, node.settings)
+        node.space.await_(node.driver.start())
+        node.resync(state)
+    before = node.relay_pid()
+    os.kill(before, signal.SIGKILL)
+    words = [f"{version} {number}".encode() for number in range(100) for version in (4, 6)]
+    for word in words:
+        send(fabric, int(word[:1]), word)
+    wait_for(lambda: node.driver._relay.connected and node.relay_pid() != before, "another relay")
+    found: list[bytes | None] = []
+
+    def all_arrived() -> bool:
+        found.extend(payload_of(frame) for frame in guest.frames())
+        return set(words) <= set(found)
+
+    wait_for(all_arrived, "every packet that was sent meanwhile")
+    guest.close()
