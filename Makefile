@@ -139,6 +139,13 @@ test-all: setup ## lint, then every test, the slow campaigns too
 	$(MAKE) lint
 	$(PYTEST) $(PYTEST_ARGS)
 
+# SEED: the first domain's; N messages in all.  The last line printed is the sum.
+N ?=
+SEED ?= 1
+.PHONY: forge
+forge: $(INSTALLED) ## forge, replay, damage N (1000000) messages against live engines: nothing may change
+	$(BIN)/python -m tests.forge.campaign $(or $(N),1000000) --seed $(SEED)
+
 # All of them run, whatever the first one says: one run shows everything there is to mend.
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, mypy --strict, the floors (import-linter), spelling
