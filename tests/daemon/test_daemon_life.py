@@ -145,7 +145,7 @@ def test_a_key_that_is_gone_or_wrong_is_refused_and_the_old_one_stays(fabric: Li
         if text is not None:
             key.write_bytes(text)
             key.chmod(0o600)
-        fabric.daemons.kill("manager", signal.SIGHUP)
+        fabric.daemons.kill(["manager"], signal.SIGHUP)
         refused += 1
         fabric.eventually(partial(logged, fabric, "keys.refused", refused), "it says so")
         if text is None:
