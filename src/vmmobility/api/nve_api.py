@@ -31,7 +31,7 @@ class _Routes:
     async def expect(self, request: Request) -> Response:
         return JSONResponse(await self._service.expect_vm(await self._definition(request)))
 
-    async def unexpect(self, request: Request) -> Response:
+    async def forget(self, request: Request) -> Response:
         return JSONResponse(await self._service.unexpect_vm(http.vm_of(request)))
 
     async def check(self, request: Request) -> Response:
@@ -63,7 +63,7 @@ def nve_api(service: NveService) -> Starlette:
             Route("/v1/vms/{vm}", routes.start, methods=["PUT"]),
             Route("/v1/vms/{vm}", routes.stop, methods=["DELETE"]),
             Route("/v1/expected/{vm}", routes.expect, methods=["PUT"]),
-            Route("/v1/expected/{vm}", routes.unexpect, methods=["DELETE"]),
+            Route("/v1/expected/{vm}", routes.forget, methods=["DELETE"]),
             Route("/v1/check", routes.check, methods=["POST"]),
             Route("/v1/alarms", routes.alarms, methods=["GET"]),
         ]
