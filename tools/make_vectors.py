@@ -25,6 +25,7 @@ from tools.vector_messages import (  # noqa: E402
     parts,
     registrations,
 )
+from tools.vector_trust import challenges, checks  # noqa: E402
 
 FOLDER = ROOT / "docs" / "vectors"
 
@@ -33,6 +34,8 @@ FILES: dict[str, Callable[[], Json]] = {
     "registrations.json": registrations,
     "hot-move.json": hot_move,
     "parts.json": parts,
+    "challenges.json": challenges,
+    "checks.json": checks,
     "invalid.json": invalid,
     "replay.json": replay,
 }

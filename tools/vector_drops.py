@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tools.vector_messages import BOOTS, KEYS, LIFETIME, VM, Json, ask
+from tools.vector_messages import BOOTS, KEYS, LIFETIME, NONCE, VM, Json, ask
 from vmmobility.wire.authentication import TRAILER, Seal, seal
-from vmmobility.wire.message import encode_parts
-from vmmobility.wire.options import AttachId, Epoch
-from vmmobility.wire.registry import MAX_DATAGRAM, Purpose
+from vmmobility.wire.message import Message, encode_parts
+from vmmobility.wire.options import AttachId, Epoch, KnownBoot, Nonce, Option
+from vmmobility.wire.registry import MAX_DATAGRAM, Kind, Purpose
 
 
 def _raw(
@@ -49,6 +49,8 @@ def invalid() -> Json:
         ("a sender that nobody knows", "unknown-key", sealed(_raw(vm), replace(mark, sender="x"))),
         ("a sender without a name", "bad-value", no_name + bytes(32)),
         ("a sender with a space", "bad-value", spaced + bytes(32)),
+        ("boot 0", "bad-value", good[:-80] + bytes(8) + good[-72:]),
+        ("boot 2^63", "bad-value", good[:-80] + b"\x80" + bytes(7) + good[-72:]),
         ("a changed option", "bad-digest", flip(good, 23)),
         ("a changed counter", "bad-digest", flip(good, len(good) - 65)),
         ("a changed digest", "bad-digest", flip(good, len(good) - 1)),
@@ -109,8 +111,8 @@ def invalid() -> Json:
         ("a multicast locator", "bad-value", "MALFORMED",
          _raw(vm + _tlv(0x8004, b"\1n\4\xe0\0\0\1"))),
         ("mobility kind 0", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8008, bytes(3)))),
-        ("phase 10", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8009, b"\x0a"))),
-        ("a guest's life 4", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8013, b"\4"))),
+        ("phase 255", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8009, b"\xff"))),
+        ("a guest's life 255", "bad-value", "MALFORMED", _raw(vm + _tlv(0x8013, b"\xff"))),
         ("a nonce of 15 octets", "option-length", "MALFORMED", _raw(vm + _tlv(0x8011, bytes(15)))),
         ("an endpoint's port zero", "bad-value", "MALFORMED",
          _raw(vm + _tlv(0x800C, b"\0\0\4\x0a\0\0\1"))),
@@ -124,7 +126,7 @@ def invalid() -> Json:
     return {
         "description": "Datagrams that the manager drops: the reason that it counts, and the "
         "status with which it answers them (null: silence).  Each stands alone; nve-a has boot "
-        f"{mark.boot:016x} and sends counter 1.",
+        f"{mark.boot:016x}, which is on record with `high` 0, and sends counter 1.",
         "receiver": "manager",
         "keys": {"nve-a": {"1": secret.hex()}},
         "vectors": [
@@ -138,33 +140,52 @@ def replay() -> Json:
     """Datagrams in their order of arrival and what becomes of each."""
     secret = KEYS["manager", "nve-a"][1]
     first = BOOTS["nve-a"]
-    steps: list[tuple[int, int, str]] = [
-        (first, 5, "accepted"),
-        (first, 5, "replayed"),
-        (first, 3, "accepted"),
-        (first, 3, "replayed"),
-        (first, 1030, "accepted"),
-        (first, 6, "too-old"),
-        (first, 7, "accepted"),
-        (first, 7, "replayed"),
-        (first + 1, 1, "accepted"),
-        (first, 1031, "old-boot"),
-        (first + 1, 2, "accepted"),
-        (first + 1, 1, "replayed"),
+    right = Nonce(NONCE.nonce), KnownBoot(0)
+    wrong = Nonce(NONCE.nonce[::-1]), KnownBoot(0)
+    steps: list[tuple[int, int, tuple[Option, ...], str]] = [
+        (first, 5, (), "unproven"),
+        (first, 6, wrong, "unproven"),
+        (first, 7, right, "proves"),
+        (first, 7, right, "replayed"),
+        (first, 5, (), "replayed"),
+        (first, 1, (), "replayed"),
+        (first, 8, (), "accepted"),
+        (first, 8, (), "replayed"),
+        (first, 10, (), "accepted"),
+        (first, 9, (), "accepted"),
+        (first, 9, (), "replayed"),
+        (first, 1035, (), "accepted"),
+        (first, 11, (), "too-old"),
+        (first, 12, (), "accepted"),
+        (first, 12, (), "replayed"),
+        (first + 1, 1, (), "accepted"),
+        (first, 1036, (), "old-boot"),
+        (first, 1037, right, "old-boot"),
+        (first + 1, 2, (), "accepted"),
+        (first + 1, 1, (), "replayed"),
     ]
-    message = ask(Purpose.REFRESH, 0x91, VM, AttachId(1), Epoch(1), lifetime=LIFETIME)
-    (unsealed,) = encode_parts(message, MAX_DATAGRAM, TRAILER)
-    return {
-        "description": "Datagrams of nve-a in their order of arrival and the verdict on each: "
-        "accepted, or the reason of the drop.  The window has 1,024 counters.",
-        "key": secret.hex(),
-        "vectors": [
+    vectors = []
+    for number, (boot, counter, options, verdict) in enumerate(steps, 0x91):
+        if options:
+            message = Message(Kind.REPLY, Purpose.CHALLENGE, number, options)
+        else:
+            message = ask(Purpose.REFRESH, number, VM, AttachId(1), Epoch(1), lifetime=LIFETIME)
+        (unsealed,) = encode_parts(message, MAX_DATAGRAM, TRAILER)
+        sealed = seal(unsealed, Seal("nve-a", 1, boot, counter), secret)
+        vectors.append(
             {
                 "boot": f"{boot:016x}",
                 "counter": f"{counter:016x}",
-                "datagram": seal(unsealed, Seal("nve-a", 1, boot, counter), secret).hex(),
+                "datagram": sealed.hex(),
                 "verdict": verdict,
             }
-            for boot, counter, verdict in steps
-        ],
+        )
+    return {
+        "description": "Datagrams of nve-a in their order of arrival at a manager that has nothing "
+        "of it on record and has sent it a CHALLENGE with this nonce.  The verdict on each: "
+        "accepted, proves (the right answer to the challenge), or the reason of the drop.  The "
+        "window has 1,024 counters.",
+        "key": secret.hex(),
+        "nonce": NONCE.nonce.hex(),
+        "vectors": vectors,
     }

@@ -72,11 +72,16 @@ class Speaker:
 
     def __init__(self) -> None:
         self.counters = dict.fromkeys(BOOTS, 0)
+        self.boots = dict(BOOTS)
+
+    def rise(self, sender: str, boot: int) -> None:
+        """The sender speaks under this boot from now on."""
+        self.boots[sender], self.counters[sender] = boot, 0
 
     def marks(self, sender: str, key_id: int) -> Iterator[Seal]:
         while True:
             self.counters[sender] += 1
-            yield Seal(sender, key_id, BOOTS[sender], self.counters[sender])
+            yield Seal(sender, key_id, self.boots[sender], self.counters[sender])
 
     def vector(
         self, name: str, sender: str, receiver: str, message: Message, key_id: int = 1
@@ -91,7 +96,7 @@ class Speaker:
             "receiver": receiver,
             "key": secret.hex(),
             "key_id": key_id,
-            "boot": f"{BOOTS[sender]:016x}",
+            "boot": f"{self.boots[sender]:016x}",
             "counter": f"{marks[0].counter:016x}",
             "datagrams": [seal(p, m, secret).hex() for p, m in zip(parts, marks, strict=True)],
             "message": dissect.readable(message),

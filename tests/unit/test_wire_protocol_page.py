@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from vmmobility.engine import admission, channel, manager_redirects, peer, replay
+from vmmobility.engine import (
+    admission,
+    challenge,
+    channel,
+    manager_redirects,
+    nve_unmanaged,
+    peer,
+    replay,
+)
 from vmmobility.engine.manager import ManagerSettings
 from vmmobility.engine.nve_transitions import RULES
 from vmmobility.wire import formats
@@ -81,6 +89,14 @@ def test_every_action_of_an_nve_is_explained():
         f"the same is sent again {manager_redirects.REDIRECT_RETRY_S:.0f} s later",
         f"A state has {MANAGER.step_s:.0f} s, copying {MANAGER.copy_s:.0f} s",
         f"the ticket's life ({MANAGER.ticket_s:.0f} s)",
+        f"more often than once in **{channel.Retransmission().first_s * 1000:.0f} ms** a peer",
+        f"stored (0 if none) + 1 + {challenge.STEP_BITS} random bits",
+        f"above 2^{challenge.FLOOR.bit_length() - 1}, and not below Known Boot",
+        f"has **{MANAGER.ask_s:.0f} s** to answer",
+        f"within **{MANAGER.freeze_s:.0f} s** freeze the binding",
+        f"every {MANAGER.check_s:.0f} s or so",
+        f"({nve_unmanaged.REFUSED_RETRY_S:.0f} s for a guest that other hands brought)",
+        f"after {nve_unmanaged.DEPARTED_ASK_S:.0f} s and then every",
         f"1 to {formats.MAX_NAME} octets (a node's: 1 to {formats.MAX_NODE_NAME})",
     ],
 )
@@ -106,5 +122,6 @@ def test_every_reason_of_a_drop_is_registered():
     }
     window = replay.ReplayWindow(boot=5, high=2000)
     found |= {str(window.check(*mark)) for mark in ((4, 1), (5, 2000), (5, 2000 - replay.WINDOW))}
+    found.add(str(replay.ReplayWindow().check(1, 1)))
     found |= {"unsupported-version", "unsupported-option"}  # raised by their own classes
     assert found == set(DROP_REASONS)

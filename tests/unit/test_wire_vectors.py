@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -14,17 +15,23 @@ import pytest
 
 from vmmobility.engine.channel import Channel, Peer, Retransmission
 from vmmobility.engine.outputs import Endpoint, Outbox, Persist, Send
-from vmmobility.engine.replay import ReplayWindow
 from vmmobility.errors import DecodeError
 from vmmobility.wire import dissect
 from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
 from vmmobility.wire.message import decode_part, encode_parts, join_parts
 from vmmobility.wire.options import OPTIONS
-from vmmobility.wire.registry import MAX_DATAGRAM, Phase, Role, Status
+from vmmobility.wire.registry import (
+    MAX_DATAGRAM,
+    GuestLife,
+    Phase,
+    Purpose,
+    Role,
+    Status,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "docs" / "vectors"
-MESSAGES = ("options", "registrations", "hot-move", "parts")
+MESSAGES = ("options", "registrations", "hot-move", "parts", "challenges", "checks")
 
 Json = dict[str, Any]
 
@@ -103,6 +110,9 @@ def test_a_node_counts_and_answers_it_as_stored(vector):
     channel = Channel(
         content["receiver"], 1, [peer], {}, outbox, random.Random(1), Retransmission()
     )
+    boot = re.search(r"boot ([0-9a-f]{16}), which is on record", content["description"])
+    assert boot
+    channel.restore({"mark/nve-a": [int(boot[1], 16), 0]})
     assert channel.datagram(bytes.fromhex(vector["datagram"]), source, None, 0.0) is None
     assert dict(channel.drops) == {vector["reason"]: 1}
     outputs = outbox.flush()
@@ -113,19 +123,36 @@ def test_a_node_counts_and_answers_it_as_stored(vector):
     assert statuses == ([vector["answer"]] if vector["answer"] else [])
 
 
+class Foretold(random.Random):
+    """Its 128 random bits are known beforehand."""
+
+    nonce = 0
+
+    def getrandbits(self, bits: int) -> int:
+        return self.nonce if bits == 128 else super().getrandbits(bits)
+
+
 def test_replays_are_dropped_as_stored():
-    content, window = load("replay"), ReplayWindow()
-    secret = bytes.fromhex(content["key"])
+    content, outbox, chance = load("replay"), Outbox(), Foretold(1)
+    chance.nonce = int(content["nonce"], 16)
+    source = Endpoint(IPv4Address("10.0.1.2"), 8747)
+    peer = Peer("nve-a", Role.NVE, (source,), {1: bytes.fromhex(content["key"])}, 1)
+    rights = {Purpose.REFRESH: frozenset({Role.NVE})}
+    channel = Channel("manager", 1, [peer], rights, outbox, chance, Retransmission())
+    channel.start(0.0)
     for vector in content["vectors"]:
-        mark = open_sealed(bytes.fromhex(vector["datagram"]), lambda *_: secret)
-        assert (mark.boot, mark.counter) == (
-            int(vector["boot"], 16),
-            int(vector["counter"], 16),
-        )
-        verdict = window.check(mark.boot, mark.counter)
-        assert (verdict or "accepted") == vector["verdict"], vector
-        if verdict is None:
-            window.accept(mark.boot, mark.counter)
+        mark = (int(vector["boot"], 16), int(vector["counter"], 16))
+        drops, unproven = dict(channel.drops), not peer.window.boot
+        received = channel.datagram(bytes.fromhex(vector["datagram"]), source, None, 0.0)
+        if vector["verdict"] == "accepted":
+            assert received is not None, vector
+        elif vector["verdict"] == "proves":
+            assert unproven
+            assert (peer.window.boot, peer.window.high) == mark
+        else:
+            assert received is None
+            count = drops.get(vector["verdict"], 0) + 1
+            assert channel.drops == drops | {vector["verdict"]: count}, vector
 
 
 def test_the_vectors_cover_every_option_phase_and_rejection():
@@ -133,6 +160,8 @@ def test_the_vectors_cover_every_option_phase_and_rejection():
     entries = [o for m in messages for o in m["options"]]
     assert {o["option"] for o in entries} == {d.name for d in OPTIONS} | {"unknown"}
     assert {o["phase"] for o in entries if o["option"] == "Phase"} == {p.name for p in Phase}
+    assert {o["life"] for o in entries if o["option"] == "Guest"} == {g.name for g in GuestLife}
+    assert {m["purpose"] for m in messages} == {p.name for p in Purpose}
     assert {m["status"] for m in messages} >= {s.name for s in Status if not s.accepted}
 
 
