@@ -39,10 +39,15 @@ class GatedDataPlane(FakeDataPlane):
         self.batches: list[list[VmKey]] = []
         self.broken: Exception | None = None
         self.drifts: list[Drift] = []
-        self.audited: list[list[VmKey]] = []
+        self.audited: list[list[VmKey] | None] = []
+        self.looking = asyncio.Event()
+        self.look_gate = asyncio.Event()
+        self.look_gate.set()
 
     async def audit(self, vms: Collection[VmKey] | None = None) -> Sequence[Drift]:
-        self.audited.append(list(vms or []))
+        self.audited.append(None if vms is None else list(vms))
+        self.looking.set()
+        await self.look_gate.wait()
         if self.broken:
             raise self.broken
         return self.drifts
@@ -64,7 +69,7 @@ class GatedDataPlane(FakeDataPlane):
 class Rig:
     """A worker, and every answer of it as (name, …)."""
 
-    def __init__(self) -> None:
+    def __init__(self, check_s: float = 60.0) -> None:
         self.plane = GatedDataPlane()
         self.answers: list[tuple[Any, ...]] = []
         self.wants = False
@@ -78,6 +83,7 @@ class Rig:
             lambda *a: self._note("drifted", *a),
             lambda: self.wants,
             lambda *a: self._note("trouble", *a),
+            check_s,
         )
 
     def _note(self, *what: Any) -> None:
@@ -96,9 +102,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_S", 0.01)
 
 
-def play(part: Callable[[Rig], Any]) -> None:
+def play(part: Callable[[Rig], Any], check_s: float = 60.0) -> None:
     async def whole() -> None:
-        rig = Rig()
+        rig = Rig(check_s)
         await rig.plane.start()
         async with asyncio.TaskGroup() as group:
             task = group.create_task(rig.worker.run())
@@ -229,3 +235,39 @@ def test_an_audit_that_cannot_be_made_is_answered_and_told():
         ]
 
     play(part)
+
+
+def test_no_state_waits_for_an_audit_and_requests_gather_meanwhile():
+    async def part(rig: Rig) -> None:
+        rig.plane.look_gate.clear()
+        rig.worker.audit(Audit(VM))
+        await asyncio.wait_for(rig.plane.looking.wait(), 5)
+        rig.worker.set(state(VM, 1))
+        await rig.until(lambda: rig.answers == [("applied", VM, 1, [])])
+        for vm in (OTHER, VM, OTHER):
+            rig.worker.audit(Audit(vm))
+        rig.plane.look_gate.set()
+        await rig.until(lambda: len(rig.answers) == 4)
+        assert rig.plane.audited == [[VM], [OTHER, VM]]
+        assert [answer[:2] for answer in rig.answers[1:]] == [
+            ("audited", VM),
+            ("audited", OTHER),
+            ("audited", VM),
+        ]
+
+    play(part)
+
+
+def test_everything_is_compared_at_intervals():
+    async def part(rig: Rig) -> None:
+        mine, stray = Drift(VM, "tap vmt0.0", "is down"), Drift(None, "rule IPv4", "is gone")
+        rig.plane.drifts = [mine, stray]
+        await rig.until(lambda: len(rig.answers) >= 4)
+        assert rig.answers[:4] == [("drifted", mine), ("drifted", stray)] * 2
+        assert set(rig.plane.audited) == {None}
+        rig.plane.broken = DataPlaneError("netlink is away")
+        await rig.until(lambda: rig.answers[-1][0] == "trouble")
+        rig.plane.broken = None
+        await rig.until(lambda: rig.answers[-1][0] == "drifted")
+
+    play(part, check_s=0.02)

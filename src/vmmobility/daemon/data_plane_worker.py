@@ -1,6 +1,8 @@
 """The NVE's data plane worker: the newest state a VM, applied in batches; counters read when due.
 
-It also has the driver compare VMs with the kernel (audits), after all states that it was given.
+It also has the driver compare VMs with the kernel (audits): those that the engine asks for, after
+all states that were given before, and everything at intervals.  An audit is no hurry: it runs
+beside, so that no state waits for it, and takes a bounded share of the time.
 
 Not here: what the state should be (engine/nve.py), how it is made (drivers/linux).
 """
@@ -8,6 +10,7 @@ Not here: what the state should be (engine/nve.py), how it is made (drivers/linu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 from vmmobility.drivers.dataplane import DataPlane, Drift, Traffic
@@ -16,16 +19,19 @@ from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import VmKey
 
 POLL_S = 0.5  # how often redirected traffic is counted while a redirect waits for its end
+REST, LONGEST_REST_S = 4.0, 1.0
+"""After an audit none is made for so many times its duration, within bounds; requests gather."""
 
 
 class DataPlaneWorker:
-    """One task in front of the driver.
+    """Two tasks in front of the driver: one for what is asked, one for audits.
 
     applied(vm, tag, failures), counted(vm, label, traffic), polled(counts): the answers
     audited(vm, drift): the answer to an audit, in words; drifted(drift): found beside it, of nobody
     or of a VM that was not asked about
     wants_traffic(): whether redirected traffic is to be counted now
     trouble(reason): traffic could not be counted; a count that was asked for has no answer then
+    check_s: how often everything is compared
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class DataPlaneWorker:
         drifted: Callable[[Drift], None],
         wants_traffic: Callable[[], bool],
         trouble: Callable[[str], None],
+        check_s: float = 60.0,
     ) -> None:
         self._driver = driver
         self._applied = applied
@@ -50,11 +57,16 @@ class DataPlaneWorker:
         self._states: dict[VmKey, SetDataPlane] = {}
         self._counts: list[CountTraffic] = []
         self._audits: dict[VmKey, None] = {}
+        self._check_s = check_s
+        self._given = self._done = 0
         self._wake = asyncio.Event()
+        self._applied_some = asyncio.Event()
+        self._audit_wanted = asyncio.Event()
 
     def set(self, output: SetDataPlane) -> None:
         """The newest state of a VM; an older one that has not begun is not wanted any more."""
         self._states[output.state.vm] = output
+        self._given += 1
         self._wake.set()
 
     def count(self, output: CountTraffic) -> None:
@@ -63,10 +75,15 @@ class DataPlaneWorker:
 
     def audit(self, output: Audit) -> None:
         self._audits[output.vm] = None
-        self._wake.set()
+        self._audit_wanted.set()
 
     async def run(self) -> None:
         """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve(), name="states and counters")
+            group.create_task(self._compare(), name="audits")
+
+    async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         poll_at = loop.time() + POLL_S
         while True:
@@ -84,11 +101,32 @@ class DataPlaneWorker:
                 await self._apply()
             if self._counts:
                 await self._count()
-            if self._audits:
-                await self._audit()
+
+    async def _compare(self) -> None:
+        loop = asyncio.get_running_loop()
+        all_at = loop.time() + self._check_s
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(all_at):
+                    await self._audit_wanted.wait()
+            self._audit_wanted.clear()
+            await self._caught_up()
+            begun = loop.time()
+            await self._audit(whole=begun >= all_at)
+            ended = loop.time()
+            if begun >= all_at:
+                all_at = ended + self._check_s
+            await asyncio.sleep(min(REST * (ended - begun), LONGEST_REST_S))
+
+    async def _caught_up(self) -> None:
+        """Wait until the states that were given until now have been applied."""
+        given = self._given
+        while self._done < given:
+            self._applied_some.clear()
+            await self._applied_some.wait()
 
     async def _apply(self) -> None:
-        states, self._states = list(self._states.values()), {}
+        states, self._states, given = list(self._states.values()), {}, self._given
         failed: dict[VmKey, list[str]] = {}
         try:
             for failure in await self._driver.apply([output.state for output in states]):
@@ -97,6 +135,8 @@ class DataPlaneWorker:
             failed = {output.state.vm: [str(error)] for output in states}
         for output in states:
             self._applied(output.state.vm, output.tag, failed.get(output.state.vm, []))
+        self._done = given
+        self._applied_some.set()
 
     async def _count(self) -> None:
         wanted, self._counts = self._counts, []
@@ -106,11 +146,11 @@ class DataPlaneWorker:
         for output in wanted:
             self._counted(output.vm, output.label, counts.get(output.vm, Traffic()))
 
-    async def _audit(self) -> None:
+    async def _audit(self, whole: bool) -> None:
         wanted, self._audits = self._audits, {}
         words: dict[VmKey, list[str]] = {vm: [] for vm in wanted}
         try:
-            found = await self._driver.audit(list(wanted))
+            found = await self._driver.audit(None if whole else list(wanted))
         except (DataPlaneError, OSError) as error:
             # An answer all the same: somebody waits for it, and should know.
             self._trouble(f"the kernel cannot be compared: {error}")

@@ -91,6 +91,7 @@ class NveDaemon(NveService):
             self._drifted,
             self._wants_traffic,
             lambda what: log.note("data-plane.failure", reason=what),
+            config.timers.check_s,
         )
         self._endpoint = UdpEndpoint(config.locators, config.port)
         self._recorder: Recorder | NotRecording = NotRecording()
