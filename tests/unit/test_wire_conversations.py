@@ -10,7 +10,7 @@ import pytest
 
 from tests.engine.network import World
 from vmmobility.engine.outputs import Send
-from vmmobility.wire.authentication import TRAILER, read_seal
+from vmmobility.wire.authentication import TRAILER
 from vmmobility.wire.message import Message, decode_part
 from vmmobility.wire.options import BY_CLASS, PhaseOption
 from vmmobility.wire.registry import Kind, Phase, Purpose, Status
@@ -27,11 +27,29 @@ Row = tuple[Kind, Purpose, bool, Phase | None]
 SECTION_10: dict[Row, tuple[str, str]] = {
     (Kind.REQUEST, Purpose.ATTACH, False, ANY): (
         "VM-ID, Interface Group, Serving NVE, Attach-ID",
-        "Mobility Kind, Ticket, Definition, Epoch, Previous NVE, Timestamp, Measurements",
+        "Mobility Kind, Ticket, Definition, Epoch, Previous NVE, Guest, Timestamp, Measurements",
     ),
     (Kind.REPLY, Purpose.ATTACH, True, ANY): ("VM-ID, Epoch", "Previous NVE"),
     (Kind.REQUEST, Purpose.REFRESH, False, ANY): ("VM-ID, Attach-ID, Epoch", ""),
     (Kind.REPLY, Purpose.REFRESH, True, ANY): ("VM-ID, Epoch", "Previous NVE"),
+    **{
+        (Kind.REQUEST, Purpose.REFRESH, False, phase): ("VM-ID, Epoch, Phase", "")
+        for phase in (Phase.REDIRECTING, Phase.DEPARTED)
+    },
+    **{
+        (Kind.REPLY, Purpose.REFRESH, True, phase): ("VM-ID, Epoch, Serving NVE", "")
+        for phase in (Phase.REDIRECTING, Phase.DEPARTED)
+    },
+    (Kind.REQUEST, Purpose.CHECK, True, ANY): ("VM-ID", ""),
+    (Kind.REPLY, Purpose.CHECK, False, ANY): (
+        f"{STAND}, Guest",
+        "Serving NVE, Reason, Measurements",
+    ),
+    **{
+        (kind, Purpose.CHALLENGE, manager, ANY): ("Nonce, Known Boot", "")
+        for kind in Kind
+        for manager in (True, False)
+    },
     (Kind.REQUEST, Purpose.DEREGISTER, False, ANY): ("VM-ID, Attach-ID, Epoch", ""),
     (Kind.REQUEST, Purpose.DEREGISTER, False, Phase.REDIRECTING): ("VM-ID, Epoch, Phase", ""),
     (Kind.REPLY, Purpose.DEREGISTER, True, ANY): ("VM-ID", ""),
@@ -86,27 +104,27 @@ class Ear:
     """Hears all that is sent in a World."""
 
     def __init__(self, world: World) -> None:
-        self.heard: list[tuple[str, Message]] = []
-        self._asked: dict[tuple[int, bool], Phase | None] = {}
+        self.heard: list[tuple[str, str, Message]] = []
+        self._asked: dict[tuple[str, int], Phase | None] = {}
         carry_out = world._carry_out
 
         def listen(node, output):
             if isinstance(output, Send):
-                sender = read_seal(output.data).sender
-                self.heard.append((sender, decode_part(output.data, TRAILER).message))
+                target = world.by_address[output.destination.address].node_id
+                pair = (node.node_id, target)
+                self.heard.append((*pair, decode_part(output.data, TRAILER).message))
             carry_out(node, output)
 
         world._carry_out = listen  # type: ignore[method-assign]
 
     def rows(self) -> Iterator[tuple[Row, Message]]:
-        for sender, message in self.heard:
+        for sender, receiver, message in self.heard:
             manager, option = sender == "manager", message.find(PhaseOption)
             phase = option.phase if option else ANY
-            asked = (message.sequence, manager)
             if message.kind is Kind.REQUEST:
-                self._asked[asked] = phase
+                self._asked[sender, message.sequence] = phase
             else:
-                phase = self._asked[message.sequence, not manager]
+                phase = self._asked.get((receiver, message.sequence), ANY)
             row = (message.kind, message.purpose, manager, phase)
             if row not in SECTION_10:
                 row = (*row[:3], ANY)
@@ -123,12 +141,12 @@ def check(ear: Ear) -> set[Row]:
             continue
         must, may = map(names, SECTION_10[row])
         if row[0] is Kind.REQUEST and message.purpose is Purpose.ATTACH and "Ticket" in found:
-            may -= {"Definition", "Epoch", "Previous NVE"}
+            may -= {"Definition", "Epoch", "Previous NVE", "Guest"}
         assert must <= found, (row, must - found)
         assert found <= must | may, (row, found - must - may)
         met.add(row)
         if message.purpose in (Purpose.ATTACH, Purpose.REFRESH):
-            assert message.lifetime > 0
+            assert (message.lifetime > 0) is (row[3] is ANY)
         if message.purpose is Purpose.DEREGISTER:
             assert message.lifetime == 0
     return met
@@ -164,11 +182,42 @@ def a_move_that_breaks(stage: str) -> Ear:
     return ear
 
 
+def a_move_by_hand() -> Ear:
+    """Other hands move a guest while its new NVE is cut off; then both nodes lose their state."""
+    world = World(nve_settings={"lifetime_s": 40.0, "check_s": 5.0})
+    ear = Ear(world)
+    for node in "ab":
+        world.expect_vm(VM, node, (ETH0,))
+    world.run(1.0)
+    old, new = world.nodes["a"].hypervisor, world.nodes["b"].hypervisor
+    assert old is not None
+    assert new is not None
+    old.start_by_hand(VM)
+    world.run(5.0)
+    cut = frozenset(("b", "manager"))
+    world.cut.add(cut)
+    old.migrate_by_hand(VM, new)
+    world.run(10.0)
+    world.cut.remove(cut)
+    world.run(20.0)
+    world.check("manager")
+    world.run(5.0)
+    for node in ("manager", "a"):
+        world.lose_state(node)
+        world.restart(node)
+        world.run(20.0)
+    return ear
+
+
 STAGES = ("copy", "moment", "switch", "load")
 
 
 def test_a_life_with_moves():
     check(a_life_with_moves())
+
+
+def test_a_move_by_hand():
+    check(a_move_by_hand())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -177,7 +226,7 @@ def test_a_move_that_breaks(stage):
 
 
 def test_every_row_of_the_tables_is_met():
-    met = check(a_life_with_moves())
+    met = check(a_life_with_moves()) | check(a_move_by_hand())
     for stage in STAGES:
         met |= check(a_move_that_breaks(stage))
     assert set(SECTION_10) == met
@@ -195,7 +244,7 @@ def test_a_manager_that_lost_its_state_is_told_epochs_and_previous_nves():
     assert check(ear)
     (attach,) = [
         message
-        for sender, message in ear.heard
+        for sender, _, message in ear.heard
         if (sender, message.kind, message.purpose) == ("b", Kind.REQUEST, Purpose.ATTACH)
     ]
     assert attach.epoch == 2
