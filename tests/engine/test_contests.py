@@ -158,6 +158,20 @@ def test_memory_that_came_from_a_silent_incumbent_is_let_in_when_its_lease_has_e
     assert binding_of(world).nve.nve_id == "b"
 
 
+def test_a_second_copy_is_told_of_once_and_stopped() -> None:
+    world = by_hand("a", "b")
+    world.lossless.add(VM)
+    hand_of(world, "b").start_by_hand(VM)
+    world.run(60)
+    assert events(world, "vm.duplicate") == [MANAGER]
+    assert binding_of(world).current_duplicates(world.now) == ["b"]
+    assert hand_of(world, "b").life(VM) == "held"
+    hand_of(world, "b").kill(VM)
+    world.run(60)
+    assert binding_of(world).current_duplicates(world.now) == []
+    assert safety.running(world, VM) == ["a"]
+
+
 # ---- damping -----------------------------------------------------------------------------------
 
 

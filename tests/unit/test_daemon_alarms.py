@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from vmmobility.daemon.alarms import TOLD_ANEW_S, Duplicates, manager_alarms, nve_alarms
-from vmmobility.engine.binding_cache import Binding
+from vmmobility.daemon.alarms import manager_alarms, nve_alarms
+from vmmobility.engine.binding_cache import DUPLICATE_S, Binding
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.nve import NveEngine, NveSettings
-from vmmobility.engine.outputs import Endpoint, Event
+from vmmobility.engine.outputs import Endpoint
 from vmmobility.wire.registry import Phase, Role
 from vmmobility.wire.values import Nve, VmKey
 
@@ -47,12 +47,12 @@ def names(rows: list[dict[str, Any]]) -> list[str]:
 )
 def test_a_bindings_state_is_an_alarm(state: str, remedy: str):
     engine = manager(**{state: True})
-    (row,) = manager_alarms(engine, [], 130.0)
+    (row,) = manager_alarms(engine, 130.0)
     assert (row["alarm"], row["vm"], row["nve"]) == (f"binding.{state}", "vm1", "nve-a")
     assert remedy in row["remedy"]
     assert row["for_s"] == (30.0 if state == "expired" else None)
     setattr(engine.cache.bindings[VM], state, False)
-    assert manager_alarms(engine, [], 130.0) == []
+    assert manager_alarms(engine, 130.0) == []
 
 
 @pytest.mark.parametrize(
@@ -63,27 +63,22 @@ def test_a_move_that_only_an_answer_ends_is_an_alarm_after_a_step(state: MoveSta
     move = Move("m1", VM, A, B, b"", 2, state, phases=[("x", 2000.0)], began=10.0)
     engine.moves[move.move_id] = move
     step_s = engine.settings.step_s
-    assert manager_alarms(engine, [], 12.0 + step_s - 0.1) == []
-    (row,) = manager_alarms(engine, [], 12.0 + step_s + 1)
+    assert manager_alarms(engine, 12.0 + step_s - 0.1) == []
+    (row,) = manager_alarms(engine, 12.0 + step_s + 1)
     assert row["alarm"] == f"move.waiting-{state.value}"
     assert (row["nve"], row["for_s"]) == (nve, step_s + 1)
     assert f"--fenced {nve}" in row["remedy"]
     move.state = MoveState.ABORTED
-    assert manager_alarms(engine, [], 100.0) == []
+    assert manager_alarms(engine, 100.0) == []
 
 
-def test_a_duplicate_is_an_alarm_as_long_as_it_is_told_anew():
-    duplicates = Duplicates()
-    told = Event("vm.duplicate", {"vm": "vm1", "vni": 0, "nve": "nve-a", "also": "nve-b"})
-    duplicates.note(Event("other", {}), 0.0)
-    duplicates.note(told, 1.0)
-    duplicates.note(told, 6.0)
-    (row,) = manager_alarms(manager(), duplicates.rows(10.0), 10.0)
-    assert (row["alarm"], row["nve"], row["for_s"]) == ("vm.duplicate", "nve-a", 9.0)
+def test_a_duplicate_is_an_alarm_as_long_as_its_nve_asks_for_it():
+    engine = manager()
+    engine.cache.bindings[VM].duplicates["nve-b"] = 6.0
+    (row,) = manager_alarms(engine, 10.0)
+    assert (row["alarm"], row["nve"], row["for_s"]) == ("vm.duplicate", "nve-a", None)
     assert "nve-b" in row["what"]
-    assert duplicates.rows(6.0 + TOLD_ANEW_S + 0.1) == []
-    duplicates.note(told, 200.0)
-    assert [row["for_s"] for row in duplicates.rows(201.0)] == [1.0]
+    assert manager_alarms(engine, 6.0 + DUPLICATE_S) == []
 
 
 def nve(entry: Entry) -> NveEngine:

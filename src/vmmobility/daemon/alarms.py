@@ -15,11 +15,9 @@ from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.nve import NveEngine
-from vmmobility.engine.outputs import Event
 from vmmobility.wire.registry import Phase
 from vmmobility.wire.values import VmKey
 
-TOLD_ANEW_S = 30.0  # a refused guest is asked for every 5 s, and the incumbent in turn for 5 s
 # States that only an answer ends: nothing may be guessed there.
 ASKED_ON = {
     MoveState.ENDING_GUEST: "its waiting guest must be ended for certain",
@@ -41,48 +39,29 @@ def _row(
     }
 
 
-class Duplicates:
-    """VMs that run at two NVEs.
-
-    The engine keeps no such state: the NVE whose guest is refused asks again every few seconds,
-    and each time the incumbent says that it has the guest, the engine tells of it anew.
-    """
-
-    def __init__(self) -> None:
-        self._told: dict[VmKey, tuple[str, str, float, float]] = {}
-
-    def note(self, event: Event, now: float) -> None:
-        if event.name == "vm.duplicate":
-            told = event.detail
-            vm = VmKey(told["vni"], told["vm"])
-            _, _, since, last = self._told.get(vm, ("", "", now, now))
-            since = since if now - last <= TOLD_ANEW_S else now
-            self._told[vm] = (told["nve"], told["also"], since, now)
-
-    def rows(self, now: float) -> list[dict[str, Any]]:
-        self._told = {vm: t for vm, t in self._told.items() if now - t[3] <= TOLD_ANEW_S}
-        return [
-            _row(
-                "vm.duplicate",
-                vm,
-                nve,
-                f"a guest of it runs, or is kept stopped, at {also} too: {nve} has the binding",
-                f"end the copy that is not wanted, at {nve} or at {also}",
-                now - since,
-            )
-            for vm, (nve, also, since, _) in self._told.items()
-        ]
+def _duplicates(binding: Binding, now: float) -> list[dict[str, Any]]:
+    nve = binding.nve.nve_id
+    return [
+        _row(
+            "vm.duplicate",
+            binding.vm,
+            nve,
+            f"a guest of it runs, or is kept stopped, at {also} too: {nve} has the binding",
+            f"end the copy that is not wanted, at {nve} or at {also}",
+        )
+        for also in binding.current_duplicates(now)
+    ]
 
 
-def manager_alarms(
-    engine: ManagerEngine, duplicates: list[dict[str, Any]], now: float
-) -> list[dict[str, Any]]:
+def manager_alarms(engine: ManagerEngine, now: float) -> list[dict[str, Any]]:
     """The manager's, by VM."""
-    rows = duplicates + [
+    rows = [
         row
         for binding in engine.cache.bindings.values()
         if (row := _of_binding(binding, now)) is not None
     ]
+    for binding in engine.cache.bindings.values():
+        rows += _duplicates(binding, now)
     for move in engine.moves.values():
         if move.state in ASKED_ON and (row := _of_move(move, engine.settings.step_s, now)):
             rows.append(row)

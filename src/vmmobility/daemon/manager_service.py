@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from vmmobility.daemon.alarms import Duplicates, manager_alarms
+from vmmobility.daemon.alarms import manager_alarms
 from vmmobility.daemon.assembly import is_proven, standing_of, status_of
 from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.endpoint import UdpEndpoint
@@ -50,7 +50,6 @@ class Manager:
         self._log = log
         self._since = time.monotonic()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
-        self._duplicates = Duplicates()
         log.subscribe(self._on_event)
 
     def status(self) -> dict[str, Any]:
@@ -136,8 +135,7 @@ class Manager:
         return {**found, "repaired": sum(bool(row["repaired"]) for row in found["drift"])}
 
     def alarms(self) -> list[dict[str, Any]]:
-        now = time.monotonic()
-        return manager_alarms(self._engine, self._duplicates.rows(now), now)
+        return manager_alarms(self._engine, time.monotonic())
 
     def _command(self, feed: Callable[[float], Result]) -> Result:
         try:
@@ -159,7 +157,6 @@ class Manager:
         return self.move(id)
 
     def _on_event(self, event: Event) -> None:
-        self._duplicates.note(event, time.monotonic())
         if event.name in FINAL_EVENTS:
             for ended in list(self._waiting.pop(event.detail["move"], [])):
                 if not ended.done():

@@ -23,6 +23,9 @@ from vmmobility.wire.registry import Mobility
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
 
+DUPLICATE_S = 30.0  # a second copy for which nobody has asked for so long is there no more
+
+
 @dataclass(slots=True)
 class Previous:
     """An NVE that served the VM and redirects.
@@ -47,7 +50,8 @@ class Binding:
     frozen:     no NVE may attach it without a ticket, until an operator releases it
     takeovers:  when it changed its NVE without a ticket; heard: when its NVE last held it; lost:
                 its NVE says that it has no such guest; departed: that the guest has left it;
-                duplicates: NVEs that run a second copy (none of them durable; monotonic seconds)
+                duplicates: NVEs that have a second copy, and when they last asked for it (none of
+                them durable; monotonic seconds)
     """
 
     vm: VmKey
@@ -69,7 +73,7 @@ class Binding:
     heard: float = 0.0
     lost: bool = False
     departed: bool = False
-    duplicates: set[str] = field(default_factory=set)
+    duplicates: dict[str, float] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -82,6 +86,10 @@ class Binding:
     @property
     def previous_nves(self) -> tuple[Nve, ...]:
         return tuple(p.nve for p in self.previous.values())
+
+    def current_duplicates(self, now: float) -> list[str]:
+        """NVEs that have a second copy of its guest, by what they said lately."""
+        return [node for node, at in self.duplicates.items() if now - at < DUPLICATE_S]
 
     def free_to_go(self) -> list[str]:
         """Previous NVEs to which no other one may still redirect.

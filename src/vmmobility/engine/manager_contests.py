@@ -110,11 +110,16 @@ class ManagerContests:
         if _life(reply) in CANNOT_RUN:
             self._take_over(received, binding, now)
             return
-        if asker in RUNS and node not in binding.duplicates:
-            binding.duplicates.add(node)
-            detail = {"vm": vm.vm_id, "vni": vm.vni, "nve": incumbent, "also": node}
-            self.outbox.emit(Event("vm.duplicate", detail))
+        if asker in RUNS:
+            self._note_duplicate(binding, node, now)
         self._bound_elsewhere(received, binding)
+
+    def _note_duplicate(self, binding: Binding, node: str, now: float) -> None:
+        """A second copy: told once, and remembered for as long as its NVE asks for it."""
+        if node not in binding.current_duplicates(now):
+            detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": binding.nve.nve_id}
+            self.outbox.emit(Event("vm.duplicate", {**detail, "also": node}))
+        binding.duplicates[node] = now
 
     def _take_over(self, received: Received, binding: Binding, now: float) -> None:
         """Grant it; alternating too often freezes the binding where it is then (design: "Five
