@@ -228,6 +228,11 @@ class Hypervisor:
         self.guests.clear()
         self.watched.clear()
 
+    def sweep(self, known: set[VmKey]) -> None:
+        """A daemon that starts ends the guests of ours that its engine does not know."""
+        for vm in [vm for vm, g in self.guests.items() if vm not in known and not g.by_hand]:
+            del self.guests[vm]
+
     # ---- other hands ---------------------------------------------------------------------------
 
     def start_by_hand(self, vm: VmKey) -> None:

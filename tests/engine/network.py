@@ -267,8 +267,9 @@ class World:
             node.manager.started(self.now)
         elif node.edge is not None and node.hypervisor is not None:
             node.kernel.resync(node.edge.desired())
-            definitions = getattr(node.edge, "definitions", dict)
-            node.hypervisor.watched = set(definitions())
+            known = set(node.edge.definitions())
+            node.hypervisor.watched = set(known)
+            node.hypervisor.sweep(known)
             node.edge.started(node.hypervisor.running(), self.now)
         self._pump(node)
 
