@@ -225,10 +225,9 @@ class ExternalGuest:
         )
 
     def _on_event(self, event: Event) -> None:
-        if event["event"] in _TELLING:
-            with suppress(AttributeError, TypeError, ValueError):  # nonsense: a look says what is
-                self._take_in(event["event"], event)
-            self._wake.set()
+        with suppress(AttributeError, TypeError, ValueError):  # nonsense: a look says what is
+            self._take_in(event["event"], event)
+        self._wake.set()
 
     def _take_in(self, name: str, event: Event) -> None:
         if name == "RESUME":
@@ -264,7 +263,7 @@ class ExternalGuest:
         if self._process is not None:
             self._process.close()
         self._process = process
-        await session.open(connection, self._settings.answer_s)
+        await session.open(connection, self._settings.answer_s, _TELLING)
         self._session = session
         with suppress(HypervisorError):  # refused while a migration is under way: then looks do
             capability = {"capability": "events", "state": True}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,15 @@ class QmpSession:
             await asyncio.sleep(RETRY_S)
         raise HypervisorError(f"{self._guest}: QEMU has ended before its monitor answered")
 
-    async def open(self, connection: socket.socket, limit_s: float) -> None:
-        """Speak over this connection, which becomes the session's own.  Raises HypervisorError."""
+    async def open(
+        self, connection: socket.socket, limit_s: float, events: Collection[str]
+    ) -> None:
+        """Speak over this connection, which becomes the session's own.  Raises HypervisorError.
+
+        events: the names of those to hear of; the library keeps for ever what it hears
+        """
         client = QMPClient(self._guest)
+        client.events.names.update(events)
         client.logger.setLevel(logging.CRITICAL)
         try:
             async with asyncio.timeout(limit_s):
