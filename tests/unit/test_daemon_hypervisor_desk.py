@@ -12,7 +12,8 @@ import pytest
 from vmmobility.daemon.hypervisor_desk import HypervisorDesk
 from vmmobility.drivers.hypervisor import definition as definitions
 from vmmobility.drivers.hypervisor.fake import FakeHypervisor
-from vmmobility.drivers.hypervisor.interface import VmDefinition
+from vmmobility.drivers.hypervisor.fake_external import FakeExternalHypervisor, FakeHands
+from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor, VmDefinition
 from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.wire.values import Interface, VmKey
@@ -22,7 +23,7 @@ Answer = tuple[VmKey, Order, Mapping[str, Any], str]
 
 
 def definition(vm: VmKey, kind: str = "qemu") -> VmDefinition:
-    machine = {"kernel": "/boot/k"} if kind == "qemu" else {}
+    machine = {"qemu": {"kernel": "/boot/k"}, "external": {"qmp": "/run/q"}}.get(kind, {})
     interface = Interface(b"\x02\0\0\0\0\1", (ip_network("10.1.0.5/32"),))
     return VmDefinition(vm, kind, (interface,), machine=machine)
 
@@ -60,7 +61,11 @@ class Rig:
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self.hypervisor = SlowHypervisor()
         self.answers: list[Answer] = []
-        self.desk = HypervisorDesk({"qemu": self.hypervisor}, group, self._done, self._note)
+        self.hands = FakeHands()
+        self.reports: list[GuestReport] = []
+        self.external = FakeExternalHypervisor(self.reports.append, self.hands)
+        kinds: dict[str, Hypervisor] = {"qemu": self.hypervisor, "external": self.external}
+        self.desk = HypervisorDesk(kinds, group, self._done, self._note)
         self.noted: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
 
@@ -70,6 +75,13 @@ class Rig:
 
     def _note(self, name: str, **detail: Any) -> None:
         self.noted.append({"event": name, **detail})
+
+    async def ask(self, *orders: HypervisorOrder) -> list[Answer]:
+        """The answers to these orders, in the order of their ends."""
+        before = len(self.answers)
+        for order in orders:
+            self.desk.take(order)
+        return (await self.answered(before + len(orders)))[before:]
 
     async def answered(self, count: int) -> list[Answer]:
         async with asyncio.timeout(5):
@@ -162,7 +174,7 @@ def test_an_order_of_a_kind_that_is_not_here():
         rig.desk.take(start(VM, kind="netns"))
         rig.desk.take(HypervisorOrder(Order.ANNOUNCE, OTHER))
         errors = [error for _, _, _, error in await rig.answered(2)]
-        assert "no hypervisor for kind 'netns' here (have: qemu)" in errors[0]
+        assert "no hypervisor for kind 'netns' here (have: qemu, external)" in errors[0]
         assert "no hypervisor for kind ''" in errors[1]
 
     play(part)
@@ -213,5 +225,144 @@ def test_a_guest_that_cannot_be_asked_is_held_and_keeps_no_other_from_being_foun
         errors = [error for _, _, _, error in (await rig.answered(3))[1:]]
         assert "no hypervisor" in errors[0]
         assert errors[1] == ""
+
+    play(part)
+
+
+# -- questions, watched guests, orphans --------------------------------------------------------
+
+
+def query(vm: VmKey) -> HypervisorOrder:
+    return HypervisorOrder(Order.QUERY, vm)
+
+
+def watch(vm: VmKey, of: VmKey | None = None, kind: str = "external") -> HypervisorOrder:
+    data = definitions.encode(definition(of or vm, kind))
+    return HypervisorOrder(Order.WATCH, vm, {"definition": data})
+
+
+def test_a_question_is_answered_with_the_guests_life():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        orders = [query(VM), start(VM), query(VM), HypervisorOrder(Order.PAUSE, VM), query(VM)]
+        answers = await rig.ask(*orders, HypervisorOrder(Order.STOP, VM), query(VM))
+        lives = [(result, error) for _, order, result, error in answers if order is Order.QUERY]
+        assert lives == [({"life": life}, "") for life in ("none", "running", "held", "none")]
+        assert rig.noted == []
+
+    play(part)
+
+
+def test_a_guest_that_cannot_be_asked_is_held_to_be_here():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        await rig.ask(start(VM))
+        rig.hypervisor.fail_next["query"] = "QEMU hangs"
+        await rig.desk.adopt({OTHER: b"{"})
+        rig.noted.clear()
+        answers = {
+            vm: (result, error) for vm, _, result, error in await rig.ask(query(VM), query(OTHER))
+        }
+        assert answers[VM] == ({"life": "held", "note": "vm1: QEMU hangs"}, "")
+        assert answers[OTHER][0]["life"] == "held"
+        assert "no hypervisor for kind ''" in answers[OTHER][0]["note"]
+        assert {(note["event"], note["vm"]) for note in rig.noted} == {
+            ("guest.unclear", "vm1"),
+            ("guest.unclear", "vm2"),
+        }
+        assert (await rig.ask(query(VM)))[0][2] == {"life": "running"}
+
+    play(part)
+
+
+def test_a_watched_guest_is_told_of_until_it_is_watched_no_more():
+    async def part(rig: Rig) -> None:
+        assert await rig.ask(watch(VM)) == [(VM, Order.WATCH, {"ports": [port_name(VM, 0)]}, "")]
+        rig.hands.boot(VM)
+        assert (await rig.ask(query(VM)))[0][2] == {"life": "running"}
+        assert [report.event.value for report in rig.reports] == ["arrived"]
+        pause, resume = HypervisorOrder(Order.PAUSE, VM), HypervisorOrder(Order.RESUME, VM)
+        lives = [answer[2] for answer in await rig.ask(pause, query(VM), resume, query(VM))]
+        assert lives == [{}, {"life": "held"}, {}, {"life": "running"}]
+        unwatch = HypervisorOrder(Order.UNWATCH, VM)
+        answers = await rig.ask(unwatch, unwatch, query(VM))
+        assert [answer[2:] for answer in answers] == [({}, ""), ({}, ""), ({"life": "none"}, "")]
+        rig.hands.kill(VM)
+        await asyncio.sleep(0)
+        assert len(rig.reports) == 1
+
+    play(part)
+
+
+def test_orders_that_do_not_suit_the_guests_kind():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        orders = [
+            HypervisorOrder(Order.UNWATCH, VM),  # never watched: nothing to do
+            watch(VM, kind="qemu"),
+            watch(VM, of=OTHER),
+            HypervisorOrder(Order.WATCH, VM, {"definition": b"{"}),
+            start(VM, kind="external"),
+            start(VM),
+            watch(VM),
+            HypervisorOrder(Order.UNWATCH, VM),
+            HypervisorOrder(Order.STOP, VM),
+            watch(VM),
+        ]
+        errors = [error for _, _, _, error in await rig.ask(*orders)]
+        assert errors[0] == ""
+        assert "start it with `vmmob nve start`" in errors[1]
+        assert "its definition is of VM" in errors[2]
+        assert "not JSON" in errors[3]
+        assert "run by others" in errors[4]
+        assert errors[5] == ""
+        assert "it lives here already, of kind 'qemu'" in errors[6], "it would be lost from sight"
+        assert "start it with" in errors[7]
+        assert errors[8:] == ["", ""]
+
+    play(part)
+
+
+def test_watched_guests_are_found_again():
+    async def part(rig: Rig) -> None:
+        rig.hands.boot(VM)
+        known = {vm: definitions.encode(definition(vm, "external")) for vm in (VM, OTHER)}
+        assert await rig.desk.adopt(known) == {VM: True}
+        await asyncio.sleep(0)
+        assert [report.event.value for report in rig.reports] == ["arrived"]
+        assert (await rig.ask(query(OTHER)))[0][2] == {"life": "none"}
+
+    play(part)
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_orphans_are_ended_unless_the_records_may_lack_them(spare: bool):
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        rig.hands.boot(VmKey(0, "others"))
+        for vm in (VM, OTHER):
+            await rig.hypervisor.start(definition(vm), ["tap"])
+        known = {VM: definitions.encode(definition(VM))}
+        assert await rig.desk.adopt(known) == {VM: True}
+        await rig.desk.sweep(known, spare=spare)
+        assert rig.noted == [
+            {"event": "guest.orphan", "vni": 0, "vm": "vm2", "kind": "qemu", "ended": not spare}
+        ]
+        assert await rig.hypervisor.orphans(()) == ([VM, OTHER] if spare else [VM])
+        assert (await rig.ask(query(OTHER)))[0][2] == {"life": "running" if spare else "none"}
+        assert rig.hands.guests, "those of others are no prey"
+
+    play(part)
+
+
+def test_an_orphan_that_cannot_be_ended_keeps_no_other_from_it():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        for vm in (VM, OTHER):
+            await rig.hypervisor.start(definition(vm), ["tap"])
+        rig.hypervisor.fail_next["stop"] = "it hangs"
+        await rig.desk.sweep((), spare=False)
+        assert [note["event"] for note in rig.noted] == ["guest.unclear", "guest.orphan"]
+        assert await rig.hypervisor.orphans(()) == [VM]
 
     play(part)

@@ -80,6 +80,13 @@ def test_defaults() -> None:
     assert (found.vm.vni, found.kind, found.vcpus, found.memory_mib) == (0, "qemu", 1, 128)
 
 
+def test_a_guest_that_others_run_has_a_monitor() -> None:
+    path = "/" + "q" * 106  # the longest that a socket can have
+    found = decode(json.dumps(document(kind="external", machine={"qmp": path})).encode())
+    assert (found.kind, found.machine) == ("external", {"qmp": path})
+    assert decode(encode(found)) == found
+
+
 WRONG = [
     ("vm_id", {"vm_id": ""}),
     ("vm_id", {"vm_id": 5}),
@@ -98,6 +105,13 @@ WRONG = [
     ("machine.kernel", {"machine": {}}),
     ("machine.append", {"machine": {"kernel": "/k", "append": 1}}),
     ("machine.disk", {"machine": {"kernel": "/k", "disk": "/d"}}),
+    ("machine.qmp", {"kind": "external", "machine": {}}),
+    ("machine.qmp", {"kind": "external", "machine": {"qmp": "run/web.qmp"}}),
+    ("machine.qmp", {"kind": "external", "machine": {"qmp": "/" + "ü" * 54}}),
+    ("machine.qmp", {"kind": "external", "machine": {"qmp": "/a\0b"}}),
+    ("machine.qmp", {"kind": "external", "machine": {"qmp": "/\ud800"}}),
+    ("machine.kernel", {"kind": "external", "machine": {"qmp": "/a", "kernel": "/k"}}),
+    ("machine.qmp", {"machine": {"kernel": "/k", "qmp": "/a"}}),
     ("interface", {"interface": []}),
     ("interface", {"interface": {"mac": "52:54:00:00:00:01"}}),
     ("interface", {"interface": [interface()] * 17}),
