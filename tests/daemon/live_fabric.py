@@ -57,11 +57,11 @@ class ShortTimers(Daemons):
 class LiveFabric:
     """Up at once; close() takes it down and answers what is left behind."""
 
-    def __init__(self) -> None:
+    def __init__(self, daemons: type[ShortTimers] = ShortTimers) -> None:
         fabric = parse_fabric(FABRIC, "tests", "tests")
         info = workdir.create("tests", "tests", owned=True)
         self._lab = laboratory.Laboratory(fabric, info, lambda line: None)
-        self.daemons = ShortTimers(fabric, self._lab.spaces, info.folder)
+        self.daemons = daemons(fabric, self._lab.spaces, info.folder)
         self._lab.daemons = self.daemons
         try:
             self._lab.up()

@@ -31,17 +31,27 @@ ServeApi = Callable[[Any, Path], AbstractAsyncContextManager[None]]
 """Serves a service's API on a socket while the context lasts; the command line joins the two."""
 
 
-def open_store(state_dir: Path) -> tuple[Journal, dict[str, Any], int]:
+def open_store(
+    state_dir: Path, check_first: Callable[[], None] | None = None
+) -> tuple[Journal, dict[str, Any], int]:
     """The daemon's journal, what it held, and this start's boot number, already durable.
+
+    check_first: called where no start is on record, before this one is; may raise.
 
     design: boots are in order, so the number is above every stored one.  No clock is asked: a node
     that has lost its state hears from its peers above which boot it must speak (challenge.py).
     """
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     journal = Journal.open(state_dir)
-    state = journal.load()
-    boot = next_boot(int(state.get("boot", 0)), make_jitter())
-    journal.append([("boot", boot)])
+    try:
+        state = journal.load()
+        if "boot" not in state and check_first is not None:
+            check_first()
+        boot = next_boot(int(state.get("boot", 0)), make_jitter())
+        journal.append([("boot", boot)])
+    except BaseException:
+        journal.close()
+        raise
     return journal, state, boot
 
 

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.survivors import held_taps
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
@@ -53,7 +55,7 @@ from vmmobility.engine.outputs import (
     Output,
     SetDataPlane,
 )
-from vmmobility.errors import VmMobilityError
+from vmmobility.errors import StoreError, VmMobilityError
 from vmmobility.wire.registry import Role
 from vmmobility.wire.values import VmKey
 
@@ -227,9 +229,23 @@ class NveDaemon(NveService):
         return sum(not entry.is_tombstone for entry in self.engine.entries.values())
 
 
+def refuse_lost_guests(file: Path) -> None:
+    """An empty journal beside living guests is a lost one: a resync would take their taps.
+
+    Raises StoreError naming them.
+    """
+    if held := held_taps():
+        names = ", ".join(map(str, held))
+        raise StoreError(
+            f"{file}: the journal is empty, but guests that it should know live here: {names}",
+            "restore state_dir from its backup; or end these guests and run "
+            f"`vmmob nve flush --config {file}`",
+        )
+
+
 async def serve(config: NveConfig, serve_api: ServeApi) -> None:
     """Run the NVE until a signal, or the error that ended it."""
-    store, state, boot = open_store(config.state_dir)
+    store, state, boot = open_store(config.state_dir, partial(refuse_lost_guests, config.file))
     log = EventLog(config.node_id, config.log_file)
     note_recovery(store, log)
     try:
