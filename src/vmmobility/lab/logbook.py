@@ -109,5 +109,5 @@ def parse(line: bytes, node: str) -> LogEvent | None:
             int(data["ts_ns"]), str(data.get("node") or node), str(data["event"]),
             str(data.get("vm") or ""), str(data.get("move") or ""), data,
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -17,7 +17,7 @@ from vmmobility.errors import LabError
 T = TypeVar("T")
 _MISSING: Any = object()
 _TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "an array",
-               dict: "a table", float: "a number"}  # fmt: skip
+               dict: "a table", float: "a number", object: "it"}  # fmt: skip
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def load(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise LabError(f"{path}: {error.strerror}", "give the path of a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LabError(f"{path}: not TOML: {error}", "correct the file at that line") from error
 
 

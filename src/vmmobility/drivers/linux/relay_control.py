@@ -102,7 +102,7 @@ class Control:
         try:
             order = json.loads(line)
             return {"ok": True, **self._do(order)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return {"ok": False, "error": f"{type(error).__name__}: {error}"}
 
     def _do(self, order: Mapping[str, Any]) -> dict[str, Any]:

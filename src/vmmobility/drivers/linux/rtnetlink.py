@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -16,6 +17,7 @@ from vmmobility.drivers.linux.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    Attributes,
     Netlink,
     Refusal,
     Request,
@@ -26,6 +28,7 @@ from vmmobility.drivers.linux.netlink import (
     u32,
 )
 from vmmobility.drivers.linux.ownership import ROUTE_METRIC, ROUTE_PROTOCOL
+from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Address, Prefix
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -120,8 +123,27 @@ def _route_body(route: Route) -> bytes:
     return b"".join(parts)
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    """An answer that is cut off, or holds no address where one belongs, is a DataPlaneError."""
+    try:
+        yield
+    except (struct.error, ValueError) as error:
+        raise DataPlaneError(
+            f"netlink: the kernel's answer cannot be read: {error}", "resynchronise later"
+        ) from error
+
+
 def routes_of_ours(netlink: Netlink) -> Iterator[Route]:
-    """Every route with our protocol number, of both families and all tables."""
+    """Every route with our protocol number, of both families and all tables.
+
+    This and all that read the kernel's answers raise DataPlaneError for one that is none.
+    """
+    with _reading():
+        yield from _routes_of_ours(netlink)
+
+
+def _routes_of_ours(netlink: Netlink) -> Iterator[Route]:
     for family, version in _VERSION.items():
         header = _ROUTE.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
         for body in netlink.dump(RTM_GETROUTE, header):
@@ -143,6 +165,11 @@ def look_up(netlink: Netlink, destination: Address) -> NextHop | Refusal:
     answer = netlink.get(RTM_GETROUTE, header + attribute(1, destination.packed))
     if isinstance(answer, Refusal):
         return answer
+    with _reading():
+        return _next_hop(answer)
+
+
+def _next_hop(answer: bytes) -> NextHop:
     found = parse_attributes(answer[_ROUTE.size :])
     if _ROUTE.unpack_from(answer)[7] != RTN_UNICAST:
         return NextHop(0)
@@ -181,14 +208,19 @@ def delete_link(index: int) -> Request:
 def links(netlink: Netlink) -> Iterator[Link]:
     """Every interface."""
     for body in netlink.dump(RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        yield _link(body)
+        with _reading():
+            link = _link(body)
+        yield link
 
 
 def link_named(netlink: Netlink, name: str) -> Link | None:
     """One interface by its name, or None."""
     request = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + text(3, name)
     answer = netlink.get(RTM_GETLINK, request)
-    return None if isinstance(answer, Refusal) else _link(answer)
+    if isinstance(answer, Refusal):
+        return None
+    with _reading():
+        return _link(answer)
 
 
 def _link(body: bytes) -> Link:
@@ -198,7 +230,7 @@ def _link(body: bytes) -> Link:
     counters = struct.unpack_from("=2Q", found.get(23, bytes(16)))
     return Link(
         index=index,
-        name=found.get(3, b"").rstrip(b"\0").decode(),
+        name=_name(found),
         mac=found.get(1, b""),
         mtu=number(found.get(4, b"\0")),
         queue_length=number(found.get(13, b"\0")),
@@ -207,6 +239,11 @@ def _link(body: bytes) -> Link:
         loopback=kind == 772,
         tx_packets=counters[1],
     )
+
+
+def _name(found: Attributes) -> str:
+    """An interface's name; that of a stranger's may be no UTF-8."""
+    return found.get(3, b"").rstrip(b"\0").decode(errors="replace")
 
 
 def new_address(index: int, address: Address, length: int) -> Request:
@@ -222,6 +259,11 @@ def new_address(index: int, address: Address, length: int) -> Request:
 
 def addresses(netlink: Netlink) -> Iterator[tuple[int, Address]]:
     """Every address as (interface index, address)."""
+    with _reading():
+        yield from _addresses(netlink)
+
+
+def _addresses(netlink: Netlink) -> Iterator[tuple[int, Address]]:
     for family in _VERSION:
         for body in netlink.dump(RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0)):
             found = parse_attributes(body[_ADDRESS.size :])
@@ -250,6 +292,11 @@ def _neighbour(index: int, address: Address, mac: bytes | None) -> bytes:
 
 def permanent_neighbours(netlink: Netlink) -> Iterator[tuple[int, Address, bytes]]:
     """Every permanent neighbour as (interface index, address, MAC)."""
+    with _reading():
+        yield from _permanent_neighbours(netlink)
+
+
+def _permanent_neighbours(netlink: Netlink) -> Iterator[tuple[int, Address, bytes]]:
     for family in _VERSION:
         for body in netlink.dump(RTM_GETNEIGH, _NEIGHBOUR.pack(family, 0, 0, 0, 0)):
             _, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
@@ -284,7 +331,7 @@ def rules_of_ours(netlink: Netlink) -> Iterator[Rule]:
                 continue
             yield Rule(
                 version,
-                found.get(3, b"").rstrip(b"\0").decode(),
+                _name(found),
                 number(found.get(15, b"\0")),
                 number(found.get(6, b"\0")),
             )
