@@ -254,3 +254,27 @@ def test_giving_up_says_when_it_is_too_late() -> None:
     settle(world)
     with pytest.raises(MoveRefused, match="is aborted"):
         manager_of(world).abort_move(last_move(world), world.now)
+
+
+def test_a_move_out_right_after_an_attach_whose_answer_was_lost_waits_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = a_world("a")
+    send, deaf = World._send, [True]
+
+    def lossy(self: World, node: Node, output: Send) -> None:
+        answer = (output.data[1], output.data[2]) == (Kind.REPLY, Purpose.ATTACH)
+        if not (answer and deaf[0] and world.by_address[output.destination.address].node_id == "b"):
+            send(self, node, output)
+
+    monkeypatch.setattr(World, "_send", lossy)
+    world.move(VM, "b")
+    world.run_until(lambda: last_move(world).state is MoveState.DONE)
+    assert entry_of(world, "b").phase is Phase.ATTACHING
+    world.move(VM, "c")
+    world.run(2)
+    assert last_move(world).ok is None
+    deaf[0] = False
+    settle(world)
+    assert (last_move(world).state, last_move(world).reason) == (MoveState.DONE, "")
+    safety.check(world)

@@ -271,6 +271,10 @@ class Channel:
         self.drops[reason] += 1
         self._outbox.emit(Event("drop", {"reason": reason, "peer": who}))
 
+    def disregard(self, received: Received) -> None:
+        """As if the request had not come: its sender repeats it, and then it is a first one."""
+        received.peer.replies.pop((received.boot, received.message.sequence), None)
+
     # ---- outgoing ------------------------------------------------------------------------------
 
     def request(

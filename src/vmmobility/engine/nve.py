@@ -265,6 +265,10 @@ class NveEngine(NveMoves, NveRegistration, NveChecks):
             self.channel.reply(received, Status.VNI_NOT_SUPPORTED)
             return
         entry = self.entries.entry(message.vm)
+        if trigger is Trigger.PREPARE_OUT and entry.phase is Phase.ATTACHING:
+            # The manager serves us already: the answer to our attach is on its way, or is lost.
+            self.channel.disregard(received)
+            return
         if self._stale(entry, trigger, message):
             self._answer(received, entry, Status.STALE_EPOCH)
         elif self._of_another_move(entry, trigger, message):
