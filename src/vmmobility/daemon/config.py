@@ -180,7 +180,7 @@ def _parse(path: Path) -> Table:
             f"{path}: cannot be read: {error.strerror}",
             "check the path, or make one with `vmmob config init`",
         ) from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib raises both, and its own
         raise ConfigError(f"{path}: no TOML: {error}", "correct that line") from None
 
 

@@ -199,7 +199,7 @@ def _read_private(path: Path) -> bytes:
 def _parse(path: Path, data: bytes) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib raises both, and its own
         raise ConfigError(f"{path}: no TOML: {error}", "restore it from the other node") from None
 
 

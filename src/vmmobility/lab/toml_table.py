@@ -27,7 +27,7 @@ def load(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise LabError(f"{path}: {error.strerror}", "give the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib raises both, and its own
         raise LabError(f"{path}: not TOML: {error}", "correct the file at that line") from error
 
 

@@ -93,7 +93,7 @@ def load(path: Path) -> VmDefinition:
         raise ConfigError(
             f"{path}: cannot be read: {error.strerror}", "name a readable VM file"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib raises both, and its own
         raise ConfigError(f"{path}: not TOML: {error}", "correct the file's syntax") from None
     return _definition(document, reject)
 
