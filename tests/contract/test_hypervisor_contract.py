@@ -30,6 +30,7 @@ from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import EnvironmentProblem, HypervisorError
 from vmmobility.lab import workdir
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
+from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import Interface, VmKey
 
 BUILD = workdir.cache()
@@ -429,6 +430,58 @@ def test_an_unknown_guest_is_named(run: Callable[[PairTest], None], order: str) 
     async def scenario(pair: Pair) -> None:
         with pytest.raises(HypervisorError, match="contract"):
             await getattr(pair.source.hypervisor, order)(VM)
+
+    run(scenario)
+
+
+def test_a_guests_life_is_told_at_every_step(run: Callable[[PairTest], None]) -> None:
+    async def scenario(pair: Pair) -> None:
+        source, destination = pair.source, pair.destination
+
+        async def lives() -> tuple[GuestLife, GuestLife]:
+            return await source.hypervisor.query(VM), await destination.hypervisor.query(VM)
+
+        assert await lives() == (GuestLife.NONE, GuestLife.NONE)
+        await pair.hold()
+        assert await lives() == (GuestLife.RUNNING, GuestLife.HELD)
+        await source.hypervisor.switch_over(VM)
+        await source.next(GuestEvent.ABOUT_TO_STOP)
+        await source.hypervisor.proceed(VM)
+        await source.next(GuestEvent.STOPPED)
+        await source.next(GuestEvent.COMPLETED)
+        await destination.next(GuestEvent.RESUMED)
+        assert await lives() == (GuestLife.DEPARTED, GuestLife.RUNNING)
+        await destination.hypervisor.pause(VM)
+        await source.hypervisor.stop(VM)
+        assert await lives() == (GuestLife.NONE, GuestLife.HELD)
+
+    run(scenario)
+
+
+def test_orphans_are_found_and_can_be_ended(run: Callable[[PairTest], None]) -> None:
+    async def scenario(pair: Pair) -> None:
+        source, destination = pair.source, pair.destination
+        await pair.start()
+        await pair.prepare()
+        for node in (source, destination):
+            await node.hypervisor.close()
+            node.hypervisor = node.reopen()
+            assert list(await node.hypervisor.orphans([VM])) == []
+            assert list(await node.hypervisor.orphans([])) == [VM]
+            await node.hypervisor.stop(VM)
+            assert list(await node.hypervisor.orphans([])) == []
+            assert await node.hypervisor.query(VM) is GuestLife.NONE
+
+    run(scenario)
+
+
+def test_guests_of_its_own_are_not_watched(run: Callable[[PairTest], None]) -> None:
+    async def scenario(pair: Pair) -> None:
+        node = pair.source
+        with pytest.raises(HypervisorError, match=r"contract.*not by others"):
+            await node.hypervisor.watch(pair.definition, [node.port])
+        with pytest.raises(HypervisorError, match=r"contract.*not by others"):
+            await node.hypervisor.unwatch(VM)
 
     run(scenario)
 

@@ -114,24 +114,3 @@ def test_guests_that_no_record_knows_are_ended(tmp_path: Path) -> None:
         for vm, pid in pids(folder).items():
             if pid is not None:
                 asyncio.run(process.kill(GuestFolder.of(folder, vm), vm, pid))
-
-
-@pytest.mark.usefixtures("taps")
-def test_the_life_of_qemus_guests(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        qemu = QemuHypervisor(tmp_path, print, TCG)
-        assert await qemu.query(RUNNING) is GuestLife.NONE
-        await qemu.start(definition(RUNNING), [TAPS[RUNNING]])
-        await qemu.prepare_incoming(definition(WAITING), [TAPS[WAITING]], LOOPBACK)
-        try:
-            assert await qemu.query(RUNNING) is GuestLife.RUNNING
-            assert await qemu.query(WAITING) is GuestLife.HELD
-            await qemu.pause(RUNNING)
-            assert await qemu.query(RUNNING) is GuestLife.HELD
-        finally:
-            for vm in (RUNNING, WAITING):
-                await qemu.stop(vm)
-        assert await qemu.query(RUNNING) is GuestLife.NONE
-        await qemu.close()
-
-    asyncio.run(asyncio.wait_for(scenario(), 60))
