@@ -158,11 +158,14 @@ def replay() -> Json:
         (first, 11, (), "too-old"),
         (first, 12, (), "accepted"),
         (first, 12, (), "replayed"),
-        (first + 1, 1, (), "accepted"),
-        (first, 1036, (), "old-boot"),
-        (first, 1037, right, "old-boot"),
-        (first + 1, 2, (), "accepted"),
+        (first + 1, 1, (), "unproven"),
+        (first, 1036, (), "accepted"),
+        (first - 1, 2000, (), "old-boot"),
+        (first - 1, 2001, right, "old-boot"),
+        (first + 1, 2, right, "proves"),
         (first + 1, 1, (), "replayed"),
+        (first + 1, 3, (), "accepted"),
+        (first, 1037, (), "old-boot"),
     ]
     vectors = []
     for number, (boot, counter, options, verdict) in enumerate(steps, 0x91):
@@ -182,7 +185,7 @@ def replay() -> Json:
         )
     return {
         "description": "Datagrams of nve-a in their order of arrival at a manager that has nothing "
-        "of it on record and has sent it a CHALLENGE with this nonce.  The verdict on each: "
+        "of it on record and sends all its CHALLENGEs with this nonce.  The verdict on each: "
         "accepted, proves (the right answer to the challenge), or the reason of the drop.  The "
         "window has 1,024 counters.",
         "key": secret.hex(),

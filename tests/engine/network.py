@@ -4,8 +4,8 @@ A World has a manager and NVEs.  Time is a number that jumps from event to event
 chance (loss, repetition, delay) comes from one seed, so a run repeats itself exactly.  A node's
 *daemon* can crash and restart from what was persisted, its machine can lose power; `interrupt`
 is asked before each output is carried out, so a campaign can crash a node between any two.
-The nodes know each other from an earlier life, unless they are `strangers` or their disks are
-cleared: then they challenge each other first, as nodes do that have no record of a peer.
+At first the nodes know each other, unless they are `strangers`; after a restart they challenge each
+other, as nodes do that hear a new boot of a peer.
 
 After every event safety.py looks at all nodes.  Not here: the scenario language (conversation.py).
 """
@@ -45,7 +45,6 @@ from vmmobility.wire.registry import UDP_PORT, Role
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 MANAGER = "manager"
-EARLIER = FLOOR + 1  # the boot of each node's earlier life
 COUNT_S = 1.0  # the pump counts redirected traffic so often
 
 
@@ -153,12 +152,18 @@ class World:
             )
 
     def _acquaint(self) -> None:
-        """What is durable after an earlier life in which each pair has spoken."""
+        """As if each pair had proven itself to each other by the boots of these first starts."""
         for node in self.nodes.values():
-            node.disk["boot"] = EARLIER
+            node.disk["boot"] = FLOOR
+        for node in self.nodes.values():
             others = list(self.nodes) if node.role is Role.MANAGER else [MANAGER]
             for other in others:
-                node.disk[f"mark/{other}"] = [EARLIER, 0]
+                node.disk[f"mark/{other}"] = [self._next_boot(self.nodes[other]), 0]
+
+    @staticmethod
+    def _next_boot(node: Node) -> int:
+        chance = random.Random(f"{node.node_id}/boot/{node.starts}")
+        return next_boot(node.disk.get("boot", 0), chance)
 
     def _waiting_guest(self, address: str, port: int) -> Guest | None:
         node = self.by_address[ip_address(address)]
@@ -258,8 +263,7 @@ class World:
         node = self.nodes[name]
         if node.engine is not None:
             self.crash(name)
-        chance = random.Random(f"{name}/boot/{node.starts}")
-        node.boot = node.disk["boot"] = next_boot(node.disk.get("boot", 0), chance)
+        node.boot = node.disk["boot"] = self._next_boot(node)
         node.synced = 0.0
         node.counting = False
         self._make_engine(node)

@@ -81,15 +81,21 @@ def test_a_silent_peer_is_asked_at_its_endpoints_in_turn() -> None:
     assert len({m.find(Nonce) for m in asked}) == len({m.sequence for m in asked}) == 1
 
 
-def test_a_restart_needs_no_challenge() -> None:
+@pytest.mark.parametrize("asker", OTHER)
+@pytest.mark.parametrize("name", OTHER)
+def test_a_new_boot_is_proven_without_waiting(name: str, asker: str) -> None:
     line = Line()
-    for name in ("nve", "manager", "nve"):
-        before = len(messages(line, "nve", Kind.REQUEST) + messages(line, "manager", Kind.REQUEST))
+    for times in range(1, 4):
+        line.now += 1
         line.restart(name)
-        line.assert_they_speak()
-        after = len(messages(line, "nve", Kind.REQUEST) + messages(line, "manager", Kind.REQUEST))
-        assert after == before
-    assert not line.nve.told + line.manager.told
+        line.ends[asker].ask(line.now)
+        before = line.now
+        line.settle()
+        assert line.now == before
+        assert len(line.ends[asker].replies) == times
+        assert len(messages(line, OTHER[name], Kind.REQUEST)) == 1 + times
+    line.assert_they_speak()
+    assert not line.nve.told + line.manager.told, "nothing was lost"
 
 
 # ---- lost state --------------------------------------------------------------------------------
@@ -138,8 +144,10 @@ def test_whoever_lost_its_state_knows_so_before_it_hears_anything_else(name: str
     line.settle(5.0)
     assert len(own.requests) == heard + 1
     assert own.told == ["own"]
-    assert other.told == [name], "also where no challenge of its own arrived"
+    line.lose = lambda sender, message: False
+    line.settle(10.0)
     line.assert_they_speak()
+    assert other.told == [name]
 
 
 def test_both_may_lose_their_state() -> None:

@@ -140,13 +140,17 @@ def test_a_replay_is_dropped_in_silence_also_after_a_restart(manager: End, nve: 
     assert again.channel.drops == {"replayed": 1}
 
 
-def test_an_older_boot_is_dropped(manager: End, nve: End) -> None:
+@pytest.mark.parametrize(("boot", "why"), [(4, "old-boot"), (6, "unproven")])
+def test_another_boot_than_that_on_record_is_dropped(
+    manager: End, nve: End, boot: int, why: str
+) -> None:
     [data] = request(nve)
-    assert manager.take(resealed(data, boot=5))
-    assert manager.take(resealed(data, boot=4, counter=999)) is None
-    assert manager.channel.drops == {"old-boot": 1}
+    manager.channel.restore({"mark/nve-a": [5, 0]})
+    assert manager.take(resealed(data, boot=boot, counter=999)) is None
+    assert manager.channel.drops == {why: 1}
     [asked] = manager.sent()
     assert read(asked).purpose is Purpose.CHALLENGE
+    assert manager.take(resealed(data, boot=5))
 
 
 def test_a_role_without_the_right_is_refused(manager: End, nve: End) -> None:

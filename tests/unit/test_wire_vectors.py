@@ -140,10 +140,10 @@ def test_replays_are_dropped_as_stored():
     rights = {Purpose.REFRESH: frozenset({Role.NVE})}
     channel = Channel("manager", 1, [peer], rights, outbox, chance, Retransmission())
     channel.start(0.0)
-    for vector in content["vectors"]:
+    for now, vector in enumerate(content["vectors"], 1):
         mark = (int(vector["boot"], 16), int(vector["counter"], 16))
-        drops, unproven = dict(channel.drops), not peer.window.boot
-        received = channel.datagram(bytes.fromhex(vector["datagram"]), source, None, 0.0)
+        drops, unproven = dict(channel.drops), peer.window.boot != mark[0]
+        received = channel.datagram(bytes.fromhex(vector["datagram"]), source, None, now)
         if vector["verdict"] == "accepted":
             assert received is not None, vector
         elif vector["verdict"] == "proves":

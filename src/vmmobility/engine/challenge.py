@@ -1,6 +1,6 @@
 """Proof that a peer speaks now, and the numbers under which this node speaks itself.
 
-A node that has no record of a peer, or that hears an older boot of it than the one on record, asks
+A node that has no record of a peer, or that hears another boot of it than the one on record, asks
 it to send a fresh nonce back (docs/protocol.md, Section 6.5).  Question and answer tell the boot on
 record, so whoever lost its state learns of that, and above which boot it must speak to be heard.
 Not here: which datagrams need such proof (replay.py, channel.py).  Rests on the outbox.
@@ -93,7 +93,8 @@ class _Standing:
     """What was asked of one peer, and when it was last answered.
 
     nonce:  outstanding, under this sequence number; empty: none
-    below:  it was heard below this boot, that on record, and has not answered since; 0: it was not
+    below:  it was heard below this boot, that on record, and has not proven itself since; 0: it was
+            not
     asked:  how often, to take its endpoints in turn
     """
 
@@ -118,13 +119,15 @@ class Challenges:
         self._standings: dict[str, _Standing] = {}
 
     def question(
-        self, peer: str, known: int, sequence: Callable[[], int], now: float
+        self, peer: str, known: int, sequence: Callable[[], int], now: float, *, below: bool
     ) -> tuple[Message, int] | None:
         """The CHALLENGE to send now and how many went before it; None: asked a moment ago.
 
-        The nonce stays the same until it is answered: an answer to any of them is one."""
+        The nonce stays the same until it is answered: an answer to any of them is one.
+        below: whether the peer was heard below the boot that is known."""
         standing = self._standings.setdefault(peer, _Standing())
-        standing.below = known
+        if below:
+            standing.below = known
         if standing.asked_at is not None and now - standing.asked_at < self._gap_s:
             return None
         if not standing.nonce:
@@ -139,17 +142,15 @@ class Challenges:
         standing, nonce = self._standings.get(peer), reply.need(Nonce).nonce
         if standing is None or not standing.nonce or standing.nonce != nonce:
             return False
-        standing.nonce, standing.below = b"", 0
+        standing.nonce = b""
         return True
 
     def came_back(self, peer: str, boot: int) -> bool:
-        """Whether a peer that was heard below its boot on record is now heard above it: it had
+        """Whether a peer that was heard below its boot on record proves itself above it: it had
         lost its state, or somebody replayed old datagrams before it started anew."""
-        standing = self._standings.get(peer)
-        if standing is None or not 0 < standing.below < boot:
-            return False
-        standing.below = 0
-        return True
+        standing = self._standings[peer]
+        below, standing.below = standing.below, 0
+        return 0 < below < boot
 
     def answer(self, request: Message, known: int) -> Message:
         """The reply to a CHALLENGE of a peer's of which this boot is on record.  The request may

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from vmmobility.engine.challenge import Challenges, OwnMarks
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Send
 from vmmobility.engine.peer import Arrival, Peer, Received
-from vmmobility.engine.replay import ReplayWindow
 from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
 from vmmobility.wire.message import (
@@ -166,11 +165,8 @@ class Channel:
     def _note(self, peer: Peer, mark: Seal, now: float) -> None:
         """The seal is right: the datagram is spent, whatever it says (and the mark is durable
         before anything that follows from it)."""
-        came_back = self._challenges.came_back(peer.node_id, mark.boot)
-        peer.accept(mark)
+        peer.window.accept(mark.counter)
         self._note_mark(peer, now)
-        if came_back:
-            self.peer_lost_state(peer, now)
 
     def _note_mark(self, peer: Peer, now: float) -> None:
         peer.last_heard = now
@@ -179,7 +175,7 @@ class Channel:
     # ---- challenges ----------------------------------------------------------------------------
 
     def _hear_stranger(self, data: bytes, arrival: Arrival, why: str, now: float) -> None:
-        """From a sender without a record, or under an older boot than that on record: it may have
+        """From a sender without a record, or under another boot than that on record: it may have
         been recorded long ago.  Nothing is believed but the nonce of our own challenge."""
         peer, mark = arrival.peer, arrival.mark
         part = self._decode(data, arrival) if data[2] == Purpose.CHALLENGE else None
@@ -197,15 +193,20 @@ class Channel:
 
     def _prove(self, peer: Peer, mark: Seal, now: float) -> None:
         """The peer spoke after it was asked: all that it said before counts as seen."""
-        peer.window = ReplayWindow(mark.boot, mark.counter)
+        peer.prove(mark)
         self._note_mark(peer, now)
         self._outbox.emit(Event("peer.proven", {"peer": peer.node_id, "boot": mark.boot}))
+        if self._challenges.came_back(peer.node_id, mark.boot):
+            self.peer_lost_state(peer, now)
+        self._repeat(peer, now)  # its replies were dropped
 
     def _hear_challenge(self, received: Received, now: float) -> None:
         """From a peer on record: a question like any, and answers."""
         if received.message.kind is Kind.REQUEST:
             self._answer_challenge(received, now)
-        elif not self._is_answered(received.peer, received.message, now):
+        elif self._is_answered(received.peer, received.message, now):
+            self._challenges.came_back(received.peer.node_id, received.boot)  # it had not left
+        else:
             self.drops["unexpected-reply"] += 1
 
     def _is_answered(self, peer: Peer, reply: Message, now: float) -> bool:
@@ -225,16 +226,20 @@ class Channel:
         self._rise(peer, received.message.need(KnownBoot).boot, now)
         self._send(peer, reply, received.source, received.local)
         if self._challenges.may_repeat(peer.node_id, now):
-            # Whoever asks has dropped what it was sent.
-            for outstanding in [o for o in self._outstanding.values() if o.peer is peer]:
-                outstanding.attempts %= len(peer.endpoints)
-                self._transmit(outstanding, now)
+            self._repeat(peer, now)  # whoever asks has dropped what it was sent
+
+    def _repeat(self, peer: Peer, now: float) -> None:
+        for outstanding in [o for o in self._outstanding.values() if o.peer is peer]:
+            outstanding.attempts %= len(peer.endpoints)
+            self._transmit(outstanding, now)
 
     def _challenge(self, peer: Peer, why: str, now: float) -> None:
         """Ask the peer, at one of its configured endpoints, to prove that it speaks now."""
         if not peer.endpoints:
             return
-        found = self._challenges.question(peer.node_id, peer.window.boot, self._next_sequence, now)
+        found = self._challenges.question(
+            peer.node_id, peer.window.boot, self._next_sequence, now, below=why == "old-boot"
+        )
         if found is not None:
             message, before = found
             self._send(peer, message, peer.endpoints[before % len(peer.endpoints)], None)
@@ -393,9 +398,7 @@ class Channel:
         """Take the durable marks ("mark/NODE" -> [boot, high], "boot/NODE") after a restart."""
         for peer in self.peers.values():
             self._own.restore(peer.node_id, state.get(f"boot/{peer.node_id}"))
-            mark = state.get(f"mark/{peer.node_id}")
-            if isinstance(mark, list):
-                peer.window = ReplayWindow(*mark)
+            peer.restore(state.get(f"mark/{peer.node_id}"))
 
     def set_secrets(self, node_id: str, secrets: dict[int, bytes], signing: int) -> None:
         """New keys of a peer (rotation); nothing else about it changes."""

@@ -48,12 +48,17 @@ class Peer:
     assemblies: OrderedDict[tuple[int, int, int], Assembly] = field(default_factory=OrderedDict)
     last_heard: float | None = None
 
-    def accept(self, mark: Seal) -> None:
-        """Spend a datagram that the window let pass; a new boot ends what the old one began."""
-        if mark.boot > self.window.boot:
+    def restore(self, mark: object) -> None:
+        """Take the durable mark of an earlier start: boot and highest counter."""
+        if isinstance(mark, list):
+            self.window = ReplayWindow(*mark)
+
+    def prove(self, mark: Seal) -> None:
+        """Take this boot from now on; what came under it so far counts as seen."""
+        if mark.boot != self.window.boot:
             self.replies.clear()
             self.assemblies.clear()
-        self.window.accept(mark.boot, mark.counter)
+        self.window = ReplayWindow(mark.boot, mark.counter)
 
     def assemble(self, part: Part, mark: Seal, now: float) -> Message | None:
         """The whole message once its last part is there.  Raises DecodeError if they differ."""
