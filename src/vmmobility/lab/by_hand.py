@@ -199,11 +199,8 @@ class ByHand:
             move.status = _await_end(here, patience_s)
             move.ended_ns = time.time_ns()
             move.stopped_ns = here.time_of("STOP")
-            while move.ok and not there.execute("query-status")["running"]:
-                if time.time_ns() > move.ended_ns + patience_s * 1e9:
-                    break
-                time.sleep(_POLL_S)
-            move.resumed_ns = there.time_of("RESUME")
+            if move.ok:
+                move.resumed_ns = _await_resume(there, patience_s)
         self.stop(vm, source if move.ok else to)
         if not move.ok:
             raise LabError(f"the migration of {vm} to {to} has {move.status}", "see QEMU's log")
@@ -224,6 +221,17 @@ class ByHand:
         """End whatever these hands have started."""
         for vm, nve in list(self._processes):
             self.stop(vm, nve)
+
+
+def _await_resume(monitor: Monitor, patience_s: float) -> int:
+    """When the guest first ran there; its NVE may have stopped it again by now."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        monitor.execute("query-status")  # reads the events before its answer
+        if (at_ns := monitor.time_of("RESUME")) is not None:
+            return at_ns
+        time.sleep(_POLL_S)
+    raise LabError("the migrated guest does not run", "see QEMU's log")
 
 
 def _await_end(monitor: Monitor, patience_s: float) -> str:

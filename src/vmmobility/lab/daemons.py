@@ -198,17 +198,26 @@ class Daemons:
 
     def kill(self, names: Sequence[str], sign: signal.Signals) -> None:
         """Send a signal to these daemons alone (guests live on), then wait for their ends."""
+        self.send_signal(names, sign)
+        self.await_ends(names, sign)
+
+    def send_signal(self, names: Sequence[str], sign: signal.Signals) -> None:
+        """Send it to all of them, or to none if one does not run."""
         for name in names:
             if not self.running(name):
                 raise LabError(f"{name} does not run", "start it first")
         for name in names:
             os.kill(self.processes[name].pid, sign)
-        if sign in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-            for name in names:
-                try:
-                    self.processes[name].wait(10)
-                except subprocess.TimeoutExpired as error:
-                    raise LabError(f"{name} does not end on {sign.name}", "see its log") from error
+
+    def await_ends(self, names: Sequence[str], sign: signal.Signals) -> None:
+        """Wait until they have ended, if the signal is one that ends."""
+        if sign not in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            return
+        for name in names:
+            try:
+                self.processes[name].wait(10)
+            except subprocess.TimeoutExpired as error:
+                raise LabError(f"{name} does not end on {sign.name}", "see its log") from error
 
     def end_all(self) -> None:
         """End every daemon that still runs, with a little patience; their guests live on."""

@@ -60,10 +60,12 @@ class Hosts:
             relays = [pid for node in nodes if (pid := self.relay(node)) is not None]
             if process == "relay" and len(relays) < len(nodes):
                 raise LabError(f"no relay runs at one of {', '.join(nodes)}", "start its NVE first")
+        if process != "relay":  # daemons first: one that lives would start another relay
+            self._daemons.send_signal(nodes, sign)
         for pid in relays:
             os.kill(pid, sign)
         if process != "relay":
-            self._daemons.kill(nodes, sign)
+            self._daemons.await_ends(nodes, sign)
         if sign is signal.SIGKILL:
             _wait_for_ends(relays)
 

@@ -125,7 +125,7 @@ class Laboratory:
         if vm.kind == "netns":
             return {"namespace": self.spaces.name(vm.name)}
         if vm.kind == "external":
-            return {"monitor": str(self.by_hand.monitor(vm.name, nve or vm.home))}
+            return {"qmp": str(self.by_hand.monitor(vm.name, nve or vm.home))}
         return self._boot_files(vm)
 
     def hand_definition(self, vm: Vm) -> VmDefinition:
