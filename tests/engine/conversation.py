@@ -190,6 +190,8 @@ class Conversation:
         manager = self.world.nodes[MANAGER].manager
         moves = manager.moves.values() if manager else ()
         engines = [n.engine for n in self.world.nodes.values() if n.engine]
+        if manager and manager._redirect_retry:
+            return False  # a refused redirect waits to be sent again
         return all(m.ok is not None for m in moves) and all(
             e.channel.next_timer() is None for e in engines
         )
