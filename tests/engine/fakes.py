@@ -218,13 +218,15 @@ class Hypervisor:
         self._later, self._done, self._report, self._find = schedule, done, report, find
         self._pace = pace
         self._port = 49000
+        self._powered = 0  # how often the machine has lost its power
 
     def running(self) -> dict[VmKey, bool]:
         """What adopt() tells: VM -> does it run; absent guests are absent."""
         return {vm: g.life is Life.RUNNING for vm, g in self.guests.items()}
 
     def lose_all(self) -> None:
-        """The machine lost its power."""
+        """The machine lost its power: no order under way ends."""
+        self._powered += 1
         self.guests.clear()
         self.watched.clear()
 
@@ -286,9 +288,12 @@ class Hypervisor:
 
     def order(self, order: HypervisorOrder) -> None:
         """Take an order; it is carried out and answered a little later."""
-        self._later(self._pace.order_s, lambda: self._carry_out(order))
+        powered = self._powered
+        self._later(self._pace.order_s, lambda: self._carry_out(order, powered))
 
-    def _carry_out(self, order: HypervisorOrder) -> None:
+    def _carry_out(self, order: HypervisorOrder, powered: int) -> None:
+        if powered != self._powered:
+            return
         failures = self.fail_next.get(order.order)
         if failures:
             self._done(order.vm, order.order, {}, failures.pop(0))

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 
 from tests.engine.network import MANAGER
+from tests.simulation.operations import THERE
 from tests.simulation.schedule import CALM, Operation, Schedule
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -20,6 +21,10 @@ ORDERS = (
 )  # fmt: skip
 STAGES = ("copy", "moment", "switch", "load")
 CRASHES = frozenset({"crash", "power", "outage", "reimage"})
+TURNS = (
+    "copying", "delivering", "delivering", "switching", "switching", "switching", "redirecting",
+    "ending-guest", "turning-back", "clearing",
+)  # fmt: skip
 
 
 def draw(seed: int) -> Schedule:
@@ -37,6 +42,7 @@ class _Draw:
         self.vms = tuple(f"vm{n}" for n in range(1, count + 1))
         self.at = 0.0
         self.operations: list[Operation] = []
+        self._when: tuple[str, ...] = ()
 
     def schedule(self) -> Schedule:
         homes = tuple((vm, self.chance.choice(self.nves)) for vm in self.vms)
@@ -83,12 +89,19 @@ class _Draw:
     def _incident(self) -> None:
         """Something is wanted; with luck it goes wrong."""
         work: list[tuple[int, Callable[[], None]]] = [
-            (10, self._move), (2, self._start), (1, self._stop), (1, self._tug), (3, self._nothing),
-            (1, self._traffic), (1, self._release),
+            (10, self._move), (2, self._start), (1, self._stop), (1, self._tug), (2, self._nothing),
+            (1, self._traffic), (1, self._release), (1, self._start_and_stop),
         ]  # fmt: skip
         self._weighted(work)()
         for _ in range(self.chance.choice((0, 1, 1, 1, 2, 3))):
+            if self.chance.random() < 0.5:
+                self._when = (self._vm(), self.chance.choice(TURNS), self._delay())
             self._weighted(self._faults())()
+            self._when = ()
+
+    def _delay(self) -> str:
+        """From a turn in a move to what befalls it."""
+        return f"{self.chance.choice((0.0, 0.001, 0.003, 0.02, self.chance.uniform(0, 1.0))):.3f}"
 
     def _faults(self) -> list[tuple[int, Callable[[], None]]]:
         return [
@@ -104,6 +117,8 @@ class _Draw:
 
     def _add(self, verb: str, *words: str, after: float = 0.0) -> None:
         at = round(max(0.0, self.at + after), 3)
+        if self._when:
+            at, words, verb = round(self.at, 3), (*self._when, verb, *words), "when"
         self.operations.append(Operation(at, verb, words))
 
     def _soon(self) -> float:
@@ -128,7 +143,17 @@ class _Draw:
         self._add("start", self._vm(), self._nve())
 
     def _stop(self) -> None:
-        self._add("stop", self._vm(), self._nve())
+        self._add("stop", self._vm(), self._there())
+
+    def _start_and_stop(self) -> None:
+        vm, node = self._vm(), self._nve()
+        self._add("start", vm, node)
+        self._add("stop", vm, node, after=self.chance.choice((0.0, 0.1, 0.5)))
+        self._add("start", vm, self._nve(), after=self.chance.uniform(0.0, 3.0))
+
+    def _there(self) -> str:
+        """Where the VM is then, or anywhere."""
+        return self.chance.choice((THERE, THERE, THERE, self._nve()))
 
     def _tug(self) -> None:
         """Two nodes want one VM at once."""
@@ -209,7 +234,7 @@ class _Draw:
         self._add("break", self._nve(), self.chance.choice(STAGES), after=self._soon())
 
     def _kill(self) -> None:
-        self._add("kill", self._vm(), self._nve(), after=self._soon())
+        self._add("kill", self._vm(), self._there(), after=self._soon())
 
     def _abort(self) -> None:
         self._add("abort", self._vm(), after=self._soon())

@@ -18,10 +18,11 @@ from tests.engine.network import MANAGER, Node, Weather, World, a_secret
 from tests.simulation.schedule import Operation, Schedule
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import CommandRefused
-from vmmobility.engine.outputs import Order, Output
+from vmmobility.engine.outputs import CommandDone, Order, Output
 from vmmobility.wire.values import VmKey
 
 AWAY_S = 0.5  # a daemon that nobody planned to crash is started again after so long
+THERE = "there"  # the NVE that serves the VM, by the manager's record
 ROTATION_S = 0.7  # from one step of a key's rotation to the next
 
 
@@ -64,11 +65,15 @@ class Operations:
     def __init__(self, world: World, schedule: Schedule, hit: Callable[[str, str], None]) -> None:
         self.world, self.schedule, self.hit = world, schedule, hit
         self.fates = Fates(world)
+        self.told: Callable[[Operation], None] = lambda operation: None
         self.crashes = 0
         self._homes = {vm: schedule.nves.index(home) + 1 for vm, home in schedule.homes}
+        self._calm = False
+        self._starting: dict[int, VmKey] = {}
         self._away: dict[str, float] = {}
         self._armed: dict[str, tuple[int, str, float]] = {}
         self._cuts: dict[frozenset[str], int] = {}
+        self._when: dict[tuple[str, str], list[tuple[float, Operation]]] = {}
         world.interrupt = self._interrupt
         world.torn = self._torn
 
@@ -77,17 +82,39 @@ class Operations:
             self.world.later(operation.at - self.world.now, partial(self.carry_out, operation))
 
     def carry_out(self, operation: Operation) -> None:
+        if self._calm:
+            return
+        self.told(operation)
         method: Callable[..., None] = getattr(self, "do_" + operation.verb.replace("-", "_"))
         method(*operation.words)
 
+    def do_when(self, vm: str, phase: str, delay: str, verb: str, *words: str) -> None:
+        """Once, when the VM's next move comes to that phase."""
+        operation = Operation(self.world.now, verb, words)
+        self._when.setdefault((vm, phase), []).append((float(delay), operation))
+
+    def entered(self, vm: str, phase: str) -> None:
+        """To be told of every phase of every move."""
+        for delay, operation in self._when.pop((vm, phase), ()):
+            self.world.later(delay, partial(self.carry_out, operation))
+
+    def _where(self, vm: str, name: str) -> Node | None:
+        """The node meant by `name`."""
+        if name != THERE:
+            return self.world.nodes[name]
+        manager = self._manager()
+        binding = manager.cache.bindings.get(vm_key(vm)) if manager else None
+        return self.world.nodes[binding.nve.nve_id] if binding else None
+
     def calm(self) -> None:
         """No more faults: the network heals, whatever was set to fail does not."""
-        world = self.world
+        world, self._calm = self.world, True
         world.weather = Weather()
         world.cut.clear()
         self._cuts.clear()
         self._armed.clear()
         self._away.clear()
+        self._when.clear()
         for node in world.nodes.values():
             node.fail_persist = node.tear_persist = False
             node.kernel.fail_next.clear()
@@ -187,7 +214,7 @@ class Operations:
             self.world.say_again(index)
 
     def do_rotate(self, name: str) -> None:
-        """A new key for this NVE and the manager: both take it, each signs with it, the old goes."""
+        """A new key for an NVE and the manager: both take it, each signs with it, the old goes."""
         world = self.world
         secrets, signing = world.keys(name, MANAGER)
         number = max(secrets) + 1
@@ -231,12 +258,12 @@ class Operations:
         hypervisor.break_next.add(stage)
 
     def do_kill(self, vm: str, name: str) -> None:
-        hypervisor = self.world.nodes[name].hypervisor
-        assert hypervisor is not None
-        guest = hypervisor.guests.get(vm_key(vm))
-        if guest is not None:
-            self.hit("guest dies", name)
-            self.fates.destroyed([guest], f"its guest at {name} died")
+        node = self._where(vm, name)
+        hypervisor = node.hypervisor if node else None
+        guest = hypervisor.guests.get(vm_key(vm)) if hypervisor else None
+        if node is not None and hypervisor is not None and guest is not None:
+            self.hit("guest dies", node.node_id)
+            self.fates.destroyed([guest], f"its guest at {node.node_id} died")
             hypervisor.kill(vm_key(vm))
 
     # ---- people --------------------------------------------------------------------------------
@@ -247,11 +274,18 @@ class Operations:
     def do_start(self, vm: str, name: str) -> None:
         if self.world.nodes[name].engine is not None:
             key, home = self._addresses(vm)
-            self.world.start_vm(key, name, interfaces_of(vm, home, 1))
+            number = self.world.start_vm(key, name, interfaces_of(vm, home, 1))
+            self._starting[number] = key
+
+    def command_done(self, done: CommandDone) -> None:
+        """To be told of every command's end: a VM whose start has succeeded must live."""
+        if done.command in self._starting and not done.error:
+            self.fates.ran.add(self._starting[done.command])
 
     def do_stop(self, vm: str, name: str) -> None:
-        if self.world.nodes[name].engine is not None:
-            number = self.world.stop_vm(vm_key(vm), name)
+        node = self._where(vm, name)
+        if node is not None and node.engine is not None:
+            number = self.world.stop_vm(vm_key(vm), node.node_id)
             done = self.world.results.get(number)
             if done is None or not done.error:
                 self.fates.doomed.setdefault(vm_key(vm), "people stopped it")

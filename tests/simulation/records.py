@@ -91,7 +91,7 @@ class Records:
             return
         vm: VmKey = message.vm
         record = node.disk.get(f"vm/{vm.vni}/{vm.vm_id}")
-        # Later changes of phase may have overtaken the answer; earlier ones may not be all there is.
+        # Later changes of phase may have overtaken the answer.
         nothing = record is None and phase.phase is not Phase.NONE
         if nothing or (record is not None and record["epoch"] < epoch.epoch):
             said = f"{phase.phase.name} at epoch {epoch.epoch}"

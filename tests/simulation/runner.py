@@ -16,18 +16,17 @@ from tests.engine.fakes import Pace
 from tests.engine.network import MANAGER, Node, Weather, World
 from tests.engine.safety import Violation
 from tests.simulation import liveness
-from tests.simulation.coverage import Coverage
+from tests.simulation.coverage import BEGINS, Coverage
 from tests.simulation.operations import Operations
 from tests.simulation.records import Records
 from tests.simulation.schedule import Schedule
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_transitions import MoveState
-from vmmobility.engine.outputs import Event, Send
+from vmmobility.engine.outputs import CommandDone, Event, Send
 
 LEAST_EVENTS = 200
 AFTER_S = 3.0  # between the last operation and the calm
-RAN = frozenset({"started", "resumed", "arrived"})
 
 
 @dataclass
@@ -107,6 +106,9 @@ class Runner:
         manager = world.nodes[MANAGER].manager
         assert manager is not None
         moved = []
+        for key in world.interfaces:  # a move in which nothing goes wrong loses no packet
+            if all(walk.end == "delivered" for walk in safety.walks(world, key)):
+                world.lossless.add(key)
         for vm, _ in schedule.homes:
             binding = manager.cache.bindings.get(vm_key(vm))
             if binding is None:
@@ -118,6 +120,7 @@ class Runner:
             except CommandRefused as refused:
                 raise Violation("cannot be moved again", f"{vm}: {refused}") from None
         liveness.settle(world, 0.0)
+        world.lossless.clear()
         for move in (manager.moves[m] for m in moved):
             if move.state is not MoveState.DONE:
                 raise Violation("cannot be moved again", f"{move.vm}: {move.reason}")
@@ -134,14 +137,16 @@ class Runner:
         if what == "output":
             if isinstance(value, Event):
                 self.coverage.event(value)
+                phase = BEGINS.get(value.name)
+                if phase is not None:
+                    self.operations.entered(value.detail["vm"], phase)
                 self.records.event(value)
             elif isinstance(value, Send):
                 self.records.said(node, value)
+            elif isinstance(value, CommandDone):
+                self.operations.command_done(value)
         elif what == "durable":
             self.records.durable(node, value)
-        elif what == "report":
-            if value[1] in RAN:
-                self.operations.fates.ran.add(value[0])
         elif what == "crash":
             self.operations.crashed(node)
         elif what in ("lost", "repeated", "cut"):
@@ -158,6 +163,8 @@ def a_world(schedule: Schedule) -> World:
         "step_s": value("step"),
         "copy_s": value("copy"),
         "ticket_s": value("ticket"),
+        "ask_s": value("ask"),
+        "check_s": value("check"),
         "retransmission": retransmission,
     }
     nve = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 from tests.simulation.schedule import CALM, Operation, Schedule
 
@@ -63,7 +64,7 @@ def _shorter_words(schedule: Schedule, fails: Fails) -> Schedule:
             changed = list(schedule.operations)
             changed[index] = rounded
             shorter = replace(schedule, operations=tuple(changed))
-            in_order = all(a.at <= b.at for a, b in zip(changed, changed[1:], strict=False))
+            in_order = all(a.at <= b.at for a, b in pairwise(changed))
             if rounded == operation or (in_order and fails(shorter)):
                 schedule = shorter
                 break
