@@ -57,8 +57,9 @@ class Refusal:
     words: str
 
     def __str__(self) -> str:
-        name = errno.errorcode.get(self.number, str(self.number))
-        return f"{self.words} [{name}]" if self.words else f"{os.strerror(self.number)} [{name}]"
+        name = errno.errorcode.get(self.number)
+        words = self.words or (os.strerror(self.number) if name else "unknown error")
+        return f"{words} [{name or self.number}]"
 
 
 def attribute(kind: int, value: bytes) -> bytes:
