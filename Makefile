@@ -146,6 +146,14 @@ SEED ?= 1
 forge: $(INSTALLED) ## forge, replay, damage N (1000000) messages against live engines: nothing may change
 	$(BIN)/python -m tests.forge.campaign $(or $(N),1000000) --seed $(SEED)
 
+# N inputs a decoder, or SECONDS for all of them; what breaks one lands in .build/fuzz, made small.
+TARGET ?=
+SECONDS ?=
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## the kept corpus and mutated inputs for every decoder (N=, SECONDS=, TARGET=, SEED=)
+	$(BIN)/python -m tests.fuzz.campaign $(TARGET) --seed $(SEED) \
+	  $(if $(N),--inputs $(N)) $(if $(SECONDS),--seconds $(SECONDS))
+
 # All of them run, whatever the first one says: one run shows everything there is to mend.
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, mypy --strict, the floors (import-linter), spelling
