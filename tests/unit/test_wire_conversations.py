@@ -40,7 +40,7 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         (Kind.REPLY, Purpose.REFRESH, True, phase): ("VM-ID, Epoch, Serving NVE", "")
         for phase in (Phase.REDIRECTING, Phase.DEPARTED)
     },
-    (Kind.REQUEST, Purpose.CHECK, True, ANY): ("VM-ID", ""),
+    (Kind.REQUEST, Purpose.CHECK, True, ANY): ("VM-ID", "Guest"),
     (Kind.REPLY, Purpose.CHECK, False, ANY): (
         f"{STAND}, Guest",
         "Serving NVE, Reason, Measurements",

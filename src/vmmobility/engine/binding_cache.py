@@ -22,7 +22,6 @@ from vmmobility.engine.replay import WINDOW
 from vmmobility.wire.registry import Mobility
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
-
 DUPLICATE_S = 30.0  # a second copy for which nobody has asked for so long is there no more
 
 

@@ -49,6 +49,19 @@ class Check:
 
 
 @dataclass(slots=True)
+class Contest:
+    """The manager's question about the guest alone: another NVE says that it has it.
+
+    started: whether the guest was known to be here when it was asked
+    behind:  how many answers of the hypervisor come before the one to this question, and it
+    """
+
+    received: Received
+    started: bool
+    behind: int
+
+
+@dataclass(slots=True)
 class Entry:
     """What this NVE holds of one VM.
 
@@ -65,13 +78,16 @@ class Entry:
     expected:   other hands than ours run this VM's guests: one may come or start here at any time
     arrived:    ATTACHING only: such a guest runs here (RUNNING: it was started, ARRIVED: moved)
     paused:     ATTACHING only: that guest was stopped until its attach is accepted
+    leftover:   NONE only: a guest of it may still be at the hypervisor, which is to end it
     commands:   people's commands that wait for the guest to start, or (ending) to stop
     rolling_back: SERVING only: once packets come here again, the guest is let go on
+    resumes:    how often the hypervisor has refused that
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
     lifetime_s: granted lifetime; refresh_at, drained_at: monotonic seconds
     request:    the manager's request that waits for the data plane or the hypervisor
     tag:        number of the newest data plane state asked for
     unwatched:  expected, and the hypervisor is not yet told to watch for its guests
+    contests:   questions about the guest alone; queries: how many the hypervisor has to answer
     check:      a look at hypervisor and kernel under way; check_at: when the next is due, or
                 (REDIRECTING) the next question whether the redirect still stands
     redirecting_since: monotonic seconds; alarmed: people were told that it has been long
@@ -97,10 +113,12 @@ class Entry:
     expected: bool = False
     arrived: GuestLife = GuestLife.NONE
     paused: bool = False
+    leftover: bool = False
     # not durable
     started: bool = False
     proceeding: bool = False
     rolling_back: bool = False
+    resumes: int = 0
     refresh_at: float | None = None
     quiet_since: float | None = None
     redirected: int = 0
@@ -111,6 +129,8 @@ class Entry:
     commands: list[int] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
     unwatched: bool = False
+    contests: list[Contest] = field(default_factory=list)
+    queries: int = 0
     check: Check | None = None
     check_at: float | None = None
     redirecting_since: float | None = None
@@ -189,9 +209,11 @@ def make_nve(nve_id: str, locators: tuple[Any, ...]) -> Nve:
 
 
 def entry_to_json(entry: Entry) -> dict[str, Any]:
-    """The durable part of an entry; a tombstone is its epoch alone."""
+    """The durable part of an entry; a tombstone is its epoch alone (and, until the guest that was
+    here has ended for certain, its definition, by which the hypervisor knows it)."""
     if entry.is_tombstone:
-        return {"phase": int(Phase.NONE), "epoch": entry.epoch}
+        tombstone = {"phase": int(Phase.NONE), "epoch": entry.epoch}
+        return {**tombstone, **({"leftover": entry.definition.decode()} if entry.leftover else {})}
     return {
         "phase": int(entry.phase),
         "epoch": entry.epoch,
@@ -217,7 +239,9 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
 
 def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
     if "interfaces" not in value:
-        return Entry(vm, epoch=value["epoch"])
+        left = value.get("leftover")
+        definition = left.encode() if left is not None else b""
+        return Entry(vm, definition=definition, epoch=value["epoch"], leftover=left is not None)
     return Entry(
         vm,
         interfaces=tuple(interface_from_json(i) for i in value["interfaces"]),

@@ -19,7 +19,7 @@ from vmmobility.engine.manager_move import nve_of_peer
 from vmmobility.engine.outputs import CommandDone, Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, Guest, PhaseOption, Reason, ServingNve, VmId
-from vmmobility.wire.registry import Phase, Purpose, Status
+from vmmobility.wire.registry import GuestLife, Phase, Purpose, Status
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.outputs import Outbox
     from vmmobility.wire.options import Option
+
+QuestionKey = tuple[VmKey, str, bool]
+"""VM, NVE, and whether another NVE claims the guest."""
 
 Listener = Callable[[Message | None, float], None]
 """Told the NVE's answer; None: it gave none in time, or refused."""
@@ -78,29 +81,41 @@ class ManagerChecks:
         _redirect_previous: Callable[[Binding, float], None]
         _heed_epoch: Callable[[Message], None]
 
-    _questions: dict[tuple[VmKey, str], Question]
+    _questions: dict[QuestionKey, Question]
 
     # ---- questions -----------------------------------------------------------------------------
 
-    def question(self, vm: VmKey, node: str, now: float, listener: Listener) -> None:
-        """Ask an NVE how it stands with a VM; the listener is told, once, within ask_s."""
+    def question(
+        self,
+        vm: VmKey,
+        node: str,
+        now: float,
+        listener: Listener,
+        claim: GuestLife | None = None,
+    ) -> None:
+        """Ask an NVE how it stands with a VM; the listener is told, once, within ask_s.
+
+        claim: what another NVE says of its guest; the answer is then about the guest alone, and
+        does not wait for a comparison with the kernel.
+        """
         peer = self.channel.peers.get(node)
         if peer is None or not peer.endpoints:
             listener(None, now)
             return
-        question = self._questions.setdefault((vm, node), Question(now + self.settings.ask_s, []))
+        key = (vm, node, claim is not None)
+        question = self._questions.setdefault(key, Question(now + self.settings.ask_s, []))
         question.listeners.append(listener)
         self.channel.request(
             peer,
             Purpose.CHECK,
-            [VmId(vm)],
+            [VmId(vm)] if claim is None else [VmId(vm), Guest(claim)],
             now,
-            partial(self._answered, vm, node),
-            subject=(vm, "check"),
+            partial(self._answered, key),
+            subject=_subject(key),
         )
 
-    def _answered(self, vm: VmKey, node: str, reply: Message, now: float) -> None:
-        asked = self._questions.pop((vm, node))
+    def _answered(self, key: QuestionKey, reply: Message, now: float) -> None:
+        asked = self._questions.pop(key)
         told = (reply.find(Guest), reply.find(PhaseOption), reply.find(Epoch))
         tells = reply.status.accepted and None not in told
         if tells:
@@ -109,10 +124,10 @@ class ManagerChecks:
             listener(reply if tells else None, now)
 
     def _question_timer(self, now: float) -> None:
-        for (vm, node), asked in list(self._questions.items()):
+        for key, asked in list(self._questions.items()):
             if asked.deadline <= now:
-                del self._questions[vm, node]
-                self.channel.withdraw_subject(self.channel.peers[node], (vm, "check"))
+                del self._questions[key]
+                self.channel.withdraw_subject(self.channel.peers[key[1]], _subject(key))
                 for listener in asked.listeners:
                     listener(None, now)
 
@@ -163,7 +178,7 @@ class ManagerChecks:
                     self._check_one(binding.vm, node, now)
 
     def _check_one(self, vm: VmKey, node: str, now: float) -> None:
-        if (vm, node) not in self._questions:
+        if (vm, node, False) not in self._questions:
             self.question(vm, node, now, partial(self._compared, vm, node))
 
     def _compared(self, vm: VmKey, node: str, reply: Message | None, now: float) -> None:
@@ -293,3 +308,7 @@ class ManagerChecks:
     if TYPE_CHECKING:
 
         def _relearning(self, now: float) -> bool: ...
+
+
+def _subject(key: QuestionKey) -> tuple[VmKey, str]:
+    return (key[0], "contest" if key[2] else "check")

@@ -41,13 +41,21 @@ class ManagerContests:
         channel: Channel
         outbox: Outbox
         settings: ManagerSettings
-        question: Callable[[VmKey, str, float, Listener], None]
         _save_binding: Callable[[Binding], None]
         _in_switch: Callable[[VmKey], bool]
         _attach: Callable[[Received, float], None]
         _take: Callable[[Received, Binding | None, float], None]
         _may_take: Callable[[Binding, str], bool]
         _refusal: Callable[[Received, VmKey], tuple[Status, str] | None]
+
+        def question(
+            self,
+            vm: VmKey,
+            node: str,
+            now: float,
+            listener: Listener,
+            claim: GuestLife | None = None,
+        ) -> None: ...
 
         def _reject(
             self,
@@ -74,7 +82,8 @@ class ManagerContests:
             detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "by": node}
             self.outbox.emit(Event("binding.contested", {**detail, "nve": binding.nve.nve_id}))
             settle = partial(self._contest_answered, received, binding.epoch)
-            self.question(binding.vm, binding.nve.nve_id, now, settle)
+            claim = _life(received.message)
+            self.question(binding.vm, binding.nve.nve_id, now, settle, claim)
 
     def _bound_elsewhere(self, received: Received, binding: Binding) -> None:
         options = (ServingNve(binding.nve), Epoch(binding.epoch))
@@ -156,12 +165,11 @@ class ManagerContests:
         if not others:
             self._take(received, None, now)
             return
-        waiting = set(others)
+        waiting, vm = set(others), received.message.vm
 
         def answered(node: str, reply: Message | None, at: float) -> None:
             if not waiting:
                 return
-            vm = received.message.vm
             if reply is None:
                 waiting.clear()
                 why = f"this manager lost its state, and {node} has not said whether it runs there"
@@ -184,7 +192,7 @@ class ManagerContests:
                 self._take(received, None, at)
 
         for node in others:
-            self.question(received.message.vm, node, now, partial(answered, node))
+            self.question(vm, node, now, partial(answered, node), GuestLife.NONE)
 
 
 def _life(message: Message) -> GuestLife:

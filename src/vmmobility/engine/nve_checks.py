@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmmobility.engine.binding_update_list import Check, Entry
+from vmmobility.engine.binding_update_list import Check, Contest, Entry
 from vmmobility.engine.channel import Received
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.nve_unmanaged import IDLE, NveUnmanaged
@@ -63,17 +63,37 @@ class NveChecks(NveUnmanaged):
         """A comparison that is under way from now on."""
         if entry.check is None:
             entry.check = Check(entry.started)
-            self._order(entry, Order.QUERY)
+            self._query(entry)
             self.outbox.emit(Audit(entry.vm))
         return entry.check
 
+    def _query(self, entry: Entry) -> None:
+        entry.queries += 1
+        self._order(entry, Order.QUERY)
+
     def _check_requested(self, received: Received, entry: Entry) -> None:
-        self._check(entry).requests.append(received)
+        """CHECK.  With a Guest, another NVE says that it has it: a running guest waits there for
+        its packets, so nothing is compared before the answer, and no earlier look is good enough.
+        """
+        if received.message.find(Guest) is None:
+            self._check(entry).requests.append(received)
+        else:
+            self._query(entry)
+            entry.contests.append(Contest(received, entry.started, entry.queries))
 
     def _queried(self, entry: Entry, result: Mapping[str, Any], error: str, now: float) -> None:
-        if entry.check is not None:
-            # One that does not answer may live.
-            life = GuestLife.HELD if error else LIVES[result["life"]]
+        # One that does not answer may live.
+        life = GuestLife.HELD if error else LIVES[result["life"]]
+        entry.queries -= 1
+        for contest in entry.contests:
+            contest.behind -= 1
+        due = [contest for contest in entry.contests if contest.behind <= 0]
+        entry.contests = [contest for contest in entry.contests if contest.behind > 0]
+        for contest in due:
+            self._take_life(entry, contest.started, life, now)
+            options = [Guest(self._told_life(entry, life))]
+            self._answer(contest.received, entry, Status.ACCEPTED, options)
+        if entry.check is not None and entry.check.life is None:
             entry.check.life = life
             self._checked(entry, now)
 
@@ -84,7 +104,7 @@ class NveChecks(NveUnmanaged):
         entry.check = None
         self._plan_check(entry, now)
         rows = [self._drift(entry, "kernel", "as wanted", words, True) for words in check.drift]
-        rows += self._take_life(entry, check, check.life, now)
+        rows += self._take_life(entry, check.started, check.life, now)
         for command in check.commands:
             survey = self._surveys[command]
             survey.drift += rows
@@ -107,11 +127,12 @@ class NveChecks(NveUnmanaged):
         return life if entry.ending and life is GuestLife.NONE else GuestLife.HELD
 
     def _take_life(
-        self, entry: Entry, check: Check, life: GuestLife, now: float
+        self, entry: Entry, started: bool, life: GuestLife, now: float
     ) -> list[dict[str, Any]]:
-        """What the hypervisor says, where an event of it was missed."""
+        """What the hypervisor says, where an event of it was missed.  started: whether the guest
+        was known to be here when it was asked."""
         runs = life in RUNS
-        if entry.ending or (entry.started and not check.started):
+        if entry.ending or (entry.started and not started):
             return []  # its state was changing while it was asked for
         if entry.phase in (Phase.ATTACHING, Phase.SERVING):
             if life is GuestLife.NONE and entry.started:
