@@ -21,13 +21,7 @@ from vmmobility.engine.outputs import Endpoint, Event, Outbox, Send
 from vmmobility.engine.peer import Arrival, Peer, Received
 from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
-from vmmobility.wire.message import (
-    Message,
-    Part,
-    UnsupportedVersion,
-    decode_part,
-    encode_parts,
-)
+from vmmobility.wire.message import Message, Part, UnsupportedVersion, decode_part, encode_parts
 from vmmobility.wire.options import KnownBoot, Option, Reason, Supported, UnsupportedOption
 from vmmobility.wire.registry import MAX_DATAGRAM, VERSION, Kind, Purpose, Role, Status
 from vmmobility.wire.values import Address
@@ -213,17 +207,15 @@ class Channel:
         known = reply.need(KnownBoot).boot
         if not self._challenges.is_answered(peer.node_id, reply):
             return False
-        self._rise(peer, known, now)
-        return True
-
-    def _rise(self, peer: Peer, known: int, now: float) -> None:
         if self._own.rise_above(peer.node_id, known):
             self.state_was_lost(now)
+        return True
 
     def _answer_challenge(self, received: Received, now: float) -> None:
         peer = received.peer
         reply = self._challenges.answer(received.message, peer.window.boot)
-        self._rise(peer, received.message.need(KnownBoot).boot, now)
+        if self._own.rise_above(peer.node_id, received.message.need(KnownBoot).boot):
+            self.state_was_lost(now)
         self._send(peer, reply, received.source, received.local)
         if self._challenges.may_repeat(peer.node_id, now):
             self._repeat(peer, now)  # whoever asks has dropped what it was sent
