@@ -146,7 +146,11 @@ def find(name: str, beside: Path | None = None) -> Path:
     if name in built_in():
         return built_in()[name]
     path = Path(name) if beside is None else beside.parent / name
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name that no file can have
+        there = False
+    if not there:
         known = ", ".join(built_in())
         raise LabError(f"no fabric {name!r}", f"give a TOML file or one of: {known}")
     return path
@@ -242,6 +246,9 @@ def _end_addresses(
     entry: Table, prefixes: tuple[Prefix, ...], position: int, given: Any
 ) -> tuple[IpInterface, ...]:
     if given is None:
+        for prefix in prefixes:
+            if position >= prefix.num_addresses:
+                raise LabError(f"{entry.where}: {prefix} is too small", "give a shorter prefix")
         return tuple(ip_interface(f"{p[position]}/{p.prefixlen}") for p in prefixes)
     result = []
     for prefix in prefixes:
