@@ -147,12 +147,23 @@ forge: $(INSTALLED) ## forge, replay, damage N (1000000) messages against live e
 	$(BIN)/python -m tests.forge.campaign $(or $(N),1000000) --seed $(SEED)
 
 # N inputs a decoder, or SECONDS for all of them; what breaks one lands in .build/fuzz, made small.
+# GUIDED=1: under atheris, which follows coverage, SECONDS (60) for each.
 TARGET ?=
 SECONDS ?=
 .PHONY: fuzz
-fuzz: $(INSTALLED) ## the kept corpus and mutated inputs for every decoder (N=, SECONDS=, TARGET=, SEED=)
-	$(BIN)/python -m tests.fuzz.campaign $(TARGET) --seed $(SEED) \
-	  $(if $(N),--inputs $(N)) $(if $(SECONDS),--seconds $(SECONDS))
+fuzz: $(INSTALLED) ## the kept corpus and mutated inputs for every decoder (N= SECONDS= TARGET= GUIDED=1)
+	if [ -z "$(GUIDED)" ]; then
+	  $(BIN)/python -m tests.fuzz.campaign $(TARGET) --seed $(SEED) \
+	    $(if $(N),--inputs $(N)) $(if $(SECONDS),--seconds $(SECONDS))
+	  exit
+	fi
+	[ -d $(BUILD)/atheris ] || $(BIN)/python -m pip install -qq --no-deps --require-hashes \
+	  --target $(BUILD)/atheris -r tests/fuzz/atheris.txt
+	mkdir -p $(BUILD)/fuzz
+	for target in $(or $(TARGET),$$($(BIN)/python -m tests.fuzz.campaign --list)); do
+	  PYTHONPATH=$(BUILD)/atheris $(BIN)/python -m tests.fuzz.guided "$$target" \
+	    $(or $(SECONDS),60) $(BUILD)/fuzz/guided
+	done
 
 # All of them run, whatever the first one says: one run shows everything there is to mend.
 .PHONY: lint

@@ -169,7 +169,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="for all of them together")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", action="store_true", help="add new outcomes to the corpus")
+    parser.add_argument("--list", action="store_true", help="name the targets, and end")
     given = parser.parse_args(arguments)
+    if given.list:
+        print(*TARGETS)
+        return 0
     chosen = [TARGETS[name] for name in given.targets or TARGETS]
     seconds = given.seconds / len(chosen) if given.seconds else float("inf")
     inputs = given.inputs or (float("inf") if given.seconds else 20_000)
