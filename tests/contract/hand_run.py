@@ -22,16 +22,20 @@ POLL_S = 0.01
 class HandRun:
     """One host's place for the guest: boot() or await_copy(), then what the operator does.
 
-    words: what QEMU gets besides (devices, a kernel); by default a machine without a disk
+    words:   what QEMU gets besides (devices, a kernel); by default a machine without a disk
+    through: the program that starts it, if it is to run elsewhere (ip netns exec NAME)
     """
 
-    def __init__(self, folder: Path, words: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, words: Sequence[str] = (), through: Sequence[str] = ()
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.qmp = folder / "nve.qmp"
         self.memory = folder / "memory"
         self._hands = folder / "hands.qmp"
         self._log = folder / "qemu.log"
         self._words = list(words)
+        self._through = list(through)
         self._process: subprocess.Popen[bytes] | None = None
         self._client: QMPClient | None = None
 
@@ -45,7 +49,10 @@ class HandRun:
         self._hands.unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 (it does not wait)
-                [*command, *self._words, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*self._through, *command, *self._words, *more],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         async with asyncio.timeout(LIMIT_S):
             while not self._hands.is_socket():
