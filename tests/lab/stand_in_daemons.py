@@ -211,5 +211,5 @@ class StandInDaemons(Daemons):
         self._moves[move_id]["ok"] = True
         self._over[move_id].set()
 
-    def kill(self, name: str, sign: Any) -> None:
+    def kill(self, names: Any, sign: Any) -> None:
         raise AssertionError("not in this stand-in")

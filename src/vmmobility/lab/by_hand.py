@@ -11,7 +11,7 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,11 +133,12 @@ class ByHand:
         """Start QEMU at that host, as a person would type it."""
         if self._lives(vm, nve):
             raise LabError(f"{vm} lives at {nve} already", "stop-by-hand it first")
+        ports = [port_name(VmKey(0, vm), n) for n in range(len(definition.interfaces))]
+        self._check_taps(vm, nve, ports)
         folder = self._folder(vm, nve)
         folder.path.mkdir(parents=True, exist_ok=True)
         for stale in (folder.monitor, self._hands(folder), folder.pid_file):
             stale.unlink(missing_ok=True)
-        ports = [port_name(VmKey(0, vm), n) for n in range(len(definition.interfaces))]
         words = command_line(folder, definition, ports, binary=QemuSettings().binary,
                              accelerator=self._daemons.accelerator, incoming=incoming)  # fmt: skip
         words += ["-qmp", f"unix:{self._hands(folder)},server=on,wait=off"]
@@ -148,6 +149,14 @@ class ByHand:
         self._processes[vm, nve] = process
         self._await_monitor(vm, nve, process)
 
+    def _check_taps(self, vm: str, nve: str, ports: Sequence[str]) -> None:
+        """QEMU makes a tap that is missing, one that leads nowhere: do not let it."""
+        shown = subprocess.run(["ip", "-n", self._spaces.name(nve), "-br", "link", "show"],
+                               capture_output=True, text=True, check=False).stdout  # fmt: skip
+        there = {line.split()[0] for line in shown.splitlines() if line.strip()}
+        if missing := [port for port in ports if port not in there]:
+            raise LabError(f"{vm} at {nve}: no tap {missing[0]}", "`expect` it there first")
+
     @staticmethod
     def _hands(folder: GuestFolder) -> Path:
         return folder.path / "hands"
@@ -157,8 +166,7 @@ class ByHand:
         deadline = time.monotonic() + _START_S
         while not self._hands(folder).exists():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise LabError(f"{vm} did not start at {nve}: {folder.last_words()}",
-                               "is its tap there? `expect` makes it")  # fmt: skip
+                raise LabError(f"{vm} did not start at {nve}: {folder.last_words()}", "see its log")
             time.sleep(_POLL_S)
 
     def _lives(self, vm: str, nve: str) -> bool:
