@@ -22,6 +22,8 @@ from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
     from tests.engine.network import World
+    from vmmobility.engine.binding_cache import Binding
+    from vmmobility.engine.manager import ManagerEngine
 
 
 class Violation(AssertionError):
@@ -82,11 +84,10 @@ def check_settled(world: World) -> None:
     manager = world.nodes["manager"].manager
     if manager is None:
         return
-    failed = {m.vm for m in manager.moves.values() if m.state is MoveState.FAILED}
     for vm, binding in manager.cache.bindings.items():
         places, at = running(world, vm), binding.nve.nve_id
         if places != [at]:
-            if vm in failed:
+            if has_failed(manager, binding):
                 continue
             where = places or "no node"
             raise Violation("not at its NVE", f"{vm} is bound to {at} and runs at {where}")
@@ -106,6 +107,16 @@ def _only_by_hand(world: World, vm: VmKey, name: str) -> bool:
     state = node.kernel.held.get(vm)
     delivered = state is not None and state.forwarding is Forwarding.LOCAL
     return node.hypervisor is not None and node.hypervisor.guests[vm].by_hand and not delivered
+
+
+def has_failed(manager: ManagerEngine, binding: Binding) -> bool:
+    """Whether a move has failed since this binding was made, and so nobody may run the VM."""
+    return any(
+        move.vm == binding.vm
+        and move.state is MoveState.FAILED
+        and max(move.epoch, move.back_epoch) >= binding.epoch
+        for move in manager.moves.values()
+    )
 
 
 def running(world: World, vm: VmKey) -> list[str]:

@@ -19,8 +19,6 @@ from tests.engine.safety import Violation
 from tests.simulation.operations import Fates
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.dataplane import Forwarding
-from vmmobility.engine.manager import ManagerEngine
-from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.registry import Phase
 from vmmobility.wire.values import VmKey
 
@@ -58,9 +56,6 @@ def check(world: World, fates: Fates) -> None:
     """Raises Violation."""
     manager = world.nodes[MANAGER].manager
     assert manager is not None
-    failed = {m.vm for m in manager.moves.values() if m.state is MoveState.FAILED}
-    for vm in failed & fates.must_live:
-        raise Violation("failed though a copy lives", f"{vm}: {_moves(manager, vm)}")
     safety.check_settled(world)
     for vm in sorted(world.interfaces):
         places = safety.running(world, vm)
@@ -69,14 +64,10 @@ def check(world: World, fates: Fates) -> None:
             raise Violation("lost", f"{vm} runs nowhere, and no fault destroyed it")
         if places and binding is None:
             raise Violation("not bound", f"{vm} runs at {places} and is not bound")
-        if binding is not None and vm not in failed:
-            _check_bound(world, vm, binding)
-        elif binding is None:
+        if binding is None:
             _check_forgotten(world, vm)
-
-
-def _moves(manager: ManagerEngine, vm: VmKey) -> str:
-    return "; ".join(f"{m.state.value}: {m.reason}" for m in manager.moves.values() if m.vm == vm)
+        elif not safety.has_failed(manager, binding):
+            _check_bound(world, vm, binding)
 
 
 def _check_bound(world: World, vm: VmKey, binding: Binding) -> None:

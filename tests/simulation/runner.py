@@ -126,6 +126,16 @@ class Runner:
                 raise Violation("cannot be moved again", f"{move.vm}: {move.reason}")
         liveness.check(world, self.operations.fates)
 
+    def _not_failed(self, event: Event) -> None:
+        """A move may fail only if no whole copy is left."""
+        if event.name == "move.failed":
+            vm = vm_key(event.detail["vm"])
+            if vm in self.operations.fates.must_live and self.operations.fates.copies(vm):
+                reason = event.detail.get("reason", "")
+                raise Violation(
+                    "failed though a copy lives", f"{self.world.now:.3f} {vm}: {reason}"
+                )
+
     # ---- what is seen --------------------------------------------------------------------------
 
     def _watch(self, world: World) -> None:
@@ -140,6 +150,7 @@ class Runner:
                 phase = BEGINS.get(value.name)
                 if phase is not None:
                     self.operations.entered(value.detail["vm"], phase)
+                self._not_failed(value)
                 self.records.event(value)
             elif isinstance(value, Send):
                 self.records.said(node, value)

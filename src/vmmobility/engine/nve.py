@@ -209,7 +209,11 @@ class NveEngine(NveMoves, NveRegistration, NveChecks):
         self.channel.timer(now)
         for vm in [vm for vm, due in self._retry.items() if due <= now]:
             del self._retry[vm]
-            self._set_data_plane(self.entries.entry(vm))
+            entry = self.entries.entry(vm)
+            if entry.leftover and entry.phase is Phase.NONE:
+                self._order(entry, Order.STOP)
+            else:
+                self._set_data_plane(entry)
         for entry in list(self.entries.values()):
             if entry.refresh_at is not None and entry.refresh_at <= now:
                 self._refresh(entry, now)
@@ -238,7 +242,8 @@ class NveEngine(NveMoves, NveRegistration, NveChecks):
 
     def definitions(self) -> dict[VmKey, bytes]:
         """The VMs whose guests may be here: what the hypervisors are asked for after a start."""
-        return {e.vm: e.definition for e in self.entries.values() if not e.is_tombstone}
+        entries = self.entries.values()
+        return {e.vm: e.definition for e in entries if e.leftover or not e.is_tombstone}
 
     @property
     def wants_traffic(self) -> bool:

@@ -38,6 +38,7 @@ from vmmobility.wire.values import VmKey
 
 # The manager's request is answered when this order is done: serve again, end the waiting guest.
 LAST_ORDERS = {(Order.RESUME, Phase.SERVING), (Order.CANCEL, Phase.FAILED)}
+RESUMES = 3  # a guest that is to serve again is let go on so often once more, if that fails
 
 
 class NveMoves(NveRedirects, NveRestart):
@@ -63,6 +64,8 @@ class NveMoves(NveRedirects, NveRestart):
             self._watch_done(entry, error)
         elif order is Order.START:
             self._start_done(entry, error, now)
+        elif entry.leftover and order in (Order.STOP, Order.CANCEL) and not entry.phase:
+            self._leftover_ended(entry, error, now)
         elif order is Order.STOP and entry.phase is Phase.REDIRECTING:
             if error:
                 self._retry[vm] = now + RETRY_S  # a guest that may live keeps its taps
@@ -80,6 +83,8 @@ class NveMoves(NveRedirects, NveRestart):
                 self._answer_waiting(entry)
         elif error and order in (Order.SWITCH_OVER, Order.PROCEED):
             self._fire(entry, Trigger.FAILED, {"reason": error, "running": True}, now)
+        elif error and order is Order.RESUME and self._resume_again(entry, now):
+            return
         elif (order, entry.phase) in LAST_ORDERS:
             status = Status.HYPERVISOR_FAILURE if error else Status.ACCEPTED
             self._answer_waiting(entry, status, reason=error)
@@ -208,6 +213,7 @@ class NveMoves(NveRedirects, NveRestart):
             raise DecodeError("bad-value", long)
         if entry.started:
             self._order(entry, Order.STOP)  # a superseded guest that was kept
+        self._end_leftover(entry)
         entry.came_from = came_from
         entry.interfaces, entry.definition = message.interfaces, definition
         entry.ticket, entry.move_epoch, entry.attach_id = ticket.ticket, message.epoch, 0
@@ -282,7 +288,7 @@ class NveMoves(NveRedirects, NveRestart):
             self._set_data_plane(entry)
             self._watch_traffic(entry, now)
         else:
-            entry.phase = Phase.NONE
+            entry.phase, entry.leftover = Phase.NONE, True
             self._forget(entry)
 
     # ---- source --------------------------------------------------------------------------------
@@ -331,10 +337,19 @@ class NveMoves(NveRedirects, NveRestart):
         entry.epoch = received.message.epoch
         entry.granted = received.message.epoch
         entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
-        entry.rolling_back = True
+        entry.rolling_back, entry.resumes = True, 0
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
+
+    def _resume_again(self, entry: Entry, now: float) -> bool:
+        """A whole copy is here and its hypervisor would not let it go on: it is asked again,
+        before the manager hears that nobody serves the VM (invariant 6)."""
+        if entry.phase is not Phase.SERVING or not entry.started or entry.resumes >= RESUMES:
+            return False
+        entry.rolling_back, entry.resumes = True, entry.resumes + 1
+        self._retry[entry.vm] = now + RETRY_S
+        return True
 
     # ---- reports to the manager ----------------------------------------------------------------
 

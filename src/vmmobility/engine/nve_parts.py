@@ -56,6 +56,7 @@ class NveParts:
         _attach: Callable[[Entry, float], None]
         _refresh: Callable[[Entry, float], None]
         _forget: Callable[[Entry], None]
+        _end_leftover: Callable[[Entry], None]
         _stop: Callable[[Entry, None, float], None]
         _stopped: Callable[[Entry, str, float], None]
         _deregister: Callable[[Entry, float], None]

@@ -143,5 +143,6 @@ class NveRedirects(NveParts):
         if entry.started or not (entry.unplugged or entry.expected):
             # One that moved away, or a superseded one: paused, unplugged, and never to run again.
             self._order(entry, Order.STOP)
+            entry.leftover = True
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._forget(entry)

@@ -47,6 +47,7 @@ class NveRegistration(NveParts):
         entry.ticket, entry.granted, entry.came_from = b"", 0, Phase.NONE
         entry.target, entry.accept, entry.unplugged = None, (), False
         entry.arrived, entry.paused = GuestLife.NONE, False
+        self._end_leftover(entry)
         self._set_data_plane(entry)
 
     def _attach(self, entry: Entry, now: float) -> None:

@@ -6,7 +6,7 @@ docs/design/nve.md has the table.  Not here: loading entries (binding_update_lis
 from __future__ import annotations
 
 from vmmobility.engine.binding_update_list import Entry
-from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.nve_parts import RETRY_S, NveParts
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import Order
 from vmmobility.wire.registry import Phase
@@ -26,6 +26,8 @@ class NveRestart(NveParts):
         if entry.expected and self._recover_expected(entry, running, now):
             return
         if phase is Phase.NONE:
+            if entry.leftover:
+                self._recover_leftover(entry, running)
             return
         if entry.ending:
             entry.ending = False
@@ -62,6 +64,28 @@ class NveRestart(NveParts):
             entry.unplugged = running is None
             self._set_data_plane(entry)
             self._watch_traffic(entry, now)
+
+    def _recover_leftover(self, entry: Entry, running: bool | None) -> None:
+        """The order to end a guest may have been lost in a crash, its record not."""
+        if running is None:
+            entry.leftover = False
+            self._save(entry)
+        elif not running:
+            self._order(entry, Order.STOP)
+
+    def _leftover_ended(self, entry: Entry, error: str, now: float) -> None:
+        """STOP or CANCEL of a guest of which there is no entry any more has ended."""
+        if error:
+            self._retry[entry.vm] = now + RETRY_S
+            return
+        entry.leftover = False
+        self._save(entry)
+
+    def _end_leftover(self, entry: Entry) -> None:
+        """The VM comes here again: what may be left of it goes first."""
+        if entry.leftover:
+            entry.leftover = False
+            self._order(entry, Order.STOP)
 
     def _recover_expected(self, entry: Entry, running: bool | None, now: float) -> bool:
         """Guests that other hands run: what they did meanwhile is asked, and nothing undone."""
