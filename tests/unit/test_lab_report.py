@@ -254,3 +254,39 @@ def test_the_summary_tells_median_and_longest_with_and_without_the_cold_part():
     (move,) = data["moves"]
     assert (move["gap_beyond_stop_ms"], move["gap_without_cold_ms"]) == (14.0, 4.0)
     assert move["probes"][1]["resume_to_echo_ms"] == 10.0
+
+
+def test_restarts_hands_and_resting_vms_are_in_json_and_text():
+    streams = (report.StreamReport(1, "near", "vm1", "ipv4", 100, 2, 0, 9.0, True, 20.0),)
+    restarts = (
+        report.RestartReport(1, "manager", 5, 500.0, 510.0, 30.0, 600.0),
+        report.RestartReport(1, "manager", 9, 700.0, None, None, None),
+        report.RestartReport(1, "nve-a", 9, 900.0, 910.0, None, None),
+    )
+    hands = (
+        report.HandMoveReport(
+            1, "vm1", "nve-a", "nve-b", True, 7, 800.0, 50.0, 80.0, None, 100, 12, 240.0, True
+        ),
+    )
+    whole = report.Report(
+        "s", "", "f", 1, 0, 1.0, (), (), (), (), streams, restarts, hands, "manager"
+    )
+    data = json.loads(json.dumps(whole.as_json()))
+    assert data["summary"]["streams"] == {
+        "sent": 100, "lost": 2, "tcp_sessions": 1, "tcp_survived": 1,
+    }  # fmt: skip
+    assert data["summary"]["manager_restarts"] == {
+        "count": 2,
+        "restart_to_api_ms": {"median": 600.0, "max": 700.0},
+        "restart_to_first_answer_ms": {"median": 600.0, "max": 600.0},
+    }
+    assert (data["by_hand"][0]["from"], data["by_hand"][0]["to"]) == ("nve-a", "nve-b")
+    assert data["summary"]["by_hand"]["lost"] == 12
+    assert [row["node"] for row in data["restarts"]] == ["manager", "manager", "nve-a"]
+    printed = io.StringIO()
+    print_report(whole, Console(file=printed, width=100))
+    text = " ".join(printed.getvalue().split())
+    assert "restarts: 3, of the manager 2; fork to API p50 600.0 ms" in text
+    assert "by hand: 1 migrations, 12 probes lost" in text
+    assert "2 of 100 lost" in text
+    assert "by hand: 1 migrations" in html(whole)

@@ -12,6 +12,7 @@ from importlib import resources
 
 from vmmobility.lab.report import MoveReport, Report
 from vmmobility.lab.report_svg import close_up, timeline
+from vmmobility.lab.report_text import rest_lines
 
 _LEGEND = (
     '<p class="legend"><i style="background:var(--band)"></i>stop to resume'
@@ -32,6 +33,7 @@ def html(report: Report) -> str:
         f"{report.runs} run(s), {report.duration_s:.0f} s.</p>",
         _problems(report),
         _tiles(report),
+        *(f"<p>{escape(line)}</p>" for line in rest_lines(report)),
         *(_move(move) for move in report.moves),
         _steps(report),
     ]
