@@ -47,6 +47,8 @@ class Binding:
     expires_at: monotonic seconds, not durable (a restart grants a lifetime)
     released:   an operator's word that its host is fenced: any NVE may attach the VM
     frozen:     no NVE may attach it without a ticket, until an operator releases it
+    sure:       its NVE has shown since this manager's start that it holds the VM; before that the
+                record may be of an old backup, and ends no guest (not durable)
     takeovers:  when it changed its NVE without a ticket; heard: when its NVE last held it; lost:
                 its NVE says that it has no such guest; departed: that the guest has left it;
                 duplicates: NVEs that have a second copy, and when they last asked for it (none of
@@ -68,6 +70,7 @@ class Binding:
     expired: bool = False
     released: bool = False
     frozen: bool = False
+    sure: bool = False
     takeovers: list[float] = field(default_factory=list)
     heard: float = 0.0
     lost: bool = False

@@ -204,9 +204,6 @@ class ManagerEngine(
             self._reject(received, status, why)
             return
         attach_id = message.need(AttachId).attach_id
-        if self._ended.holds(peer.node_id, vm, attach_id):
-            self._reject(received, Status.OUT_OF_SEQUENCE, "that attach was deregistered")
-            return
         binding = self.cache.bindings.get(vm)
         if binding and binding.nve.nve_id == peer.node_id and binding.attach_id == attach_id:
             # A repeated attach gets the same epoch again, also after a crash of either side.
@@ -236,8 +233,7 @@ class ManagerEngine(
             self._reject(received, Status.INSUFFICIENT_RESOURCES, why)
             return
         self._void_move(message.vm, now)
-        if binding is None:
-            self._learn_epoch(message)
+        self._learn_epoch(message)
         attach_id = message.need(AttachId).attach_id
         self._bind(received, binding, attach_id, self._new_epoch(), now)
 
@@ -266,6 +262,8 @@ class ManagerEngine(
         clash = self.cache.owner(vm, message.interfaces)
         if clash is not None:
             return Status.ADDRESS_IN_USE, f"{clash[0]} belongs to VM {clash[1]}"
+        if self._ended.holds(received.peer.node_id, vm, message.need(AttachId).attach_id):
+            return Status.OUT_OF_SEQUENCE, "that attach was deregistered"
         return None
 
     @staticmethod
@@ -366,6 +364,7 @@ class ManagerEngine(
             self._standing(received, asks.phase, now)
             return
         binding = self.cache.bindings.get(message.vm)
+        self._heed_epoch(message)
         if binding is None:
             self.channel.reply(received, Status.UNKNOWN_BINDING)
             return
@@ -373,6 +372,9 @@ class ManagerEngine(
             binding.nve.nve_id != received.peer.node_id
             or binding.attach_id != message.need(AttachId).attach_id
         ):
+            if self._may_be_outdated(binding, message):
+                self.channel.reply(received, Status.UNKNOWN_BINDING)
+                return
             options = (VmId(binding.vm), ServingNve(binding.nve), Epoch(binding.epoch))
             self._reject(received, Status.SUPERSEDED, f"{binding.nve.nve_id} serves it", options)
             return

@@ -45,6 +45,7 @@ HOLDS = frozenset(
         Phase.DEPARTED,
     }
 )  # fmt: skip
+SERVES = frozenset({Phase.SERVING, Phase.COPYING, Phase.CONVERGED})
 # A previous NVE in one of these has forgotten its redirect.  (In others it takes part in a move.)
 WITHOUT_REDIRECT = frozenset({Phase.NONE, Phase.SERVING, Phase.DEPARTED})
 
@@ -120,8 +121,14 @@ class ManagerChecks:
         tells = reply.status.accepted and None not in told
         if tells:
             self._heed_epoch(reply)
+            self._confirm(key[0], key[1], reply)
         for listener in asked.listeners:
             listener(reply if tells else None, now)
+
+    def _confirm(self, vm: VmKey, node: str, reply: Message) -> None:
+        binding = self.cache.bindings.get(vm)
+        if binding is not None and binding.nve.nve_id == node:
+            binding.sure = binding.sure or reply.need(PhaseOption).phase in SERVES
 
     def _question_timer(self, now: float) -> None:
         for key, asked in list(self._questions.items()):

@@ -134,7 +134,7 @@ class ManagerLeases:
         binding.lifetime_s = max(granted // LIFETIME_UNIT_S, 1) * LIFETIME_UNIT_S
         binding.expires_at = now + binding.lifetime_s
         binding.expired = binding.lost = binding.departed = False
-        binding.heard = now
+        binding.heard, binding.sure = now, True
         if binding.released:
             # It was not fenced after all.
             binding.released = False

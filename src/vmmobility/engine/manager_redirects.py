@@ -112,11 +112,14 @@ class ManagerRedirects:
         self.outbox.emit(Event("redirect.refused", detail))
         told = reply.find(Epoch)
         if reply.status is Status.STALE_EPOCH and told and told.epoch > binding.epoch:
-            # It has acted on an epoch that a manager whose state was set back does not know.
+            # It has acted on an epoch that a manager whose state was set back does not know.  The
+            # binding rises above that only if it still is: another attach may be the newer one.
             self._heed_epoch(reply)
-            if not binding.ending and binding.vm not in self._current:
+            if binding.ending:
+                binding.ending = self._new_epoch()
+            elif binding.sure and binding.vm not in self._current:
                 binding.epoch = self._new_epoch()
-                self._save_binding(binding)
+            self._save_binding(binding)
         self._redirect_retry.setdefault(binding.vm, now + REDIRECT_RETRY_S)
 
     def _redirected(

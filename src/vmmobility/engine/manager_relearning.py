@@ -17,7 +17,7 @@ from vmmobility.wire.options import Epoch, ServingNve, Ticket
 from vmmobility.wire.registry import Role
 
 if TYPE_CHECKING:
-    from vmmobility.engine.binding_cache import BindingCache
+    from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.channel import Channel
     from vmmobility.engine.outputs import Outbox
 
@@ -46,6 +46,16 @@ class ManagerRelearning:
         self.outbox.emit(Event("epoch.learned", detail))
         self.cache.last_epoch = told.epoch
         self.outbox.record("epoch", told.epoch)
+
+    def _may_be_outdated(self, binding: Binding, message: Message) -> bool:
+        """Whether an NVE that holds an attach which is not on record may hold a later one: this
+        manager's state was set back, or its record has not been confirmed since it started.
+
+        Such an NVE is not told SUPERSEDED, which stops its guest: it attaches again, and the NVE
+        on record is asked (manager_contests.py).
+        """
+        told = message.find(Epoch)
+        return not binding.sure or (told is not None and told.epoch > binding.epoch)
 
     def _learn_epoch(self, message: Message) -> None:
         """The caller takes, and records, a fresh epoch next."""

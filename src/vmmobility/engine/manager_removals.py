@@ -35,6 +35,7 @@ class ManagerRemovals:
         _void_move: Callable[[VmKey, float], None]
         _new_epoch: Callable[[], int]
         _reject: Callable[[Received, Status, str], None]
+        _relearning: Callable[[float], bool]
 
     def _deregister(self, received: Received, now: float) -> None:
         """From the serving NVE: the VM is no more.  From a previous one (Phase REDIRECTING): its
@@ -52,6 +53,10 @@ class ManagerRemovals:
                 self._save_binding(binding)
                 self.channel.withdraw_subject(received.peer, (message.vm, "redirect"))
                 self._try_removal(binding)
+            elif binding is None and self._relearning(now):
+                # Its VM's attach may be on its way, and others may still send here.
+                self._reject(received, Status.TRY_AGAIN, "this manager has lost its state")
+                return
             self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
             return
         attach_id = message.need(AttachId).attach_id

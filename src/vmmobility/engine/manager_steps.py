@@ -53,6 +53,7 @@ class ManagerSteps:
         def _save_move(self, move: Move) -> None: ...
         def _save_binding(self, binding: Binding) -> None: ...
         def _new_epoch(self) -> int: ...
+        def _heed_epoch(self, message: Message) -> None: ...
 
     def _ask(
         self,
@@ -104,6 +105,7 @@ class ManagerSteps:
                 self._phase(move, "turned", now)
             self._happen(move, Happening.ACCEPTED, now)
             return
+        self._heed_epoch(reply)
         phase = reply.find(PhaseOption)
         if phase is not None and phase.phase in NOTHING_TO_DO.get(move.state, ()):
             self._happen(move, Happening.ACCEPTED, now)
