@@ -165,6 +165,15 @@ fuzz: $(INSTALLED) ## the kept corpus and mutated inputs for every decoder (N= S
 	    $(or $(SECONDS),60) $(BUILD)/fuzz/guided
 	done
 
+# Schedules of the simulation (docs/design/safety.md); MUTANTS=1 hunts the engines' mutants instead.
+SEEDS ?= 2000
+START ?= 0
+
+.PHONY: simulate
+simulate: $(INSTALLED) ## simulate SEEDS=n schedules from START=k on (MUTANTS=1: hunt mutants of the engines)
+	PYTHONPATH=src:. $(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START) \
+	  $(if $(MUTANTS),--mutants)
+
 # All of them run, whatever the first one says: one run shows everything there is to mend.
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, mypy --strict, the floors (import-linter), spelling

@@ -212,8 +212,7 @@ class NveEngine(NveMoves, NveRegistration, NveChecks):
             entry = self.entries.entry(vm)
             if entry.leftover and entry.phase is Phase.NONE:
                 self._order(entry, Order.STOP)
-            else:
-                self._set_data_plane(entry)
+            self._set_data_plane(entry)
         for entry in list(self.entries.values()):
             if entry.refresh_at is not None and entry.refresh_at <= now:
                 self._refresh(entry, now)
