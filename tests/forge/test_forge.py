@@ -19,7 +19,7 @@ from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import open_sealed, read_seal
 from vmmobility.wire.registry import Purpose, Role
 
-MESSAGES = 10_000
+MESSAGES = 10_000  # for each seed
 EVERYBODY = {purpose: frozenset(Role) for purpose in Purpose}
 
 

@@ -131,14 +131,13 @@ def a_disk_is_full(domain: Domain) -> None:
 def state_is_lost(domain: Domain) -> None:
     """A re-imaged NVE, then the manager: only a challenge keeps old datagrams out.
 
-    Not both ends of a pair at once: then nobody is left who remembers their highest boots."""
+    Of d and the manager nobody is left who remembers the other's highest boot."""
     for name in ("d", MANAGER):
         domain.cut |= {frozenset((MANAGER, nve)) for nve in domain.nodes if nve != MANAGER}
         domain.lose_state(name)
         domain.restart(name)
         dwell(domain, 2.0)  # nothing can be proven yet
         domain.cut.clear()
-        domain.restart(name)  # it asks again at once who the others are
         domain.run(10)
 
 
