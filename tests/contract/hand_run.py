@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import QMPClient
+from qemu.qmp import ConnectError, QMPClient
 
 from vmmobility.drivers.hypervisor.accelerator import find_binary
 
@@ -55,12 +55,13 @@ class HandRun:
                 stderr=log,
             )
         async with asyncio.timeout(LIMIT_S):
-            while not self._hands.is_socket():
+            while self._client is None:
                 assert self._process.poll() is None, self._log.read_text()
                 await asyncio.sleep(POLL_S)
-            client = QMPClient("hands")
-            await client.connect(str(self._hands))
-        self._client = client
+                client = QMPClient("hands")
+                with suppress(ConnectError):  # not yet
+                    await client.connect(str(self._hands))
+                    self._client = client
 
     async def await_copy(self, *more: str) -> None:
         """Start a QEMU that waits for the guest's memory."""

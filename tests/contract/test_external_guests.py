@@ -33,11 +33,11 @@ from vmmobility.lab.guest.image import guest_image, kernel_arguments
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import Interface, VmKey
 
-LIMIT_S = 6.0
+LIMIT_S = 40.0  # a whole guest boots on a busy machine
 QUIET_S = 0.3  # so long nothing must be reported
 POLL_S = 0.01
 # What a report may take from the operator's own sight of it; this machine may be busy.
-PROMPT_S = 1.0
+PROMPT_S = 2.0
 VM = VmKey(0, "by-hand")
 INTERFACE = Interface(
     bytes.fromhex("525400000201"), (ip_network("10.1.0.9/32"), ip_network("fd01::9/128"))

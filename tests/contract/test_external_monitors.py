@@ -25,7 +25,7 @@ from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import Interface, VmKey
 
-LIMIT_S = 3.0
+LIMIT_S = 10.0
 POLL_S = 0.01
 VM, OTHER = VmKey(0, "by-hand"), VmKey(0, "other")
 INTERFACE = Interface(bytes.fromhex("525400000301"), (ip_network("10.1.0.9/32"),))
