@@ -183,7 +183,7 @@ class Insiders:
             vm, ticket = move.vm, move.ticket
         options = {type(o): o for o in self._about(vm, "rogue")}
         options[AttachId], options[Ticket] = AttachId(binding.attach_id), Ticket(ticket)
-        # Any NVE may tell a manager that was set back how far the epochs had come: that is no trick.
+        # Any NVE may tell a manager that was set back how far epochs had come: no trick.
         options[Epoch] = Epoch(binding.epoch)
         if way == "redirecting":
             options[PhaseOption] = PhaseOption(Phase.REDIRECTING)

@@ -12,9 +12,11 @@ Not here: targets (targets_*.py), mutations (mutation.py).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import random
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -36,6 +38,7 @@ TARGETS = {
 CORPUS = Path(__file__).with_name("corpus")
 FAILURES = Path(".build/fuzz")
 SLOW_S = 1.0  # for one input of a few thousand octets, also on a machine that is busy
+ENDLESS_S = 3.0  # then it is not waited for
 MEMORY = 2 << 30  # octets of address space of `make fuzz`
 BROKE = "broke-"  # what a file of the corpus is called that once found a defect
 KEPT = 24  # files of a target in the corpus, beside those that once broke something
@@ -63,11 +66,34 @@ def seeds_of(name: str) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(TARGETS[name].seeds()))
 
 
+class TooLong(BaseException):
+    """Nobody's `except Exception` may swallow it."""
+
+
+@contextlib.contextmanager
+def limit_of_time() -> Iterator[None]:
+    """TooLong inside the block once it has used ENDLESS_S of the processor."""
+
+    def ring(*_: object) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGVTALRM, ring)
+    signal.setitimer(signal.ITIMER_VIRTUAL, ENDLESS_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def failure_of(target: Target, data: bytes) -> tuple[str, str]:
     """(outcome, "") of one input, or ("", what is wrong)."""
     start = time.process_time()
     try:
-        outcome = target.check(data)
+        with limit_of_time():
+            outcome = target.check(data)
+    except TooLong:
+        return "", f"endless: more than {ENDLESS_S:g} s"
     except Exception as error:  # whatever it is, the target does not name it
         place = traceback.extract_tb(error.__traceback__)[-1]
         return "", f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}"

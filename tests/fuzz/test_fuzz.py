@@ -11,6 +11,7 @@ import vmmobility.lab.logbook
 from tests.fuzz import campaign
 from tests.fuzz.campaign import TARGETS
 from tests.fuzz.mutation import Mutator
+from tests.fuzz.target import Target
 from tests.fuzz.targets_store import journal, with_checksums
 from vmmobility.store import frames
 from vmmobility.wire import formats, options
@@ -100,6 +101,16 @@ def believing(data, offset, lowest, highest):
 def test_an_input_that_takes_too_long_is_found(monkeypatch):
     monkeypatch.setattr(campaign, "SLOW_S", 0.0)
     assert campaign.failure_of(TARGETS["wire-part"], b"")[1].startswith("slow")
+
+
+def test_an_input_that_never_ends_is_found(monkeypatch):
+    def endless(_):
+        while True:
+            pass
+
+    monkeypatch.setattr(campaign, "ENDLESS_S", 0.1)
+    target = Target("endless", endless, lambda: [b""])
+    assert campaign.failure_of(target, b"")[1].startswith("endless")
 
 
 def test_a_failure_is_made_small_and_kept_in_a_file(monkeypatch, tmp_path, capsys):

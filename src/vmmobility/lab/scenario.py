@@ -45,6 +45,15 @@ def flat(steps: Iterable[Step]) -> Iterator[Step]:
             yield step
 
 
+def each(steps: Iterable[Step]) -> Iterator[Step]:
+    """All steps in order, those of a repeat once."""
+    for step in steps:
+        if isinstance(step, Repeat):
+            yield from each(step.steps)
+        else:
+            yield step
+
+
 def built_in() -> dict[str, Path]:
     """The scenarios that come with the lab: name -> file."""
     folder = Path(str(resources.files("vmmobility.lab") / "scenarios"))
@@ -85,7 +94,7 @@ def _with_default_probes(scenario: Scenario) -> Scenario:
     """Every correspondent probes every VM that is moved, also by hand (every VM, if none is)."""
     moved = dict.fromkeys(
         step.vm
-        for step in flat(scenario.steps)
+        for step in each(scenario.steps)
         if isinstance(step, Move) or (isinstance(step, Guest) and step.do == "migrate-by-hand")
     )
     vms = list(moved) or [vm.name for vm in scenario.fabric.vms]
