@@ -127,11 +127,16 @@ class Guest:
 
 
 def udp_socket(space: Namespace, version: int, address: str) -> socket.socket:
-    def make() -> socket.socket:
-        family = socket.AF_INET if version == 4 else socket.AF_INET6
-        one = socket.socket(family, socket.SOCK_DGRAM)
-        one.bind((address, 4000))
-        one.settimeout(3)
-        return one
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    one = space.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
 
-    return space.call(make)
+    def bound() -> bool:
+        # A program that a driver starts at this moment has a closed one's copy until it runs.
+        with contextlib.suppress(OSError):
+            one.bind((address, 4000))
+            return True
+        return False
+
+    wait_for(bound, f"{address} port 4000 is free")
+    one.settimeout(3)
+    return one
