@@ -20,6 +20,7 @@ ORDERS = (
     "cancel", "announce",
 )  # fmt: skip
 STAGES = ("copy", "moment", "switch", "load")
+PARTS = ("source", "destination")
 CRASHES = frozenset({"crash", "power", "outage", "reimage"})
 TURNS = (
     "copying", "delivering", "delivering", "switching", "switching", "switching", "redirecting",
@@ -128,9 +129,13 @@ class _Draw:
         return self.chance.choice(self.vms)
 
     def _nve(self) -> str:
+        if self._when and self.chance.random() < 0.8:
+            return self.chance.choice(PARTS)
         return self.chance.choice(self.nves)
 
     def _node(self) -> str:
+        if self._when and self.chance.random() < 0.8:
+            return self.chance.choice((MANAGER, *PARTS))
         return self.chance.choice((MANAGER, *self.nves))
 
     def _away(self) -> str:
@@ -143,6 +148,8 @@ class _Draw:
         self._add("start", self._vm(), self._nve())
 
     def _stop(self) -> None:
+        if self.chance.random() < 0.5:
+            self._add("cut", MANAGER, self._nve(), "3.000")
         self._add("stop", self._vm(), self._there())
 
     def _start_and_stop(self) -> None:
@@ -206,7 +213,7 @@ class _Draw:
         self._add("outage", MANAGER, "25.000", after=self._soon())
 
     def _cut(self) -> None:
-        after, length = self._soon(), f"{self.chance.choice((0.3, 2.0, 6.0, 15.0)):.3f}"
+        after, length = self._soon(), f"{self.chance.choice((0.3, 3.0, 9.0, 20.0)):.3f}"
         self._add("cut", MANAGER, self._nve(), length, after=after)
 
     def _partition(self) -> None:

@@ -9,7 +9,7 @@ fault destroyed the last whole copy, or which people stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from tests.engine.conversation import interfaces_of, vm_key
@@ -93,10 +93,13 @@ class Operations:
         operation = Operation(self.world.now, verb, words)
         self._when.setdefault((vm, phase), []).append((float(delay), operation))
 
-    def entered(self, vm: str, phase: str) -> None:
-        """To be told of every phase of every move."""
+    def entered(self, vm: str, phase: str, parts: Mapping[str, str]) -> None:
+        """To be told of every phase of every move.  parts: which NVEs "source" and "destination"
+        mean in it."""
         for delay, operation in self._when.pop((vm, phase), ()):
-            self.world.later(delay, partial(self.carry_out, operation))
+            words = tuple(parts.get(word, word) for word in operation.words)
+            meant = Operation(self.world.now + delay, operation.verb, words)
+            self.world.later(delay, partial(self.carry_out, meant))
 
     def _where(self, vm: str, name: str) -> Node | None:
         """The node meant by `name`."""

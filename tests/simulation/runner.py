@@ -147,9 +147,10 @@ class Runner:
         if what == "output":
             if isinstance(value, Event):
                 self.coverage.event(value)
-                phase = BEGINS.get(value.name)
-                if phase is not None:
-                    self.operations.entered(value.detail["vm"], phase)
+                phase, told = BEGINS.get(value.name), value.detail
+                if phase is not None and "from" in told:
+                    parts = {"source": told["from"], "destination": told["to"]}
+                    self.operations.entered(told["vm"], phase, parts)
                 self._not_failed(value)
                 self.records.event(value)
             elif isinstance(value, Send):
