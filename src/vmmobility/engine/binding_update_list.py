@@ -147,17 +147,26 @@ class Entry:
             # Created here, or come by other hands, and not yet accepted: another node may serve
             # it.  What led there before still does.
             forwarding = Forwarding.NONE if self.target is None else Forwarding.REDIRECT
-        if self.phase is Phase.PREPARED and self.came_from is Phase.REDIRECTING:
+        if self.phase is Phase.PREPARED or self._failed_prepared:
             # It redirects to the source as before.  A node that held no redirect leaves packets to
             # the fabric: the source would not accept them from here (invariant 3).
-            forwarding = Forwarding.REDIRECT
+            redirects = self.came_from is Phase.REDIRECTING
+            forwarding = Forwarding.REDIRECT if redirects else Forwarding.NONE
         if self.phase is Phase.DEPARTED and self.target is not None:
             forwarding = Forwarding.REDIRECT  # it left before it was accepted here
         plugged = plugged or self.expected
         target = self.target if forwarding is Forwarding.REDIRECT else None
-        return VmDataPlane(
-            self.vm, self.interfaces, plugged, forwarding, target, policy, self.accept
-        )
+        # A grant on its way makes others redirect to here, while what is known here is older: what
+        # they send must not go round (invariant 3).
+        of_hands = bool(self.arrived) or self.phase is Phase.DEPARTED
+        accept = () if of_hands and forwarding is not Forwarding.LOCAL else self.accept
+        return VmDataPlane(self.vm, self.interfaces, plugged, forwarding, target, policy, accept)
+
+    @property
+    def _failed_prepared(self) -> bool:
+        """Whether it failed before it was told to deliver (which raises the epoch to the move's):
+        the source serves, whatever becomes of the manager."""
+        return self.phase is Phase.FAILED and self.epoch < self.move_epoch
 
     @property
     def is_tombstone(self) -> bool:

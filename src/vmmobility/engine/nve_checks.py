@@ -186,8 +186,9 @@ class NveChecks(NveUnmanaged):
             return
         self._plan_check(entry, now)
         self._check(entry)
-        if entry.phase in (Phase.REDIRECTING, Phase.DEPARTED):
+        if entry.phase in (Phase.SWITCHED, Phase.REDIRECTING, Phase.DEPARTED):
             self._ask_standing(entry, now)
+        if entry.phase in (Phase.REDIRECTING, Phase.DEPARTED):
             self._look_at_age(entry, now)
 
     def _look_at_age(self, entry: Entry, now: float) -> None:

@@ -165,10 +165,17 @@ class NveRegistration(NveParts):
             self._fire(entry, Trigger.UNKNOWN, reply, now)
 
     def _raised(self, entry: Entry, reply: Message) -> None:
-        """A manager that had lost epochs gave the binding a fresh one."""
+        """A manager that had lost epochs gave the binding a fresh one; or a previous NVE has come
+        back that it had been told to wait for no more."""
+        if entry.phase is not Phase.SERVING:
+            return
         told = reply.find(Epoch)
-        if told is not None and told.epoch > entry.granted and entry.phase is Phase.SERVING:
+        if told is not None and told.epoch > entry.granted:
             entry.granted, entry.epoch = told.epoch, max(entry.epoch, told.epoch)
+            self._save(entry)
+        if not set(reply.previous) <= set(entry.accept):
+            entry.accept = reply.previous
+            self._set_data_plane(entry)
             self._save(entry)
 
     def _attach_again(self, entry: Entry, _: Message, now: float) -> None:

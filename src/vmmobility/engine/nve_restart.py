@@ -102,6 +102,7 @@ class NveRestart(NveParts):
             self._fire(entry, Trigger.GONE, None, now)
         else:
             entry.refresh_at = now
+            entry.paused = entry.paused and not running
             if not running and not entry.paused:
                 self._check(entry)  # has it departed?
         return True

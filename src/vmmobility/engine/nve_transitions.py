@@ -115,8 +115,8 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.GONE, "ATTACHING SERVING COPYING CONVERGED", "guest_gone"),
     _rule(Trigger.GONE, "SWITCHED REDIRECTING DEPARTED", "note_gone"),
     _rule(Trigger.GONE, "PREPARED DELIVERING", "incoming_failed", Phase.FAILED),
-    _rule(Trigger.ARRIVED, "NONE REDIRECTING", "arrived", Phase.ATTACHING),
-    _rule(Trigger.ARRIVED, "DEPARTED", "came_back", Phase.ATTACHING),
+    _rule(Trigger.ARRIVED, "NONE REDIRECTING DEPARTED", "arrived", Phase.ATTACHING),
+    _rule(Trigger.ARRIVED, "ATTACHING", "went_on"),
     _rule(Trigger.DEPARTED, "ATTACHING SERVING", "departed", Phase.DEPARTED),
     _rule(Trigger.DRAINED, "REDIRECTING", "drained"),
 )

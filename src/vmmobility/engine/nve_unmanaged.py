@@ -108,15 +108,12 @@ class NveUnmanaged(NveParts):
     # ---- what the hypervisor reports -----------------------------------------------------------
 
     def _arrived(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
-        """Section 5: the destination NVE MUST register after the move, whoever started it."""
+        """Section 5: the destination NVE MUST register after the move, whoever started it.
+
+        Also one that hands let go on where it had departed: a new attach, for the manager may have
+        the answer under way that the guest has left the old one.
+        """
         entry.attach_id = self.jitter.getrandbits(63) + 1
-        self._attach_arrived(entry, detail, now)
-
-    def _came_back(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
-        """Hands let the guest go on here that had left: the same attach, if it still holds."""
-        self._attach_arrived(entry, detail, now)
-
-    def _attach_arrived(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         entry.arrived = GuestLife.ARRIVED if detail.get("migrated") else GuestLife.RUNNING
         entry.ticket, entry.granted, entry.came_from = b"", 0, Phase.NONE
         entry.started, entry.paused = True, False
@@ -124,6 +121,12 @@ class NveUnmanaged(NveParts):
         self._ask_nothing(entry)
         self._set_data_plane(entry)
         self._attach(entry, now)
+
+    def _went_on(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
+        """Hands let a guest go on that was refused: it is asked for again, and stopped again."""
+        if entry.paused:
+            entry.paused, entry.started, entry.refresh_at = False, True, None
+            self._attach(entry, now)
 
     def _departed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         """Its packets wait here until the manager says where it went (REDIRECT)."""
@@ -192,13 +195,17 @@ class NveUnmanaged(NveParts):
     # ---- does it still stand? ------------------------------------------------------------------
 
     def _ask_standing(self, entry: Entry, now: float) -> None:
-        """REFRESH with a phase: a redirect, or a departure, that the manager may know otherwise."""
+        """REFRESH with a phase: a redirect, or a departure, that the manager may know otherwise.
+
+        SWITCHED too: an operator may have given this node up, and nobody tells it where the VM is.
+        """
         if entry.draining:
             return
+        phase = Phase.DEPARTED if entry.phase is Phase.DEPARTED else Phase.REDIRECTING
         self.channel.request(
             self.manager,
             Purpose.REFRESH,
-            [VmId(entry.vm), Epoch(entry.epoch), PhaseOption(entry.phase)],
+            [VmId(entry.vm), Epoch(entry.epoch), PhaseOption(phase)],
             now,
             lambda reply, at: self._standing_replied(entry, reply, at),
             subject=(entry.vm, "standing"),
