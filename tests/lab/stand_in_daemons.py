@@ -72,6 +72,8 @@ class StandInDaemons(Daemons):
             return self._do(self._start(node, decode(json.dumps(body).encode())))
         if path[0] == "vms":
             return self._entries(node)
+        if path == ["bindings"]:
+            return [{"vm": vm, "nve": nve, "epoch": 1} for vm, nve in self._place.items()]
         if path[0] == "bindings":
             return {"vm": path[1], "nve": self._place[path[1]]}
         if method == "POST":

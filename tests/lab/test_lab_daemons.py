@@ -66,7 +66,7 @@ def test_a_move_to_a_dead_nve_fails_in_one_line_and_the_vm_does_not_notice(lab):
 
 def test_moves_survive_a_lossy_and_a_cut_control_path(lab):
     report = lab.run("lossy-control")
-    assert (report["summary"]["lost"], report["summary"]["moves_ok"]) == (0, 3)
+    assert (report["summary"]["lost"], report["summary"]["moves_ok"]) == (0, 4)
 
 
 LOOK_AROUND = """

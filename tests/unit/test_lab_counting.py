@@ -9,6 +9,7 @@ from vmmobility.lab.counting import (
     TcpRecord,
     UdpRecord,
     Window,
+    count_outside,
     count_tcp,
     count_udp,
     longest_gap,
@@ -119,3 +120,11 @@ def test_counting_a_long_run_is_quick():
     begun = time.monotonic()
     count_udp(record, Window(0, 10**13))
     assert time.monotonic() - begun < 5
+
+
+def test_what_is_lost_at_rest_is_not_what_moves_have_lost():
+    record = stream(100, lost={10, 60, 61, 99})
+    moving = [Window(40 * MS, 60 * MS), Window(300 * MS, 305 * MS)]  # probes 8 to 11, and 60
+    assert count_outside(record, moving, 500 * MS) == (95, 2)
+    assert count_outside(record, moving, 495 * MS) == (94, 1)
+    assert count_outside(record, [], 500 * MS, now_ns=500 * MS) == (100, 0)  # none is late yet

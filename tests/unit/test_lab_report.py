@@ -257,7 +257,7 @@ def test_the_summary_tells_median_and_longest_with_and_without_the_cold_part():
 
 
 def test_restarts_hands_and_resting_vms_are_in_json_and_text():
-    streams = (report.StreamReport(1, "near", "vm1", "ipv4", 100, 2, 0, 9.0, True, 20.0),)
+    streams = (report.StreamReport(1, "near", "vm1", "ipv4", 100, 2, 90, 1, 0, 9.0, True, 20.0),)
     restarts = (
         report.RestartReport(1, "manager", 5, 500.0, 510.0, 30.0, 600.0),
         report.RestartReport(1, "manager", 9, 700.0, None, None, None),
@@ -273,7 +273,8 @@ def test_restarts_hands_and_resting_vms_are_in_json_and_text():
     )
     data = json.loads(json.dumps(whole.as_json()))
     assert data["summary"]["streams"] == {
-        "sent": 100, "lost": 2, "tcp_sessions": 1, "tcp_survived": 1,
+        "sent": 100, "lost": 2, "sent_at_rest": 90, "lost_at_rest": 1,
+        "tcp_sessions": 1, "tcp_survived": 1,
     }  # fmt: skip
     assert data["summary"]["manager_restarts"] == {
         "count": 2,
@@ -288,5 +289,5 @@ def test_restarts_hands_and_resting_vms_are_in_json_and_text():
     text = " ".join(printed.getvalue().split())
     assert "restarts: 3, of the manager 2; fork to API p50 600.0 ms" in text
     assert "by hand: 1 migrations, 12 probes lost" in text
-    assert "2 of 100 lost" in text
+    assert "2 of 100 lost, at rest 1 of 90" in text
     assert "by hand: 1 migrations" in html(whole)

@@ -15,7 +15,7 @@ from typing import Any
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import ApiError, LabError
 from vmmobility.lab import state_assertions
-from vmmobility.lab.counting import LATE_NS, Window, count_tcp, count_udp
+from vmmobility.lab.counting import LATE_NS, Window, count_outside, count_tcp, count_udp
 from vmmobility.lab.inside import udp_ask
 from vmmobility.lab.lab_run import LabRun
 from vmmobility.lab.probe import ECHO_PORT
@@ -39,21 +39,23 @@ def judge(run: LabRun, what: Assertion) -> str:
 
 def _no_loss(run: LabRun, what: Assertion) -> str:
     asked_ns = time.time_ns()
+    pairs = [pair for pair in run.probes.pairs if what.vm in ("", pair.vm)]
     while True:
-        counts = [
-            (pair, version, count_udp(run.probes.udp(pair, version), Window(0, asked_ns),
-                                      time.time_ns()))
-            for pair in run.probes.pairs
-            if what.vm in ("", pair.vm)
-            for version in FAMILIES
-        ]  # fmt: skip
-        if not any(c.pending for _, _, c in counts) or time.time_ns() > asked_ns + 2 * LATE_NS:
+        streams = [(p, v, run.probes.udp(p, v)) for p in pairs for v in FAMILIES]
+        now_ns, whole = time.time_ns(), Window(0, asked_ns)
+        counts = [(p, v, r, count_udp(r, whole, now_ns)) for p, v, r in streams]
+        if not any(c.pending for _, _, _, c in counts) or now_ns > asked_ns + 2 * LATE_NS:
             break
         time.sleep(0.1)
-    lost = sum(count.lost for _, _, count in counts)
-    seen = [f"{p.correspondent} to {p.vm} IPv{v}: {c.lost} of {c.sent}"
-            for p, v, c in counts if c.lost]  # fmt: skip
-    return f"{lost} probes lost ({'; '.join(seen)})" if lost > what.maximum else ""
+    total, seen = 0, []
+    for pair, version, record, count in counts:
+        sent, lost = count.sent, count.lost
+        if what.at_rest:
+            sent, lost = count_outside(record, run.moving(pair.vm), asked_ns, now_ns)
+        total += lost
+        if lost:
+            seen.append(f"{pair.correspondent} to {pair.vm} IPv{version}: {lost} of {sent}")
+    return f"{total} probes lost ({'; '.join(seen)})" if total > what.maximum else ""
 
 
 def _no_broken_tcp(run: LabRun, what: Assertion) -> str:

@@ -133,6 +133,20 @@ def count_udp(record: UdpRecord, window: Window, now_ns: int | None = None) -> U
     return UdpCount(len(sent), lost, duplicated, gap_ms, gap_start, len(arrivals), pending)
 
 
+def count_outside(
+    record: UdpRecord, busy: Sequence[Window], end_ns: int, now_ns: int | None = None
+) -> tuple[int, int]:
+    """(sent, lost) of the probes sent up to the end and in none of these windows."""
+    sent = lost = 0
+    for number, sent_ns in record.sent.items():
+        if sent_ns >= end_ns or any(window.holds(sent_ns) for window in busy):
+            continue
+        sent += 1
+        pending = now_ns is not None and now_ns - sent_ns <= LATE_NS
+        lost += echo_ns(record, number) is None and not pending
+    return sent, lost
+
+
 def first_echo_after(record: UdpRecord, time_ns: int, end_ns: int) -> int | None:
     """When the first echo came at or after `time_ns`, and before `end_ns`."""
     times = [t for found in record.received.values() for t in found if time_ns <= t < end_ns]

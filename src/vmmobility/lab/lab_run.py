@@ -14,6 +14,7 @@ from typing import Any
 from vmmobility.errors import ApiError, LabError
 from vmmobility.lab.by_hand import HandMove
 from vmmobility.lab.correspondents import Correspondents
+from vmmobility.lab.counting import Window
 from vmmobility.lab.laboratory import Laboratory
 from vmmobility.lab.marks import Marks
 from vmmobility.lab.scenario import Scenario
@@ -21,6 +22,7 @@ from vmmobility.lab.soundness import Soundness, examine, qemu_cpu
 from vmmobility.lab.step_types import Move
 from vmmobility.lab.traffic_poller import TrafficPoller
 
+AFTERMATH_NS = 1_000_000_000  # a move may still be felt so long after its end
 _COMMAND_S = 60.0
 
 
@@ -65,6 +67,13 @@ class LabRun:
     def last_request_ns(self) -> int:
         """When the last move was asked for (or the run began)."""
         return self.moves[-1].requested_ns if self.moves else self.begun_ns
+
+    def moving(self, vm: str) -> list[Window]:
+        """When the VM was not at rest: from each move's request to a moment after its end."""
+        spans = [(m.requested_ns, m.ended_ns) for m in self.moves if m.vm == vm]
+        spans += [(m.started_ns, m.ended_ns) for m in self.hand_moves if m.vm == vm]
+        now_ns = time.time_ns()
+        return [Window(begin, (end or now_ns) + AFTERMATH_NS) for begin, end in spans]
 
     def start(self) -> None:
         """Probes on, levels noted."""

@@ -140,7 +140,10 @@ class MoveReport:
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """What one correspondent and one VM had of each other over a whole run, in one family."""
+    """What one correspondent and one VM had of each other over a whole run, in one family.
+
+    sent_at_rest, lost_at_rest: of the probes sent while no move of the VM was under way
+    """
 
     run: int
     correspondent: str
@@ -148,6 +151,8 @@ class StreamReport:
     family: str
     sent: int
     lost: int
+    sent_at_rest: int
+    lost_at_rest: int
     duplicated: int
     longest_gap_ms: float
     tcp_survived: bool
@@ -266,6 +271,8 @@ class Report:
         return {
             "sent": sum(stream.sent for stream in self.streams),
             "lost": sum(stream.lost for stream in self.streams),
+            "sent_at_rest": sum(stream.sent_at_rest for stream in self.streams),
+            "lost_at_rest": sum(stream.lost_at_rest for stream in self.streams),
             "tcp_sessions": len(self.streams),
             "tcp_survived": sum(stream.tcp_survived for stream in self.streams),
         }

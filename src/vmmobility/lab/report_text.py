@@ -148,7 +148,8 @@ def rest_lines(report: Report) -> list[str]:
     if report.streams:
         every = total["streams"]
         lines.append(
-            f"all probes, of resting VMs too: {every['lost']} of {every['sent']} lost, "
+            f"all probes, of resting VMs too: {every['lost']} of {every['sent']} lost, at rest "
+            f"{every['lost_at_rest']} of {every['sent_at_rest']}; "
             f"TCP {every['tcp_survived']} of {every['tcp_sessions']}"
         )
     return lines

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from vmmobility.lab.by_hand import HandMove
 from vmmobility.lab.control_capture import Captured
 from vmmobility.lab.correspondents import FAMILY_NAMES
-from vmmobility.lab.counting import Window, count_tcp, count_udp
+from vmmobility.lab.counting import Window, count_outside, count_tcp, count_udp
 from vmmobility.lab.lab_run import LabRun
 from vmmobility.lab.logbook import LogEvent
 from vmmobility.lab.marks import Restart
@@ -27,12 +27,14 @@ def stream_reports(run: LabRun) -> list[StreamReport]:
     found = []
     for pair in run.probes.pairs:
         for version in FAMILIES:
-            udp = count_udp(run.probes.udp(pair, version), window)
+            record = run.probes.udp(pair, version)
+            udp = count_udp(record, window)
+            resting = count_outside(record, run.moving(pair.vm), run.ended_ns)
             tcp = count_tcp(run.probes.tcp(pair, version), window)
             found.append(
                 StreamReport(
                     run.number, pair.correspondent, pair.vm, FAMILY_NAMES[version], udp.sent,
-                    udp.lost, udp.duplicated, udp.longest_gap_ms, tcp.survived,
+                    udp.lost, *resting, udp.duplicated, udp.longest_gap_ms, tcp.survived,
                     tcp.longest_stall_ms,
                 )
             )  # fmt: skip

@@ -131,7 +131,8 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
         return Assertion(what, within_s)
     if what == "no-loss":
         vm = vm_of(entry, fabric) if entry.has("vm") else ""
-        return Assertion(what, within_s, vm, maximum=entry.take("max", int, 0))
+        most, at_rest = entry.take("max", int, 0), entry.take("at_rest", bool, False)
+        return Assertion(what, within_s, vm, maximum=most, at_rest=at_rest)
     if what in ("serving", "binding", "guest"):
         return _placed(entry, fabric, what, within_s)
     if what == "redirects":

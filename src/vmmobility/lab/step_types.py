@@ -128,6 +128,7 @@ class Assertion:
     maximum: int = 0
     state: str = ""
     target: str = ""
+    at_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,20 +166,10 @@ class Steps:
             self._pause(_POLL_S)
             seen = judge(self._run, step)
         waited = time.monotonic() - begun
-        name = " ".join(
-            filter(
-                None,
-                [
-                    step.what,
-                    step.vm,
-                    step.node,
-                    step.via,
-                    step.event,
-                    step.state,
-                    " ".join(step.command),
-                ],
-            )
-        )
+        words = [step.what, step.vm, step.node, step.via, step.event, step.state, step.target]
+        if step.what == "vmmob":
+            words += step.command
+        name = " ".join(filter(None, words))
         self.results.append({"run": self._run.number, "assert": name, "ok": not seen,
                              "seen": seen, "waited_s": round(waited, 3)})  # fmt: skip
         if seen:
