@@ -99,7 +99,7 @@ def believing(data, offset, lowest, highest):
 
 
 def test_an_input_that_takes_too_long_is_found(monkeypatch):
-    monkeypatch.setattr(campaign, "SLOW_S", 0.0)
+    monkeypatch.setattr(campaign, "SLOW_S", -1.0)
     assert campaign.failure_of(TARGETS["wire-part"], b"")[1].startswith("slow")
 
 
