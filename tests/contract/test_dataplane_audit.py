@@ -198,7 +198,7 @@ CHANGES = [
     ("ip rule del priority 77", {"rule IPv4 of vmmob-tun, table 7700, priority 77"}),
     ("ip -6 rule del priority 77", {"rule IPv6 of vmmob-tun, table 7700, priority 77"}),
     (
-        "ip rule add iif eth0 table 7700 priority 5 protocol 77",
+        "ip rule add dev eth0 table 7700 priority 5 protocol 77",
         {"rule IPv4 of eth0, table 7700, priority 5"},
     ),
     ("ip link set vmmob-tun down", {"tun vmmob-tun", "route 10.77.0.6/32", "route fd77::6/128"}),

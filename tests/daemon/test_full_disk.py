@@ -136,7 +136,7 @@ def ends(fabric: LiveFabric, node: str) -> bool:
 
 
 def wear(fabric: LiveFabric, node: str) -> None:
-    """Have the VM moved to and fro until that daemon has ended."""
+    """Have the VM moved back and forth until that daemon has ended."""
 
     def ended() -> bool:
         if not ends(fabric, node):
