@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.channel import Channel
     from vmmobility.engine.outputs import Outbox
 
-MAX_LEAP = 2**40  # one NVE's word must not use the sequence up
+MAX_LEAP = 2**32  # moves that nobody here has seen; one NVE's word must not use the sequence up
 
 
 class ManagerRelearning:
