@@ -21,6 +21,8 @@ from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from tests.engine.network import World
     from vmmobility.engine.binding_cache import Binding
     from vmmobility.engine.manager import ManagerEngine
@@ -78,16 +80,19 @@ def describe(walk: Walk) -> str:
     return f"{' -> '.join(walk.path)} {walk.end}"
 
 
-def check_settled(world: World) -> None:
+def check_settled(world: World, may_be_lost: Container[VmKey] = ()) -> None:
     """Where nothing is under way: each bound VM runs at its NVE, and all packets reach it there -
-    or its guest is gone and a failed move says so.  Raises Violation."""
+    or its guest is gone and a failed move says so.  Raises Violation.
+
+    may_be_lost: VMs whose guests a fault has ended; a binding of which none is left says so."""
     manager = world.nodes["manager"].manager
     if manager is None:
         return
     for vm, binding in manager.cache.bindings.items():
         places, at = running(world, vm), binding.nve.nve_id
         if places != [at]:
-            if has_failed(manager, binding):
+            told = vm in may_be_lost and binding.state != "serving"
+            if has_failed(manager, binding) or (told and not places):
                 continue
             where = places or "no node"
             raise Violation("not at its NVE", f"{vm} is bound to {at} and runs at {where}")

@@ -43,13 +43,17 @@ class _Draw:
         self.vms = tuple(f"vm{n}" for n in range(1, count + 1))
         self.at = 0.0
         self.operations: list[Operation] = []
+        self.by_hand: list[str] = []
         self._when: tuple[str, ...] = ()
 
     def schedule(self) -> Schedule:
         homes = tuple((vm, self.chance.choice(self.nves)) for vm in self.vms)
         settings = tuple(self._settings().items())
         for vm in self.vms:
-            self._add("start", vm, self.chance.choice(self.nves))
+            if self.chance.random() < 0.25:
+                self._expect(vm)
+            else:
+                self._add("start", vm, self.chance.choice(self.nves))
             self.at += self.chance.uniform(0.0, 0.4)
         self.at += self.chance.uniform(0.0, 1.5)
         for _ in range(self.chance.randint(4, 9)):
@@ -85,6 +89,13 @@ class _Draw:
             }
         return settings
 
+    def _expect(self, vm: str) -> None:
+        """One that other hands run, at any NVE."""
+        self.by_hand.append(vm)
+        for node in self.nves:
+            self._add("expect", vm, node, after=self.chance.choice((0.0, self._soon())))
+        self._add("hand-start", vm, self.chance.choice(self.nves), after=self._soon())
+
     # ---- incidents -----------------------------------------------------------------------------
 
     def _incident(self) -> None:
@@ -92,6 +103,7 @@ class _Draw:
         work: list[tuple[int, Callable[[], None]]] = [
             (10, self._move), (2, self._start), (1, self._stop), (1, self._tug), (2, self._nothing),
             (1, self._traffic), (1, self._release), (1, self._start_and_stop),
+            (6 if self.by_hand else 0, self._hand_move),
         ]  # fmt: skip
         self._weighted(work)()
         for _ in range(self.chance.choice((0, 1, 1, 1, 2, 3))):
@@ -110,7 +122,7 @@ class _Draw:
             (1, self._several), (3, self._cut), (1, self._partition), (2, self._weather),
             (2, self._disk), (2, self._kernel), (3, self._hypervisor), (3, self._break),
             (2, self._kill), (2, self._abort), (3, self._say_again), (1, self._outage),
-            (2, self._tear), (1, self._rotate),
+            (2, self._tear), (1, self._rotate), (1, self._drift), (1, self._reimage),
         ]  # fmt: skip
 
     def _weighted(self, table: list[tuple[int, Callable[[], None]]]) -> Callable[[], None]:
@@ -118,6 +130,8 @@ class _Draw:
 
     def _add(self, verb: str, *words: str, after: float = 0.0) -> None:
         at = round(max(0.0, self.at + after), 3)
+        if "" in words:
+            return  # there is no such VM
         if self._when:
             at, words, verb = round(self.at, 3), (*self._when, verb, *words), "when"
         self.operations.append(Operation(at, verb, words))
@@ -127,6 +141,10 @@ class _Draw:
 
     def _vm(self) -> str:
         return self.chance.choice(self.vms)
+
+    def _ours(self) -> str:
+        """A VM that no other hands run, if there is one: nobody rules a guest from two places."""
+        return self.chance.choice([vm for vm in self.vms if vm not in self.by_hand] or [""])
 
     def _nve(self) -> str:
         if self._when and self.chance.random() < 0.8:
@@ -142,18 +160,31 @@ class _Draw:
         return f"{self.chance.choice((0.001, 0.1, 1.0, self.chance.uniform(0, 6.0))):.3f}"
 
     def _move(self) -> None:
-        self._add("move", self._vm(), self._nve())
+        self._add("move", self._ours(), self._nve())
 
     def _start(self) -> None:
-        self._add("start", self._vm(), self._nve())
+        self._add("start", self._ours(), self._nve())
+
+    def _hand_move(self) -> None:
+        vm = self.chance.choice(self.by_hand)
+        self._add("hand-move", vm, self._nve())
+        if self.chance.random() < 0.2:
+            self._add("hand-start", vm, self._nve(), after=self._soon())
+
+    def _drift(self) -> None:
+        self._add("drift", self._vm(), self._there(), after=self._soon())
+        self._add("check", self._node(), after=self._soon())
+
+    def _reimage(self) -> None:
+        self._add("reimage", self._nve(), self._away(), after=self._soon())
 
     def _stop(self) -> None:
         if self.chance.random() < 0.5:
             self._add("cut", MANAGER, self._nve(), "3.000")
-        self._add("stop", self._vm(), self._there())
+        self._add("stop", self._ours(), self._there())
 
     def _start_and_stop(self) -> None:
-        vm, node = self._vm(), self._nve()
+        vm, node = self._ours(), self._nve()
         self._add("start", vm, node)
         self._add("stop", vm, node, after=self.chance.choice((0.0, 0.1, 0.5)))
         self._add("start", vm, self._nve(), after=self.chance.uniform(0.0, 3.0))
@@ -164,7 +195,7 @@ class _Draw:
 
     def _tug(self) -> None:
         """Two nodes want one VM at once."""
-        vm = self._vm()
+        vm = self._ours()
         for node in self.chance.sample(self.nves, 2):
             self._add("start", vm, node, after=self.chance.choice((0.0, 0.01, 0.3)))
 
@@ -178,7 +209,7 @@ class _Draw:
 
     def _release(self) -> None:
         """A machine is fenced, and the operator says so."""
-        vm, node = self._vm(), self._nve()
+        vm, node = self._ours(), self._nve()
         self._add("power", node, "30.000")
         later = self.chance.choice((1.0, 14.0, 22.0))
         self._add("release", vm, after=later)

@@ -24,6 +24,7 @@ from vmmobility.wire.values import VmKey
 
 SETTLE_S = 180.0  # of virtual time, at most
 CHUNK_S = 0.5
+KEPT = (Life.PAUSED, Life.DEPARTED)  # superseded; sent away by other hands, which end it
 
 
 def settle(world: World, at_least_s: float) -> None:
@@ -56,7 +57,7 @@ def check(world: World, fates: Fates) -> None:
     """Raises Violation."""
     manager = world.nodes[MANAGER].manager
     assert manager is not None
-    safety.check_settled(world)
+    safety.check_settled(world, fates.doomed)
     for vm in sorted(world.interfaces):
         places = safety.running(world, vm)
         binding = manager.cache.bindings.get(vm)
@@ -66,14 +67,15 @@ def check(world: World, fates: Fates) -> None:
             raise Violation("not bound", f"{vm} runs at {places} and is not bound")
         if binding is None:
             _check_forgotten(world, vm)
-        elif not safety.has_failed(manager, binding):
+        elif places and not safety.has_failed(manager, binding):
             _check_bound(world, vm, binding)
 
 
 def _check_bound(world: World, vm: VmKey, binding: Binding) -> None:
     for walk in safety.walks(world, vm):
         start = world.nodes[walk.path[0]].kernel.held.get(vm)
-        longest = 2 if start is not None else 3
+        leads = start is not None and start.forwarding is not Forwarding.NONE
+        longest = 2 if leads else 3  # by the covering prefix to the home's NVE
         if len(walk.path) > longest:
             raise Violation("a detour", f"{vm}: {safety.describe(walk)}")
     for name, node in world.nodes.items():
@@ -84,29 +86,33 @@ def _check_bound(world: World, vm: VmKey, binding: Binding) -> None:
         phase = entry.phase if entry else Phase.NONE
         serving = name == binding.nve.nve_id
         allowed = {Phase.SERVING} if serving else {Phase.NONE, Phase.REDIRECTING}
+        by_hand = entry is not None and entry.expected  # taps stay, and guests are not ours to end
         if phase not in allowed:
             raise Violation("a leftover", f"{vm} at {name}: {phase.name}")
         if phase is Phase.REDIRECTING and name not in binding.previous:
             raise Violation("unknown redirect", f"{vm} at {name}, which the manager does not know")
         guest = hypervisor.guests.get(vm)
-        if not serving and guest is not None and guest.life is not Life.PAUSED:
+        if not serving and guest is not None and guest.life not in KEPT:
             raise Violation("a leftover", f"{vm} at {name}: a guest {guest.life.value}")
         held = node.kernel.held.get(vm)
-        if held is not None and held.plugged and not serving:
+        if held is not None and held.plugged and not serving and not by_hand:
             raise Violation("a leftover", f"{vm} at {name}: taps")
 
 
 def _check_forgotten(world: World, vm: VmKey) -> None:
-    """Of a VM that is no more, only tombstones stay."""
+    """Of a VM that is no more, only tombstones stay - and, where other hands run it, what waits for
+    it to come again and what those hands have left."""
     for name, node in world.nodes.items():
-        if vm in node.kernel.held:
-            held = node.kernel.held[vm].forwarding.value
-            raise Violation("a leftover", f"{vm} is not bound, and {name} holds {held}")
+        entry = node.edge.entries.get(vm) if node.edge else None
+        by_hand = entry is not None and entry.expected
+        held = node.kernel.held.get(vm)
+        if held is not None and not (by_hand and held.forwarding is Forwarding.NONE):
+            what = f"{vm} is not bound, and {name} holds {held.forwarding.value}"
+            raise Violation("a leftover", what)
         guest = node.hypervisor.guests.get(vm) if node.hypervisor else None
-        if guest is not None:
-            raise Violation(
-                "a leftover", f"{vm} is not bound, and {name} has one {guest.life.value}"
-            )
+        if guest is not None and not (by_hand and guest.life is Life.DEPARTED):
+            what = f"{vm} is not bound, and a guest is {guest.life.value} at {name}"
+            raise Violation("a leftover", what)
 
 
 def check_drained(world: World) -> None:

@@ -23,6 +23,7 @@ from vmmobility.wire.values import VmKey
 
 AWAY_S = 0.5  # a daemon that nobody planned to crash is started again after so long
 THERE = "there"  # the NVE that serves the VM, by the manager's record
+BY_HAND = ("expect", "hand-start", "hand-move")
 ROTATION_S = 0.7  # from one step of a key's rotation to the next
 
 
@@ -66,6 +67,8 @@ class Operations:
         self.world, self.schedule, self.hit = world, schedule, hit
         self.fates = Fates(world)
         self.told: Callable[[Operation], None] = lambda operation: None
+        self.lost_state: Callable[[str], None] = lambda name: None
+        self.by_hand = {o.words[0] for o in schedule.operations if o.verb in BY_HAND}
         self.crashes = 0
         self._homes = {vm: schedule.nves.index(home) + 1 for vm, home in schedule.homes}
         self._calm = False
@@ -323,22 +326,67 @@ class Operations:
         self.world.feed(self.world.nodes[MANAGER], lambda: None)
 
     def do_release(self, vm: str) -> None:
-        """Only where it is true: the machine that has the VM is without power."""
-        manager = self._manager()
-        binding = manager.cache.bindings.get(vm_key(vm)) if manager else None
-        if manager is None or binding is None:
-            return
-        node = self.world.nodes[binding.nve.nve_id]
-        if node.engine is None and node.hypervisor and vm_key(vm) not in node.hypervisor.guests:
-            try:
-                manager.release(vm_key(vm), self.world.now)
-                self.hit("released", binding.nve.nve_id)
-            except CommandRefused:
-                self.hit("not released", binding.nve.nve_id)
-            self.world.feed(self.world.nodes[MANAGER], lambda: None)
+        """Only where it is true: that machine is without power, and of the VM is nothing there."""
+        manager, key = self._manager(), vm_key(vm)
+        for name, node in self.world.nodes.items():
+            hypervisor = node.hypervisor
+            if manager is None or hypervisor is None or node.engine is not None:
+                continue
+            if key not in hypervisor.guests and key not in node.kernel.held:
+                try:
+                    manager.release(key, self.world.now, name)
+                    self.hit("released", name)
+                except CommandRefused:
+                    self.hit("not released", name)
+                self.world.feed(self.world.nodes[MANAGER], lambda: None)
 
     def do_traffic(self, vm: str, name: str, state: str) -> None:
         if state == "on":
             self.world.senders.add((name, vm_key(vm)))
         else:
             self.world.senders.discard((name, vm_key(vm)))
+
+    # ---- other hands ---------------------------------------------------------------------------
+
+    def do_expect(self, vm: str, name: str) -> None:
+        """Other hands run this VM's guests, and may bring one here."""
+        if self.world.nodes[name].engine is not None:
+            key, home = self._addresses(vm)
+            self.world.expect_vm(key, name, interfaces_of(vm, home, 1))
+
+    def do_hand_start(self, vm: str, name: str) -> None:
+        """Unless it lives somewhere: who starts a guest twice has it twice."""
+        hypervisor, key = self.world.nodes[name].hypervisor, vm_key(vm)
+        guests = self.fates.guests(key)
+        if hypervisor is not None and all(g.life is Life.DEPARTED for g in guests):
+            self.fates.ran.add(key)
+            self.fates.doomed.pop(key, None)
+            hypervisor.start_by_hand(key)
+
+    def do_hand_move(self, vm: str, name: str) -> None:
+        target, key = self.world.nodes[name].hypervisor, vm_key(vm)
+        guests = self.fates.guests(key)
+        running = [g for g in guests if g.life is Life.RUNNING and g.at is not target]
+        free = not any(g.at is target and g.life is not Life.DEPARTED for g in guests)
+        if target is not None and running and free:
+            self.hit("moved by hand", name)
+            running[0].at.migrate_by_hand(key, target)
+
+    def do_drift(self, vm: str, name: str) -> None:
+        """Hands remove what a kernel holds."""
+        node = self._where(vm, name)
+        if node is not None and vm_key(vm) in node.kernel.held:
+            self.hit("kernel drifts", node.node_id)
+            node.kernel.hold(vm_key(vm), None)
+            node.kernel.lost.add(vm_key(vm))
+
+    def do_check(self, name: str) -> None:
+        if self.world.nodes[name].engine is not None:
+            self.world.check(name)
+
+    def do_reimage(self, name: str, away: str) -> None:
+        """A machine is made anew: without guests, and without its state."""
+        self._end("power", name, float(away))
+        self.hit("state lost", name)
+        self.world.lose_state(name)
+        self.lost_state(name)

@@ -68,6 +68,7 @@ class Runner:
         world.observe = self._observe
         world.watch = self._watch
         world.overheard = []
+        self.operations.lost_state = self.records.forget
         for vm, _ in schedule.homes:
             self.coverage.knows(vm_key(vm))
         for node in world.nodes.values():
@@ -84,46 +85,73 @@ class Runner:
         self.operations.calm()
         for name in world.nodes:
             self.operations.revive(name)
+        self._thaw()
+        self._expect_again()
         self._quiet()
         self._move_all()
         while self.events < LEAST_EVENTS:
+            self._thaw()
             self._move_all()
             self._quiet()
         assert self.operations.crashes, "every schedule has a crash"
 
     def _quiet(self) -> None:
-        """Long enough for refreshes, and for redirects to drain."""
+        """Long enough for refreshes, for comparisons, and for redirects to drain."""
         world, schedule = self.world, self.schedule
         world.senders.clear()
-        liveness.settle(world, schedule.setting("lifetime"))
+        liveness.settle(world, schedule.setting("lifetime") + 2 * schedule.setting("check"))
         liveness.settle(world, schedule.setting("drain") + 3.0)
         liveness.check(world, self.operations.fates)
         liveness.check_drained(world)
+
+    def _expect_again(self) -> None:
+        """Whoever runs guests by hand sees to it that they are expected everywhere."""
+        for vm in sorted(self.operations.by_hand):
+            for name in self.schedule.nves:
+                self.operations.do_expect(vm, name)
+
+    def _thaw(self) -> None:
+        manager = self.world.nodes[MANAGER].manager
+        assert manager is not None
+        for vm in [b.vm for b in manager.cache.bindings.values() if b.frozen]:
+            manager.release(vm, self.world.now)
+        self.world.feed(self.world.nodes[MANAGER], lambda: None)
 
     def _move_all(self) -> None:
         """From wherever each VM is now, it can be moved; what is no more can be started again."""
         world, schedule = self.world, self.schedule
         manager = world.nodes[MANAGER].manager
         assert manager is not None
-        moved = []
         for key in world.interfaces:  # a move in which nothing goes wrong loses no packet
-            if all(walk.end == "delivered" for walk in safety.walks(world, key)):
+            by_hand = key.vm_id in self.operations.by_hand
+            if not by_hand and all(w.end == "delivered" for w in safety.walks(world, key)):
                 world.lossless.add(key)
+        moved, wanted = [], {}
         for vm, _ in schedule.homes:
-            binding = manager.cache.bindings.get(vm_key(vm))
-            if binding is None:
-                self.operations.do_start(vm, schedule.nves[0])
-                continue
-            at = schedule.nves.index(binding.nve.nve_id)
-            try:
-                moved.append(world.move(vm_key(vm), schedule.nves[at - 1]))
-            except CommandRefused as refused:
-                raise Violation("cannot be moved again", f"{vm}: {refused}") from None
-        liveness.settle(world, 0.0)
+            key, by_hand = vm_key(vm), vm in self.operations.by_hand
+            binding = manager.cache.bindings.get(key)
+            at = schedule.nves.index(binding.nve.nve_id) if binding else 1
+            wanted[key] = schedule.nves[at - 1]
+            if binding is None or not safety.running(world, key):
+                start = self.operations.do_hand_start if by_hand else self.operations.do_start
+                start(vm, wanted[key])
+            elif by_hand:
+                self.operations.do_hand_move(vm, wanted[key])
+            else:
+                try:
+                    moved.append(world.move(key, wanted[key]))
+                except CommandRefused as refused:
+                    raise Violation("cannot be moved again", f"{vm}: {refused}") from None
+        liveness.settle(world, 10.0 if self.operations.by_hand else 0.0)
         world.lossless.clear()
         for move in (manager.moves[m] for m in moved):
             if move.state is not MoveState.DONE:
                 raise Violation("cannot be moved again", f"{move.vm}: {move.reason}")
+        for key, at_last in wanted.items():
+            binding = manager.cache.bindings.get(key)
+            if binding is None or binding.nve.nve_id != at_last:
+                where = binding.nve.nve_id if binding else "nowhere"
+                raise Violation("cannot be moved again", f"{key} is at {where}, not {at_last}")
         liveness.check(world, self.operations.fates)
 
     def _not_failed(self, event: Event) -> None:
