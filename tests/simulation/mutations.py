@@ -62,11 +62,6 @@ _method(
     NveEngine, "_stale", staticmethod(lambda entry, trigger, message: False),
 )  # fmt: skip
 
-_method(
-    "skip the ticket check", "an NVE takes steps of another move",
-    NveEngine, "_of_another_move", staticmethod(lambda entry, trigger, message: False),
-)  # fmt: skip
-
 
 def _forget_tombstone(original: Callable[[NveEngine, Entry], None]) -> Any:
     def forget(engine: NveEngine, entry: Entry) -> None:
@@ -352,4 +347,36 @@ _around(
 _method(
     "say it once", "a request is not repeated",
     Channel, "timer", lambda channel, now: None,
+)  # fmt: skip
+
+
+# ---- guests of other hands, lost states, comparisons -------------------------------------------
+
+_method(
+    "ask nobody after a loss of state", "a manager that lost its state grants what it is asked",
+    ManagerEngine, "_relearning", lambda engine, now: False,
+)  # fmt: skip
+
+
+def _deaf(original: Any) -> Any:
+    def report(engine: NveEngine, vm: Any, event: str, detail: Any, now: float) -> None:
+        if event != "gone":
+            original(engine, vm, event, detail, now)
+
+    return report
+
+
+_around(
+    "do not hear a guest die", "an NVE does not act on the end of a guest",
+    NveEngine, "guest_report", _deaf,
+)  # fmt: skip
+
+
+def _no_superseded(engine: NveEngine, entry: Entry, reply: Any, now: float) -> None:
+    return
+
+
+_method(
+    "never yield", "an NVE keeps a VM though its attach is superseded",
+    NveEngine, "_yield", _no_superseded,
 )  # fmt: skip

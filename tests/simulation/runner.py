@@ -133,6 +133,8 @@ class Runner:
             at = schedule.nves.index(binding.nve.nve_id) if binding else 1
             wanted[key] = schedule.nves[at - 1]
             if binding is None or not safety.running(world, key):
+                if binding is not None:  # lost there with all its state; elsewhere it redirects
+                    wanted[key] = binding.nve.nve_id
                 start = self.operations.do_hand_start if by_hand else self.operations.do_start
                 start(vm, wanted[key])
             elif by_hand:
