@@ -27,7 +27,7 @@ def moved(world: World, to: str) -> None:
     assert move.ok, move.reason
 
 
-def set_back(route: str, kept: int) -> World:
+def set_back(route: str, kept: int, wait_s: float = 0.0) -> World:
     """vm1 was started at a and went this way; the manager knows the first `kept` moves of it."""
     world = World(nve_settings={"lifetime_s": 20.0})
     world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
@@ -37,6 +37,7 @@ def set_back(route: str, kept: int) -> World:
         if number == kept:
             disk = json.loads(json.dumps(world.nodes[MANAGER].disk))
         moved(world, to)
+    world.run(wait_s)
     world.crash(MANAGER)
     world.nodes[MANAGER].disk = disk
     world.restart(MANAGER)
@@ -103,3 +104,26 @@ def test_a_removal_that_a_tombstone_is_above_is_asked_for_under_a_higher_epoch()
     world.run(30)
     assert not world.results[stop].error
     assert VM not in manager_of(world).cache.bindings
+
+
+@pytest.mark.parametrize(
+    ("route", "kept"), [("b", 0), ("ba", 1), ("bab", 0), ("bab", 2), ("bc", 0)]
+)
+@pytest.mark.parametrize("at", ["a", "b", "c"])
+@pytest.mark.parametrize("wait_s", [0.0, 45.0])
+def test_a_vm_that_runs_where_no_record_says_is_not_booted_beside_itself(
+    route: str, kept: int, at: str, wait_s: float
+) -> None:
+    """The NVE on record has nothing of it, and says so, or is asked to boot it itself.
+
+    Where the redirects have drained, tombstones are all that tells."""
+    place = route[-1]
+    if at == place:
+        return
+    world = set_back(route, kept, wait_s)
+    number = world.start_vm(VM, at, interfaces_of("vm1", 1, 1))
+    world.run(10)
+    assert "bound-elsewhere" in world.results[number].error or "is redirecting" in (
+        world.results[number].error
+    )
+    known_again(world, place)

@@ -126,7 +126,7 @@ class ManagerEngine(
         self.counts: Counter[str] = Counter()
         self._expiry_scan_at = now + EXPIRY_SCAN_S
         self._check_at = now + settings.check_s
-        self._relearn_until = now
+        self._relearn_until = None
         self._questions = {}
         self._redirect_retry: dict[VmKey, float] = {}
         self._deregistering: dict[VmKey, Received] = {}
@@ -218,10 +218,12 @@ class ManagerEngine(
                 self._reject(received, Status.INVALID_TICKET, "no such move is under way")
                 return
             self._bind(received, binding, attach_id, epoch, now)
-        elif binding and not self._may_take(binding, peer.node_id):
+            return
+        self._heed_epoch(message, now)
+        if binding and not self._may_take(binding, peer.node_id):
             self._contest(received, binding, now)
-        elif binding is None and message.find(Guest) is None and self._relearning(now):
-            self._ask_everyone(received, now)
+        elif message.find(Guest) is None and self._in_doubt(binding, message, now):
+            self._ask_everyone(received, binding, now)
         else:
             self._take(received, binding, now)
 
@@ -364,7 +366,7 @@ class ManagerEngine(
             self._standing(received, asks.phase, now)
             return
         binding = self.cache.bindings.get(message.vm)
-        self._heed_epoch(message)
+        self._heed_epoch(message, now)
         if binding is None:
             self.channel.reply(received, Status.UNKNOWN_BINDING)
             return

@@ -80,7 +80,7 @@ class ManagerChecks:
         _current: dict[VmKey, Move]
         _save_binding: Callable[[Binding], None]
         _redirect_previous: Callable[[Binding, float], None]
-        _heed_epoch: Callable[[Message], None]
+        _heed_epoch: Callable[[Message, float], None]
 
     _questions: dict[QuestionKey, Question]
 
@@ -120,7 +120,7 @@ class ManagerChecks:
         told = (reply.find(Guest), reply.find(PhaseOption), reply.find(Epoch))
         tells = reply.status.accepted and None not in told
         if tells:
-            self._heed_epoch(reply)
+            self._heed_epoch(reply, now)
             self._confirm(key[0], key[1], reply)
         for listener in asked.listeners:
             listener(reply if tells else None, now)
@@ -280,7 +280,7 @@ class ManagerChecks:
         """REFRESH with a phase: from an NVE that redirects, or whose guest has departed."""
         message, node = received.message, received.peer.node_id
         binding = self.cache.bindings.get(message.vm)
-        self._heed_epoch(message)
+        self._heed_epoch(message, now)
         if binding is None:
             # An attach may be on its way to a manager that has lost its state.
             status = Status.TRY_AGAIN if self._relearning(now) else Status.UNKNOWN_BINDING

@@ -46,6 +46,7 @@ class ManagerContests:
         _attach: Callable[[Received, float], None]
         _take: Callable[[Received, Binding | None, float], None]
         _may_take: Callable[[Binding, str], bool]
+        _in_doubt: Callable[[Binding | None, Message, float], bool]
         _refusal: Callable[[Received, VmKey], tuple[Status, str] | None]
 
         def question(
@@ -64,8 +65,6 @@ class ManagerContests:
             why: str,
             options: Sequence[Option] = (),
         ) -> None: ...
-
-    _relearn_until: float
 
     def _contest(self, received: Received, binding: Binding, now: float) -> None:
         """Ask the incumbent - at once, for an older answer may not know of the guest's leaving."""
@@ -117,7 +116,10 @@ class ManagerContests:
             self._reject(received, Status.TRY_AGAIN, why)
             return
         if _life(reply) in CANNOT_RUN:
-            self._take_over(received, binding, now)
+            if asker is GuestLife.NONE and self._in_doubt(binding, reply, now):
+                self._ask_everyone(received, binding, now)
+            else:
+                self._take_over(received, binding, now)
             return
         if asker in RUNS:
             self._note_duplicate(binding, node, now)
@@ -143,56 +145,49 @@ class ManagerContests:
             detail = {"vm": taken.vm.vm_id, "vni": taken.vm.vni, "nve": taken.nve.nve_id}
             self.outbox.emit(Event("binding.frozen", {**detail, "changes": len(recent)}))
 
-    # ---- a manager that has lost its state -------------------------------------------------------
+    # ---- a manager that has lost its state, or was set back --------------------------------------
 
-    def _relearning(self, now: float) -> bool:
-        """Whether this manager has found out, less than a lifetime ago, that it lost its state."""
-        return now < self._relearn_until
-
-    def _state_was_lost(self, now: float) -> None:
-        """A peer remembers this node better than it does itself."""
-        if not self._relearning(now):
-            self.outbox.emit(Event("state.lost", {"lifetime_s": self.settings.lifetime_s}))
-        self._relearn_until = now + self.settings.lifetime_s
-
-    def _ask_everyone(self, received: Received, now: float) -> None:
-        """A VM that is to be booted, and of which nothing is known any more: no NVE may have it."""
+    def _ask_everyone(self, received: Received, binding: Binding | None, now: float) -> None:
+        """A VM that is to be booted, and of which too little may be known: no NVE may have it."""
         others = [
             peer.node_id
             for peer in self.channel.peers.values()
             if peer.role is Role.NVE and peer is not received.peer
         ]
-        if not others:
-            self._take(received, None, now)
-            return
-        waiting, vm = set(others), received.message.vm
+        epoch, waiting = binding.epoch if binding else 0, set(others)
 
         def answered(node: str, reply: Message | None, at: float) -> None:
-            if not waiting:
+            if node not in waiting:
                 return
+            waiting.discard(node)
             if reply is None:
                 waiting.clear()
                 why = f"this manager lost its state, and {node} has not said whether it runs there"
                 self._reject(received, Status.TRY_AGAIN, why)
-                return
-            phase = reply.need(PhaseOption).phase
-            if _life(reply) not in CANNOT_RUN or phase in HOLDS:
+            elif _life(reply) not in CANNOT_RUN or reply.need(PhaseOption).phase in HOLDS:
                 waiting.clear()
                 self._reject(received, Status.BOUND_ELSEWHERE, f"{node} serves it")
-                return
-            waiting.discard(node)
-            if waiting:
-                return
-            refusal = self._refusal(received, vm)
-            if refusal is not None:
-                self._reject(received, *refusal)
-            elif vm in self.cache.bindings:
-                self._reject(received, Status.TRY_AGAIN, "it was attached meanwhile")
-            else:
-                self._take(received, None, at)
+            elif not waiting:
+                self._nobody_has_it(received, epoch, at)
 
         for node in others:
-            self.question(vm, node, now, partial(answered, node), GuestLife.NONE)
+            self.question(received.message.vm, node, now, partial(answered, node), GuestLife.NONE)
+        if not others:
+            self._nobody_has_it(received, epoch, now)
+
+    def _nobody_has_it(self, received: Received, epoch: int, now: float) -> None:
+        vm = received.message.vm
+        refusal = self._refusal(received, vm)
+        binding = self.cache.bindings.get(vm)
+        changed = (binding.epoch if binding else 0) != epoch or self._in_switch(vm)
+        if refusal is not None:
+            self._reject(received, *refusal)
+        elif changed or (binding and (binding.ending or binding.frozen)):
+            self._reject(received, Status.TRY_AGAIN, "the binding has changed meanwhile")
+        elif binding and binding.nve.nve_id != received.peer.node_id:
+            self._take_over(received, binding, now)
+        else:
+            self._take(received, binding, now)
 
 
 def _life(message: Message) -> GuestLife:

@@ -45,7 +45,7 @@ class ManagerRedirects:
         _redirect_retry: dict[VmKey, float]
         _save_binding: Callable[[Binding], None]
         _try_removal: Callable[[Binding], None]
-        _heed_epoch: Callable[[Message], None]
+        _heed_epoch: Callable[[Message, float], None]
         _new_epoch: Callable[[], int]
         _current: dict[VmKey, Move]
         _previous_acknowledged: Callable[[Binding, str, Message, float], None]
@@ -114,7 +114,7 @@ class ManagerRedirects:
         if reply.status is Status.STALE_EPOCH and told and told.epoch > binding.epoch:
             # It has acted on an epoch that a manager whose state was set back does not know.  The
             # binding rises above that only if it still is: another attach may be the newer one.
-            self._heed_epoch(reply)
+            self._heed_epoch(reply, now)
             if binding.ending:
                 binding.ending = self._new_epoch()
             elif binding.sure and binding.vm not in self._current:

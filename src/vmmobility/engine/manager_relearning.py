@@ -19,6 +19,7 @@ from vmmobility.wire.registry import Role
 if TYPE_CHECKING:
     from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.channel import Channel
+    from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
 MAX_LEAP = 2**32  # moves that nobody here has seen; one NVE's word must not use the sequence up
@@ -31,21 +32,46 @@ class ManagerRelearning:
         cache: BindingCache
         channel: Channel
         outbox: Outbox
+        settings: ManagerSettings
+
+    _relearn_until: float | None
 
     def _leaps(self, message: Message) -> bool:
         epoch = self._told_epoch(message)
         return epoch - self.cache.last_epoch > MAX_LEAP
 
-    def _heed_epoch(self, message: Message) -> None:
+    def _heed_epoch(self, message: Message, now: float) -> None:
         """An epoch above all that were given out: this manager's state was set back.  From now on
         it gives out higher ones, so that it is heeded again."""
-        told = message.find(Epoch)
-        if told is None or not 0 < told.epoch - self.cache.last_epoch <= MAX_LEAP:
+        epoch = self._told_epoch(message)
+        if not 0 < epoch - self.cache.last_epoch <= MAX_LEAP:
             return
-        detail = {"epoch": told.epoch, "known": self.cache.last_epoch}
+        detail = {"epoch": epoch, "known": self.cache.last_epoch}
         self.outbox.emit(Event("epoch.learned", detail))
-        self.cache.last_epoch = told.epoch
-        self.outbox.record("epoch", told.epoch)
+        self.cache.last_epoch = epoch
+        self.outbox.record("epoch", epoch)
+        self._state_was_lost(now)
+
+    def _state_was_lost(self, now: float) -> None:
+        """A peer remembers this node better, or a later epoch, than it does itself.
+
+        Heeded once: it was lost before this start, and no peer may keep a manager asking for ever.
+        """
+        if self._relearn_until is None:
+            self._relearn_until = now + self.settings.lifetime_s
+            self.outbox.emit(Event("state.lost", {"lifetime_s": self.settings.lifetime_s}))
+
+    def _relearning(self, now: float) -> bool:
+        """Whether this manager has found out, less than a lifetime ago, that it lost its state."""
+        return self._relearn_until is not None and now < self._relearn_until
+
+    def _in_doubt(self, binding: Binding | None, message: Message, now: float) -> bool:
+        """Whether a VM may run where no record says, by an NVE's word or since this manager has
+        lost its state: before it is booted every NVE is asked.  Unless an operator released it."""
+        if binding is None:
+            return self._relearning(now)
+        newer = self._told_epoch(message) > binding.epoch
+        return not binding.released and (newer or self._relearning(now))
 
     def _may_be_outdated(self, binding: Binding, message: Message) -> bool:
         """Whether an NVE that holds an attach which is not on record may hold a later one: this

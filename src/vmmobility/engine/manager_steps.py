@@ -53,7 +53,7 @@ class ManagerSteps:
         def _save_move(self, move: Move) -> None: ...
         def _save_binding(self, binding: Binding) -> None: ...
         def _new_epoch(self) -> int: ...
-        def _heed_epoch(self, message: Message) -> None: ...
+        def _heed_epoch(self, message: Message, now: float) -> None: ...
 
     def _ask(
         self,
@@ -105,7 +105,7 @@ class ManagerSteps:
                 self._phase(move, "turned", now)
             self._happen(move, Happening.ACCEPTED, now)
             return
-        self._heed_epoch(reply)
+        self._heed_epoch(reply, now)
         phase = reply.find(PhaseOption)
         if phase is not None and phase.phase in NOTHING_TO_DO.get(move.state, ()):
             self._happen(move, Happening.ACCEPTED, now)
