@@ -1,8 +1,10 @@
 """The NVE's engine: registers local guests, keeps the Binding Update List, obeys the manager.
 
 Inputs are methods that take the time (monotonic seconds); outputs come from `flush()` (see
-outputs.py).  Peer input never raises.  Its state machine is nve_transitions.py; the actions are in
-nve_registration.py, nve_moves.py and nve_redirects.py, a restart's findings in nve_restart.py.
+outputs.py).  Peer input never raises.  Its state machine is nve_transitions.py.  Not here: what the
+kernel and the hypervisor report (nve_host_reports.py), the actions (nve_registration.py,
+nve_moves.py, nve_redirects.py, nve_unmanaged.py), comparisons (nve_checks.py), a restart's findings
+(nve_restart.py).
 """
 
 from __future__ import annotations
@@ -18,10 +20,7 @@ from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane
-from vmmobility.engine.nve_checks import NveChecks
-from vmmobility.engine.nve_moves import NveMoves
-from vmmobility.engine.nve_parts import RETRY_S
-from vmmobility.engine.nve_registration import NveRegistration
+from vmmobility.engine.nve_host_reports import NveHostReports
 from vmmobility.engine.nve_transitions import OTHERWISE, TABLE, Otherwise, Trigger
 from vmmobility.engine.outputs import (
     CommandDone,
@@ -90,7 +89,7 @@ class NveSettings:
     retransmission: Retransmission = field(default_factory=Retransmission)
 
 
-class NveEngine(NveMoves, NveRegistration, NveChecks):
+class NveEngine(NveHostReports):
     """One NVE.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -183,16 +182,6 @@ class NveEngine(NveMoves, NveRegistration, NveChecks):
             self._commands_failed(entry, f"VM {vm} is being stopped", "start it again after that")
         entry.commands.append(command)
         self._fire(entry, Trigger.STOP, None, now)
-
-    def data_plane_applied(self, vm: VmKey, tag: int, failures: Sequence[str], now: float) -> None:
-        """The kernel holds (or, with failures, does not) the state asked for under `tag`."""
-        entry = self.entries.get(vm)
-        if entry is None or tag != entry.tag:
-            return
-        self.outbox.emit(Event("forwarding", self._forwarding(entry, failures)))
-        if failures and entry.phase not in (Phase.PREPARED, Phase.DELIVERING, Phase.SWITCHED):
-            self._retry[vm] = now + RETRY_S
-        self._applied(entry, "; ".join(failures), now)
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), *self._retry.values()]
@@ -376,16 +365,3 @@ class NveEngine(NveMoves, NveRegistration, NveChecks):
         commands, entry.commands = entry.commands, []
         for command in commands:
             self._command_failed(command, error, remedy)
-
-    def _forwarding(self, entry: Entry, failures: Sequence[str]) -> dict[str, Any]:
-        wanted = entry.data_plane(self.settings.policy)
-        return {
-            "vm": entry.vm.vm_id,
-            "vni": entry.vm.vni,
-            "epoch": entry.epoch,
-            "phase": entry.phase.name.lower(),
-            "forwarding": wanted.forwarding.value,
-            "target": wanted.target.nve_id if wanted.target else None,
-            "plugged": wanted.plugged,
-            **({"failures": list(failures)} if failures else {}),
-        }

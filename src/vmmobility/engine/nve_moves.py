@@ -4,7 +4,8 @@
 move is design's "How a hot move goes": destination prepares and relays, source copies, destination
 delivers locally, source redirects and only then lets the guest stop, destination attaches.
 
-Not here: registration (nve.py), redirects (nve_redirects.py), restarts (nve_restart.py).
+Not here: what the hypervisor and the kernel report meanwhile (nve_host_reports.py), registration
+(nve_registration.py), redirects (nve_redirects.py), restarts (nve_restart.py).
 """
 
 from __future__ import annotations
@@ -34,143 +35,12 @@ from vmmobility.wire.options import (
     VmId,
 )
 from vmmobility.wire.registry import Phase, Purpose, Status
-from vmmobility.wire.values import VmKey
 
-# The manager's request is answered when this order is done: serve again, end the waiting guest.
-LAST_ORDERS = {(Order.RESUME, Phase.SERVING), (Order.CANCEL, Phase.FAILED)}
 RESUMES = 3  # a guest that is to serve again is let go on so often once more, if that fails
 
 
 class NveMoves(NveRedirects, NveRestart):
     """Actions of the move rules; a part of NveEngine, which has the machine and registration."""
-
-    # ---- hypervisor and data plane inputs ------------------------------------------------------
-
-    def order_done(
-        self, vm: VmKey, order: Order, result: Mapping[str, Any], error: str, now: float
-    ) -> None:
-        """A hypervisor order ended: `error` is empty or says why it failed.
-
-        result of PREPARE_INCOMING: address, port.
-        """
-        entry = self.entries.get(vm)
-        if entry is None:
-            return
-        if error:
-            self._event("order.failed", entry, order=order.value, reason=error)
-        if order is Order.QUERY:
-            self._queried(entry, result, error, now)
-        elif order is Order.WATCH:
-            self._watch_done(entry, error)
-        elif order is Order.START:
-            self._start_done(entry, error, now)
-        elif entry.leftover and order in (Order.STOP, Order.CANCEL) and not entry.phase:
-            self._leftover_ended(entry, error, now)
-        elif order is Order.STOP and entry.phase is Phase.REDIRECTING:
-            if error:
-                self._retry[vm] = now + RETRY_S  # a guest that may live keeps its taps
-                return
-            entry.unplugged, entry.started = True, False
-            self._set_data_plane(entry)
-        elif order is Order.STOP and entry.ending:
-            self._stopped(entry, error, now)
-        elif order is Order.PREPARE_INCOMING and entry.phase is Phase.PREPARED:
-            self._prepared(entry, result, error, now)
-        elif order is Order.COPY_OUT and entry.phase in (Phase.COPYING, Phase.CONVERGED):
-            if error:
-                self._fail_request(entry, Phase.SERVING, Status.HYPERVISOR_FAILURE, error, now)
-            else:
-                self._answer_waiting(entry)
-        elif error and order in (Order.SWITCH_OVER, Order.PROCEED):
-            self._fire(entry, Trigger.FAILED, {"reason": error, "running": True}, now)
-        elif error and order is Order.RESUME and self._resume_again(entry, now):
-            return
-        elif (order, entry.phase) in LAST_ORDERS:
-            status = Status.HYPERVISOR_FAILURE if error else Status.ACCEPTED
-            self._answer_waiting(entry, status, reason=error)
-            if error and order is Order.RESUME and not entry.started:
-                # Its machine died in the switch: there is no guest to serve again.
-                self._fire(entry, Trigger.GONE, None, now)
-
-    def guest_report(self, vm: VmKey, event: str, detail: Mapping[str, Any], now: float) -> None:
-        """What a hypervisor reports: the name of a GuestEvent and its measurements."""
-        entry = self.entries.get(vm)
-        if entry is None:
-            return
-        self._event(f"guest.{event}", entry, **detail)
-        if event in ("stopped", "completed", "resumed"):
-            entry.measured |= _figures(event, detail)
-        trigger = {
-            "converged": Trigger.CONVERGED,
-            "about-to-stop": Trigger.ABOUT_TO_STOP,
-            "resumed": Trigger.RESUMED,
-            "failed": Trigger.FAILED,
-            "gone": Trigger.GONE,
-            "arrived": Trigger.ARRIVED,
-            "departed": Trigger.DEPARTED,
-        }.get(event)
-        unmanaged = trigger in (Trigger.ARRIVED, Trigger.DEPARTED)
-        if trigger is not None and (entry.expected or not unmanaged):
-            self._fire(entry, trigger, dict(detail), now)
-
-    def _applied(self, entry: Entry, failure: str, now: float) -> None:
-        """The data plane holds what the phase wants; what was waiting for it goes on."""
-        if failure:
-            self._data_plane_failed(entry, failure, now)
-        elif entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
-            self._attach(entry, now)
-        elif entry.phase is Phase.PREPARED and entry.request is not None:
-            self._order(
-                entry,
-                Order.PREPARE_INCOMING,
-                definition=entry.definition,
-                address=str(self._listen_address(entry)),
-            )
-        elif entry.phase is Phase.DELIVERING:
-            self.outbox.emit(CountTraffic(entry.vm, "delivering"))
-            self._answer_waiting(entry)
-        elif entry.phase is Phase.SWITCHED:
-            if entry.proceeding:
-                entry.proceeding = False
-                self._order(entry, Order.PROCEED)
-                self._answer_waiting(entry)
-        elif entry.phase is Phase.REDIRECTING:
-            self._answer_waiting(entry, options=self._measured_options(entry))
-            self._watch(entry)
-            if not entry.unplugged:
-                self._order(entry, Order.STOP)
-        elif entry.phase is Phase.SERVING and entry.rolling_back:
-            entry.rolling_back = False
-            self._order(entry, Order.CANCEL)
-            self._order(entry, Order.RESUME)
-        elif entry.phase in (Phase.NONE, Phase.ATTACHING):
-            self._answer_waiting(entry)
-            self._watch(entry)
-
-    def _watch(self, entry: Entry) -> None:
-        """Its taps are there: guests that other hands run may come."""
-        if entry.unwatched:
-            entry.unwatched = False
-            self._order(entry, Order.WATCH, definition=entry.definition)
-
-    def _data_plane_failed(self, entry: Entry, failure: str, now: float) -> None:
-        if entry.unwatched:
-            self._watch_done(entry, failure)
-        if entry.phase is Phase.SERVING and entry.rolling_back:
-            return  # it is tried again: the destination must not turn before this node has
-        if entry.phase is Phase.SWITCHED and entry.proceeding:
-            entry.turned = entry.proceeding = False
-            self._set_data_plane(entry)
-            self._save(entry)
-        if entry.phase is Phase.PREPARED and entry.request is not None:
-            self._fail_request(entry, entry.came_from, Status.DATA_PLANE_FAILURE, failure, now)
-            return
-        if entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
-            self._commands_failed(entry, f"VM {entry.vm} cannot be plugged in: {failure}", "")
-            self._forget(entry)
-            return
-        if entry.phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.REDIRECTING, Phase.NONE):
-            self._answer_waiting(entry, Status.DATA_PLANE_FAILURE, reason=failure)
 
     def _fail_request(
         self, entry: Entry, phase: Phase, status: Status, reason: str, now: float
@@ -383,24 +253,3 @@ class NveMoves(NveRedirects, NveRestart):
             self._fire(entry, Trigger.FAILED, {"reason": "the manager knows no such move"}, now)
         elif entry.phase is Phase.FAILED and entry.attach_id:
             self._deregister(entry, now)
-
-    def _start_done(self, entry: Entry, error: str, now: float) -> None:
-        if entry.ending or entry.phase is Phase.NONE:
-            entry.started = entry.ending and not error
-            return  # stopped meanwhile: that order follows
-        if error:
-            self._commands_failed(entry, f"VM {entry.vm} did not start: {error}", "")
-            self._fire(entry, Trigger.GONE, None, now)
-            return
-        entry.started = True
-        self._commands_done(entry, {"vm": entry.vm.vm_id, "epoch": entry.granted})
-        self._order(entry, Order.ANNOUNCE)
-
-
-def _figures(event: str, detail: Mapping[str, Any]) -> dict[str, float]:
-    """A report's numbers for people; the moment that it names becomes EVENT_at_ns."""
-    return {
-        f"{event}_{key}" if key == "at_ns" else key: value
-        for key, value in detail.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }

@@ -1,7 +1,7 @@
 """What the parts of NveEngine share: declarations, and the manager's request that waits.
 
-Not here: actions (nve_moves.py, nve_redirects.py, nve_restart.py), registration and the machine
-(nve.py).
+Not here: the actions (nve_registration.py, nve_moves.py, nve_redirects.py, nve_unmanaged.py), the
+machine (nve.py).
 """
 
 from __future__ import annotations

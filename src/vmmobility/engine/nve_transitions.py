@@ -2,7 +2,8 @@
 
 Total: a pair that no rule names is refused (the manager's requests and people's commands) or
 ignored (replies, reports, timers), as OTHERWISE says for its trigger.  docs/design/nve.md holds
-the picture that `picture()` draws.  Not here: the actions (nve.py, nve_moves.py).
+the picture that `picture()` draws.  Not here: the actions (nve_registration.py,
+nve_moves.py and their like).
 """
 
 from __future__ import annotations
