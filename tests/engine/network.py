@@ -113,6 +113,7 @@ class World:
         self.overheard: list[tuple[Node, bytes, Endpoint, Any]] | None = None  # to say again later
         self.secrets: dict[frozenset[str], tuple[dict[int, bytes], dict[str, int]]] = {}
         self.unconfigured: set[str] = set()  # NVEs that the manager's next start does not know
+        self.homes: dict[VmKey, str | None] = {}  # what safety.home has found
         self.touched: set[VmKey] = set()  # what safety.check looks at next
         self.reports: list[tuple[str, str]] = []
         self.results: dict[int, CommandDone] = {}

@@ -194,10 +194,17 @@ def _local(world: World, vm: VmKey, name: str) -> str:
 
 def home(world: World, vm: VmKey) -> str | None:
     """The node to which the fabric's covering prefix leads for the VM (by its first address)."""
-    addresses = [p for i in world.interfaces.get(vm, ()) for p in i.prefixes]
-    if not addresses:
-        return None
-    for name, node in world.nodes.items():
-        if any(addresses[0].version == h.version and addresses[0].subnet_of(h) for h in node.home):
-            return name
-    return None
+    if vm not in world.homes:
+        addresses = [p for i in world.interfaces.get(vm, ()) for p in i.prefixes]
+        if not addresses:
+            return None
+        world.homes[vm] = next(
+            (
+                name
+                for name, node in world.nodes.items()
+                for covering in node.home
+                if addresses[0].version == covering.version and addresses[0].subnet_of(covering)
+            ),
+            None,
+        )
+    return world.homes[vm]

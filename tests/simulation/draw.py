@@ -44,10 +44,11 @@ class _Draw:
         self.at = 0.0
         self.operations: list[Operation] = []
         self.by_hand: list[str] = []
+        self.homes: dict[str, str] = {}
         self._when: tuple[str, ...] = ()
 
     def schedule(self) -> Schedule:
-        homes = tuple((vm, self.chance.choice(self.nves)) for vm in self.vms)
+        self.homes = {vm: self.chance.choice(self.nves) for vm in self.vms}
         settings = tuple(self._settings().items())
         for vm in self.vms:
             if self.chance.random() < 0.25:
@@ -62,6 +63,7 @@ class _Draw:
         if not any(o.verb in CRASHES for o in self.operations):
             self._add("crash", self._node(), self._away(), after=-self.at * self.chance.random())
         self.operations.sort(key=lambda o: o.at)
+        homes = tuple(self.homes.items())
         return Schedule(self.seed, self.nves, homes, settings, tuple(self.operations))
 
     def _settings(self) -> dict[str, float]:
@@ -103,7 +105,7 @@ class _Draw:
         work: list[tuple[int, Callable[[], None]]] = [
             (10, self._move), (2, self._start), (1, self._stop), (1, self._tug), (2, self._nothing),
             (1, self._traffic), (1, self._release), (1, self._start_and_stop),
-            (6 if self.by_hand else 0, self._hand_move),
+            (6 if self.by_hand else 0, self._hand_move), (1, self._left_behind),
         ]  # fmt: skip
         self._weighted(work)()
         for _ in range(self.chance.choice((0, 1, 1, 1, 2, 3))):
@@ -164,6 +166,14 @@ class _Draw:
 
     def _start(self) -> None:
         self._add("start", self._ours(), self._nve())
+
+    def _left_behind(self) -> None:
+        """Two moves of which one NVE hears nothing, the home's more often than not."""
+        vm = self._ours()
+        node = self.chance.choice((self.homes.get(vm, self.nves[0]), self._nve()))
+        self._add("cut", MANAGER, node, "20.000", after=self.chance.choice((0.0, 1.0)))
+        self._add("move", vm, self._nve())
+        self._add("move", vm, self._nve(), after=self.chance.uniform(1.5, 4.0))
 
     def _hand_move(self) -> None:
         vm = self.chance.choice(self.by_hand)

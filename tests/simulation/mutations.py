@@ -82,31 +82,6 @@ _method(
 )  # fmt: skip
 
 
-def _old_epoch_back(original: Any) -> Any:
-    def back(engine: ManagerEngine, move: Any) -> bool:
-        move.back_epoch = move.epoch
-        return bool(original(engine, move))
-
-    return back
-
-
-_around(
-    "roll back under the old epoch", "a roll-back has the epoch of the move that it ends",
-    ManagerEngine, "_back", _old_epoch_back,
-)  # fmt: skip
-
-
-def _any_ticket(engine: ManagerEngine, vm: Any, ticket: bytes, node: str, now: float) -> Any:
-    found = [m for m in engine.moves.values() if m.ticket == ticket]
-    return found[0].epoch if found else None
-
-
-_method(
-    "take a used ticket", "a ticket is good for ever",
-    ManagerEngine, "_ticketed_epoch", _any_ticket,
-)  # fmt: skip
-
-
 # ---- records -----------------------------------------------------------------------------------
 
 
@@ -351,11 +326,6 @@ _method(
 
 
 # ---- guests of other hands, lost states, comparisons -------------------------------------------
-
-_method(
-    "ask nobody after a loss of state", "a manager that lost its state grants what it is asked",
-    ManagerEngine, "_relearning", lambda engine, now: False,
-)  # fmt: skip
 
 
 def _deaf(original: Any) -> Any:
