@@ -24,7 +24,7 @@ from tests.unit.recorded_world import (
     replayed,
 )
 from vmmobility.daemon.recording import codec
-from vmmobility.daemon.recording.inputs import ENGINES, FLUSH, INPUTS, QUESTIONS, WITHIN
+from vmmobility.daemon.recording.inputs import ENGINES, FLUSH, INPUTS, QUESTIONS
 from vmmobility.daemon.recording.reading import NO_END, open_recording
 from vmmobility.daemon.recording.replay import Replay
 from vmmobility.daemon.recording.sealed import stand_in
@@ -65,7 +65,7 @@ def test_every_public_name_of_an_engine_is_an_input_or_a_question(role: Role):
         for name, value in inspect.getmembers(ENGINES[role])
         if not name.startswith("_") and (callable(value) or isinstance(value, property))
     }
-    known = {FLUSH, *INPUTS[role], *QUESTIONS[role], *WITHIN[role]}
+    known = {FLUSH, *INPUTS[role], *QUESTIONS[role]}
     assert names - known == set(), "say in daemon/recording/inputs.py what these are"
     assert known - names == set(), "daemon/recording/inputs.py names what no longer is"
     assert not set(INPUTS[role]) & set(QUESTIONS[role])

@@ -4,7 +4,7 @@ An NVE that refreshes a binding, or asks whether a redirect stands, is compared 
 silent for long is asked (CHECK), and all are when people ask.  What differs is counted, told and,
 where the manager's word decides, mended: redirects are.  Who serves a VM is never guessed.
 
-`question` is also how a conflicting attach is settled (manager_contests.py).
+`_question` is also how a conflicting attach is settled (manager_contests.py).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class ManagerChecks:
 
     # ---- questions -----------------------------------------------------------------------------
 
-    def question(
+    def _question(
         self,
         vm: VmKey,
         node: str,
@@ -150,7 +150,7 @@ class ManagerChecks:
         ]
         survey.waiting = survey.checked = len(pairs)
         for vm, node in pairs:
-            self.question(vm, node, now, partial(self._surveyed, command, survey, vm, node))
+            self._question(vm, node, now, partial(self._surveyed, command, survey, vm, node))
         if not pairs:
             self._survey_done(command, survey)
 
@@ -186,7 +186,7 @@ class ManagerChecks:
 
     def _check_one(self, vm: VmKey, node: str, now: float) -> None:
         if (vm, node, False) not in self._questions:
-            self.question(vm, node, now, partial(self._compared, vm, node))
+            self._question(vm, node, now, partial(self._compared, vm, node))
 
     def _compared(self, vm: VmKey, node: str, reply: Message | None, now: float) -> None:
         if reply is not None:

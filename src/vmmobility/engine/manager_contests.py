@@ -49,7 +49,7 @@ class ManagerContests:
         _in_doubt: Callable[[Binding | None, Message, float], bool]
         _refusal: Callable[[Received, VmKey], tuple[Status, str] | None]
 
-        def question(
+        def _question(
             self,
             vm: VmKey,
             node: str,
@@ -82,7 +82,7 @@ class ManagerContests:
             self.outbox.emit(Event("binding.contested", {**detail, "nve": binding.nve.nve_id}))
             settle = partial(self._contest_answered, received, binding.epoch)
             claim = _life(received.message)
-            self.question(binding.vm, binding.nve.nve_id, now, settle, claim)
+            self._question(binding.vm, binding.nve.nve_id, now, settle, claim)
 
     def _bound_elsewhere(self, received: Received, binding: Binding) -> None:
         options = (ServingNve(binding.nve), Epoch(binding.epoch))
@@ -171,7 +171,7 @@ class ManagerContests:
                 self._nobody_has_it(received, epoch, at)
 
         for node in others:
-            self.question(received.message.vm, node, now, partial(answered, node), GuestLife.NONE)
+            self._question(received.message.vm, node, now, partial(answered, node), GuestLife.NONE)
         if not others:
             self._nobody_has_it(received, epoch, now)
 

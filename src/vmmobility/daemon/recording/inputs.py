@@ -41,11 +41,6 @@ QUESTIONS: dict[Role, tuple[str, ...]] = {
     Role.MANAGER: ("next_timer",),
     Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions"),
 }
-WITHIN: dict[Role, tuple[str, ...]] = {
-    # What an engine's parts call of each other; no daemon does.
-    Role.MANAGER: ("question",),
-    Role.NVE: (),
-}
 ENGINES: dict[Role, type[Engine]] = {Role.MANAGER: ManagerEngine, Role.NVE: NveEngine}
 
 
