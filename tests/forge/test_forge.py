@@ -14,7 +14,7 @@ from vmmobility.engine.challenge import Challenges
 from vmmobility.engine.channel import Channel
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.nve import NveEngine
-from vmmobility.engine.replay import ReplayWindow
+from vmmobility.engine.replay_window import ReplayWindow
 from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import open_sealed, read_seal
 from vmmobility.wire.registry import Purpose, Role

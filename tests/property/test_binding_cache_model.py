@@ -26,7 +26,7 @@ from vmmobility.engine.binding_cache import (
     binding_to_json,
 )
 from vmmobility.engine.binding_update_list import make_nve
-from vmmobility.engine.replay import WINDOW
+from vmmobility.engine.replay_window import WINDOW
 from vmmobility.wire.values import Interface, Prefix, VmKey
 
 MOST_PREVIOUS = 3  # in place of 40, so that it is reached

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.property.test_wire_properties import interfaces, names, nves, uints
 from vmmobility.engine import binding_update_list as bul
 from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
-from vmmobility.engine.replay import ReplayWindow
+from vmmobility.engine.replay_window import ReplayWindow
 from vmmobility.store.journal import Journal
 from vmmobility.wire.registry import GuestLife, Mobility, Phase
 from vmmobility.wire.values import VmKey

@@ -20,7 +20,7 @@ from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_transitions import Happening, MoveState, Step
 from vmmobility.engine.nve import NveEngine
 from vmmobility.engine.outputs import Order, Outbox
-from vmmobility.engine.replay import ReplayWindow
+from vmmobility.engine.replay_window import ReplayWindow
 from vmmobility.wire.registry import Phase
 
 

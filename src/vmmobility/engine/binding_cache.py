@@ -18,7 +18,7 @@ from vmmobility.engine.binding_update_list import (
     nve_from_json,
     nve_to_json,
 )
-from vmmobility.engine.replay import WINDOW
+from vmmobility.engine.replay_window import WINDOW
 from vmmobility.wire.registry import Mobility
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 

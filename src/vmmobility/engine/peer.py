@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from vmmobility.engine.outputs import Endpoint
-from vmmobility.engine.replay import ReplayWindow
+from vmmobility.engine.replay_window import ReplayWindow
 from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import Seal
 from vmmobility.wire.message import Message, Part, join_parts

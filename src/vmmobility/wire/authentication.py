@@ -17,7 +17,7 @@
 
 The sender is named inside the authenticated octets, so a message cannot be turned back at its
 author.  Boot orders a sender's restarts; Counter orders its datagrams within one.
-Rests on `hmac`; not here: replay windows (engine/replay.py), keys' files (daemon/keys.py).
+Rests on `hmac`; not here: replay windows (engine/replay_window.py), keys' files (daemon/keys.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmmobility.engine.replay import WINDOW, ReplayWindow
+from vmmobility.engine.replay_window import WINDOW, ReplayWindow
 
 COUNTERS = st.one_of(st.integers(1, 3000), st.integers(1, 1 << 64))
 
