@@ -14,7 +14,7 @@ from vmmobility.engine import (
     manager_redirects,
     nve_unmanaged,
     peer,
-    replay,
+    replay_window,
 )
 from vmmobility.engine.manager import ManagerSettings
 from vmmobility.engine.nve_transitions import RULES
@@ -75,7 +75,7 @@ def test_every_action_of_an_nve_is_explained():
         f"in units of {LIFETIME_UNIT_S} s",
         f"the last **{TRAILER}** octets",
         f"Length = {DATA}",
-        f"which of the **{replay.WINDOW:,}** counters",
+        f"which of the **{replay_window.WINDOW:,}** counters",
         f"**reply cache** of at least **{peer.REPLY_CACHE}** entries",
         f"for **{peer.ASSEMBLY_S:.0f} s** and at most **{peer.ASSEMBLIES}** a peer",
         f"after **{channel.Retransmission().first_s * 1000:.0f} ms**",
@@ -85,7 +85,7 @@ def test_every_action_of_an_nve_is_explained():
         f"at most **{admission.MAX_PREFIXES}** prefixes",
         f"more than **{admission.MAX_PREVIOUS}** previous NVEs",
         f"**/{MANAGER.shortest_ipv4}** of IPv4 and **/{MANAGER.shortest_ipv6}** of IPv6",
-        f"MUST remember the last {replay.WINDOW:,} such",
+        f"MUST remember the last {replay_window.WINDOW:,} such",
         f"the same is sent again {manager_redirects.REDIRECT_RETRY_S:.0f} s later",
         f"A state has {MANAGER.step_s:.0f} s, copying {MANAGER.copy_s:.0f} s",
         f"the ticket's life ({MANAGER.ticket_s:.0f} s)",
@@ -120,8 +120,10 @@ def test_every_reason_of_a_drop_is_registered():
         for name in names
         if name
     }
-    window = replay.ReplayWindow(boot=5, high=2000)
-    found |= {str(window.check(*mark)) for mark in ((4, 1), (5, 2000), (5, 2000 - replay.WINDOW))}
-    found.add(str(replay.ReplayWindow().check(1, 1)))
+    window = replay_window.ReplayWindow(boot=5, high=2000)
+    found |= {
+        str(window.check(*mark)) for mark in ((4, 1), (5, 2000), (5, 2000 - replay_window.WINDOW))
+    }
+    found.add(str(replay_window.ReplayWindow().check(1, 1)))
     found |= {"unsupported-version", "unsupported-option"}  # raised by their own classes
     assert found == set(DROP_REASONS)
