@@ -32,7 +32,7 @@ INTERFACE = Interface(bytes.fromhex("525400000301"), (ip_network("10.1.0.9/32"),
 HASTY = ExternalSettings(
     absent_s=0.02, retry_s=0.05, retry_most_s=0.4, answer_s=0.2, patrol_s=0.1, settle_s=0.1
 )
-GREETING = {"QMP": {"version": {}, "capabilities": []}}
+GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
 
 
 class Monitor:

@@ -15,6 +15,7 @@ COUNTERS = st.one_of(st.integers(1, 3000), st.integers(1, 1 << 64))
 def test_it_takes_each_counter_of_its_boot_once(datagrams: list[tuple[int, int]]) -> None:
     window = ReplayWindow(2, 0)
     seen = {0}
+    expected: str | None
     for boot, counter in datagrams:
         why = window.check(boot, counter)
         if boot != 2:
