@@ -26,7 +26,7 @@ from tests.engine.test_contests import (
 )
 from tests.engine.test_restarts import settle
 from vmmobility.engine.manager_transitions import MoveState
-from vmmobility.engine.outputs import Send
+from vmmobility.engine.outputs import Order, Send
 from vmmobility.wire.authentication import TRAILER
 from vmmobility.wire.message import Message, decode_part
 from vmmobility.wire.registry import Kind, Phase, Purpose
@@ -132,6 +132,38 @@ def test_three_nodes_that_know_three_epochs_do_not_send_packets_round() -> None:
     deaf = False
     settle(world)
     safety.check_settled(world)
+
+
+def test_a_guest_that_is_about_to_boot_is_not_said_to_be_gone() -> None:
+    """The hypervisor was asked just before, and the guest's stop fails afterwards."""
+    world = World(pace=Pace(order_s=0.1))
+    held: list[tuple[Node, Send]] = []
+    send = world._send
+
+    def delay(node: Node, output: Send) -> None:
+        message = decode_part(output.data, TRAILER).message
+        if not asked and node.node_id == MANAGER and message.purpose is Purpose.ATTACH:
+            held.append((node, output))
+        else:
+            send(node, output)
+
+    world._send = delay  # type: ignore[method-assign]
+    asked: list[bool] = []
+    world.start_vm(VM, "a", OWN)
+    world.run_until(lambda: VM in manager_of(world).cache.bindings)
+    other = world.start_vm(VM, "b", OWN)
+    edge = world.nodes["a"].edge
+    assert edge is not None
+    world.run_until(lambda: edge.entries[VM].contests)
+    world.run(0.05)
+    asked.append(True)
+    send(*held[0])
+    world.run_until(lambda: phase_of(world, "a") is Phase.SERVING)
+    hand_of(world, "a").fail_next[Order.STOP] = ["busy"]
+    world.stop_vm(VM, "a")
+    world.run(30)
+    assert "bound-elsewhere" in world.results[other].error
+    assert safety.running(world, VM) == ["a"]
 
 
 # ---- guests that hands let go on ---------------------------------------------------------------

@@ -80,6 +80,7 @@ class Entry:
     paused:     ATTACHING only: that guest was stopped until its attach is accepted
     leftover:   NONE only: a guest of it may still be at the hypervisor, which is to end it
     commands:   people's commands that wait for the guest to start, or (ending) to stop
+    booting:    its guest was ordered to start, and the hypervisor has not said how that ended
     rolling_back: SERVING only: once packets come here again, the guest is let go on
     resumes:    how often the hypervisor has refused that
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
@@ -116,6 +117,7 @@ class Entry:
     leftover: bool = False
     # not durable
     started: bool = False
+    booting: bool = False
     proceeding: bool = False
     rolling_back: bool = False
     resumes: int = 0

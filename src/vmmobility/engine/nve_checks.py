@@ -124,7 +124,8 @@ class NveChecks(NveUnmanaged):
         """NONE and DEPARTED promise that no guest will run here by what was granted so far."""
         if life in RUNS or entry.phase not in MAY_RUN:
             return life
-        return life if entry.ending and life is GuestLife.NONE else GuestLife.HELD
+        ended = entry.ending and life is GuestLife.NONE and not entry.booting
+        return life if ended else GuestLife.HELD
 
     def _take_life(
         self, entry: Entry, started: bool, life: GuestLife, now: float

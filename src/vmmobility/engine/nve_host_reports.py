@@ -78,6 +78,7 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
                 self._fire(entry, Trigger.GONE, None, now)
 
     def _start_done(self, entry: Entry, error: str, now: float) -> None:
+        entry.booting = False
         if entry.ending or entry.phase is Phase.NONE:
             entry.started = entry.ending and not error
             return  # stopped meanwhile: that order follows

@@ -99,6 +99,7 @@ class NveRegistration(NveParts):
         elif arrived:
             self._order(entry, Order.ANNOUNCE)
         elif not entry.started:
+            entry.booting = True
             self._order(entry, Order.START, definition=entry.definition)
 
     def _reattached(self, entry: Entry, reply: Message, now: float) -> None:
