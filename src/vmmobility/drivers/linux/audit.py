@@ -13,8 +13,8 @@ from ipaddress import IPv6Address
 
 from vmmobility.drivers.dataplane import Drift
 from vmmobility.drivers.linux import environment, rtnetlink, sysctl
+from vmmobility.drivers.linux.filter_listing import Shown
 from vmmobility.drivers.linux.filter_state import Filters
-from vmmobility.drivers.linux.filter_text import Shown
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.ownership import (
     MAIN_TABLE,

@@ -1,7 +1,7 @@
 """Counters that only grow: raw numbers of many sources, added up per VM and kind.
 
 A raw number restarts when its source does (a relay, a tap, a flushed ruleset): what it had
-reached is kept.  Pure; not here: where numbers come from (driver.py).
+reached is kept.  Pure; not here: where numbers come from (traffic_sources.py).
 """
 
 from __future__ import annotations

@@ -23,16 +23,17 @@ from vmmobility.drivers.linux.counters import Ledger
 from vmmobility.drivers.linux.filter_state import Filters, run_scripts
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.ownership import TUN_NAME
-from vmmobility.drivers.linux.plan import Adjacent, Plan, Port, is_absent, plan, vm_name
+from vmmobility.drivers.linux.plan import Adjacent, Plan, Port, is_absent, plan
 from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_client import RelayClient
 from vmmobility.drivers.linux.relay_orders import RelayOrders
 from vmmobility.drivers.linux.routes import RouteName, Routes
 from vmmobility.drivers.linux.rtnetlink import NextHop, Route
 from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.traffic_sources import Sources
 from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.errors import DataPlaneError, VmMobilityError
-from vmmobility.wire.values import Prefix, VmKey
+from vmmobility.wire.values import VmKey
 
 
 class LinuxDataPlane:
@@ -385,30 +386,6 @@ class LinuxDataPlane:
     async def traffic(self) -> Mapping[VmKey, Traffic]:
         """See DataPlane.traffic.  Costs two nft listings (some 3 ms each) and one relay order."""
         async with self._lock:
-            counts = await filter.read_counts()
-            links = {link.name: link for link in rtnetlink.links(self._open_netlink())}
-            relayed = await self._orders.counters()
-            for vm, prefixes in self._filters.counted.items():
-                self._note_counted(vm, prefixes, counts)
-                if (relay := relayed.get(vm_name(vm))) is not None:
-                    self._ledger.note(vm, "redirected", "relay", relay.get("forwarded", 0))
-                    drops = sum(n for key, n in relay.items() if key.startswith("drop_"))
-                    self._ledger.note(vm, "dropped", "relay", drops)
-            for name, tap in self._ports.taps.items():
-                if tap.settled is None:
-                    continue
-                if name in links:
-                    packets = links[name].tx_packets
-                    self._ledger.note(tap.settled.vm, "consumed", f"tap {name}", packets)
-                if name in counts.spoofed:
-                    packets = counts.spoofed[name]
-                    self._ledger.note(tap.settled.vm, "dropped", f"filter {name}", packets)
+            raw = Sources(self._open_netlink(), self._filters, self._orders, self._ports)
+            await raw.note(self._ledger)
             return {vm: self._ledger.totals(vm) for vm in self._desired}
-
-    def _note_counted(self, vm: VmKey, prefixes: Sequence[Prefix], counts: filter.Counts) -> None:
-        """What is not listed just now is not zero: leave it out."""
-        for prefix in prefixes:
-            for kind, name in ((filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected")):
-                packets = counts.counted.get((kind, prefix))
-                if packets is not None:
-                    self._ledger.note(vm, name, f"{kind} {prefix}", packets)

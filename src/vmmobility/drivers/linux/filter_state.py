@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from vmmobility.drivers.linux import filter
 from vmmobility.drivers.linux.filter import ONWARD, TO_TAP
-from vmmobility.drivers.linux.filter_text import COUNTING, ChainName, Shown, View
+from vmmobility.drivers.linux.filter_listing import COUNTING, ChainName, Shown, View
 from vmmobility.drivers.linux.plan import Plan, Port
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Prefix, VmKey
