@@ -7,7 +7,9 @@ says of it.  Not here: moves that go well (test_lab_daemons.py).
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 
 import pytest
 
@@ -167,3 +169,21 @@ def test_expected_refusals_are_no_failures_and_others_end_the_run(lab: Lab) -> N
     assert report["leftovers"] == []
     (failure,) = report["failures"]
     assert "nve-a runs: its state is in use" in failure
+
+
+def test_a_daemon_that_ends_by_itself_ends_the_run(lab: Lab) -> None:
+    steps = '[[step]]\ndo = "wait"\nseconds = 60\n'
+    (lab.out / "mine.toml").write_text(steps + FABRIC)
+    process = lab.start("run", str(lab.out / "mine.toml"))
+    await_line(process, "correspondents talk")
+    table = subprocess.run(["ps", "axwwo", "pid,args"], capture_output=True, text=True, check=True)
+    (manager,) = [
+        line.split()[0]
+        for line in table.stdout.splitlines()
+        if f"{lab.folder}/" in line and "manager run" in line and "ip netns" not in line
+    ]
+    os.kill(int(manager), signal.SIGKILL)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "manager has ended by itself, status -9" in output
+    assert remains(lab) == []

@@ -40,6 +40,7 @@ class Daemons:
         self._spaces = spaces
         self._folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._meant_to_end: set[str] = set()
         self.forked_ns: dict[str, int] = {}
         self.answered_ns: dict[str, int] = {}
         self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve")
@@ -160,6 +161,7 @@ class Daemons:
         command = python("vmmobility", node.kind, "run", "--config", config,
                          namespace=self._spaces.name(name))  # fmt: skip
         with (home / "stderr.txt").open("ab") as stderr:
+            self._meant_to_end.discard(name)
             self.forked_ns[name] = time.time_ns()
             self.processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
@@ -206,8 +208,22 @@ class Daemons:
         for name in names:
             if not self.running(name):
                 raise LabError(f"{name} does not run", "start it first")
+        self.let_end(names)
         for name in names:
             os.kill(self.processes[name].pid, sign)
+
+    def let_end(self, names: Sequence[str]) -> None:
+        """Their ends are meant, from now until their next start."""
+        self._meant_to_end.update(names)
+
+    def fallen(self) -> str:
+        """Which daemon has ended by itself, and its last words; "" if none has."""
+        for name, process in self.processes.items():
+            if process.poll() is not None and name not in self._meant_to_end:
+                return (
+                    f"{name} has ended by itself, status {process.returncode}: {self._tail(name)}"
+                )
+        return ""
 
     def await_ends(self, names: Sequence[str], sign: signal.Signals) -> None:
         """Wait until they have ended, if the signal is one that ends."""

@@ -74,6 +74,7 @@ class Hosts:
         for link in self._links(node):
             self._faults.drop(link, 1000)
         victims = self.processes(node)
+        self._daemons.let_end([node])
         for pid in victims:
             _signal(pid, signal.SIGKILL)
         daemon = self._daemons.processes.get(node)

@@ -116,9 +116,11 @@ def _one_run(
     campaign.streams += stream_reports(run)
     campaign.restarts += restart_reports(run)
     campaign.by_hand += hand_move_reports(run)
-    at_home = all(run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms)
+    as_at_first = all(
+        vm.kind != "external" and run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms
+    )
     last = number == options.repeat
-    if not last and (steps.failures or not at_home):
+    if not last and (steps.failures or not as_at_first):
         _keep_logs(campaign.lab, options, number)
         say("the scenario does not end where it began: the fabric is built anew")
         campaign.leftovers += campaign.lab.down()

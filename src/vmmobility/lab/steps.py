@@ -55,6 +55,7 @@ class Steps:
         try:
             for step in steps:
                 self._one(step)
+            self._check_daemons()
             for record in self._run.moves:
                 self._run.wait_for(record)
         except VmMobilityError as error:
@@ -65,6 +66,7 @@ class Steps:
 
     def _one(self, step: Step) -> None:
         self._heal_what_is_due()
+        self._check_daemons()
         match step:
             case Move():
                 record = self._run.request(step)
@@ -91,10 +93,16 @@ class Steps:
             case Kill() | Start() | Power() | LoseState():
                 self._host(step)
 
+    def _check_daemons(self) -> None:
+        """Nothing that follows would mean anything if one has ended that nobody has ended."""
+        if words := self._lab.daemons.fallen():
+            raise LabError(words, "that is a fault: see its log")
+
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self._heal_what_is_due()
+            self._check_daemons()
             time.sleep(min(left, _POLL_S))
 
     def _host(self, step: Kill | Start | Power | LoseState) -> None:
