@@ -57,7 +57,7 @@ def check(world: World, fates: Fates) -> None:
     """Raises Violation."""
     manager = world.nodes[MANAGER].manager
     assert manager is not None
-    safety.check_settled(world, fates.doomed)
+    safety.check_settled(world, set(world.interfaces) - fates.must_live)
     for vm in sorted(world.interfaces):
         places = safety.running(world, vm)
         binding = manager.cache.bindings.get(vm)

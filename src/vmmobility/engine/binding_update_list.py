@@ -78,7 +78,7 @@ class Entry:
     expected:   other hands than ours run this VM's guests: one may come or start here at any time
     arrived:    ATTACHING only: such a guest runs here (RUNNING: it was started, ARRIVED: moved)
     paused:     ATTACHING only: that guest was stopped until its attach is accepted
-    leftover:   NONE only: a guest of it may still be at the hypervisor, which is to end it
+    leftover:   NONE, REDIRECTING: a guest of it may still be at the hypervisor, which is to end it
     commands:   people's commands that wait for the guest to start, or (ending) to stop
     booting:    its guest was ordered to start, and the hypervisor has not said how that ended
     rolling_back: SERVING only: once packets come here again, the guest is let go on

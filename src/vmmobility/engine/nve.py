@@ -21,6 +21,7 @@ from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane
 from vmmobility.engine.nve_host_reports import NveHostReports
+from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_transitions import OTHERWISE, TABLE, Otherwise, Trigger
 from vmmobility.engine.outputs import (
     CommandDone,
@@ -155,6 +156,10 @@ class NveEngine(NveHostReports):
             else:
                 entry.commands.append(command)
             return
+        if entry.leftover:
+            what = f"a guest of VM {vm} is still being ended here"
+            self._command_failed(command, what, "start it again in a moment")
+            return
         if (entry.phase, Trigger.START) not in TABLE:
             self._command_failed(
                 command, f"VM {vm} is {entry.phase.name.lower()} here", "stop or move it first"
@@ -199,7 +204,7 @@ class NveEngine(NveHostReports):
         for vm in [vm for vm, due in self._retry.items() if due <= now]:
             del self._retry[vm]
             entry = self.entries.entry(vm)
-            if entry.leftover and entry.phase is Phase.NONE:
+            if entry.leftover and entry.phase in IDLE:
                 self._order(entry, Order.STOP)
             self._set_data_plane(entry)
         for entry in list(self.entries.values()):

@@ -17,6 +17,7 @@ from vmmobility.engine.nve_checks import NveChecks
 from vmmobility.engine.nve_moves import NveMoves
 from vmmobility.engine.nve_parts import RETRY_S
 from vmmobility.engine.nve_registration import NveRegistration
+from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import CountTraffic, Event, Order
 from vmmobility.wire.registry import Phase, Status
@@ -49,7 +50,7 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
             self._watch_done(entry, error)
         elif order is Order.START:
             self._start_done(entry, error, now)
-        elif entry.leftover and order in (Order.STOP, Order.CANCEL) and not entry.phase:
+        elif entry.leftover and order in (Order.STOP, Order.CANCEL) and entry.phase in IDLE:
             self._leftover_ended(entry, error, now)
         elif order is Order.STOP and entry.phase is Phase.REDIRECTING:
             if error:

@@ -153,12 +153,13 @@ class NveMoves(NveRedirects, NveRestart):
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._order(entry, Order.CANCEL)
+        entry.leftover = True
         if entry.came_from is Phase.REDIRECTING and entry.target is not None:
             entry.phase, entry.accept, entry.unplugged = Phase.REDIRECTING, (), True
             self._set_data_plane(entry)
             self._watch_traffic(entry, now)
         else:
-            entry.phase, entry.leftover = Phase.NONE, True
+            entry.phase = Phase.NONE
             self._forget(entry)
 
     # ---- source --------------------------------------------------------------------------------
