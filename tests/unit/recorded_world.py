@@ -1,6 +1,6 @@
 """The virtual-time World with every engine recorded: a file for each start of each node.
 
-Not here: what is asked of the recordings (test_recording*.py, test_replay_command.py).
+Not here: what is asked of the recordings (test_recording*.py, cli/test_replay.py).
 """
 
 from __future__ import annotations

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.engine.network import MANAGER
+from tests.unit.cli.command_line import Vmmob
 from tests.unit.recorded_world import (
     RecordedWorld,
     lossy_move_with_a_crash,
@@ -27,21 +26,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> RecordedWorld:
     return lossy_move_with_a_crash(tmp_path_factory.mktemp("moved"))
 
 
-@pytest.fixture
-def vmmob(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    from vmmobility.cli import main as cli
-
-    def run(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return int(end.value.code or 0), out, err
-
-    return run
-
-
-def test_the_conversation_is_readable(moved: RecordedWorld, vmmob: Callable[..., Any]):
+def test_the_conversation_is_readable(moved: RecordedWorld, vmmob: Vmmob):
     code, out, err = vmmob("replay", moved.folder / f"{MANAGER}-1.jsonl")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -57,9 +42,7 @@ def test_the_conversation_is_readable(moved: RecordedWorld, vmmob: Callable[...,
     assert "is told timer" in out
 
 
-def test_the_nves_conversation_has_orders_states_and_reports(
-    moved: RecordedWorld, vmmob: Callable[..., Any]
-):
+def test_the_nves_conversation_has_orders_states_and_reports(moved: RecordedWorld, vmmob: Vmmob):
     _, out, _ = vmmob("replay", moved.folder / "a-1.jsonl")
     for words in (
         "orders vm1 start",
@@ -72,7 +55,7 @@ def test_the_nves_conversation_has_orders_states_and_reports(
         assert words in out, words
 
 
-def test_json_has_the_same(moved: RecordedWorld, vmmob: Callable[..., Any]):
+def test_json_has_the_same(moved: RecordedWorld, vmmob: Vmmob):
     code, out, _ = vmmob("replay", "--json", moved.folder / "a-1.jsonl")
     found = json.loads(out)
     assert (code, found["same"], found["difference"], found["ending"]) == (0, True, None, STOPPED)
@@ -82,7 +65,7 @@ def test_json_has_the_same(moved: RecordedWorld, vmmob: Callable[..., Any]):
     assert any(row["to"] == MANAGER and row["who"] == "a" for row in found["conversation"])
 
 
-def test_until_ends_early(moved: RecordedWorld, vmmob: Callable[..., Any]):
+def test_until_ends_early(moved: RecordedWorld, vmmob: Vmmob):
     _, out, _ = vmmob("replay", "--json", "--until", "2", moved.folder / "a-1.jsonl")
     found = json.loads(out)
     assert 0 < found["inputs"] < replayed(moved.folder / "a-1.jsonl").inputs
@@ -91,7 +74,7 @@ def test_until_ends_early(moved: RecordedWorld, vmmob: Callable[..., Any]):
 
 
 def test_a_difference_is_shown_with_exit_code_1(
-    moved: RecordedWorld, vmmob: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    moved: RecordedWorld, vmmob: Vmmob, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(NveEngine, "_units", lambda self, seconds: 1)
     code, out, err = vmmob("replay", moved.folder / "a-1.jsonl")
@@ -102,7 +85,7 @@ def test_a_difference_is_shown_with_exit_code_1(
     assert found.startswith('  found:    {"$Send"')
 
 
-def test_another_version_is_named(moved: RecordedWorld, vmmob: Callable[..., Any], tmp_path: Path):
+def test_another_version_is_named(moved: RecordedWorld, vmmob: Vmmob, tmp_path: Path):
     header, rest = (moved.folder / "a-1.jsonl").read_text().split("\n", 1)
     path = tmp_path / "old"
     changed = {**json.loads(header), "version": "0.0.1"}
@@ -119,7 +102,7 @@ def test_another_version_is_named(moved: RecordedWorld, vmmob: Callable[..., Any
     assert (code, "tick cannot be repeated" in err) == (1, True)
 
 
-def test_a_foreign_file_is_told_in_two_lines(tmp_path: Path, vmmob: Callable[..., Any]):
+def test_a_foreign_file_is_told_in_two_lines(tmp_path: Path, vmmob: Vmmob):
     (tmp_path / "x").write_text("hello\n")
     code, out, err = vmmob("replay", tmp_path / "x")
     assert (code, out) == (1, "")
