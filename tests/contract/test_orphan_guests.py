@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.contract.hand_run import HandRun
-from tests.contract.test_hypervisor_contract import BUILD, INTERFACE, LOOPBACK, TCG
+from tests.contract.hypervisor_nodes import INTERFACE, LOOPBACK, TCG, guest_machine
 from vmmobility.daemon.hypervisor_desk import HypervisorDesk
 from vmmobility.drivers.hypervisor import definition as definitions
 from vmmobility.drivers.hypervisor import process
@@ -22,7 +22,6 @@ from vmmobility.drivers.hypervisor.external import ExternalHypervisor
 from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
-from vmmobility.lab.guest.image import guest_image, kernel_arguments
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
@@ -42,13 +41,7 @@ def taps() -> Iterator[None]:
 
 
 def definition(vm: VmKey) -> VmDefinition:
-    image = guest_image(BUILD)
-    machine = {
-        "kernel": str(image.kernel),
-        "initrd": str(image.initrd),
-        "append": kernel_arguments([INTERFACE]),
-    }
-    return VmDefinition(vm, "qemu", (INTERFACE,), machine=machine)
+    return VmDefinition(vm, "qemu", (INTERFACE,), machine=guest_machine())
 
 
 def pids(folder: Path) -> dict[VmKey, int | None]:

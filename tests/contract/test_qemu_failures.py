@@ -13,21 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.namespaces import Namespace
-from tests.contract.test_hypervisor_contract import (
-    BUILD,
+from tests.contract.hypervisor_nodes import (
     INTERFACE,
     LIMIT_S,
     LOOPBACK,
     VM,
     Pair,
+    guest_machine,
     qemu_node,
 )
+from tests.contract.namespaces import Namespace
 from tests.lab.test_guest_image import control, inside
 from vmmobility.drivers.hypervisor.interface import GuestEvent, GuestReport, VmDefinition
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import HypervisorError
-from vmmobility.lab.guest.image import guest_image, kernel_arguments
 
 pytestmark = [pytest.mark.qemu, pytest.mark.netns]
 
@@ -149,12 +148,7 @@ Run = Callable[[QemuSettings, SceneTest], None]
 def run(tmp_path: Path) -> Iterator[Run]:
     """Runs a coroutine with a Scene, and ends all its guests afterwards."""
     space = Namespace("qf")
-    image = guest_image(BUILD)
-    machine = {
-        "kernel": str(image.kernel),
-        "initrd": str(image.initrd),
-        "append": kernel_arguments([INTERFACE], mem_mib=16, dirty_mibps=4),
-    }
+    machine = guest_machine(mem_mib=16, dirty_mibps=4)
     for tap in ("tapb", "tapa"):  # the route of the last stays
         space.ip("tuntap", "add", "dev", tap, "mode", "tap")
         space.ip("link", "set", tap, "address", "02:00:00:00:00:01", "up")

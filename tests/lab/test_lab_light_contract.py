@@ -13,12 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.hypervisor_nodes import INTERFACE, VM, Node, Pair, PairTest
 from tests.contract.test_hypervisor_contract import (
-    INTERFACE,
-    VM,
-    Node,
-    Pair,
-    PairTest,
     test_a_copy_that_a_dead_daemon_has_held_is_over,
     test_a_destination_that_dies_leaves_the_guest_here,
     test_a_guest_that_ends_is_reported,
