@@ -84,14 +84,14 @@ TABLE: dict[tuple[MoveState, Happening], Step] = {
     (_S.DELIVERING, _H.SOURCE_FAILED): Step(_S.TURNING_BACK, "the source failed"),
     (_S.DELIVERING, _H.DESTINATION_FAILED): Step(_S.TURNING_BACK, "the destination failed"),
     (_S.DELIVERING, _H.ABORT): Step(_S.TURNING_BACK, "given up"),
-    # in the switch the destination's guest may run already: it is ended for certain first
+    # in the switch the destination's guest may run already: it is ended for certain first, also if
+    # the destination has failed - before it was prepared anew, perhaps, and that came late
     (_S.SWITCHING, _H.REFUSED): Step(_S.ENDING_GUEST, "the source refused"),
     (_S.SWITCHING, _H.TIMEOUT): Step(_S.ENDING_GUEST, "the switch does not end"),
     (_S.SWITCHING, _H.SOURCE_FAILED): Step(_S.ENDING_GUEST, "the source failed"),
-    (_S.SWITCHING, _H.DESTINATION_FAILED): Step(_S.TURNING_BACK, "the destination failed"),
+    (_S.SWITCHING, _H.DESTINATION_FAILED): Step(_S.ENDING_GUEST, "the destination failed"),
     (_S.SWITCHING, _H.ABORT): Step(_S.ENDING_GUEST, "given up"),
     (_S.ENDING_GUEST, _H.ACCEPTED): Step(_S.TURNING_BACK),
-    (_S.ENDING_GUEST, _H.DESTINATION_FAILED): Step(_S.TURNING_BACK),
     # refused because the guest runs there: go on, its attach will come
     (_S.ENDING_GUEST, _H.REFUSED): Step(_S.SWITCHING),
     (_S.TURNING_BACK, _H.ACCEPTED): Step(_S.CLEARING),

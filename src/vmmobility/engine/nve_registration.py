@@ -219,6 +219,10 @@ class NveRegistration(NveParts):
             return
         entry.ending, entry.refresh_at = True, None
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
+        if entry.expected and not entry.started:
+            # It is gone, and the next one there may be one that other hands are bringing already.
+            self._deregister(entry, now)
+            return
         self._order(entry, Order.STOP)
 
     def _stopped(self, entry: Entry, error: str, now: float) -> None:
