@@ -6,6 +6,7 @@ guests that hands let go on.  Not here: a manager set back to a backup (test_set
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -263,4 +264,82 @@ def test_no_redirect_is_let_go_by_a_manager_that_has_lost_its_state() -> None:
     world.cut.clear()
     world.run(60)
     settle(world)
+    safety.check_settled(world)
+
+
+# ---- moves that a manager has forgotten, or remembers too well -----------------------------------
+
+
+@pytest.mark.parametrize(
+    "state", [MoveState.PREPARING, MoveState.COPYING, MoveState.DELIVERING, MoveState.SWITCHING]
+)
+@pytest.mark.parametrize("to", ["b", "a"])
+def test_a_move_that_a_manager_forgot_leaves_nothing_behind(state: MoveState, to: str) -> None:
+    world = World(nve_settings={"lifetime_s": 20.0})
+    world.start_vm(VM, "a", OWN)
+    world.run(1)
+    if to == "a":
+        moved(world, "b")
+    for _ in range(50):  # moves of other VMs
+        manager_of(world)._new_epoch()
+    move = manager_of(world).moves[world.move(VM, to)]
+    world.run_until(lambda: move.state is state)
+    world.lose_state(MANAGER)
+    world.restart(MANAGER)
+    world.run(200)
+    settle(world)
+    edges = [node.edge for node in world.nodes.values() if node.edge]
+    phases = {edge.entries[VM].phase for edge in edges if VM in edge.entries}
+    assert phases <= {Phase.SERVING, Phase.REDIRECTING, Phase.NONE}
+    [place] = safety.running(world, VM)
+    assert binding_of(world).nve.nve_id == place
+    safety.check_settled(world)
+    moved(world, "c")
+
+
+@pytest.mark.parametrize("since", ["", "a", "c", "ca"])
+@pytest.mark.parametrize("state", [MoveState.COPYING, MoveState.DELIVERING, MoveState.SWITCHING])
+def test_a_manager_set_back_into_a_move_that_has_long_ended(state: MoveState, since: str) -> None:
+    world = World(nve_settings={"lifetime_s": 20.0})
+    move = a_move(world, state)
+    world.run(0.01)
+    disk = json.loads(json.dumps(world.nodes[MANAGER].disk))
+    settle(world)
+    assert move.ok
+    for to in since:
+        moved(world, to)
+    [place] = safety.running(world, VM)
+    world.crash(MANAGER)
+    world.nodes[MANAGER].disk = disk
+    world.restart(MANAGER)
+    world.run(200)
+    settle(world)
+    assert safety.running(world, VM) == [place]
+    assert binding_of(world).nve.nve_id == place
+    safety.check_settled(world)
+    moved(world, "c" if place != "c" else "b")
+
+
+@pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.DELIVERING])
+def test_a_destination_that_is_set_back_into_its_move(phase: Phase) -> None:
+    """It loses its power and its guest; nothing goes round, and the VM can be started anew."""
+    world = World(nve_settings={"lifetime_s": 20.0})
+    world.start_vm(VM, "a", OWN)
+    world.run(1)
+    world.move(VM, "b")
+    key = f"vm/{VM.vni}/{VM.vm_id}"
+    disk = world.nodes["b"].disk
+    world.run_until(lambda: key in disk and Phase(disk[key]["phase"]) is phase)
+    disk = json.loads(json.dumps(disk))
+    settle(world)
+    world.run(3)
+    world.power_cut("b")
+    world.nodes["b"].disk = disk
+    world.restart("b")
+    world.run(200)
+    settle(world)
+    assert phase_of(world, "b") in (Phase.NONE, Phase.REDIRECTING)
+    number = world.start_vm(VM, "c", OWN)
+    world.run(30)
+    assert not world.results[number].error
     safety.check_settled(world)

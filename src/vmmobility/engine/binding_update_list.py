@@ -161,7 +161,9 @@ class Entry:
         # A grant on its way makes others redirect to here, while what is known here is older: what
         # they send must not go round (invariant 3).
         of_hands = bool(self.arrived) or self.phase is Phase.DEPARTED
-        accept = () if of_hands and forwarding is not Forwarding.LOCAL else self.accept
+        led_on = forwarding is Forwarding.REDIRECT and not of_hands
+        # Without a route of its own a node would hand to the fabric what comes out of a tunnel.
+        accept = self.accept if led_on or forwarding is Forwarding.LOCAL else ()
         return VmDataPlane(self.vm, self.interfaces, plugged, forwarding, target, policy, accept)
 
     @property
@@ -169,6 +171,11 @@ class Entry:
         """Whether it failed before it was told to deliver (which raises the epoch to the move's):
         the source serves, whatever becomes of the manager."""
         return self.phase is Phase.FAILED and self.epoch < self.move_epoch
+
+    @property
+    def heeded(self) -> int:
+        """The highest epoch that the manager has named, also for a move that is only prepared."""
+        return max(self.epoch, self.move_epoch)
 
     @property
     def is_tombstone(self) -> bool:

@@ -220,7 +220,9 @@ class ManagerEngine(
             self._bind(received, binding, attach_id, epoch, now)
             return
         self._heed_epoch(message, now)
-        if binding and not self._may_take(binding, peer.node_id):
+        if binding and self._ends_move(message, peer.node_id):
+            self._bind(received, binding, attach_id, self._current[vm].epoch, now)
+        elif binding and not self._may_take(binding, peer.node_id):
             self._contest(received, binding, now)
         elif message.find(Guest) is None and self._in_doubt(binding, message, now):
             self._ask_everyone(received, binding, now)

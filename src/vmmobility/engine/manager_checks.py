@@ -47,7 +47,7 @@ HOLDS = frozenset(
 )  # fmt: skip
 SERVES = frozenset({Phase.SERVING, Phase.COPYING, Phase.CONVERGED})
 # A previous NVE in one of these has forgotten its redirect.  (In others it takes part in a move.)
-WITHOUT_REDIRECT = frozenset({Phase.NONE, Phase.SERVING, Phase.DEPARTED})
+WITHOUT_REDIRECT = frozenset({Phase.NONE, Phase.SERVING, Phase.SWITCHED, Phase.DEPARTED})
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from vmmobility.engine.manager_steps import ManagerSteps
 from vmmobility.engine.manager_transitions import FINAL, TABLE, Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Measurements, PhaseOption, Reason, Ticket, VmId
+from vmmobility.wire.options import Epoch, Guest, Measurements, PhaseOption, Reason, Ticket, VmId
 from vmmobility.wire.registry import Phase, Role, Status
 from vmmobility.wire.values import Interface, VmKey
 
@@ -236,6 +236,19 @@ class ManagerMoves(ManagerSteps):
             return None  # once the guest may run there, its move's state alone decides
         allowed = (move.state, Happening.ATTACHED) in TABLE
         return move.epoch if allowed else None
+
+    def _ends_move(self, message: Message, node: str) -> bool:
+        """Whether it comes from the destination of a move in its switch, whose guest runs there
+        and was bound there before: this manager's state was set back into that move."""
+        move, guest = self._current.get(message.vm), message.find(Guest)
+        if move is None or move.destination.nve_id != node or guest is None:
+            return False
+        told = message.find(Epoch)
+        if told is None or told.epoch < move.epoch or (move.state, Happening.ATTACHED) not in TABLE:
+            return False
+        move.epoch = self._new_epoch()
+        self._save_move(move)
+        return True
 
     def _in_switch(self, vm: VmKey) -> bool:
         """Whether a move is where its guest may be at either end: nobody else may attach it."""

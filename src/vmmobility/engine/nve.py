@@ -340,7 +340,8 @@ class NveEngine(NveHostReports):
         reason: str = "",
     ) -> None:
         """Reply with where this node stands: (epoch, phase)."""
-        stand = (VmId(entry.vm), Epoch(entry.epoch), PhaseOption(entry.phase))
+        epoch = entry.heeded if status is Status.STALE_EPOCH else entry.epoch
+        stand = (VmId(entry.vm), Epoch(epoch), PhaseOption(entry.phase))
         self.channel.reply(received, status, (*stand, *options), reason=reason)
 
     def _set_data_plane(self, entry: Entry) -> None:

@@ -124,8 +124,8 @@ class NveChecks(NveUnmanaged):
         """NONE and DEPARTED promise that no guest will run here by what was granted so far."""
         if life in RUNS or entry.phase not in MAY_RUN:
             return life
-        ended = entry.ending and life is GuestLife.NONE and not entry.booting
-        return life if ended else GuestLife.HELD
+        ended = (entry.ending and not entry.booting) or entry.phase is Phase.FAILED
+        return life if ended and life is GuestLife.NONE else GuestLife.HELD
 
     def _take_life(
         self, entry: Entry, started: bool, life: GuestLife, now: float
@@ -187,6 +187,8 @@ class NveChecks(NveUnmanaged):
             return
         self._plan_check(entry, now)
         self._check(entry)
+        if entry.phase in (Phase.PREPARED, Phase.CONVERGED, Phase.FAILED):
+            self._ask_for_move(entry, now)
         if entry.phase in (Phase.SWITCHED, Phase.REDIRECTING, Phase.DEPARTED):
             self._ask_standing(entry, now)
         if entry.phase in (Phase.REDIRECTING, Phase.DEPARTED):

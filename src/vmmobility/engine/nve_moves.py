@@ -146,11 +146,12 @@ class NveMoves(NveRedirects, NveRestart):
         self._await_with(entry, received)
         self._order(entry, Order.CANCEL)
 
-    def _fall_back(self, entry: Entry, received: Received, now: float) -> None:
+    def _fall_back(self, entry: Entry, received: Received | None, now: float) -> None:
         """The move is off: what this node was before it."""
-        entry.epoch = max(entry.epoch, received.message.epoch)
         entry.ticket, entry.move_epoch = b"", 0
-        self._await_with(entry, received)
+        if received is not None:
+            entry.epoch = max(entry.epoch, received.message.epoch)
+            self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._order(entry, Order.CANCEL)
         entry.leftover = True
@@ -209,6 +210,8 @@ class NveMoves(NveRedirects, NveRestart):
         entry.granted = received.message.epoch
         entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
         entry.rolling_back, entry.resumes = True, 0
+        if entry.refresh_at is None and not entry.ending:
+            entry.refresh_at = now  # this node has restarted in between
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
@@ -246,11 +249,19 @@ class NveMoves(NveRedirects, NveRestart):
         )
 
     def _report_replied(self, entry: Entry, reply: Message, now: float) -> None:
-        """The manager knows no such move (any more): the copy is given up; a guest that moved in,
-        and whose attach had been accepted before it died, is deregistered."""
+        """The manager knows no such move (any more): the copy, or the preparation, is given up; a
+        guest that moved in, and whose attach had been accepted before it died, is deregistered."""
         if reply.status.accepted:
             return
         if entry.phase is Phase.CONVERGED:
             self._fire(entry, Trigger.FAILED, {"reason": "the manager knows no such move"}, now)
         elif entry.phase is Phase.FAILED and entry.attach_id:
             self._deregister(entry, now)
+        elif entry.phase in (Phase.PREPARED, Phase.FAILED):
+            self._fall_back(entry, None, now)
+            self._save(entry)
+
+    def _ask_for_move(self, entry: Entry, now: float) -> None:
+        """Whether the manager still knows the move: it may have lost its state."""
+        if not self.channel.is_asking(self.manager, (entry.vm, "move")):
+            self._report(entry, entry.phase, now, "")

@@ -63,6 +63,7 @@ class NveParts:
         _commands_done: Callable[[Entry, dict[str, Any]], None]
         _commands_failed: Callable[[Entry, str, str], None]
         _report: Callable[[Entry, Phase, float, str], None]
+        _ask_for_move: Callable[[Entry, float], None]
         _watch_traffic: Callable[[Entry, float], None]
         _incoming_failed: Callable[[Entry, Mapping[str, Any], float], None]
         _command_done: Callable[[int, dict[str, Any]], None]

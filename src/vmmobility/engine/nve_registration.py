@@ -65,7 +65,7 @@ class NveRegistration(NveParts):
         else:
             options.extend(definition_options(entry.definition))
             # What a manager that has lost its state must know again.
-            options.extend([Epoch(entry.epoch)] if entry.epoch else [])
+            options.extend([Epoch(entry.heeded)] if entry.heeded else [])
             options.extend(PreviousNve(nve) for nve in entry.accept)
             if entry.arrived or entry.started:
                 options.append(Guest(entry.arrived or GuestLife.RUNNING))
