@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from vmmobility.engine import binding_update_list, manager_transitions
-from vmmobility.engine.binding_cache import Binding, EndedAttaches
+from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Channel
 from vmmobility.engine.dataplane import Forwarding
@@ -239,11 +239,6 @@ def _silence_is_death(original: Any) -> Any:
 _around(
     "take silence for death", "a conflicting attach is granted when the incumbent does not answer",
     ManagerEngine, "_contest_answered", _silence_is_death,
-)  # fmt: skip
-
-_method(
-    "forget ended attaches", "a late attach binds what its NVE has deregistered",
-    EndedAttaches, "holds", lambda ended, node, vm, attach_id: False,
 )  # fmt: skip
 
 _method(

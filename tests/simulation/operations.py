@@ -340,6 +340,10 @@ class Operations:
                     self.hit("not released", name)
                 self.world.feed(self.world.nodes[MANAGER], lambda: None)
 
+    def do_lossless(self, vm: str) -> None:
+        """From now on no packet for the VM may be lost, from wherever it comes."""
+        self.world.lossless.add(vm_key(vm))
+
     def do_traffic(self, vm: str, name: str, state: str) -> None:
         if state == "on":
             self.world.senders.add((name, vm_key(vm)))
