@@ -186,6 +186,28 @@ def test_a_refused_guest_that_hands_let_go_on_is_stopped_again(daemon: str) -> N
     assert safety.running(world, VM) == ["a"]
 
 
+def test_a_guest_that_is_brought_back_while_the_one_before_it_is_deregistered_is_not_ended() -> (
+    None
+):
+    """Its NVE lost its power, and its daemon restarts once more in between."""
+    world = by_hand("b", "a")
+    carry(world, "b", "a")
+    world.power_cut("b")
+    world.run(1)
+    world.restart("b")
+    world.cut.add(frozenset(("b", MANAGER)))
+    carry(world, "a", "b")
+    world.run(1)
+    world.restart("b")
+    world.run(1)
+    world.cut.clear()
+    world.run(100)
+    settle(world)
+    assert safety.running(world, VM) == ["b"]
+    assert binding_of(world).nve.nve_id == "b"
+    safety.check_settled(world)
+
+
 # ---- fail static -------------------------------------------------------------------------------
 
 

@@ -31,6 +31,8 @@ class NveRestart(NveParts):
             return
         if entry.ending:
             entry.ending = False
+            if entry.expected:
+                entry.started = False  # what runs here now may have been brought since
             self._stop(entry, None, now)
             return
         if phase in (Phase.COPYING, Phase.CONVERGED):
