@@ -314,34 +314,15 @@ _around(
     NveEngine, "_watch_traffic", _uncovered,
 )  # fmt: skip
 
+# ---- messages ----------------------------------------------------------------------------------
+
+
+def _once(channel: Channel, now: float) -> None:
+    for outstanding in channel._outstanding.values():
+        outstanding.due = float("inf")
+
+
 _method(
     "say it once", "a request is not repeated",
-    Channel, "timer", lambda channel, now: None,
-)  # fmt: skip
-
-
-# ---- guests of other hands, lost states, comparisons -------------------------------------------
-
-
-def _deaf(original: Any) -> Any:
-    def report(engine: NveEngine, vm: Any, event: str, detail: Any, now: float) -> None:
-        if event != "gone":
-            original(engine, vm, event, detail, now)
-
-    return report
-
-
-_around(
-    "do not hear a guest die", "an NVE does not act on the end of a guest",
-    NveEngine, "guest_report", _deaf,
-)  # fmt: skip
-
-
-def _no_superseded(engine: NveEngine, entry: Entry, reply: Any, now: float) -> None:
-    return
-
-
-_method(
-    "never yield", "an NVE keeps a VM though its attach is superseded",
-    NveEngine, "_yield", _no_superseded,
+    Channel, "timer", _once,
 )  # fmt: skip
