@@ -19,7 +19,33 @@ from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
 
-class ExternalHypervisor:
+def _refuse(vm: VmKey) -> NoReturn:
+    """Raise what an order gets that only the guest's owner can carry out."""
+    raise HypervisorError(f"VM {vm} is run by others", "start, move and end it with virsh or QEMU")
+
+
+class RunByOthers:
+    """What only a guest's owner does is refused."""
+
+    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        _refuse(definition.vm)
+
+    async def prepare_incoming(
+        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
+    ) -> tuple[str, int]:
+        _refuse(definition.vm)
+
+    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
+        _refuse(vm)
+
+    async def switch_over(self, vm: VmKey) -> None:
+        _refuse(vm)
+
+    async def proceed(self, vm: VmKey) -> None:
+        _refuse(vm)
+
+
+class ExternalHypervisor(RunByOthers):
     """Watched guests of this node.  Reports go to `listener`, called in the event loop.
 
     note: told in words why a guest cannot be watched (guest.unclear), and that it can (guest.clear)
@@ -125,32 +151,3 @@ class ExternalHypervisor:
         if guest is None:
             raise HypervisorError(f"{vm}: it is not watched here", "see `vmmob nve expect`")
         return guest
-
-    # -- what only their owners do ---------------------------------------------------------------
-
-    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
-        """Refused."""
-        refuse(definition.vm)
-
-    async def prepare_incoming(
-        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
-    ) -> tuple[str, int]:
-        """Refused."""
-        refuse(definition.vm)
-
-    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
-        """Refused."""
-        refuse(vm)
-
-    async def switch_over(self, vm: VmKey) -> None:
-        """Refused."""
-        refuse(vm)
-
-    async def proceed(self, vm: VmKey) -> None:
-        """Refused."""
-        refuse(vm)
-
-
-def refuse(vm: VmKey) -> NoReturn:
-    """Raise what an order gets that only the guest's owner can carry out."""
-    raise HypervisorError(f"VM {vm} is run by others", "start, move and end it with virsh or QEMU")

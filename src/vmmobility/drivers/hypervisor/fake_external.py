@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from vmmobility.drivers.hypervisor.external import refuse
+from vmmobility.drivers.hypervisor.external import RunByOthers
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     GuestReport,
@@ -74,7 +74,7 @@ class FakeHands:
             self.hypervisor.saw(vm, before, life)
 
 
-class FakeExternalHypervisor:
+class FakeExternalHypervisor(RunByOthers):
     """Watches the guests of `hands`."""
 
     def __init__(self, listener: Listener, hands: FakeHands) -> None:
@@ -169,28 +169,6 @@ class FakeExternalHypervisor:
     async def close(self) -> None:
         """Watch no more."""
         self._watched.clear()
-
-    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
-        """Refused."""
-        refuse(definition.vm)
-
-    async def prepare_incoming(
-        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
-    ) -> tuple[str, int]:
-        """Refused."""
-        refuse(definition.vm)
-
-    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
-        """Refused."""
-        refuse(vm)
-
-    async def switch_over(self, vm: VmKey) -> None:
-        """Refused."""
-        refuse(vm)
-
-    async def proceed(self, vm: VmKey) -> None:
-        """Refused."""
-        refuse(vm)
 
     def _life(self, vm: VmKey) -> GuestLife:
         return self._hands.guests.get(vm, GuestLife.NONE)
