@@ -45,16 +45,9 @@ async def serve(config: ManagerConfig, serve_api: ServeApi) -> None:
         log.close()
 
 
-async def _serve(
-    config: ManagerConfig,
-    serve_api: ServeApi,
-    store: Any,
-    state: dict[str, Any],
-    boot: int,
-    log: EventLog,
-) -> None:
+def _settings(config: ManagerConfig) -> ManagerSettings:
     timers = config.timers
-    settings = ManagerSettings(
+    return ManagerSettings(
         config.node_id,
         lifetime_s=timers.lifetime_s,
         ticket_s=timers.ticket_s,
@@ -67,6 +60,17 @@ async def _serve(
         freeze_s=timers.freeze_s,
         retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
     )
+
+
+async def _serve(
+    config: ManagerConfig,
+    serve_api: ServeApi,
+    store: Any,
+    state: dict[str, Any],
+    boot: int,
+    log: EventLog,
+) -> None:
+    settings = _settings(config)
     peers = make_peers(config.peers, config.keys_dir, config.node_id, config.port, config.file)
     loop = asyncio.get_running_loop()
     origin = Origin(Role.MANAGER, settings, peers, state, boot, loop.time())
