@@ -50,6 +50,11 @@ class Node:
         self.unhang: Callable[[], None]
         self.has_booted: Callable[[], bool] = lambda: True
 
+    async def restart(self) -> None:
+        """The daemon ends, and another is there."""
+        await self.hypervisor.close()
+        self.hypervisor = self.reopen()
+
     def hear(self, report: GuestReport) -> None:
         """The hypervisor's listener."""
         self.on_report(report)

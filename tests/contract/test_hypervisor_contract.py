@@ -180,8 +180,7 @@ def test_guests_outlive_the_daemon(run: Run) -> None:
         await pair.start()
         await pair.prepare()
         for node in (source, destination):
-            await node.hypervisor.close()
-            node.hypervisor = node.reopen()
+            await node.restart()
         assert await source.hypervisor.adopt([pair.definition]) == {VM: True}
         assert await destination.hypervisor.adopt([pair.definition]) == {VM: False}
         assert await pair.state_at(destination) == "incoming"
@@ -196,8 +195,7 @@ def test_a_guest_that_hangs_is_neither_gone_nor_given_up(run: Run) -> None:
     async def scenario(pair: Pair) -> None:
         node = pair.destination
         await pair.prepare()
-        await node.hypervisor.close()
-        node.hypervisor = node.reopen()
+        await node.restart()
         node.hang()
         with pytest.raises(HypervisorError):
             await node.hypervisor.adopt([pair.definition])
@@ -215,8 +213,7 @@ def test_a_guest_that_hangs_is_neither_gone_nor_given_up(run: Run) -> None:
 def test_a_copy_that_a_dead_daemon_has_held_is_over(run: Run) -> None:
     async def scenario(pair: Pair) -> None:
         await pair.hold()
-        await pair.source.hypervisor.close()
-        pair.source.hypervisor = pair.source.reopen()
+        await pair.source.restart()
         assert await pair.runs_at(pair.source)
         await pair.source.hypervisor.cancel(VM)
         assert await pair.runs_at(pair.source)
@@ -320,8 +317,7 @@ def test_orphans_are_found_and_can_be_ended(run: Run) -> None:
         await pair.start()
         await pair.prepare()
         for node in (source, destination):
-            await node.hypervisor.close()
-            node.hypervisor = node.reopen()
+            await node.restart()
             assert list(await node.hypervisor.orphans([VM])) == []
             assert list(await node.hypervisor.orphans([])) == [VM]
             await node.hypervisor.stop(VM)
