@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,12 @@ class LiveFabric:
         self.daemons.start(node)
         self.daemons.wait_ready(node)
 
+    def start_ended(self) -> None:
+        """Start every daemon that has ended."""
+        for node, process in self.daemons.processes.items():
+            if process.poll() is not None:
+                self.start(node)
+
     def hang_up(self, node: str) -> None:
         """SIGHUP, and wait until the daemon has read its keys again."""
         before = self.count(node, '"keys.reloaded"')
@@ -209,3 +216,14 @@ def _ip(namespace: str, *words: str) -> str:
     where = ["-n", namespace] if namespace else []
     done = subprocess.run(["ip", *where, *words], capture_output=True, text=True, check=True)
     return done.stdout
+
+
+@contextmanager
+def live_fabric(daemons: type[ShortTimers] = ShortTimers) -> Iterator[LiveFabric]:
+    """A LiveFabric that leaves nothing behind."""
+    live = LiveFabric(daemons)
+    try:
+        yield live
+    finally:
+        left = live.close()
+    assert left == []

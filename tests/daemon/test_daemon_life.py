@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from tests.daemon.live_fabric import LIFETIME_S, STEP_S, VM, LiveFabric
+from tests.daemon.live_fabric import LIFETIME_S, STEP_S, VM, LiveFabric, live_fabric
 from vmmobility.daemon.keys import read_pair
 from vmmobility.wire.authentication import TRAILER, Seal, seal
 from vmmobility.wire.message import Message, encode_parts
@@ -27,21 +27,15 @@ END_S = 3.0
 
 @pytest.fixture(scope="module")
 def fabric() -> Iterator[LiveFabric]:
-    live = LiveFabric()
-    try:
+    with live_fabric() as live:
         yield live
-    finally:
-        left = live.close()
-    assert left == []
 
 
 @pytest.fixture(autouse=True)
 def served(fabric: LiveFabric) -> Iterator[None]:
     """Each test leaves every daemon running and the VM served, as it found them."""
     yield
-    for node, process in fabric.daemons.processes.items():
-        if process.poll() is not None:
-            fabric.start(node)
+    fabric.start_ended()
     fabric.eventually(lambda: fabric.where(), "the manager has the binding")
     fabric.echoes()
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.contract.namespaces import wait_for
-from tests.daemon.live_fabric import VM, LiveFabric, ShortTimers
+from tests.daemon.live_fabric import VM, LiveFabric, ShortTimers, live_fabric
 from vmmobility.errors import VmMobilityError
 from vmmobility.store import frames
 
@@ -50,17 +50,15 @@ class SmallDisks(ShortTimers):
 
 @pytest.fixture(scope="module")
 def fabric() -> Iterator[LiveFabric]:
-    live = LiveFabric(SmallDisks)
-    try:
-        yield live
-    finally:
-        for node in live.daemons.nodes:
-            if live.daemons.running(node.name):
-                live.kill(node.name, signal.SIGTERM)
-        assert isinstance(live.daemons, SmallDisks)
-        live.daemons.unmount()
-        left = live.close()
-    assert left == []
+    with live_fabric(SmallDisks) as live:
+        try:
+            yield live
+        finally:
+            for node in live.daemons.nodes:
+                if live.daemons.running(node.name):
+                    live.kill(node.name, signal.SIGTERM)
+            assert isinstance(live.daemons, SmallDisks)
+            live.daemons.unmount()
 
 
 class Disk:

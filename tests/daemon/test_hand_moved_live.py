@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.contract.hand_run import HandRun
-from tests.daemon.live_fabric import LiveFabric
+from tests.daemon.live_fabric import LiveFabric, live_fabric
 from vmmobility.lab import workdir
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
 from vmmobility.lab.inside import udp_ask
@@ -29,12 +29,8 @@ BOOT_S = 40.0
 
 @pytest.fixture
 def fabric() -> Iterator[LiveFabric]:
-    live = LiveFabric()
-    try:
+    with live_fabric() as live:
         yield live
-    finally:
-        left = live.close()
-    assert left == []
 
 
 class Host:

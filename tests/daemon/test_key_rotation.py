@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.namespaces import Namespace, wait_for
-from tests.daemon.live_fabric import VM, LiveFabric, ShortTimers
+from tests.daemon.live_fabric import VM, LiveFabric, ShortTimers, live_fabric
 from tests.daemon.one_host import Host
 from vmmobility.errors import ApiError
 from vmmobility.lab.daemons import to_toml
@@ -112,12 +112,8 @@ class Traffic:
 
 @pytest.fixture(scope="module")
 def fabric() -> Iterator[LiveFabric]:
-    live = LiveFabric(PatientTimers)
-    try:
+    with live_fabric(PatientTimers) as live:
         yield live
-    finally:
-        left = live.close()
-    assert left == []
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.contract.namespaces import Namespace, wait_for
-from tests.daemon.live_fabric import LiveFabric
+from tests.daemon.live_fabric import live_fabric
 from tests.daemon.one_host import Host
 from vmmobility.drivers.linux.tap import TUN_DEVICE
 from vmmobility.lab.inside import python_environment
@@ -111,8 +111,7 @@ def test_an_unused_tap_and_one_of_another_namespace_do_not_matter(host: Host):
 @pytest.mark.lab
 def test_a_guest_that_is_served_lives_on_until_its_state_is_restored():
     assert os.path.exists(TUN_DEVICE)
-    fabric = LiveFabric()
-    try:
+    with live_fabric() as fabric:
         serving = fabric.where()
         fabric.kill(serving, signal.SIGKILL)
         journal = fabric.daemons.folder(serving) / "state" / "journal"
@@ -128,6 +127,3 @@ def test_a_guest_that_is_served_lives_on_until_its_state_is_restored():
         fabric.echoes()
         fabric.move("nve-b")
         fabric.echoes()
-    finally:
-        left = fabric.close()
-    assert left == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.live_fabric import ADDRESSES, VM, LiveFabric
+from tests.daemon.live_fabric import ADDRESSES, VM, LiveFabric, live_fabric
 from vmmobility.lab.daemons import to_toml
 
 pytestmark = [pytest.mark.netns, pytest.mark.lab]
@@ -19,21 +19,15 @@ pytestmark = [pytest.mark.netns, pytest.mark.lab]
 
 @pytest.fixture(scope="module")
 def fabric() -> Iterator[LiveFabric]:
-    live = LiveFabric()
-    try:
+    with live_fabric() as live:
         yield live
-    finally:
-        left = live.close()
-    assert left == []
 
 
 @pytest.fixture(autouse=True)
 def served(fabric: LiveFabric) -> Iterator[None]:
     """Each test leaves every daemon running and the VM served, as it found them."""
     yield
-    for node, process in fabric.daemons.processes.items():
-        if process.poll() is not None:
-            fabric.start(node)
+    fabric.start_ended()
     fabric.eventually(lambda: state(fabric) == "serving", "the VM is served")
     fabric.echoes()
 
