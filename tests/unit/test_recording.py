@@ -6,8 +6,6 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -39,20 +37,6 @@ from vmmobility.wire.registry import MAX_DATAGRAM, Kind, Purpose, Role
 from vmmobility.wire.values import VmKey
 
 STOPPED = "the daemon stopped"
-
-
-@pytest.fixture(scope="module")
-def moved(tmp_path_factory: pytest.TempPathFactory) -> RecordedWorld:
-    """Recordings that tests may read, not write."""
-    return lossy_move_with_a_crash(tmp_path_factory.mktemp("moved"))
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[RecordedWorld]:
-    made = RecordedWorld(tmp_path)
-    made.run(1)
-    yield made
-    made.close()
 
 
 # ---- what is recorded -----------------------------------------------------------------------
@@ -217,20 +201,25 @@ def test_forged_and_truncated_datagrams_are_dropped_again_for_the_same_reason(
 ):
     node = world.nodes[MANAGER]
     secret = world.keys(MANAGER, "a")[0][1]
-    mark = partial(Seal, "a", boot=1 << 60)
-    right = seal(deregister(), mark(key_id=1, counter=1), secret)
+    boot = world.nodes["a"].boot  # a newer one would have to prove itself first
+
+    def mark(key_id: int, number: int) -> Seal:
+        """Above all that it has said so far."""
+        return Seal("a", key_id=key_id, boot=boot, counter=1000 + number)
+
+    right = seal(deregister(), mark(1, 1), secret)
     cases = {
-        "bad-digest": seal(deregister(), mark(key_id=1, counter=2), b"\x55" * 32),
-        "unknown-key": seal(deregister(), mark(key_id=2, counter=3), secret),
+        "bad-digest": seal(deregister(), mark(1, 2), b"\x55" * 32),
+        "unknown-key": seal(deregister(), mark(2, 3), secret),
         "truncated": right[:40],
         "unauthenticated": right[:-1],
         "too-long": right + bytes(MAX_DATAGRAM),
-        "unsupported-version": seal(b"\x63" + deregister()[1:], mark(key_id=1, counter=4), secret),
+        "unsupported-version": seal(b"\x63" + deregister()[1:], mark(1, 4), secret),
         "replayed": right,
     }
     source = Endpoint(world.nodes["a"].nve.locator(version) or ip_address("::1"), 8747)
     # Whoever has read a recording knows the stand-in secrets: they open nothing.
-    impostor = seal(deregister(), mark(key_id=1, counter=5), stand_in("a", 1))
+    impostor = seal(deregister(), mark(1, 5), stand_in("a", 1))
     engine = node.manager
     assert engine is not None
     for data in (right, *cases.values(), impostor):

@@ -11,19 +11,12 @@ from tests.engine.network import MANAGER
 from tests.unit.cli.command_line import Vmmob
 from tests.unit.recorded_world import (
     RecordedWorld,
-    lossy_move_with_a_crash,
     replayed,
 )
 from vmmobility.daemon.recording.reading import NO_END
 from vmmobility.engine.nve import NveEngine
 
 STOPPED = "the daemon stopped"
-
-
-@pytest.fixture(scope="module")
-def moved(tmp_path_factory: pytest.TempPathFactory) -> RecordedWorld:
-    """Recordings that tests may read, not write."""
-    return lossy_move_with_a_crash(tmp_path_factory.mktemp("moved"))
 
 
 def test_the_conversation_is_readable(moved: RecordedWorld, vmmob: Vmmob):
