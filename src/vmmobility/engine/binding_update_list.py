@@ -76,6 +76,8 @@ class Entry:
     move_epoch: epoch of the move that is prepared or under way here
     ending:     the guest is being stopped, or is gone, and its deregistration is under way
     expected:   other hands than ours run this VM's guests: one may come or start here at any time
+    claiming:   ATTACHING only: without a move of the manager's; packets go where they went before
+                until it is accepted (target: where this node redirected to)
     arrived:    ATTACHING only: such a guest runs here (RUNNING: it was started, ARRIVED: moved)
     paused:     ATTACHING only: that guest was stopped until its attach is accepted
     leftover:   NONE, REDIRECTING: a guest of it may still be at the hypervisor, which is to end it
@@ -112,6 +114,7 @@ class Entry:
     move_epoch: int = 0
     ending: bool = False
     expected: bool = False
+    claiming: bool = False
     arrived: GuestLife = GuestLife.NONE
     paused: bool = False
     leftover: bool = False
@@ -145,7 +148,7 @@ class Entry:
             forwarding = Forwarding.LOCAL
         if self.phase is Phase.REDIRECTING:
             plugged = not self.unplugged
-        if self.phase is Phase.ATTACHING and (self.target is None or self.arrived):
+        if self.claiming:
             # Created here, or come by other hands, and not yet accepted: another node may serve
             # it.  What led there before still does.
             forwarding = Forwarding.NONE if self.target is None else Forwarding.REDIRECT
@@ -160,8 +163,8 @@ class Entry:
         target = self.target if forwarding is Forwarding.REDIRECT else None
         # A grant on its way makes others redirect to here, while what is known here is older: what
         # they send must not go round (invariant 3).
-        of_hands = bool(self.arrived) or self.phase is Phase.DEPARTED
-        led_on = forwarding is Forwarding.REDIRECT and not of_hands
+        unsure = self.claiming or self.phase is Phase.DEPARTED
+        led_on = forwarding is Forwarding.REDIRECT and not unsure
         # Without a route of its own a node would hand to the fabric what comes out of a tunnel.
         accept = self.accept if led_on or forwarding is Forwarding.LOCAL else ()
         return VmDataPlane(self.vm, self.interfaces, plugged, forwarding, target, policy, accept)
@@ -250,6 +253,7 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         "turned": entry.turned,
         "unplugged": entry.unplugged,
         "expected": entry.expected,
+        "claiming": entry.claiming,
         "arrived": int(entry.arrived),
         "paused": entry.paused,
     }
@@ -279,6 +283,7 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         turned=value["turned"],
         unplugged=value["unplugged"],
         expected=value.get("expected", False),
+        claiming=value.get("claiming", False),
         arrived=GuestLife(value.get("arrived", GuestLife.NONE)),
         paused=value.get("paused", False),
     )

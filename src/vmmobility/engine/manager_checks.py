@@ -9,7 +9,7 @@ where the manager's word decides, mended: redirects are.  Who serves a VM is nev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from vmmobility.engine.outputs import CommandDone, Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, Guest, PhaseOption, Reason, ServingNve, VmId
 from vmmobility.wire.registry import GuestLife, Phase, Purpose, Status
-from vmmobility.wire.values import VmKey
+from vmmobility.wire.values import Interface, VmKey
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -80,6 +80,7 @@ class ManagerChecks:
         _current: dict[VmKey, Move]
         _save_binding: Callable[[Binding], None]
         _redirect_previous: Callable[[Binding, float], None]
+        _off_record: Callable[[VmKey, Sequence[Interface], str], str]
         _heed_epoch: Callable[[Message, float], None]
 
     _questions: dict[QuestionKey, Question]
@@ -301,7 +302,8 @@ class ManagerChecks:
         node, epoch = received.peer.node_id, received.message.epoch
         previous = binding.previous.get(node)
         if previous is None:
-            if binding.ending or binding.is_full(node):
+            not_its = self._off_record(binding.vm, binding.interfaces, node)
+            if binding.ending or binding.is_full(node) or not_its:
                 return
             self._differs(binding.vm, node, "redirect", "none", f"epoch {epoch}", True)
             previous = binding.previous[node] = Previous(nve_of_peer(received.peer))

@@ -171,8 +171,11 @@ class NveEngine(NveHostReports):
                 command, f"VM {vm}: {long}", "shorten its definition, or give it fewer addresses"
             )
             return
+        if entry.phase is Phase.REDIRECTING and set(entry.interfaces) != set(interfaces):
+            what = f"VM {vm} has other addresses on record than its definition"
+            self._command_failed(command, what, "correct the definition: see `vmmob vm list`")
+            return
         entry.interfaces, entry.definition = tuple(interfaces), definition
-        entry.started = False
         entry.commands.append(command)
         self._fire(entry, Trigger.START, None, now)
 

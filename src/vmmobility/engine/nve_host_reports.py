@@ -178,7 +178,8 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
             return
         if entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
             self._commands_failed(entry, f"VM {entry.vm} cannot be plugged in: {failure}", "")
-            self._forget(entry)
+            self._claim_failed(entry)
+            self._watch_traffic(entry, now)
             return
         if entry.phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.REDIRECTING, Phase.NONE):
             self._answer_waiting(entry, Status.DATA_PLANE_FAILURE, reason=failure)

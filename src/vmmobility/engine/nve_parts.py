@@ -18,7 +18,7 @@ from vmmobility.wire.options import (
     Option,
     PhaseOption,
 )
-from vmmobility.wire.registry import Phase, Status
+from vmmobility.wire.registry import GuestLife, Phase, Status
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from vmmobility.engine.channel import Channel, Peer
     from vmmobility.engine.nve import NveSettings
     from vmmobility.engine.outputs import Outbox
-    from vmmobility.wire.message import Message
 
 RETRY_S = 1.0  # what failed in the kernel or at the hypervisor is tried again after so long
 
@@ -72,7 +71,9 @@ class NveParts:
         _watch_done: Callable[[Entry, str], None]
         _arrival_refused: Callable[[Entry, Status, float], None]
         _arrival_gone: Callable[[Entry, float], None]
-        _arrival_deregistered: Callable[[Entry, Message, float], None]
+        _ask_nothing: Callable[[Entry], None]
+        _claim: Callable[[Entry, GuestLife], None]
+        _claim_failed: Callable[[Entry], None]
         _queried: Callable[[Entry, Mapping[str, Any], str, float], None]
         _check: Callable[[Entry], Check]
         _plan_check: Callable[[Entry, float], None]

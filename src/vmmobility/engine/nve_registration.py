@@ -43,12 +43,33 @@ class NveRegistration(NveParts):
     """Actions of registration; a part of NveEngine."""
 
     def _start(self, entry: Entry, _: None, now: float) -> None:
-        entry.attach_id = self.jitter.getrandbits(63) + 1
-        entry.ticket, entry.granted, entry.came_from = b"", 0, Phase.NONE
-        entry.target, entry.accept, entry.unplugged = None, (), False
-        entry.arrived, entry.paused = GuestLife.NONE, False
+        """A VM that is no more, or was lost, where it is now: what led there before still does
+        until the attach is accepted."""
+        if entry.started:
+            self._order(entry, Order.STOP)  # a superseded guest that was kept
+        entry.started = entry.unplugged = False
+        self._claim(entry, GuestLife.NONE)
         self._end_leftover(entry)
         self._set_data_plane(entry)
+
+    def _claim(self, entry: Entry, arrived: GuestLife) -> None:
+        """An attach without a move of the manager's begins."""
+        entry.attach_id = self.jitter.getrandbits(63) + 1
+        entry.claiming, entry.arrived, entry.paused = True, arrived, False
+        entry.ticket, entry.granted, entry.came_from = b"", 0, Phase.NONE
+        entry.quiet_since, entry.draining, entry.refresh_at = None, False, None
+        self._ask_nothing(entry)
+
+    def _claim_failed(self, entry: Entry) -> None:
+        """What this node was before: a previous NVE, or nothing of the VM."""
+        if entry.target is None:
+            self._forget(entry)
+            return
+        entry.phase, entry.unplugged, entry.granted = Phase.REDIRECTING, True, 0
+        entry.claiming, entry.arrived, entry.paused = False, GuestLife.NONE, False
+        entry.ending = False
+        self._set_data_plane(entry)
+        self._save(entry)
 
     def _attach(self, entry: Entry, now: float) -> None:
         """Section 5: "The destination NVE MUST send a VM Mobility Registration Request message to
@@ -89,9 +110,9 @@ class NveRegistration(NveParts):
             self._fire(entry, Trigger.REFUSED, reply, now)
 
     def _accepted(self, entry: Entry, reply: Message, now: float) -> None:
+        arrived, entry.arrived, entry.claiming = entry.arrived, GuestLife.NONE, False
         self._reattached(entry, reply, now)
         entry.ticket, entry.target, entry.move_epoch = b"", None, 0
-        arrived, entry.arrived = entry.arrived, GuestLife.NONE
         self._event("registered", entry, previous=[n.nve_id for n in entry.accept])
         if entry.paused:
             entry.paused = False
@@ -135,7 +156,8 @@ class NveRegistration(NveParts):
             f"the manager refused VM {entry.vm}: {why}",
             REMEDIES.get(reply.status, "see `vmmob show bindings`"),
         )
-        self._forget(entry)
+        self._claim_failed(entry)
+        self._watch_traffic(entry, now)
 
     def _refresh(self, entry: Entry, now: float) -> None:
         """Section 5: "In order to extend a binding that is expiring, the Hypervisor sends periodic
@@ -195,7 +217,7 @@ class NveRegistration(NveParts):
         entry.epoch, entry.granted = reply.epoch, 0
         entry.target, entry.accept = serving, ()
         entry.refresh_at, entry.unplugged, entry.ticket = None, True, b""
-        entry.arrived, entry.paused = GuestLife.NONE, False
+        entry.claiming, entry.arrived, entry.paused = False, GuestLife.NONE, False
         self._event("superseded", entry, serving=entry.target.nve_id)
         self._commands_failed(entry, f"{serving.nve_id} serves VM {entry.vm}", "move it from there")
         if entry.move_epoch:
@@ -245,7 +267,7 @@ class NveRegistration(NveParts):
         reason = "the guest is gone"
         self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, reason=reason)
         self._commands_failed(entry, f"VM {entry.vm}: {reason}", "start it again")
-        if entry.phase is Phase.ATTACHING and entry.target is not None:
+        if entry.phase is Phase.ATTACHING and not entry.claiming:
             # It moved in and is not bound to here yet: the source has a complete copy.
             entry.phase = Phase.FAILED
             self._incoming_failed(entry, {"reason": "the guest ended"}, now)
@@ -267,8 +289,9 @@ class NveRegistration(NveParts):
     def _deregistered(self, entry: Entry, reply: Message, now: float) -> None:
         entry.ending = False
         self._commands_done(entry, {"vm": entry.vm.vm_id, "status": reply.status.name.lower()})
-        if entry.arrived:
-            self._arrival_deregistered(entry, reply, now)
+        if entry.claiming and not reply.status.accepted:
+            self._claim_failed(entry)
+            self._watch_traffic(entry, now)
             return
         if reply.status.accepted or entry.phase is not Phase.FAILED:
             self._forget(entry)
@@ -280,7 +303,7 @@ class NveRegistration(NveParts):
         entry.granted, entry.draining, entry.started, entry.turned = 0, False, False, False
         entry.attach_id, entry.ticket, entry.move_epoch = 0, b"", 0
         entry.ending, entry.rolling_back = False, False
-        entry.arrived, entry.paused = GuestLife.NONE, False
+        entry.claiming, entry.arrived, entry.paused = False, GuestLife.NONE, False
         entry.redirecting_since, entry.alarmed = None, False
         self._event("entry.removed", entry, redirected=entry.redirected)
         self._set_data_plane(entry)

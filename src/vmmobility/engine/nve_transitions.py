@@ -73,7 +73,7 @@ def _rule(trigger: Trigger, phases: str, action: str, becomes: Phase | None = No
 
 
 RULES: tuple[Rule, ...] = (
-    _rule(Trigger.START, "NONE", "start", Phase.ATTACHING),
+    _rule(Trigger.START, "NONE REDIRECTING", "start", Phase.ATTACHING),
     _rule(Trigger.STOP, "ATTACHING SERVING DEPARTED", "stop"),
     _rule(Trigger.PREPARE_IN, "NONE REDIRECTING", "prepare_in", Phase.PREPARED),
     _rule(Trigger.PREPARE_IN, "PREPARED DELIVERING FAILED", "prepare_in_again", Phase.PREPARED),
@@ -87,7 +87,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.GIVE_UP, "PREPARED DELIVERING FAILED", "give_up", Phase.FAILED),
     _rule(Trigger.GIVE_UP, "NONE REDIRECTING", "off_already"),
     _rule(Trigger.REDIRECT, "SWITCHED REDIRECTING NONE DEPARTED", "redirect", Phase.REDIRECTING),
-    _rule(Trigger.REDIRECT, "ATTACHING", "redirect_arrived"),
+    _rule(Trigger.REDIRECT, "ATTACHING", "redirect_claim"),
     _rule(Trigger.REDIRECT, "PREPARED DELIVERING FAILED", "redirect_prepared"),
     _rule(
         Trigger.REMOVE,
@@ -95,7 +95,7 @@ RULES: tuple[Rule, ...] = (
         "remove",
         Phase.NONE,
     ),
-    _rule(Trigger.REMOVE, "ATTACHING", "remove_arrived"),
+    _rule(Trigger.REMOVE, "ATTACHING", "remove_claim"),
     _rule(Trigger.REMOVE, "NONE", "off_already"),
     _rule(Trigger.CLEAR, "PREPARED DELIVERING FAILED", "fall_back"),
     _rule(Trigger.CLEAR, "NONE REDIRECTING SWITCHED DEPARTED", "off_already"),

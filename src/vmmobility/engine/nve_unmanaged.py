@@ -113,12 +113,8 @@ class NveUnmanaged(NveParts):
         Also one that hands let go on where it had departed: a new attach, for the manager may have
         the answer under way that the guest has left the old one.
         """
-        entry.attach_id = self.jitter.getrandbits(63) + 1
-        entry.arrived = GuestLife.ARRIVED if detail.get("migrated") else GuestLife.RUNNING
-        entry.ticket, entry.granted, entry.came_from = b"", 0, Phase.NONE
-        entry.started, entry.paused = True, False
-        entry.quiet_since, entry.draining, entry.refresh_at = None, False, None
-        self._ask_nothing(entry)
+        self._claim(entry, GuestLife.ARRIVED if detail.get("migrated") else GuestLife.RUNNING)
+        entry.started = True
         self._set_data_plane(entry)
         self._attach(entry, now)
 
@@ -131,9 +127,10 @@ class NveUnmanaged(NveParts):
     def _departed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         """Its packets wait here until the manager says where it went (REDIRECT)."""
         entry.started = False
-        if not entry.arrived:
+        if not entry.claiming:
             entry.target = None
-        entry.arrived, entry.paused, entry.refresh_at = GuestLife.NONE, False, None
+        entry.claiming, entry.arrived, entry.paused = False, GuestLife.NONE, False
+        entry.refresh_at = None
         self._ask_nothing(entry)
         self._set_data_plane(entry)
         entry.check_at = now + DEPARTED_ASK_S
@@ -155,9 +152,9 @@ class NveUnmanaged(NveParts):
         self._event("guest.refused", entry, status=status.name.lower())
         self._order(entry, Order.PAUSE)
 
-    def _redirect_arrived(self, entry: Entry, received: Received, now: float) -> None:
+    def _redirect_claim(self, entry: Entry, received: Received, now: float) -> None:
         """Of another NVE's guest, while the one here is not granted: what led away leads there."""
-        if not entry.arrived:
+        if not entry.claiming:
             self._answer(received, entry, Status.WRONG_PHASE)
             return
         serving = received.message.need(ServingNve).nve
@@ -166,9 +163,9 @@ class NveUnmanaged(NveParts):
         self._await_with(entry, received)
         self._set_data_plane(entry)
 
-    def _remove_arrived(self, entry: Entry, received: Received, now: float) -> None:
-        """The VM is no more elsewhere; the guest here goes on asking."""
-        if not entry.arrived:
+    def _remove_claim(self, entry: Entry, received: Received, now: float) -> None:
+        """The VM is no more elsewhere; it is asked for here all the same."""
+        if not entry.claiming:
             self._answer(received, entry, Status.WRONG_PHASE)
             return
         entry.epoch = max(entry.epoch, received.message.epoch)
@@ -181,16 +178,6 @@ class NveUnmanaged(NveParts):
         on its way: so its attach is deregistered, and what it is here then, the reply tells."""
         entry.paused = False
         self._stop(entry, None, now)
-
-    def _arrival_deregistered(self, entry: Entry, reply: Message, now: float) -> None:
-        entry.arrived = GuestLife.NONE
-        if reply.status.accepted or entry.target is None:
-            self._forget(entry)
-            return
-        entry.phase, entry.unplugged, entry.granted = Phase.REDIRECTING, True, 0
-        self._set_data_plane(entry)
-        self._watch_traffic(entry, now)
-        self._save(entry)
 
     # ---- does it still stand? ------------------------------------------------------------------
 
