@@ -1,1 +1,1 @@
-"""Hypervisors behind one interface: QEMU over QMP, and the lab's light stand-in."""
+"""Hypervisors behind one interface: QEMU, ours and others', and the lab's light stand-in."""
