@@ -386,7 +386,9 @@ class Hypervisor:
         return
 
     def _query(self, vm: VmKey, arguments: dict[str, Any]) -> tuple[dict[str, Any], str]:
-        return {"life": self.life(vm)}, ""
+        guest = self.guests.get(vm)
+        unseen = guest is not None and guest.by_hand and vm not in self.watched
+        return {"life": "none" if unseen else self.life(vm)}, ""
 
     def life(self, vm: VmKey) -> str:
         """The VM's life here, as QUERY tells it: the name of a GuestLife in small letters."""

@@ -12,40 +12,28 @@ After every event safety.py looks at all nodes.  Not here: the scenario language
 
 from __future__ import annotations
 
-import heapq
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from tests.engine import safety
 from tests.engine.fakes import Guest, Hypervisor, Kernel, Life, Pace
+from tests.engine.node import MANAGER, Node
+from tests.engine.people import People
 from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.challenge import FLOOR, next_boot
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
-    Audit,
-    CommandDone,
-    CountTraffic,
     Endpoint,
-    Event,
-    Halt,
-    HypervisorOrder,
-    Order,
-    Output,
-    Persist,
     Send,
-    SetDataPlane,
 )
 from vmmobility.wire.registry import UDP_PORT, Role
-from vmmobility.wire.values import Interface, Nve, VmKey
+from vmmobility.wire.values import Nve, VmKey
 
-MANAGER = "manager"
-COUNT_S = 1.0  # the pump counts redirected traffic so often
+__all__ = ["MANAGER", "Node", "Weather", "World", "a_secret"]
 
 
 @dataclass
@@ -57,35 +45,7 @@ class Weather:
     delay_s: tuple[float, float] = (0.001, 0.001)
 
 
-@dataclass
-class Node:
-    """One machine.  life: counts daemon starts; what belongs to an earlier life is void."""
-
-    node_id: str
-    role: Role
-    nve: Nve
-    home: tuple[Any, ...]
-    kernel: Kernel
-    hypervisor: Hypervisor | None = None
-    disk: dict[str, Any] = field(default_factory=dict)
-    boot: int = 0
-    life: int = 0
-    manager: ManagerEngine | None = None
-    edge: NveEngine | None = None
-    starts: int = 0
-    wake: int = 0
-    carried: int = 0
-    counting: bool = False
-    fail_persist: bool = False
-    tear_persist: bool = False  # the next one is durable, and the daemon dies before it knows
-    synced: float = 0.0  # when the last record under way is durable: they keep their order
-
-    @property
-    def engine(self) -> ManagerEngine | NveEngine | None:
-        return self.manager or self.edge
-
-
-class World:
+class World(People):
     """The whole domain.  observe(node, what, value) is told of everything that happens."""
 
     def __init__(
@@ -99,33 +59,17 @@ class World:
         nve_settings: dict[str, Any] | None = None,
         strangers: bool = False,
     ) -> None:
-        self.now = 0.0
-        self.chance = random.Random(seed)
+        super().__init__(seed, persist_s)
         self.weather = weather or Weather()
-        self.persist_s = persist_s if isinstance(persist_s, tuple) else (persist_s, persist_s)
         self.pace = pace or Pace()
         self.manager_settings = manager_settings or {}
         self.nve_settings = nve_settings or {}
         self.cut: set[frozenset[str]] = set()
-        self.senders: set[tuple[str, VmKey]] = set()
-        self.interfaces: dict[VmKey, tuple[Interface, ...]] = {}
         self.lossless: set[VmKey] = set()
         self.overheard: list[tuple[Node, bytes, Endpoint, Any]] | None = None  # to say again later
         self.secrets: dict[frozenset[str], tuple[dict[int, bytes], dict[str, int]]] = {}
         self.unconfigured: set[str] = set()  # NVEs that the manager's next start does not know
         self.homes: dict[VmKey, str | None] = {}  # what safety.home has found
-        self.touched: set[VmKey] = set()  # what safety.check looks at next
-        self.reports: list[tuple[str, str]] = []
-        self.results: dict[int, CommandDone] = {}
-        self.events: list[tuple[float, str, Event]] = []
-        self.observe: Callable[[Node, str, Any], None] = lambda node, what, value: None
-        self.interrupt: Callable[[Node, Output], bool] = lambda node, output: False
-        self.torn: Callable[[Node], None] = lambda node: self.crash(node.node_id)
-        self.watch: Callable[[World], None] = safety.check
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._number = 0
-        self._commands = 0
-        self.nodes: dict[str, Node] = {}
         for index, name in enumerate(nves, 1):
             self._add(name, index, Role.NVE)
         self._add(MANAGER, 99, Role.MANAGER)
@@ -208,32 +152,6 @@ class World:
             own = NveSettings(node.nve, node.home, **self.nve_settings)
             node.edge = NveEngine(own, peers, state, node.boot, jitter)
 
-    # ---- time ----------------------------------------------------------------------------------
-
-    def later(self, delay: float, action: Callable[[], None]) -> None:
-        self._number += 1
-        heapq.heappush(self._queue, (self.now + delay, self._number, action))
-
-    def step(self) -> None:
-        """The next event, then the look at safety."""
-        self.now, _, action = heapq.heappop(self._queue)
-        action()
-        self.watch(self)
-
-    def run(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self._queue and self._queue[0][0] <= end:
-            self.step()
-        self.now = end
-
-    def run_until(self, condition: Callable[[], object], limit_s: float = 120.0) -> None:
-        """Until the condition holds; AssertionError after limit_s of virtual time."""
-        end = self.now + limit_s
-        while not condition():
-            assert self._queue, "nothing will ever happen again"
-            assert self._queue[0][0] <= end, f"not within {limit_s} s"
-            self.step()
-
     # ---- a node's life -------------------------------------------------------------------------
 
     def crash(self, name: str) -> None:
@@ -278,144 +196,6 @@ class World:
             node.edge.started(node.hypervisor.running(), self.now)
         self._pump(node)
 
-    def _alive(self, node: Node, life: int) -> bool:
-        return node.life == life and node.engine is not None
-
-    # ---- the pump ------------------------------------------------------------------------------
-
-    def feed(self, node: Node, action: Callable[[], None]) -> None:
-        """One input, then what it leads to."""
-        action()
-        self._pump(node)
-
-    def _pump(self, node: Node) -> None:
-        life = node.life
-        while node.engine is not None:
-            outputs = node.engine.flush()
-            if not outputs:
-                break
-            for output in outputs:
-                if self.interrupt(node, output):
-                    self.crash(node.node_id)
-                if not self._alive(node, life):
-                    return
-                node.carried += 1
-                self._carry_out(node, output)
-        self._set_timer(node)
-
-    def _set_timer(self, node: Node) -> None:
-        node.wake += 1
-        wake, life = node.wake, node.life
-        due = node.engine.next_timer() if node.engine else None
-        if due is not None:
-            self.later(max(0.0, due - self.now), lambda: self._wake(node, wake, life))
-        if node.edge is not None and node.edge.wants_traffic and not node.counting:
-            node.counting = True
-            self.later(COUNT_S, lambda: self._count(node, life))
-
-    def _wake(self, node: Node, wake: int, life: int) -> None:
-        engine = node.engine
-        if engine is not None and node.life == life and node.wake == wake:
-            self.feed(node, lambda: engine.timer(self.now))
-
-    def _count(self, node: Node, life: int) -> None:
-        edge = node.edge
-        if edge is None or node.life != life:
-            return
-        node.counting = False
-        for vm, counters in node.kernel.counters.items():
-            if (node.node_id, vm) in self.senders:
-                counters.redirected += 1
-        self.feed(node, lambda: edge.traffic(dict(node.kernel.counters), self.now))
-
-    def _carry_out(self, node: Node, output: Output) -> None:
-        self.observe(node, "output", output)
-        life = node.life
-        if isinstance(output, Send):
-            self._send(node, output)
-        elif isinstance(output, Persist):
-            changes = json.loads(json.dumps(output.changes))
-            node.synced = max(node.synced, self.now + self.chance.uniform(*self.persist_s))
-            number = output.number
-            self.later(node.synced - self.now, lambda: self._persisted(node, life, number, changes))
-        elif isinstance(output, SetDataPlane):
-            self.later(0.001, lambda: self._applied(node, life, output))
-        elif isinstance(output, HypervisorOrder):
-            assert node.hypervisor is not None
-            node.hypervisor.order(output)
-        elif isinstance(output, CountTraffic):
-            self.later(0.0, lambda: self._counted(node, life, output))
-        elif isinstance(output, Audit):
-            self.later(0.001, lambda: self._audited(node, life, output.vm))
-        elif isinstance(output, CommandDone):
-            self.results[output.command] = output
-        elif isinstance(output, Event):
-            self.events.append((self.now, node.node_id, output))
-        elif isinstance(output, Halt):
-            self.crash(node.node_id)
-
-    def _persisted(self, node: Node, life: int, number: int, changes: list[Any]) -> None:
-        engine = node.engine
-        if engine is None or node.life != life:
-            return
-        if node.fail_persist:
-            node.fail_persist = False
-            self.feed(node, lambda: engine.persist_failed("No space left on device"))
-            return
-        for key, value in changes:
-            if value is None:
-                node.disk.pop(key, None)
-            else:
-                node.disk[key] = value
-        self.observe(node, "durable", changes)
-        if node.tear_persist:
-            node.tear_persist = False
-            self.torn(node)
-            return
-        self.feed(node, lambda: engine.persisted(number))
-
-    def _applied(self, node: Node, life: int, output: SetDataPlane) -> None:
-        edge = node.edge
-        if edge is None or node.life != life:
-            return
-        failures = node.kernel.apply(output.state)
-        self.observe(node, "held", failures or output.state)
-        vm = output.state.vm
-        self.feed(node, lambda: edge.data_plane_applied(vm, output.tag, failures, self.now))
-
-    def _counted(self, node: Node, life: int, output: CountTraffic) -> None:
-        edge = node.edge
-        counters = node.kernel.counters.get(output.vm)
-        if edge is not None and node.life == life and counters is not None:
-            self.feed(
-                node, lambda: edge.traffic_counted(output.vm, output.label, counters, self.now)
-            )
-
-    def _audited(self, node: Node, life: int, vm: VmKey) -> None:
-        edge = node.edge
-        if edge is None or node.life != life:
-            return
-        drift = node.kernel.audit(vm)
-        self.observe(node, "audited", (vm, drift))
-        audited = getattr(edge, "audited", None)
-        assert audited is not None
-        self.feed(node, lambda: audited(vm, drift, self.now))
-
-    def _order_done(
-        self, node: Node, vm: VmKey, order: Order, result: dict[str, Any], error: str
-    ) -> None:
-        edge = node.edge
-        self.observe(node, "done", (vm, order, error))
-        if edge is not None:
-            self.feed(node, lambda: edge.order_done(vm, order, result, error, self.now))
-
-    def _reported(self, node: Node, vm: VmKey, event: str, detail: dict[str, Any]) -> None:
-        edge = node.edge
-        self.observe(node, "report", (vm, event, detail))
-        self.reports.append((node.node_id, event))
-        if edge is not None:
-            self.feed(node, lambda: edge.guest_report(vm, event, detail, self.now))
-
     # ---- the network ---------------------------------------------------------------------------
 
     def _send(self, node: Node, output: Send) -> None:
@@ -449,65 +229,6 @@ class World:
         engine = node.engine
         if engine is not None:
             self.feed(node, lambda: engine.datagram_received(data, source, local, self.now))
-
-    # ---- people --------------------------------------------------------------------------------
-
-    def start_vm(self, vm: VmKey, at: str, interfaces: tuple[Interface, ...]) -> int:
-        self._commands += 1
-        number, node = self._commands, self.nodes[at]
-        edge = node.edge
-        assert edge is not None
-        self.interfaces.setdefault(vm, interfaces)
-        self.touched.add(vm)
-        self.feed(node, lambda: edge.start_vm(number, vm, interfaces, b"{}", self.now))
-        return number
-
-    def stop_vm(self, vm: VmKey, at: str) -> int:
-        self._commands += 1
-        number, node = self._commands, self.nodes[at]
-        edge = node.edge
-        assert edge is not None
-        self.feed(node, lambda: edge.stop_vm(number, vm, self.now))
-        return number
-
-    def expect_vm(self, vm: VmKey, at: str, interfaces: tuple[Interface, ...]) -> int:
-        self._commands += 1
-        number, node = self._commands, self.nodes[at]
-        edge = node.edge
-        assert edge is not None
-        self.interfaces.setdefault(vm, interfaces)
-        self.touched.add(vm)
-        self.feed(node, lambda: edge.expect_vm(number, vm, interfaces, b"{}", self.now))
-        return number
-
-    def unexpect_vm(self, vm: VmKey, at: str) -> int:
-        self._commands += 1
-        number, node = self._commands, self.nodes[at]
-        edge = node.edge
-        assert edge is not None
-        self.feed(node, lambda: edge.unexpect_vm(number, vm, self.now))
-        return number
-
-    def check(self, at: str) -> int:
-        """People compare: everything from the manager, or one NVE."""
-        self._commands += 1
-        number, node = self._commands, self.nodes[at]
-        manager, edge = node.manager, node.edge
-        if manager is not None:
-            self.feed(node, lambda: manager.check(number, self.now))
-        elif edge is not None:
-            self.feed(node, lambda: edge.check(number, None, self.now))
-        return number
-
-    def move(self, vm: VmKey, to: str) -> str:
-        """Begin a move; returns its id.  MoveRefused comes through."""
-        node = self.nodes[MANAGER]
-        assert node.manager is not None
-        try:
-            move = node.manager.start_move(vm, to, self.now, 0)
-        finally:
-            self._pump(node)
-        return move.move_id
 
 
 def a_secret(one: str, other: str, number: int) -> bytes:

@@ -127,3 +127,20 @@ def test_previous_nves_that_nobody_configured_are_not_taken() -> None:
     lose_state(world)
     world.run_until(lambda: VM in manager_of(world).cache.bindings)
     assert list(manager_of(world).cache.bindings[VM].previous) == ["a"]
+
+
+def test_a_source_whose_move_the_manager_lost_and_which_went_wrong_serves_on() -> None:
+    world = a_world()
+    world.move(VM, "b")
+    hypervisor = world.nodes["a"].hypervisor
+    assert hypervisor is not None
+    hypervisor.break_next.add("switch")
+    edge = world.nodes["a"].edge
+    assert edge is not None
+    world.run_until(lambda: edge.entries[VM].phase is Phase.SWITCHED)
+    lose_state(world)
+    world.run(200)
+    known_again(world)
+    assert safety.running(world, VM) == ["a"]
+    assert edge.counts["drift.guest"] == 1
+    assert all_delivered(world)

@@ -90,6 +90,7 @@ class Entry:
     request:    the manager's request that waits for the data plane or the hypervisor
     tag:        number of the newest data plane state asked for
     unwatched:  expected, and the hypervisor is not yet told to watch for its guests
+    forgotten:  SWITCHED only: the manager knows neither move nor VM any more, the copy was ended
     contests:   questions about the guest alone; queries: how many the hypervisor has to answer
     check:      a look at hypervisor and kernel under way; check_at: when the next is due, or
                 (REDIRECTING) the next question whether the redirect still stands
@@ -134,6 +135,7 @@ class Entry:
     commands: list[int] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
     unwatched: bool = False
+    forgotten: bool = False
     contests: list[Contest] = field(default_factory=list)
     queries: int = 0
     check: Check | None = None

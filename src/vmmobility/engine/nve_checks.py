@@ -135,23 +135,29 @@ class NveChecks(NveUnmanaged):
         runs = life in RUNS
         if entry.ending or (entry.started and not started):
             return []  # its state was changing while it was asked for
+        forgotten, entry.forgotten = entry.forgotten, False
+        missed: tuple[str, str, Trigger, Any] | None = None
         if entry.phase in (Phase.ATTACHING, Phase.SERVING):
             if life is GuestLife.NONE and entry.started:
-                row = self._drift(entry, "guest", "here", "gone", True)
-                self._fire(entry, Trigger.GONE, None, now)
-                return [row]
-            if life is GuestLife.DEPARTED and entry.expected:
-                row = self._drift(entry, "guest", "here", "departed", True)
-                self._fire(entry, Trigger.DEPARTED, {}, now)
-                return [row]
+                missed = ("here", "gone", Trigger.GONE, None)
+            elif life is GuestLife.DEPARTED and entry.expected:
+                missed = ("here", "departed", Trigger.DEPARTED, {})
         elif runs and entry.expected and entry.phase in (*IDLE, Phase.DEPARTED):
-            row = self._drift(entry, "guest", "not here", "running", True)
-            self._fire(entry, Trigger.ARRIVED, {"migrated": life is GuestLife.ARRIVED}, now)
-            return [row]
+            detail = {"migrated": life is GuestLife.ARRIVED}
+            missed = ("not here", "running", Trigger.ARRIVED, detail)
+        elif runs and forgotten and entry.phase is Phase.SWITCHED:
+            missed = ("moved away", "running", Trigger.FORGOTTEN, None)
+        elif life is GuestLife.NONE and forgotten and entry.phase is Phase.SWITCHED:
+            missed = ("moved away", "gone, and nobody serves it", Trigger.DRAIN_ACCEPTED, None)
         elif runs and entry.phase is Phase.REDIRECTING:
             self._order(entry, Order.PAUSE)
             return [self._drift(entry, "guest", "not running", "running", True)]
-        return []
+        if missed is None:
+            return []
+        expected, found, trigger, cause = missed
+        row = self._drift(entry, "guest", expected, found, True)
+        self._fire(entry, trigger, cause, now)
+        return [row]
 
     def _survey_done(self, command: int) -> None:
         survey = self._surveys[command]

@@ -225,6 +225,14 @@ class NveMoves(NveRedirects, NveRestart):
         self._retry[entry.vm] = now + RETRY_S
         return True
 
+    def _serve_on(self, entry: Entry, _: None, now: float) -> None:
+        """Nobody knows the move any more: packets come here again, and the next refresh makes this
+        node attach anew."""
+        entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
+        entry.refresh_at = now
+        self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
+        self._set_data_plane(entry)
+
     # ---- reports to the manager ----------------------------------------------------------------
 
     def _report(self, entry: Entry, phase: Phase, now: float, reason: str) -> None:

@@ -35,7 +35,8 @@ class Trigger(Enum):
     REFUSED = "attach refused"
     SUPERSEDED = "superseded"
     UNKNOWN = "binding unknown"
-    DRAIN_ACCEPTED = "drained entry deregistered"
+    DRAIN_ACCEPTED = "nobody needs the redirect"
+    FORGOTTEN = "move unknown, and the guest still runs"
     # reports of the hypervisor
     CONVERGED = "copy has converged"
     ABOUT_TO_STOP = "guest is about to stop"
@@ -106,7 +107,8 @@ RULES: tuple[Rule, ...] = (
         Trigger.SUPERSEDED, "ATTACHING SERVING COPYING CONVERGED", "superseded", Phase.REDIRECTING
     ),
     _rule(Trigger.UNKNOWN, "SERVING COPYING CONVERGED", "attach_again"),
-    _rule(Trigger.DRAIN_ACCEPTED, "REDIRECTING", "remove", Phase.NONE),
+    _rule(Trigger.DRAIN_ACCEPTED, "SWITCHED REDIRECTING", "remove", Phase.NONE),
+    _rule(Trigger.FORGOTTEN, "SWITCHED", "serve_on", Phase.SERVING),
     _rule(Trigger.CONVERGED, "COPYING", "converged", Phase.CONVERGED),
     _rule(Trigger.ABOUT_TO_STOP, "SWITCHED", "redirect_now"),
     _rule(Trigger.RESUMED, "PREPARED DELIVERING FAILED", "resumed", Phase.ATTACHING),

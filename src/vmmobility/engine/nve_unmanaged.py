@@ -207,3 +207,9 @@ class NveUnmanaged(NveParts):
             self._fire(entry, Trigger.DRAIN_ACCEPTED, None, now)
         elif entry.phase is Phase.DEPARTED:
             self._forget(entry)
+        elif entry.phase is Phase.SWITCHED and entry.check is None:
+            # The manager lost the VM in this very move.  Whether it went wrong the hypervisor says,
+            # once it has given the copy up: a guest that runs here then runs nowhere else.
+            entry.forgotten = True
+            self._order(entry, Order.CANCEL)
+            self._check(entry)

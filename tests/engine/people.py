@@ -1,0 +1,71 @@
+"""What people ask of a World: VMs started, stopped, expected and moved, comparisons.
+
+Not here: what other hands do behind the daemons' backs (fake_hypervisor.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.engine.node import MANAGER
+from tests.engine.pump import Pump
+from vmmobility.engine.nve import NveEngine
+from vmmobility.wire.values import Interface, VmKey
+
+
+class People(Pump):
+    """Commands; each returns its number, and `results` has its end."""
+
+    def __init__(self, seed: int, persist_s: float | tuple[float, float]) -> None:
+        super().__init__(seed, persist_s)
+        self._commands = 0
+        self.interfaces: dict[VmKey, tuple[Interface, ...]] = {}
+        self.touched: set[VmKey] = set()  # what safety.check looks at next
+
+    def _give(self, at: str, command: Callable[[NveEngine, int], None]) -> int:
+        """A command for an NVE; returns its number, under which its result will come."""
+        self._commands += 1
+        number, node = self._commands, self.nodes[at]
+        edge = node.edge
+        assert edge is not None
+        self.feed(node, lambda: command(edge, number))
+        return number
+
+    def start_vm(self, vm: VmKey, at: str, interfaces: tuple[Interface, ...]) -> int:
+        self._defined(vm, interfaces)
+        return self._give(at, lambda e, n: e.start_vm(n, vm, interfaces, b"{}", self.now))
+
+    def stop_vm(self, vm: VmKey, at: str) -> int:
+        return self._give(at, lambda e, n: e.stop_vm(n, vm, self.now))
+
+    def expect_vm(self, vm: VmKey, at: str, interfaces: tuple[Interface, ...]) -> int:
+        self._defined(vm, interfaces)
+        return self._give(at, lambda e, n: e.expect_vm(n, vm, interfaces, b"{}", self.now))
+
+    def unexpect_vm(self, vm: VmKey, at: str) -> int:
+        return self._give(at, lambda e, n: e.unexpect_vm(n, vm, self.now))
+
+    def _defined(self, vm: VmKey, interfaces: tuple[Interface, ...]) -> None:
+        self.interfaces.setdefault(vm, interfaces)
+        self.touched.add(vm)
+
+    def check(self, at: str) -> int:
+        """People compare: everything from the manager, or one NVE."""
+        self._commands += 1
+        number, node = self._commands, self.nodes[at]
+        manager, edge = node.manager, node.edge
+        if manager is not None:
+            self.feed(node, lambda: manager.check(number, self.now))
+        elif edge is not None:
+            self.feed(node, lambda: edge.check(number, None, self.now))
+        return number
+
+    def move(self, vm: VmKey, to: str) -> str:
+        """Begin a move; returns its id.  MoveRefused comes through."""
+        node = self.nodes[MANAGER]
+        assert node.manager is not None
+        try:
+            move = node.manager.start_move(vm, to, self.now, 0)
+        finally:
+            self._pump(node)
+        return move.move_id
