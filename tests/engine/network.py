@@ -46,7 +46,7 @@ class Weather:
 
 
 class World(People):
-    """The whole domain.  observe(node, what, value) is told of everything that happens."""
+    """The whole domain, which people and the pump (people.py, pump.py) keep going."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One machine of a World: what outlives its daemon, and the engine of the daemon that runs there."""
+"""One machine of a World: what outlives its daemon, and the engine of the daemon it runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Virtual time, and the pump of every node: it carries an engine's outputs out and brings answers.
 
 Time is a number that jumps from event to event; records become durable, kernels and hypervisors
-answer, a little later.  `interrupt` is asked before each output.  Not here: the nodes' lives and the
-network between them (network.py).
+answer, a little later.  `interrupt` is asked before each output.  Not here: the nodes' lives and
+the network between them (network.py), what people ask (people.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COUNT_S = 1.0  # the pump counts redirected traffic so often
 
 
 class Pump:
-    """What a World (network.py) runs on.  observe(node, what, value) is told of all that happens."""
+    """What a World runs on.  observe(node, what, value) is told of everything that happens."""
 
     def __init__(self, seed: int, persist_s: float | tuple[float, float]) -> None:
         self.now = 0.0
@@ -205,9 +205,7 @@ class Pump:
             return
         drift = node.kernel.audit(vm)
         self.observe(node, "audited", (vm, drift))
-        audited = getattr(edge, "audited", None)
-        assert audited is not None
-        self.feed(node, lambda: audited(vm, drift, self.now))
+        self.feed(node, lambda: edge.audited(vm, drift, self.now))
 
     def _order_done(
         self, node: Node, vm: VmKey, order: Order, result: dict[str, Any], error: str
