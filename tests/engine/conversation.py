@@ -19,7 +19,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from tests.engine import safety
-from tests.engine.fakes import Hypervisor, Life
+from tests.engine.fake_hypervisor import Hypervisor, Life
 from tests.engine.network import MANAGER, Node, Weather, World
 from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.engine.manager_move import Move, MoveRefused, ReleaseRefused

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from tests.engine.fakes import Guest, Hypervisor, Kernel, Life, Pace
+from tests.engine.fake_hypervisor import Guest, Hypervisor, Life, Pace
+from tests.engine.fake_kernel import Kernel
 from tests.engine.node import MANAGER, Node
 from tests.engine.people import People
 from vmmobility.engine.binding_update_list import make_nve

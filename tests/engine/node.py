@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.engine.fakes import Hypervisor, Kernel
+from tests.engine.fake_hypervisor import Hypervisor
+from tests.engine.fake_kernel import Kernel
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.nve import NveEngine
 from vmmobility.wire.registry import Role

@@ -1,6 +1,6 @@
 """What people ask of a World: VMs started, stopped, expected and moved, comparisons.
 
-Not here: what other hands do behind the daemons' backs (fakes.py).
+Not here: what other hands do behind the daemons' backs (fake_hypervisor.py).
 """
 
 from __future__ import annotations

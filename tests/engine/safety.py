@@ -8,14 +8,14 @@ One path may come back to a node: redirects lead to a machine that has lost its 
 nothing of the VM since.  The packet ends there: what comes out of a tunnel meets no tap.
 
 Both are functions of what kernels hold and of guests' lives, VM by VM; so after an event only
-those VMs are looked at of which one of these changed (fakes.py, `touched`).
+those VMs are looked at of which one of these changed (noted.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.engine.fakes import Life
+from tests.engine.fake_hypervisor import Life
 from vmmobility.engine.dataplane import Forwarding
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.values import VmKey

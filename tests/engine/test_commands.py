@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine import safety
 from tests.engine.conversation import interfaces_of, vm_key
-from tests.engine.fakes import Pace
+from tests.engine.fake_hypervisor import Pace
 from tests.engine.network import MANAGER, Node, World
 from tests.engine.test_restarts import settle
 from vmmobility.engine.nve_transitions import Trigger

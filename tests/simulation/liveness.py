@@ -13,7 +13,7 @@ What may stay open is named here, in `JUSTIFIED`, with its reason; nothing else 
 from __future__ import annotations
 
 from tests.engine import safety
-from tests.engine.fakes import Life
+from tests.engine.fake_hypervisor import Life
 from tests.engine.network import MANAGER, World
 from tests.engine.safety import Violation
 from tests.simulation.operations import Fates

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from tests.engine.conversation import interfaces_of, vm_key
-from tests.engine.fakes import Guest, Life
+from tests.engine.fake_hypervisor import Guest, Life
 from tests.engine.network import MANAGER, Node, Weather, World, a_secret
 from tests.simulation.schedule import Operation, Schedule
 from vmmobility.engine.manager import ManagerEngine

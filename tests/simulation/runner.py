@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.engine import safety
 from tests.engine.conversation import vm_key
-from tests.engine.fakes import Pace
+from tests.engine.fake_hypervisor import Pace
 from tests.engine.network import MANAGER, Node, Weather, World
 from tests.engine.safety import Violation
 from tests.simulation import liveness

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine import safety
-from tests.engine.fakes import Guest, Life
+from tests.engine.fake_hypervisor import Guest, Life
 from tests.engine.network import World
 from tests.simulation import mutants, schedule
 from tests.simulation.campaign import Tally, campaign

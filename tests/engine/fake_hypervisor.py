@@ -1,141 +1,21 @@
-"""The world around an engine in tests: a kernel's data plane and a hypervisor, as plain values.
+"""A hypervisor in tests, as plain values: one node's guests, their moves, and other hands.
 
-Both outlive a daemon's crash and end with a power cut, as kernels and QEMU do.  They note whose
-VM's state changes (`touched`), so that safety.py looks again at those alone.  Not here: time and
-the network that joins the nodes (network.py), what must always hold (safety.py).
+It outlives a daemon's crash and ends with a power cut, as QEMU does; it notes whose VM's state
+changes (`touched`).  Not here: time and the network that joins the nodes (network.py), what must
+always hold (safety.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from vmmobility.engine.dataplane import Forwarding, VmDataPlane
+from tests.engine.noted import Noted
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.wire.values import Nve, VmKey
-
-T = TypeVar("T")
-
-
-class Noted(dict[VmKey, T]):
-    """A dict that notes in `touched` whose entries change."""
-
-    def __init__(self, touched: set[VmKey]) -> None:
-        super().__init__()
-        self.touched = touched
-
-    def __setitem__(self, vm: VmKey, value: T) -> None:
-        self.touched.add(vm)
-        super().__setitem__(vm, value)
-
-    def __delitem__(self, vm: VmKey) -> None:
-        self.touched.add(vm)
-        super().__delitem__(vm)
-
-    def pop(self, vm: VmKey, *default: Any) -> Any:
-        self.touched.add(vm)
-        return super().pop(vm, *default)
-
-    def clear(self) -> None:
-        self.touched.update(self)
-        super().clear()
-
-    def update(self, *_: Any, **__: Any) -> None:
-        raise NotImplementedError("entry by entry")
-
-    def setdefault(self, *_: Any) -> Any:
-        raise NotImplementedError("entry by entry")
-
-
-@dataclass(slots=True)
-class Counters:
-    """A VM's packets at one node (drivers/dataplane.Traffic has the same names)."""
-
-    delivered: int = 0
-    redirected: int = 0
-
-
-@dataclass
-class Kernel:
-    """What one node's data plane holds.  fail_next: reasons for which the next changes fail.
-
-    wanted: what was last asked for, with which audit() compares what is held.
-    lost:   what it held of these VMs went with the power, and it holds nothing of them since.
-    """
-
-    touched: set[VmKey] = field(default_factory=set)
-    held: dict[VmKey, VmDataPlane] = field(init=False)
-    lost: set[VmKey] = field(default_factory=set)
-    wanted: dict[VmKey, VmDataPlane] = field(default_factory=dict)
-    counters: dict[VmKey, Counters] = field(default_factory=dict)
-    fail_next: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.held = Noted(self.touched)
-
-    def apply(self, state: VmDataPlane) -> list[str]:
-        """Hold this state; the words why not, if it fails (then the old one stays)."""
-        self.wanted[state.vm] = state
-        if is_nothing(state):
-            del self.wanted[state.vm]
-        if self.fail_next:
-            return [self.fail_next.pop(0)]
-        self.hold(state.vm, state)
-        return []
-
-    def hold(self, vm: VmKey, state: VmDataPlane | None) -> None:
-        """Hold this state (None: nothing), whatever was asked for: drift, if it differs."""
-        if state is None or is_nothing(state):
-            self.held.pop(vm, None)
-            self.counters.pop(vm, None)
-        else:
-            self.held[vm] = state
-            self.lost.discard(vm)
-            self.counters.setdefault(vm, Counters())
-
-    def audit(self, vm: VmKey) -> list[str]:
-        """What is held otherwise than asked for, in words; repaired, unless a change fails."""
-        found, wanted = self.held.get(vm), self.wanted.get(vm)
-        if found == wanted:
-            return []
-        if not self.fail_next:
-            self.hold(vm, wanted)
-        else:
-            self.fail_next.pop(0)
-        return [drift_of(found, wanted)]
-
-    def resync(self, wanted: dict[VmKey, VmDataPlane]) -> None:
-        """A daemon's start: hold all of this and nothing else."""
-        self.wanted = {vm: state for vm, state in wanted.items() if not is_nothing(state)}
-        for vm in [*self.held, *self.wanted]:
-            self.hold(vm, self.wanted.get(vm))
-
-    def lose_all(self) -> None:
-        """The machine lost its power."""
-        self.lost.update(self.held)
-        self.held.clear()
-        self.wanted.clear()
-        self.counters.clear()
-
-
-def is_nothing(state: VmDataPlane) -> bool:
-    """Whether a kernel that holds this holds nothing of the VM."""
-    return not state.plugged and state.forwarding is Forwarding.NONE
-
-
-def drift_of(found: VmDataPlane | None, wanted: VmDataPlane | None) -> str:
-    """The difference of two states in words."""
-    if found is None:
-        return "missing"
-    if wanted is None:
-        return "not asked for"
-    names = ("interfaces", "plugged", "forwarding", "target", "policy", "accept_from")
-    return "differs in " + ", ".join(
-        n.replace("_", "-") for n in names if getattr(found, n) != getattr(wanted, n)
-    )
 
 
 class Life(Enum):
