@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from tests.engine.node import MANAGER
 from tests.engine.pump import Pump
+from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.nve import NveEngine
 from vmmobility.wire.values import Interface, VmKey
 
@@ -22,13 +23,24 @@ class People(Pump):
         self.interfaces: dict[VmKey, tuple[Interface, ...]] = {}
         self.touched: set[VmKey] = set()  # what safety.check looks at next
 
+    @property
+    def manager(self) -> ManagerEngine:
+        """The manager's engine, which must be up."""
+        manager = self.nodes[MANAGER].manager
+        assert manager is not None
+        return manager
+
+    def edge(self, name: str) -> NveEngine:
+        """An NVE's engine, which must be up."""
+        edge = self.nodes[name].edge
+        assert edge is not None
+        return edge
+
     def _give(self, at: str, command: Callable[[NveEngine, int], None]) -> int:
         """A command for an NVE; returns its number, under which its result will come."""
         self._commands += 1
-        number, node = self._commands, self.nodes[at]
-        edge = node.edge
-        assert edge is not None
-        self.feed(node, lambda: command(edge, number))
+        number, edge = self._commands, self.edge(at)
+        self.feed(self.nodes[at], lambda: command(edge, number))
         return number
 
     def start_vm(self, vm: VmKey, at: str, interfaces: tuple[Interface, ...]) -> int:
@@ -62,10 +74,8 @@ class People(Pump):
 
     def move(self, vm: VmKey, to: str) -> str:
         """Begin a move; returns its id.  MoveRefused comes through."""
-        node = self.nodes[MANAGER]
-        assert node.manager is not None
         try:
-            move = node.manager.start_move(vm, to, self.now, 0)
+            move = self.manager.start_move(vm, to, self.now, 0)
         finally:
-            self._pump(node)
+            self._pump(self.nodes[MANAGER])
         return move.move_id

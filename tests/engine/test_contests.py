@@ -9,7 +9,6 @@ from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, World
 from tests.engine.test_restarts import settle
 from vmmobility.engine.binding_cache import Binding
-from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import Move, ReleaseRefused
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.registry import Phase
@@ -18,14 +17,8 @@ VM = vm_key("vm1")
 OWN = interfaces_of("vm1", 1, 1)
 
 
-def manager_of(world: World) -> ManagerEngine:
-    manager = world.nodes[MANAGER].manager
-    assert manager is not None
-    return manager
-
-
 def binding_of(world: World) -> Binding:
-    return manager_of(world).cache.bindings[VM]
+    return world.manager.cache.bindings[VM]
 
 
 def phase_of(world: World, node: str) -> Phase:
@@ -35,7 +28,7 @@ def phase_of(world: World, node: str) -> Phase:
 
 
 def release(world: World, fenced: str = "") -> None:
-    manager_of(world).release(VM, world.now, fenced)
+    world.manager.release(VM, world.now, fenced)
     world.feed(world.nodes[MANAGER], lambda: None)
 
 
@@ -129,7 +122,7 @@ def test_a_granted_guest_that_is_not_booted_yet_is_no_prey() -> None:
     world = World(seed=3)
     hand_of(world, "a")._pace = world.pace.__class__(order_s=2.0)
     world.start_vm(VM, "a", OWN)
-    world.run_until(lambda: VM in manager_of(world).cache.bindings)
+    world.run_until(lambda: VM in world.manager.cache.bindings)
     other = world.start_vm(VM, "b", OWN)
     world.run(15)
     assert "bound-elsewhere" in world.results[other].error
@@ -233,7 +226,7 @@ def test_what_is_not_frozen_is_not_thawed() -> None:
 def a_move(world: World, state: MoveState) -> Move:
     world.start_vm(VM, "a", OWN)
     world.run(1)
-    move = manager_of(world).moves[world.move(VM, "b")]
+    move = world.manager.moves[world.move(VM, "b")]
     world.run_until(lambda: move.state is state)
     return move
 

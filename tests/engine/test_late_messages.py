@@ -12,10 +12,8 @@ from tests.engine.network import MANAGER, Node, World
 from tests.engine.test_peer_input import attach
 from tests.engine.test_restarts import VM, a_world, settle
 from vmmobility.engine.binding_update_list import Entry
-from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_moves import Move, MoveRefused
 from vmmobility.engine.manager_transitions import MoveState
-from vmmobility.engine.nve import NveEngine
 from vmmobility.engine.outputs import HypervisorOrder, Order, Send
 from vmmobility.wire.authentication import TRAILER
 from vmmobility.wire.message import Message, decode_part
@@ -25,30 +23,18 @@ from vmmobility.wire.registry import Kind, Phase, Purpose, Status
 WRONG = Ticket(b"\1" * 16)
 
 
-def manager_of(world: World) -> ManagerEngine:
-    manager = world.nodes[MANAGER].manager
-    assert manager is not None
-    return manager
-
-
-def edge_of(world: World, name: str) -> NveEngine:
-    edge = world.nodes[name].edge
-    assert edge is not None
-    return edge
-
-
 def entry_of(world: World, name: str) -> Entry:
-    return edge_of(world, name).entries[VM]
+    return world.edge(name).entries[VM]
 
 
 def last_move(world: World) -> Move:
-    return list(manager_of(world).moves.values())[-1]
+    return list(world.manager.moves.values())[-1]
 
 
 def ask(world: World, target: str, purpose: Purpose, *options: Option) -> Message:
     """The reply to a request that the manager would not send."""
     node, replies = world.nodes[MANAGER], list[Message]()
-    channel = manager_of(world).channel
+    channel = world.manager.channel
     channel.request(
         channel.peers[target], purpose, [VmId(VM), *options], world.now,
         lambda reply, now: replies.append(reply),
@@ -67,7 +53,7 @@ def moving(until: Callable[[World], object]) -> World:
 
 def a_phase(name: str, phase: Phase) -> Callable[[World], object]:
     return lambda world: (
-        VM in edge_of(world, name).entries
+        VM in world.edge(name).entries
         and (entry_of(world, name).phase is phase and entry_of(world, name).request is None)
     )
 
@@ -155,22 +141,22 @@ def test_a_deregistered_attach_is_not_bound_again() -> None:
     late = held[0]
     assert decode_part(late.data, TRAILER).message.purpose is Purpose.ATTACH
     node = world.nodes[MANAGER]
-    source = edge_of(world, "a").settings.own.locators[0]
+    source = world.edge("a").settings.own.locators[0]
     world.feed(
         node,
-        lambda: manager_of(world).datagram_received(
+        lambda: world.manager.datagram_received(
             late.data, late.destination._replace(address=source), None, world.now
         ),
     )
     world.run(1)
-    assert not manager_of(world).cache.bindings
+    assert not world.manager.cache.bindings
     rejected = [e.detail["status"] for _, _, e in world.events if e.name == "rejected"]
     assert rejected == ["out_of_sequence"]
 
 
 def test_an_nve_ends_only_its_own_attaches() -> None:
     world = World()
-    edge = edge_of(world, "b")
+    edge = world.edge("b")
     edge.channel.request(
         edge.manager, Purpose.DEREGISTER, [VmId(VM), AttachId(7), Epoch(0)], 0.0, lambda r, t: None
     )
@@ -182,14 +168,14 @@ def test_an_nve_ends_only_its_own_attaches() -> None:
 
 def superseding(world: World, epoch: int) -> None:
     """The manager answers the outstanding registration of a so."""
-    edge = edge_of(world, "a")
+    edge = world.edge("a")
     asked = next(iter(edge.channel._outstanding.values()))
     serving = ServingNve(world.nodes["c"].nve)
     reply = Message(
         Kind.REPLY, asked.message.purpose, asked.message.sequence, (serving, Epoch(epoch)),
         status=Status.SUPERSEDED,
     )  # fmt: skip
-    channel = manager_of(world).channel
+    channel = world.manager.channel
     endpoint = channel.peers["a"].endpoints[0]
     world.cut.clear()
     channel._send(channel.peers["a"], reply, endpoint, None)
@@ -231,7 +217,7 @@ def test_superseded_while_copying_cancels_the_copy() -> None:
     )
     world.watch = lambda world: None  # the manager lies
     world.cut.add(frozenset(("a", MANAGER)))
-    edge = edge_of(world, "a")
+    edge = world.edge("a")
     world.feed(world.nodes["a"], lambda: edge._refresh(edge.entries[VM], world.now))
     world.run(0.01)
     superseding(world, 99)
@@ -250,10 +236,10 @@ def test_giving_up_says_when_it_is_too_late() -> None:
     world.move(VM, "b")
     world.run_until(lambda: last_move(world).state is MoveState.TURNING_BACK)
     with pytest.raises(MoveRefused, match="cannot be given up"):
-        manager_of(world).abort_move(last_move(world), world.now)
+        world.manager.abort_move(last_move(world), world.now)
     settle(world)
     with pytest.raises(MoveRefused, match="is aborted"):
-        manager_of(world).abort_move(last_move(world), world.now)
+        world.manager.abort_move(last_move(world), world.now)
 
 
 def test_a_move_out_right_after_an_attach_whose_answer_was_lost_waits_for_the_next(

@@ -8,7 +8,6 @@ from tests.engine import safety
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, World
 from tests.engine.test_restarts import settle
-from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_relearning import MAX_LEAP
 from vmmobility.wire.registry import Phase
 
@@ -25,14 +24,8 @@ def a_world(*route: str) -> World:
     return world
 
 
-def manager_of(world: World) -> ManagerEngine:
-    manager = world.nodes[MANAGER].manager
-    assert manager is not None
-    return manager
-
-
 def move(world: World, to: str) -> None:
-    moved = manager_of(world).moves[world.move(VM, to)]
+    moved = world.manager.moves[world.move(VM, to)]
     world.run_until(lambda: moved.ok is not None)
     assert moved.ok, moved.reason
     settle(world)
@@ -43,11 +36,11 @@ def lose_state(world: World) -> None:
     world.crash(MANAGER)
     world.nodes[MANAGER].disk.clear()
     world.restart(MANAGER)
-    assert not manager_of(world).cache.bindings
+    assert not world.manager.cache.bindings
 
 
 def known_again(world: World) -> None:
-    world.run_until(lambda: VM in manager_of(world).cache.bindings)
+    world.run_until(lambda: VM in world.manager.cache.bindings)
     settle(world)
 
 
@@ -58,11 +51,11 @@ def all_delivered(world: World) -> bool:
 @pytest.mark.parametrize("route", [("b",), ("b", "c"), ("c", "b", "c")])
 def test_the_manager_learns_again_what_it_lost(route: tuple[str, ...]) -> None:
     world = a_world(*route)
-    before = manager_of(world).cache.bindings[VM]
+    before = world.manager.cache.bindings[VM]
     lose_state(world)
     assert all_delivered(world)
     known_again(world)
-    binding = manager_of(world).cache.bindings[VM]
+    binding = world.manager.cache.bindings[VM]
     assert binding.epoch > before.epoch
     assert list(binding.previous) == list(before.previous)
     assert not binding.unacknowledged
@@ -92,7 +85,7 @@ def test_a_vm_started_where_it_once_was_is_not_held_for_stale() -> None:
     lose_state(world)
     number = world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
     world.run_until(lambda: number in world.results)
-    assert manager_of(world).cache.bindings[VM].epoch > tombstone
+    assert world.manager.cache.bindings[VM].epoch > tombstone
     move(world, "b")
 
 
@@ -104,8 +97,8 @@ def test_a_binding_that_is_there_learns_nothing() -> None:
     edge.entries[VM].epoch = 50
     edge._attach(edge.entries[VM], world.now)
     settle(world)
-    assert manager_of(world).cache.last_epoch == 1
-    assert not manager_of(world).cache.bindings[VM].previous
+    assert world.manager.cache.last_epoch == 1
+    assert not world.manager.cache.bindings[VM].previous
 
 
 @pytest.mark.parametrize(("epoch", "status"), [(MAX_LEAP, ""), (MAX_LEAP + 1, "malformed")])
@@ -118,15 +111,15 @@ def test_an_epoch_may_not_leap(epoch: int, status: str) -> None:
     world.run_until(lambda: number in world.results)
     assert status in world.results[number].error
     assert bool(world.results[number].error) is bool(status)
-    assert manager_of(world).cache.last_epoch == (0 if status else epoch + 1)
+    assert world.manager.cache.last_epoch == (0 if status else epoch + 1)
 
 
 def test_previous_nves_that_nobody_configured_are_not_taken() -> None:
     world = a_world("b", "c")
     world.unconfigured = {"b"}
     lose_state(world)
-    world.run_until(lambda: VM in manager_of(world).cache.bindings)
-    assert list(manager_of(world).cache.bindings[VM].previous) == ["a"]
+    world.run_until(lambda: VM in world.manager.cache.bindings)
+    assert list(world.manager.cache.bindings[VM].previous) == ["a"]
 
 
 def test_a_source_whose_move_the_manager_lost_and_which_went_wrong_serves_on() -> None:

@@ -8,7 +8,6 @@ from tests.engine import safety
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, World
 from vmmobility.engine.binding_cache import Binding
-from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import ReleaseRefused
 
 VM = vm_key("vm1")
@@ -28,14 +27,8 @@ def started(world: World, node: str) -> str:
     return world.results[number].error
 
 
-def manager_of(world: World) -> ManagerEngine:
-    manager = world.nodes[MANAGER].manager
-    assert manager is not None
-    return manager
-
-
 def binding_of(world: World) -> Binding:
-    return manager_of(world).cache.bindings[VM]
+    return world.manager.cache.bindings[VM]
 
 
 def release(world: World) -> None:
@@ -44,7 +37,7 @@ def release(world: World) -> None:
 
 
 def _release(world: World) -> None:
-    manager_of(world).release(VM, world.now, "a")
+    world.manager.release(VM, world.now, "a")
 
 
 def cut_off(world: World) -> None:

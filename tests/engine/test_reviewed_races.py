@@ -21,7 +21,6 @@ from tests.engine.test_contests import (
     by_hand,
     carry,
     hand_of,
-    manager_of,
     phase_of,
     release,
 )
@@ -53,7 +52,7 @@ def all_delivered(world: World) -> bool:
 
 
 def moved(world: World, to: str) -> None:
-    move = manager_of(world).moves[world.move(VM, to)]
+    move = world.manager.moves[world.move(VM, to)]
     settle(world)
     assert move.ok, move.reason
 
@@ -151,7 +150,7 @@ def test_a_guest_that_is_about_to_boot_is_not_said_to_be_gone() -> None:
     world._send = delay  # type: ignore[method-assign]
     asked: list[bool] = []
     world.start_vm(VM, "a", OWN)
-    world.run_until(lambda: VM in manager_of(world).cache.bindings)
+    world.run_until(lambda: VM in world.manager.cache.bindings)
     other = world.start_vm(VM, "b", OWN)
     edge = world.nodes["a"].edge
     assert edge is not None
@@ -217,7 +216,7 @@ def test_a_destination_whose_daemon_restarts_twice_does_not_cut_the_vm_off() -> 
     world.start_vm(VM, "a", OWN)
     world.run(1)
     moved(world, "c")
-    move = manager_of(world).moves[world.move(VM, "a")]
+    move = world.manager.moves[world.move(VM, "a")]
     world.run_until(lambda: move.state is MoveState.COPYING)
     world.crash(MANAGER)
     for _ in range(2):
@@ -303,8 +302,8 @@ def test_a_move_that_a_manager_forgot_leaves_nothing_behind(state: MoveState, to
     if to == "a":
         moved(world, "b")
     for _ in range(50):  # moves of other VMs
-        manager_of(world)._new_epoch()
-    move = manager_of(world).moves[world.move(VM, to)]
+        world.manager._new_epoch()
+    move = world.manager.moves[world.move(VM, to)]
     world.run_until(lambda: move.state is state)
     world.lose_state(MANAGER)
     world.restart(MANAGER)

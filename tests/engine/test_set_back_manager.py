@@ -13,7 +13,7 @@ import pytest
 from tests.engine import safety
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, World
-from tests.engine.test_contests import binding_of, events, manager_of
+from tests.engine.test_contests import binding_of, events
 from tests.engine.test_restarts import settle
 from vmmobility.engine.manager_move import MoveRefused
 
@@ -22,7 +22,7 @@ CASES = [(r, kept) for r in ("b", "ba", "bc", "bcb", "bcba", "bcbc") for kept in
 
 
 def moved(world: World, to: str) -> None:
-    move = manager_of(world).moves[world.move(VM, to)]
+    move = world.manager.moves[world.move(VM, to)]
     settle(world)
     assert move.ok, move.reason
 
@@ -73,7 +73,7 @@ def test_a_move_that_is_asked_for_before_that_ends_no_guest(route: str, kept: in
     """It would be moved from where it was once; if it is there again, it is."""
     world = set_back(route, kept)
     for _ in range(10):  # epochs that others have used up
-        manager_of(world)._new_epoch()
+        world.manager._new_epoch()
     for to in "abc":
         try:
             world.move(VM, to)
@@ -95,7 +95,7 @@ def test_a_removal_that_a_tombstone_is_above_is_asked_for_under_a_higher_epoch()
         hypervisor = world.nodes["b"].hypervisor
         assert hypervisor is not None
         hypervisor.break_next.add("copy")
-        assert not manager_of(world).moves[world.move(VM, "c")].ok
+        assert not world.manager.moves[world.move(VM, "c")].ok
         settle(world)
     world.crash(MANAGER)
     world.nodes[MANAGER].disk = disk
@@ -103,7 +103,7 @@ def test_a_removal_that_a_tombstone_is_above_is_asked_for_under_a_higher_epoch()
     stop = world.stop_vm(VM, "b")
     world.run(30)
     assert not world.results[stop].error
-    assert VM not in manager_of(world).cache.bindings
+    assert VM not in world.manager.cache.bindings
 
 
 @pytest.mark.parametrize(
