@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
-    from vmmobility.engine.channel import Received
+    from vmmobility.engine.channel import Peer, Received
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
@@ -74,6 +74,25 @@ class ManagerMoves(ManagerSteps):
 
     def start_move(self, vm: VmKey, to: str, now: float, wall_ns: int) -> Move:
         """Begin a hot move; raises MoveRefused.  wall_ns is CLOCK_REALTIME, for display."""
+        binding, peer = self._movable(vm, to)
+        move = Move(
+            f"{self.jitter.getrandbits(48):012x}",
+            vm,
+            binding.nve,
+            nve_of_peer(peer),
+            self.jitter.getrandbits(128).to_bytes(16, "big"),
+            self._new_epoch(),
+            started_ns=wall_ns,
+            began=now,
+            cleared=False,
+        )
+        self.moves[move.move_id] = self._current[vm] = move
+        self._phase(move, "requested", now)
+        self._enter(move, MoveState.PREPARING, now)
+        return move
+
+    def _movable(self, vm: VmKey, to: str) -> tuple[Binding, Peer]:
+        """Whom to move, and to whom; raises MoveRefused if that cannot be now."""
         binding = self.cache.bindings.get(vm)
         if binding is None or binding.ending:
             raise MoveRefused("unknown-vm", f"no VM {vm} is registered", "see `vmmob vm list`")
@@ -110,21 +129,7 @@ class ManagerMoves(ManagerSteps):
                 f"{len(binding.previous)} previous NVEs of VM {vm} still redirect",
                 "wait until they have drained, or move it back to one of them",
             )
-        move = Move(
-            f"{self.jitter.getrandbits(48):012x}",
-            vm,
-            binding.nve,
-            nve_of_peer(peer),
-            self.jitter.getrandbits(128).to_bytes(16, "big"),
-            self._new_epoch(),
-            started_ns=wall_ns,
-            began=now,
-            cleared=False,
-        )
-        self.moves[move.move_id] = self._current[vm] = move
-        self._phase(move, "requested", now)
-        self._enter(move, MoveState.PREPARING, now)
-        return move
+        return binding, peer
 
     def abort_move(self, move: Move, now: float) -> None:
         """Give a move up; raises MoveRefused where that is too late or already under way."""
