@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 from vmmobility.engine.challenge import next_boot
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
-from vmmobility.engine.outputs import Endpoint, Event, Outbox, Persist, Send
+from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output, Persist, Send
 from vmmobility.wire.authentication import TRAILER, Seal, read_seal, seal
 from vmmobility.wire.message import Message, decode_part, encode_parts
 from vmmobility.wire.options import Option, VmId
@@ -27,6 +27,19 @@ ENDPOINTS = {
 }
 OTHER = {"manager": "nve", "nve": "manager"}
 FIRST_S = Retransmission().first_s
+
+
+def carried_out(outbox: Outbox, disk: dict[str, object]) -> list[Output]:
+    """All that leaves but records: every record before it is on disk by then."""
+    found: list[Output] = []
+    while outputs := outbox.flush():
+        for output in outputs:
+            if isinstance(output, Persist):
+                disk.update(output.changes)
+                outbox.persisted(output.number)
+            else:
+                found.append(output)
+    return found
 
 
 @dataclass
@@ -110,17 +123,10 @@ class Line:
         return bool(sent)
 
     def flush(self, one: End) -> list[Send]:
-        """What leaves: every record before it is on disk by then."""
-        found: list[Send] = []
-        while outputs := one.outbox.flush():
-            for output in outputs:
-                if isinstance(output, Persist):
-                    one.disk.update(output.changes)
-                    one.outbox.persisted(output.number)
-                elif isinstance(output, Send):
-                    found.append(output)
-                elif isinstance(output, Event):
-                    one.events.append(output)
+        """The datagrams that leave; its events are noted."""
+        outputs = carried_out(one.outbox, one.disk)
+        found = [output for output in outputs if isinstance(output, Send)]
+        one.events += [output for output in outputs if isinstance(output, Event)]
         self.sent += [(one.name, send) for send in found]
         return found
 

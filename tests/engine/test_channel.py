@@ -11,8 +11,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from tests.engine.line import carried_out
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
-from vmmobility.engine.outputs import Endpoint, Outbox, Persist, Send
+from vmmobility.engine.outputs import Endpoint, Outbox, Send
 from vmmobility.wire.authentication import TRAILER, Seal, read_seal, seal
 from vmmobility.wire.message import Message, decode_part, encode_parts
 from vmmobility.wire.options import (
@@ -45,15 +46,8 @@ class End:
     disk: dict[str, object] = field(default_factory=dict)
 
     def sent(self) -> list[Send]:
-        found: list[Send] = []
-        while outputs := self.outbox.flush():
-            for output in outputs:
-                if isinstance(output, Persist):
-                    self.disk.update(output.changes)
-                    self.outbox.persisted(output.number)
-                elif isinstance(output, Send):
-                    found.append(output)
-        return found
+        outputs = carried_out(self.outbox, self.disk)
+        return [output for output in outputs if isinstance(output, Send)]
 
     def take(self, data: bytes, now: float = 0.0) -> Received | None:
         return self.channel.datagram(data, NVE, ASKED, now)
