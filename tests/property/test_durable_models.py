@@ -179,6 +179,7 @@ DURABLE: dict[str, st.SearchStrategy[Any]] = {
     "turned": st.booleans(),
     "unplugged": st.booleans(),
     "expected": st.booleans(),
+    "claiming": st.booleans(),
     "arrived": st.sampled_from(GuestLife),
     "paused": st.booleans(),
 }
