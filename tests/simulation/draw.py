@@ -2,7 +2,8 @@
 
 Faults come in clusters about moves, starts and stops, for that is where they hurt; a crash may be
 set for the k-th output of a node from then on, so it falls between any two.  Every schedule has a
-crash.  Not here: what the verbs do (operations.py).
+crash; a few have a manager that loses its records, once, for what only the NVEs remember is gone
+with a second loss.  Not here: what the verbs do (operations.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ ORDERS = (
 STAGES = ("copy", "moment", "switch", "load")
 PARTS = ("source", "destination")
 CRASHES = frozenset({"crash", "power", "outage", "reimage"})
+LOSES_RECORDS = 0.15  # of the schedules
 TURNS = (
     "copying", "delivering", "delivering", "switching", "switching", "switching", "redirecting",
     "ending-guest", "turning-back", "clearing",
@@ -62,9 +64,25 @@ class _Draw:
             self.at += self.chance.expovariate(1 / 2.0)
         if not any(o.verb in CRASHES for o in self.operations):
             self._add("crash", self._node(), self._away(), after=-self.at * self.chance.random())
+        self._manager_loses_records()
         self.operations.sort(key=lambda o: o.at)
         homes = tuple(self.homes.items())
         return Schedule(self.seed, self.nves, homes, settings, tuple(self.operations))
+
+    def _manager_loses_records(self) -> None:
+        """In a few schedules, once: all of them, or those since people copied its disk."""
+        self.chance = random.Random(f"records {self.seed}")  # the rest is as without it
+        if self.chance.random() >= LOSES_RECORDS:
+            return
+        end, verb = self.at, "lose-manager"
+        self.at = self.chance.uniform(0.0, end)
+        if self.chance.random() < 0.5:
+            self._add("back-up")
+            self.at, verb = self.chance.uniform(self.at, end), "set-back"
+        if self.chance.random() < 0.5:
+            self._when = (self._vm(), self.chance.choice(TURNS), self._delay())
+        self._add(verb, self._away())
+        self._when = ()
 
     def _settings(self) -> dict[str, float]:
         pick, settings = self.chance.choice, dict(CALM)

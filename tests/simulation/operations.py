@@ -2,22 +2,25 @@
 
 Whatever dies is started again some time later, as a supervisor does.  A verb that makes no sense
 when its moment comes (the node is down, the VM is not there) does nothing.
-
-`Fates` remembers which VMs must live at the end: all whose guest ever ran, but those of which a
-fault destroyed the last whole copy, or which people stopped.
+Not here: which VMs must live at the end (fates.py).
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 from tests.engine.conversation import interfaces_of, vm_key
-from tests.engine.fake_hypervisor import Guest, Life
+from tests.engine.fake_hypervisor import Life
 from tests.engine.network import MANAGER, Node, Weather, World, a_secret
+from tests.simulation.fates import Fates
 from tests.simulation.schedule import Operation, Schedule
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import CommandRefused
+from vmmobility.engine.manager_transitions import FINAL
 from vmmobility.engine.outputs import CommandDone, Order, Output
 from vmmobility.wire.values import VmKey
 
@@ -25,39 +28,6 @@ AWAY_S = 0.5  # a daemon that nobody planned to crash is started again after so 
 THERE = "there"  # the NVE that serves the VM, by the manager's record
 BY_HAND = ("expect", "hand-start", "hand-move")
 ROTATION_S = 0.7  # from one step of a key's rotation to the next
-
-
-class Fates:
-    """Which VMs must be alive at the end."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.ran: set[VmKey] = set()
-        self.doomed: dict[VmKey, str] = {}
-
-    def guests(self, vm: VmKey) -> list[Guest]:
-        hypervisors = (n.hypervisor for n in self._world.nodes.values())
-        return [h.guests[vm] for h in hypervisors if h is not None and vm in h.guests]
-
-    def copies(self, vm: VmKey) -> list[Guest]:
-        """The whole and current copies of the VM."""
-        guests = self.guests(vm)
-        running = [g for g in guests if g.life is Life.RUNNING]
-        if running:
-            return running
-        return [g for g in guests if g.loading or g.life in (Life.HANDED, Life.PAUSED)]
-
-    def destroyed(self, guests: Iterable[Guest], why: str) -> None:
-        """These are about to end."""
-        gone = list(guests)
-        for vm in {g.vm for g in gone}:
-            copies = self.copies(vm)
-            if copies and all(copy in gone for copy in copies):
-                self.doomed.setdefault(vm, why)
-
-    @property
-    def must_live(self) -> set[VmKey]:
-        return self.ran - set(self.doomed)
 
 
 class Operations:
@@ -73,6 +43,7 @@ class Operations:
         self._homes = {vm: schedule.nves.index(home) + 1 for vm, home in schedule.homes}
         self._calm = False
         self._starting: dict[int, VmKey] = {}
+        self._copy: dict[str, Any] = {}  # of the manager's disk, by `back-up`
         self._away: dict[str, float] = {}
         self._armed: dict[str, tuple[int, str, float]] = {}
         self._cuts: dict[frozenset[str], int] = {}
@@ -278,8 +249,8 @@ class Operations:
         return vm_key(vm), self._homes[vm]
 
     def do_start(self, vm: str, name: str) -> None:
-        if self.world.nodes[name].engine is not None:
-            key, home = self._addresses(vm)
+        key, home = self._addresses(vm)
+        if self.world.nodes[name].engine is not None and not self._unknown(key):
             number = self.world.start_vm(key, name, interfaces_of(vm, home, 1))
             self._starting[number] = key
 
@@ -372,6 +343,9 @@ class Operations:
         guests = self.fates.guests(key)
         running = [g for g in guests if g.life is Life.RUNNING and g.at is not target]
         free = not any(g.at is target and g.life is not Life.DEPARTED for g in guests)
+        down = running and self.world.nodes[running[0].at.own.nve_id].engine is None
+        if down and self.fates.manager_forgot:
+            return  # brought back before its daemon is up, it would be taken for one that yields
         if target is not None and running and free:
             self.hit("moved by hand", name)
             running[0].at.migrate_by_hand(key, target)
@@ -394,3 +368,56 @@ class Operations:
         self.hit("state lost", name)
         self.world.lose_state(name)
         self.lost_state(name)
+
+    # ---- the manager's records -----------------------------------------------------------------
+
+    def do_back_up(self) -> None:
+        """People copy the manager's disk."""
+        self._copy = json.loads(json.dumps(self.world.nodes[MANAGER].disk))
+
+    def do_lose_manager(self, away: str) -> None:
+        """The manager is made anew, and nothing of its records is left."""
+        self._end("crash", MANAGER, float(away))
+        self.hit("state lost", MANAGER)
+        self.world.lose_state(MANAGER)
+        self._forgot()
+
+    def do_set_back(self, away: str) -> None:
+        """The manager is made anew on what was copied; without a copy, on nothing."""
+        if not self._copy:
+            self.do_lose_manager(away)
+            return
+        if self._moved_on():
+            return
+        self.fates.set_back = True
+        self._end("crash", MANAGER, float(away))
+        self.hit("set back", MANAGER)
+        self.world.nodes[MANAGER].disk = json.loads(json.dumps(self._copy))
+        self._forgot()
+
+    def _moved_on(self) -> bool:
+        """Whether the copy lacks all of a move that is under way, and the end of one before it: the
+        manager would wait for ever for the end of the first."""
+        final, prefix = {state.value for state in FINAL}, "move/"
+        disk = self.world.nodes[MANAGER].disk
+        old = [v for k, v in self._copy.items() if k.startswith(prefix) and v["state"] not in final]
+        new = [v for k, v in disk.items() if k.startswith(prefix) and k not in self._copy]
+        begun = Counter(v["vm"] for v in old + new)
+        done = {v["vm"] for v in new if v["state"] in final}
+        return any(
+            begun[v["vm"]] > 1 and (v["vm"] not in done or v["state"] not in final) for v in new
+        )
+
+    def _unknown(self, vm: VmKey) -> bool:
+        """Whether it lives where a manager that was set back does not look for it."""
+        manager, guests = self._manager(), self.fates.guests(vm)
+        binding = manager.cache.bindings.get(vm) if manager else None
+        known = binding.nve.nve_id if binding else ""
+        return self.fates.set_back and any(g.at.own.nve_id != known for g in guests)
+
+    def _forgot(self) -> None:
+        self.lost_state(MANAGER)
+        self.fates.manager_forgot = True
+        for vm in self.fates.must_live:
+            if self.fates.guests(vm) and not self.fates.copies(vm):
+                self.fates.doomed[vm] = "its one copy was handed over, and nobody knows"

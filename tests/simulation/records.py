@@ -2,7 +2,9 @@
 
 - The highest epoch on record falls never: neither an NVE's for a VM (the tombstone), nor the
   manager's sequence - unless the disk itself was lost.
-- No epoch is granted twice.
+- No epoch is granted twice.  A manager that has lost its records, or was set back, may grant one of
+  its earlier life again: to another VM, or if no NVE that is up holds this one under it or a later
+  one and runs its guest.
 - An acceptance leaves only when what it says is on the sender's disk.
 
 Not here: forwarding and guests (tests/engine/safety.py).
@@ -12,6 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.engine import safety
+from tests.engine.conversation import vm_key
 from tests.engine.network import MANAGER, Node, World
 from tests.engine.safety import Violation
 from vmmobility.engine.outputs import Event, Send
@@ -32,6 +36,7 @@ class Records:
         self._world = world
         self._highest: dict[tuple[str, str], int] = {}
         self._granted: dict[int, tuple[str, str]] = {}
+        self._earlier: dict[tuple[str, int], str] = {}  # by a manager that forgot it: VM, epoch
 
     def _broken(self, invariant: str, what: str) -> Violation:
         return Violation(invariant, f"{self._world.now:.3f} {what}")
@@ -40,6 +45,9 @@ class Records:
         """That node's disk was lost."""
         for key in [k for k in self._highest if k[0] == name]:
             del self._highest[key]
+        if name == MANAGER:
+            self._earlier |= {(vm, epoch): nve for epoch, (vm, nve) in self._granted.items()}
+            self._granted.clear()
 
     def durable(self, node: Node, changes: list[Any]) -> None:
         for key, value in changes:
@@ -62,6 +70,19 @@ class Records:
             if self._granted.setdefault(epoch, grant) != grant:
                 what = f"epoch {epoch} is granted to {grant} and was to {self._granted[epoch]}"
                 raise self._broken("epoch granted twice", what)
+            vm, nve = grant
+            if self._earlier.get((vm, epoch), nve) != nve and self._held(vm, epoch, nve):
+                what = f"{vm}: epoch {epoch}, that {self._earlier[vm, epoch]} had, goes to {nve}"
+                raise self._broken("epoch granted twice", what)
+
+    def _held(self, vm: str, epoch: int, but: str) -> bool:
+        """Whether another NVE runs the VM under this epoch or a later one."""
+        key = vm_key(vm)
+        for name in safety.running(self._world, key):
+            entry = edge.entries.get(key) if (edge := self._world.nodes[name].edge) else None
+            if name != but and entry is not None and entry.epoch >= epoch:
+                return True
+        return False
 
     def said(self, node: Node, output: Send) -> None:
         data = output.data

@@ -126,7 +126,7 @@ class ManagerEngine(
         self.counts: Counter[str] = Counter()
         self._expiry_scan_at = now + EXPIRY_SCAN_S
         self._check_at = now + settings.check_s
-        self._relearn_until = None
+        self._load_relearning(state, now)
         self._questions = {}
         self._redirect_retry: dict[VmKey, float] = {}
         self._deregistering: dict[VmKey, Received] = {}
@@ -176,6 +176,7 @@ class ManagerEngine(
                 self._redirect_previous(self.cache.bindings[vm], now)
         if self._expiry_scan_at <= now:
             self._expiry_scan_at = now + EXPIRY_SCAN_S
+            self._relearned(now)
             self._end_leases(now)
         self._question_timer(now)
         if self._check_at <= now:
@@ -370,13 +371,19 @@ class ManagerEngine(
         binding = self.cache.bindings.get(message.vm)
         self._heed_epoch(message, now)
         if binding is None:
+            attach_id = message.find(AttachId)
+            if attach_id and not self._ended.holds(
+                received.peer.node_id, message.vm, attach_id.attach_id
+            ):
+                self._state_was_lost(now)  # it was granted once
             self.channel.reply(received, Status.UNKNOWN_BINDING)
             return
         if (
             binding.nve.nve_id != received.peer.node_id
             or binding.attach_id != message.need(AttachId).attach_id
         ):
-            if self._may_be_outdated(binding, message):
+            again = binding.nve.nve_id == received.peer.node_id
+            if again or self._may_be_outdated(binding, message):
                 self.channel.reply(received, Status.UNKNOWN_BINDING)
                 return
             options = (VmId(binding.vm), ServingNve(binding.nve), Epoch(binding.epoch))

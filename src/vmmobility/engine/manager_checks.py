@@ -293,6 +293,11 @@ class ManagerChecks:
                 binding.departed = True
                 detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": node}
                 self.outbox.emit(Event("binding.departed", detail))
+            elif phase is Phase.REDIRECTING and not self._moving(binding.vm, now):
+                # In a switch, perhaps, that this manager has forgotten; not if it was set back
+                # further and another NVE serves: that one is named to it as soon as it attaches.
+                self.channel.reply(received, Status.UNKNOWN_BINDING, options)
+                return
             self.channel.reply(received, Status.ACCEPTED, options)
             return
         self._still_previous(binding, received, now)
@@ -317,6 +322,10 @@ class ManagerChecks:
     if TYPE_CHECKING:
 
         def _relearning(self, now: float) -> bool: ...
+
+    def _moving(self, vm: VmKey, now: float) -> bool:
+        """Whether a move of it is under way, or might have been when the records were lost."""
+        return vm in self._current or self._relearning(now)
 
 
 def _subject(key: QuestionKey) -> tuple[VmKey, str]:

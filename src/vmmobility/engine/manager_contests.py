@@ -16,7 +16,7 @@ from vmmobility.engine.manager_checks import HOLDS
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, Guest, PhaseOption, ServingNve
-from vmmobility.wire.registry import GuestLife, Role, Status
+from vmmobility.wire.registry import GuestLife, Phase, Role, Status
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -115,15 +115,17 @@ class ManagerContests:
             why = f"{incumbent}, which serves it, does not answer"
             self._reject(received, Status.TRY_AGAIN, why)
             return
-        if _life(reply) in CANNOT_RUN:
+        if asker in RUNS and _moved_there(received.message, reply):
+            self._take_over(received, binding, now)
+        elif _life(reply) in CANNOT_RUN:
             if asker is GuestLife.NONE and self._in_doubt(binding, reply, now):
                 self._ask_everyone(received, binding, now)
             else:
                 self._take_over(received, binding, now)
-            return
-        if asker in RUNS:
-            self._note_duplicate(binding, node, now)
-        self._bound_elsewhere(received, binding)
+        else:
+            if asker in RUNS:
+                self._note_duplicate(binding, node, now)
+            self._bound_elsewhere(received, binding)
 
     def _note_duplicate(self, binding: Binding, node: str, now: float) -> None:
         """A second copy: told once, and remembered for as long as its NVE asks for it."""
@@ -188,6 +190,15 @@ class ManagerContests:
             self._take_over(received, binding, now)
         else:
             self._take(received, binding, now)
+
+
+def _moved_there(attach: Message, incumbent: Message) -> bool:
+    """Whether the guest that runs at the asker is the one for which the incumbent has switched, in
+    a move that this manager does not know any more: both tell its epoch."""
+    told, phase, epoch = attach.find(Epoch), incumbent.find(PhaseOption), incumbent.find(Epoch)
+    if told is None or phase is None or epoch is None:
+        return False
+    return phase.phase is Phase.SWITCHED and 0 < told.epoch == epoch.epoch
 
 
 def _life(message: Message) -> GuestLife:

@@ -26,6 +26,8 @@ class Move:
 
     epoch: reserved for the destination's attach; endpoint: where its hypervisor takes the memory
     cleared: False from the first request to the destination until it has nothing left of the move
+    sure:    begun in this manager's life, or its source has told since that it has not switched;
+             one that was set back into a move would else turn it back though its guest runs
     """
 
     move_id: str
@@ -44,6 +46,7 @@ class Move:
     began: float = 0.0
     deadline: float | None = None
     cleared: bool = True
+    sure: bool = True
 
     @property
     def ok(self) -> bool | None:
@@ -108,4 +111,5 @@ def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
         [(name, at) for name, at in value["phases"]],
         value["measured"],
         cleared=value["cleared"],
+        sure=False,
     )

@@ -150,7 +150,14 @@ class ManagerMoves(ManagerSteps):
         because = f"{step.because}: {why}" if why else step.because
         if step.because and (not move.reason or step.becomes is MoveState.FAILED):
             move.reason = f"{move.reason}; {because}" if move.reason else because
-        self._enter(move, step.becomes, now)
+        self._enter(move, self._turned(move, step.becomes), now)
+
+    @staticmethod
+    def _turned(move: Move, becomes: MoveState) -> MoveState:
+        """A source is told to serve again only if the guest cannot run at the destination."""
+        before = move.state in (MoveState.COPYING, MoveState.DELIVERING)
+        unsure = before and becomes is MoveState.TURNING_BACK and not move.sure
+        return MoveState.ENDING_GUEST if unsure else becomes
 
     def _enter(self, move: Move, state: MoveState, now: float) -> None:
         move.state = state

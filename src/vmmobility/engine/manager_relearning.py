@@ -7,7 +7,7 @@ bound: the manager's own record is always the better one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmmobility.engine.admission import MAX_PREVIOUS
 from vmmobility.engine.binding_cache import Previous
@@ -17,11 +17,14 @@ from vmmobility.wire.options import Epoch, ServingNve, Ticket
 from vmmobility.wire.registry import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.channel import Channel
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
+RELEARNING = "relearning"  # the record that says so
 MAX_LEAP = 2**32  # moves that nobody here has seen; one NVE's word must not use the sequence up
 
 
@@ -35,6 +38,12 @@ class ManagerRelearning:
         settings: ManagerSettings
 
     _relearn_until: float | None
+    _relearning_noted: bool
+
+    def _load_relearning(self, state: Mapping[str, Any], now: float) -> None:
+        """A start in the lifetime after a loss of state: not all may have told what they hold."""
+        self._relearning_noted = RELEARNING in state
+        self._relearn_until = now + self.settings.lifetime_s if self._relearning_noted else None
 
     def _leaps(self, message: Message) -> bool:
         epoch = self._told_epoch(message)
@@ -59,29 +68,45 @@ class ManagerRelearning:
         """
         if self._relearn_until is None:
             self._relearn_until = now + self.settings.lifetime_s
+            self.outbox.record(RELEARNING, True)
+            self._relearning_noted = True
             self.outbox.emit(Event("state.lost", {"lifetime_s": self.settings.lifetime_s}))
 
     def _relearning(self, now: float) -> bool:
         """Whether this manager has found out, less than a lifetime ago, that it lost its state."""
         return self._relearn_until is not None and now < self._relearn_until
 
+    def _doubtful(self, now: float) -> bool:
+        """Whether a VM may still run that nobody has told of: the source of a lost move asks about
+        it when its lifetime is over, and attaches then."""
+        more = 2 * self.settings.check_s
+        return self._relearn_until is not None and now < self._relearn_until + more
+
+    def _relearned(self, now: float) -> None:
+        """Told of time: a lifetime has gone, in which all that hold a VM have told of it."""
+        if self._relearning_noted and not self._doubtful(now):
+            self._relearning_noted = False
+            self.outbox.record(RELEARNING, None)
+
     def _in_doubt(self, binding: Binding | None, message: Message, now: float) -> bool:
         """Whether a VM may run where no record says, by an NVE's word or since this manager has
         lost its state: before it is booted every NVE is asked.  Unless an operator released it."""
+        doubtful = self._doubtful(now)
         if binding is None:
-            return self._relearning(now)
+            return doubtful
         newer = self._told_epoch(message) > binding.epoch
-        return not binding.released and (newer or self._relearning(now))
+        return not binding.released and (newer or doubtful)
 
     def _may_be_outdated(self, binding: Binding, message: Message) -> bool:
         """Whether an NVE that holds an attach which is not on record may hold a later one: this
-        manager's state was set back, or its record has not been confirmed since it started.
+        manager's state was set back, or its record has not been confirmed since it started.  Also
+        under the same epoch, which was given out again then.
 
         Such an NVE is not told SUPERSEDED, which stops its guest: it attaches again, and the NVE
         on record is asked (manager_contests.py).
         """
         told = message.find(Epoch)
-        return not binding.sure or (told is not None and told.epoch > binding.epoch)
+        return not binding.sure or (told is not None and told.epoch >= binding.epoch)
 
     def _learn_epoch(self, message: Message) -> None:
         """The caller takes, and records, a fresh epoch next."""

@@ -25,7 +25,7 @@ from vmmobility.wire.options import (
     Ticket,
     VmId,
 )
-from vmmobility.wire.registry import Phase, Purpose
+from vmmobility.wire.registry import Phase, Purpose, Status
 from vmmobility.wire.values import Nve
 
 if TYPE_CHECKING:
@@ -33,11 +33,14 @@ if TYPE_CHECKING:
     from vmmobility.engine.channel import Channel
 
 # A refusal from such a phase means that there is nothing to do: the destination has ended the
-# waiting guest; the source never began (it does not know yet that its attach was accepted).
+# waiting guest; the source never began (it does not know yet that its attach was accepted), or has
+# given the VM away later, of which a manager that was set back knows nothing.
 NOTHING_TO_DO = {
     MoveState.ENDING_GUEST: (Phase.NONE, Phase.REDIRECTING),
-    MoveState.TURNING_BACK: (Phase.ATTACHING,),
+    MoveState.TURNING_BACK: (Phase.ATTACHING, Phase.REDIRECTING),
 }
+
+NOT_SWITCHED = (Phase.ATTACHING, Phase.SERVING, Phase.COPYING, Phase.CONVERGED)
 
 
 class ManagerSteps:
@@ -92,6 +95,9 @@ class ManagerSteps:
         )
 
     def _step_replied(self, move: Move, reply: Message, now: float) -> None:
+        phase = reply.find(PhaseOption)
+        if move.state is MoveState.COPYING and phase is not None and phase.phase in NOT_SWITCHED:
+            move.sure = True
         if reply.status.accepted:
             endpoint = reply.find(Endpoint)
             if move.state is MoveState.PREPARING:
@@ -106,8 +112,12 @@ class ManagerSteps:
             self._happen(move, Happening.ACCEPTED, now)
             return
         self._heed_epoch(reply, now)
-        phase = reply.find(PhaseOption)
-        if phase is not None and phase.phase in NOTHING_TO_DO.get(move.state, ()):
+        if move.state is MoveState.PREPARING and reply.status is Status.STALE_EPOCH:
+            self._renumber(move, now)
+            return
+        nothing = phase is not None and phase.phase in NOTHING_TO_DO.get(move.state, ())
+        later = move.state is MoveState.TURNING_BACK and reply.status is Status.INVALID_TICKET
+        if nothing or later:
             self._happen(move, Happening.ACCEPTED, now)
             return
         if move.state is MoveState.SWITCHING and move.back_epoch:
@@ -116,6 +126,13 @@ class ManagerSteps:
         status = reply.status.name.lower().replace("_", "-")
         why = f"{status}: {words.text}" if words else status
         self._happen(move, Happening.REFUSED, now, why)
+
+    def _renumber(self, move: Move, now: float) -> None:
+        """The destination has acted on a later epoch than this manager remembered: once more under
+        one above it.  The step's time goes on."""
+        move.epoch = self._new_epoch()
+        self._save_move(move)
+        self._ask_prepare(move, now)
 
     def _ask_prepare(self, move: Move, now: float) -> None:
         binding = self.cache.bindings[move.vm]

@@ -101,7 +101,7 @@ class NveChecks(NveUnmanaged):
         check = entry.check
         if check is None or check.life is None or check.drift is None:
             return
-        entry.check = None
+        entry.check, answered = None, entry.forgotten
         self._plan_check(entry, now)
         rows = [self._drift(entry, "kernel", "as wanted", words, True) for words in check.drift]
         rows += self._take_life(entry, check.started, check.life, now)
@@ -118,6 +118,9 @@ class NveChecks(NveUnmanaged):
             options.append(Reason("; ".join(f"{r['what']}: {r['found']}" for r in rows)))
         for received in check.requests:
             self._answer(received, entry, Status.ACCEPTED, options)
+        if entry.phase is Phase.SWITCHED and not answered:
+            # Only now, for the answer may want another look.
+            self._ask_standing(entry, now)
 
     @staticmethod
     def _told_life(entry: Entry, life: GuestLife) -> GuestLife:
@@ -195,7 +198,7 @@ class NveChecks(NveUnmanaged):
         self._check(entry)
         if entry.phase in (Phase.PREPARED, Phase.CONVERGED, Phase.FAILED):
             self._ask_for_move(entry, now)
-        if entry.phase in (Phase.SWITCHED, Phase.REDIRECTING, Phase.DEPARTED):
+        if entry.phase in (Phase.REDIRECTING, Phase.DEPARTED):
             self._ask_standing(entry, now)
         if entry.phase in (Phase.REDIRECTING, Phase.DEPARTED):
             self._look_at_age(entry, now)

@@ -202,14 +202,16 @@ class NveUnmanaged(NveParts):
         """Only the word that nobody serves the VM ends an entry; silence never does."""
         if reply.status is not Status.UNKNOWN_BINDING:
             return
-        if entry.phase is Phase.REDIRECTING and not entry.draining:
+        here = reply.find(ServingNve) is not None  # the manager knows of no move from here
+        if entry.phase is Phase.REDIRECTING and not entry.draining and not here:
             self._drift(entry, "redirect", "of a bound VM", "of none", True)
             self._fire(entry, Trigger.DRAIN_ACCEPTED, None, now)
-        elif entry.phase is Phase.DEPARTED:
+        elif entry.phase is Phase.DEPARTED and not here:
             self._forget(entry)
         elif entry.phase is Phase.SWITCHED and entry.check is None:
-            # The manager lost the VM in this very move.  Whether it went wrong the hypervisor says,
-            # once it has given the copy up: a guest that runs here then runs nowhere else.
+            # The manager lost the VM, or this very move of it.  Whether it went wrong the
+            # hypervisor says, once it has given the copy up: a guest that runs here then runs
+            # nowhere else.
             entry.forgotten = True
             self._order(entry, Order.CANCEL)
             self._check(entry)
