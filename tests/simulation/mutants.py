@@ -39,6 +39,7 @@ KNOWN: dict[str, int] = {
     "boot before it is accepted": 1,
     "grant without asking": 1,
     "take silence for death": 106,
+    "ask nobody after a loss": 102,
     "take replayed datagrams": 231,
     "serving NVE lets go first": 318,
     "a chain, not a star": 4,

@@ -189,6 +189,11 @@ _rules(
     {(MoveState.ENDING_GUEST, Happening.REFUSED): MoveState.TURNING_BACK},
 )  # fmt: skip
 
+_method(
+    "turn back though it has switched", "a restarted manager does not ask the destination first",
+    ManagerEngine, "_turned", staticmethod(lambda move, becomes: becomes),
+)  # fmt: skip
+
 
 def _given_up(engine: NveEngine, entry: Entry, received: Any, now: float) -> None:
     entry.epoch = max(entry.epoch, received.message.epoch)
@@ -239,6 +244,11 @@ def _silence_is_death(original: Any) -> Any:
 _around(
     "take silence for death", "a conflicting attach is granted when the incumbent does not answer",
     ManagerEngine, "_contest_answered", _silence_is_death,
+)  # fmt: skip
+
+_method(
+    "ask nobody after a loss", "a manager that lost its records has any VM booted",
+    ManagerEngine, "_doubtful", lambda engine, now: False,
 )  # fmt: skip
 
 _method(
