@@ -95,6 +95,7 @@ class Hypervisor:
         self.watched: set[VmKey] = set()
         self.fail_next: dict[Order, list[str]] = {}
         self.break_next: set[str] = set()
+        self.about_to_end: Callable[[Guest], None] = lambda guest: None
         self._later, self._done, self._report, self._find = schedule, done, report, find
         self._pace = pace
         self._port = 49000
@@ -325,6 +326,7 @@ class Hypervisor:
             return
         if "load" in self.break_next:
             self.break_next.remove("load")
+            self.about_to_end(guest)
             del self.guests[guest.vm]
             self._report(guest.vm, "failed", {"reason": "broken at load", "running": False})
             return

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from tests.engine.conversation import interfaces_of, vm_key
-from tests.engine.fake_hypervisor import Life
+from tests.engine.fake_hypervisor import Guest, Life
 from tests.engine.network import MANAGER, Node, Weather, World, a_secret
 from tests.simulation.fates import Fates
 from tests.simulation.schedule import Operation, Schedule
@@ -36,6 +36,9 @@ class Operations:
     def __init__(self, world: World, schedule: Schedule, hit: Callable[[str, str], None]) -> None:
         self.world, self.schedule, self.hit = world, schedule, hit
         self.fates = Fates(world)
+        for node in world.nodes.values():
+            if node.hypervisor is not None:
+                node.hypervisor.about_to_end = self._broken_at_load
         self.told: Callable[[Operation], None] = lambda operation: None
         self.lost_state: Callable[[str], None] = lambda name: None
         self.by_hand = {o.words[0] for o in schedule.operations if o.verb in BY_HAND}
@@ -182,11 +185,14 @@ class Operations:
         if self.world.weather is now:
             self.world.weather = before
 
+    def _broken_at_load(self, guest: Guest) -> None:
+        self.fates.destroyed([guest], f"it could not be loaded at {guest.at.own.nve_id}")
+
     def do_say_again(self, where: str) -> None:
         """An old datagram once more, of the whole time so far."""
         overheard = self.world.overheard
         if overheard:
-            index = int(float(where) * len(overheard))
+            index = min(int(float(where) * len(overheard)), len(overheard) - 1)
             self.hit("replayed", overheard[index][0].node_id)
             self.world.say_again(index)
 
