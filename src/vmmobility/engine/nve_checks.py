@@ -196,7 +196,7 @@ class NveChecks(NveUnmanaged):
             return
         self._plan_check(entry, now)
         self._check(entry)
-        if entry.phase in (Phase.PREPARED, Phase.CONVERGED, Phase.FAILED):
+        if entry.phase in (Phase.PREPARED, Phase.CONVERGED, Phase.DELIVERING, Phase.FAILED):
             self._ask_for_move(entry, now)
         if entry.phase in (Phase.REDIRECTING, Phase.DEPARTED):
             self._ask_standing(entry, now)

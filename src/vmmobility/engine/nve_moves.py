@@ -265,6 +265,12 @@ class NveMoves(NveRedirects, NveRestart):
             self._fire(entry, Trigger.FAILED, {"reason": "the manager knows no such move"}, now)
         elif entry.phase is Phase.FAILED and entry.attach_id:
             self._deregister(entry, now)
+        elif entry.phase is Phase.DELIVERING:
+            # The waiting guest is ended first; if it runs before that, it attaches.  The next
+            # comparison asks again, and then nothing is left here that could run.
+            entry.phase = Phase.FAILED
+            self._order(entry, Order.CANCEL)
+            self._save(entry)
         elif entry.phase in (Phase.PREPARED, Phase.FAILED):
             self._fall_back(entry, None, now)
             self._save(entry)
