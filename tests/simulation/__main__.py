@@ -50,8 +50,13 @@ def main() -> int:
 def _campaign(start: int, count: int, processes: int) -> int:
     began = shown = time.monotonic()
 
+    told: set[int] = set()
+
     def progress(tally: Tally) -> None:
         nonlocal shown
+        for seed in tally.violations.keys() - told:
+            told.add(seed)
+            print(f"  seed {seed}: {tally.violations[seed]}", file=sys.stderr, flush=True)
         if time.monotonic() - shown >= PROGRESS_S:
             shown = time.monotonic()
             print(f"  {shown - began:.0f} s: {tally.words()}", file=sys.stderr, flush=True)

@@ -318,6 +318,7 @@ class ManagerEngine(
             takeovers=old.takeovers if old else [],
         )
         self.cache.put(binding)
+        self.channel.withdraw_subject(received.peer, (binding.vm, "redirect"))
         self._extend(binding, message, now)
         self._save_binding(binding)
         self._redirect_previous(binding, now)

@@ -111,6 +111,7 @@ class NveRegistration(NveParts):
 
     def _accepted(self, entry: Entry, reply: Message, now: float) -> None:
         arrived, entry.arrived, entry.claiming = entry.arrived, GuestLife.NONE, False
+        self._answer_waiting(entry, Status.WRONG_PHASE, reason="it is served here")
         self._reattached(entry, reply, now)
         entry.ticket, entry.target, entry.move_epoch = b"", None, 0
         self._event("registered", entry, previous=[n.nve_id for n in entry.accept])
@@ -229,6 +230,10 @@ class NveRegistration(NveParts):
         self._order(entry, Order.PAUSE)
         self._set_data_plane(entry)
         self._watch_traffic(entry, now)
+        if entry.expected and entry.started:
+            # Hands may have brought it here while this node was away: stopped, it asks once more.
+            self._fire(entry, Trigger.ARRIVED, {}, now)
+            entry.paused = True
 
     def _units(self, seconds: float) -> int:
         return max(1, min(int(seconds // LIFETIME_UNIT_S), 0xFFFF))
