@@ -176,8 +176,10 @@ class Campaign:
         seen.clear()
         wrong = self._deliver(node, shot)
         asks = shot.kind == "replayed" and _asks_for_proof(shot.data)
-        boots = {f"boot/{read_seal(shot.data).sender}"} if asks else set()
-        if wrong or set(seen.recorded) - boots:
+        # What a peer truthfully remembered once: a boot above it and, where that shows a loss of
+        # state, the mark of it.
+        remembered = {f"boot/{read_seal(shot.data).sender}", "relearning"} if asks else set()
+        if wrong or set(seen.recorded) - remembered:
             return wrong or f"it recorded {seen.recorded}"
         drops = [o for o in seen.emitted if isinstance(o, Event) and o.name == "drop"]
         for output in seen.emitted:

@@ -54,6 +54,7 @@ class ExternalGuest:
         self._process: Process | None = None  # the QEMU that was last spoken to, until it has ended
         self._life = GuestLife.NONE  # as last told
         self._state = ""  # QEMU's run state when it was last looked at
+        self._hears_migrations = False  # MIGRATION events are on
         self._halted = True  # it does not run, by the last event or look
         self._sent = False  # its memory has been sent away since it last ran
         self._incoming = False
@@ -205,6 +206,10 @@ class ExternalGuest:
         self._halted = life is not GuestLife.RUNNING
         if life is GuestLife.RUNNING:
             self._tell(life, GuestEvent.ARRIVED, {"migrated": self._migrated})
+            if not self._hears_migrations:
+                # One that came in could not be asked before: without the event its end, right after
+                # it has been moved on, would pass for the end of the VM.
+                await self._hear_migrations()
         elif life is GuestLife.DEPARTED:
             figures = {
                 ours: migration[qemus] for qemus, ours in _FIGURES.items() if qemus in migration
@@ -265,11 +270,18 @@ class ExternalGuest:
         self._process = process
         await session.open(connection, self._settings.answer_s, _TELLING)
         self._session = session
-        with suppress(HypervisorError):  # refused while a migration is under way: then looks do
-            capability = {"capability": "events", "state": True}
-            await self._execute("migrate-set-capabilities", {"capabilities": [capability]})
+        self._hears_migrations = False
+        await self._hear_migrations()
         await self._look()
         self._wake.set()
+
+    async def _hear_migrations(self) -> None:
+        """Ask for MIGRATION events.  Refused while a migration is under way: until it is over
+        looks must do."""
+        capability = {"capability": "events", "state": True}
+        with suppress(HypervisorError):
+            await self._execute("migrate-set-capabilities", {"capabilities": [capability]})
+            self._hears_migrations = True
 
     def _check_same(self, process: Process) -> None:
         old = self._process
