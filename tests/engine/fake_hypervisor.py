@@ -103,7 +103,11 @@ class Hypervisor:
 
     def running(self) -> dict[VmKey, bool]:
         """What adopt() tells: VM -> does it run; absent guests are absent."""
-        return {vm: g.life is Life.RUNNING for vm, g in self.guests.items()}
+        return {
+            vm: guest.life is Life.RUNNING
+            for vm, guest in self.guests.items()
+            if vm in self.watched or not guest.by_hand
+        }
 
     def lose_all(self) -> None:
         """The machine lost its power: no order under way ends."""

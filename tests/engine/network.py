@@ -192,7 +192,8 @@ class World(People):
         elif node.edge is not None and node.hypervisor is not None:
             node.kernel.resync(node.edge.desired())
             known = set(node.edge.definitions())
-            node.hypervisor.watched = set(known)
+            entries = node.edge.entries.values()
+            node.hypervisor.watched = {entry.vm for entry in entries if entry.expected}
             node.hypervisor.sweep(known)
             node.edge.started(node.hypervisor.running(), self.now)
         self._pump(node)

@@ -305,6 +305,7 @@ class ManagerChecks:
 
     def _still_previous(self, binding: Binding, received: Received, now: float) -> None:
         node, epoch = received.peer.node_id, received.message.epoch
+        phase = received.message.need(PhaseOption).phase
         previous = binding.previous.get(node)
         if previous is None:
             not_its = self._off_record(binding.vm, binding.interfaces, node)
@@ -317,6 +318,8 @@ class ManagerChecks:
             wanted = f"epoch {binding.epoch}"
             self._differs(binding.vm, node, "redirect", wanted, f"epoch {epoch}", True)
             self._tell_anew(binding, previous, now)
+        elif previous.acknowledged >= binding.epoch and phase is Phase.DEPARTED:
+            self._tell_anew(binding, previous, now)  # its guest has passed through since
         previous.heard = now
 
     if TYPE_CHECKING:

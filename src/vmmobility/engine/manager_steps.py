@@ -120,12 +120,20 @@ class ManagerSteps:
         if nothing or later:
             self._happen(move, Happening.ACCEPTED, now)
             return
+        if move.state is MoveState.ENDING_GUEST and self._is_overtaken(move):
+            self._enter(move, MoveState.CLEARING, now)
+            return
         if move.state is MoveState.SWITCHING and move.back_epoch:
             return  # known already; the destination, asked before, runs the guest: time will tell
         words = reply.find(Reason)
         status = reply.status.name.lower().replace("_", "-")
         why = f"{status}: {words.text}" if words else status
         self._happen(move, Happening.REFUSED, now, why)
+
+    def _is_overtaken(self, move: Move) -> bool:
+        """Whether the VM was bound anew since: what its destination refuses is not this move's."""
+        binding = self.cache.bindings.get(move.vm)
+        return binding is not None and binding.epoch > max(move.epoch, move.back_epoch)
 
     def _renumber(self, move: Move, now: float) -> None:
         """The destination has acted on a later epoch than this manager remembered: once more under

@@ -200,6 +200,13 @@ class NveUnmanaged(NveParts):
 
     def _standing_replied(self, entry: Entry, reply: Message, now: float) -> None:
         """Only the word that nobody serves the VM ends an entry; silence never does."""
+        serving = reply.find(ServingNve)
+        own = serving is not None and serving.nve.nve_id == self.settings.own.nve_id
+        if own and entry.phase is Phase.DEPARTED and entry.target is not None:
+            # It was granted, and left before it heard so: packets wait here, not where it came from.
+            entry.target = None
+            self._set_data_plane(entry)
+            self._save(entry)
         if reply.status is not Status.UNKNOWN_BINDING:
             return
         here = reply.find(ServingNve) is not None  # the manager knows of no move from here
