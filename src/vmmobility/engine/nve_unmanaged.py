@@ -203,7 +203,7 @@ class NveUnmanaged(NveParts):
         serving = reply.find(ServingNve)
         own = serving is not None and serving.nve.nve_id == self.settings.own.nve_id
         if own and entry.phase is Phase.DEPARTED and entry.target is not None:
-            # It was granted, and left before it heard so: packets wait here, not where it came from.
+            # It was granted, and left before it heard so: its packets wait here.
             entry.target = None
             self._set_data_plane(entry)
             self._save(entry)
