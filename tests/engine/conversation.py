@@ -43,8 +43,8 @@ TOLD = (
     "binding.released",
     "rejected", "registration.refused", "redirect.refused", "order.failed",
     "guest.lost", "guest.arrived", "guest.departed", "guest.refused", "binding.frozen",
-    "binding.thawed", "binding.lost", "binding.departed", "vm.duplicate", "drift", "state.lost",
-    "epoch.learned", "boot.raised", "peer.proven",
+    "binding.thawed", "binding.lost", "binding.departed", "vm.duplicate", "drift", "state.empty",
+    "state.lost", "epoch.learned", "boot.raised", "peer.proven",
 )  # fmt: skip
 
 

@@ -137,3 +137,54 @@ def test_a_source_whose_move_the_manager_lost_and_which_went_wrong_serves_on() -
     assert safety.running(world, VM) == ["a"]
     assert edge.counts["drift.guest"] == 1
     assert all_delivered(world)
+
+
+def a_new_domain(**manager: float) -> World:
+    """A manager and NVEs that have never heard of each other."""
+    return World(strangers=True, manager_settings=manager, nve_settings={"lifetime_s": 20.0})
+
+
+def start(world: World) -> str:
+    """Start the VM at a: the error, if it was refused."""
+    number = world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    return world.results[number].error
+
+
+def test_a_new_manager_starts_a_vm_when_every_nve_has_said_that_it_has_none() -> None:
+    world = a_new_domain()
+    settle(world)
+    assert start(world) == ""
+    assert safety.running(world, VM) == ["a"]
+
+
+def test_a_manager_without_records_waits_for_an_nve_that_is_silent() -> None:
+    world = a_new_domain(lifetime_s=20.0, check_s=10.0)
+    world.crash("c")
+    world.run(1.0)
+    error = start(world)
+    assert "c has not said whether it runs there" in error
+    assert "that counts for 34 s more" in error
+    world.crash(MANAGER)
+    world.restart(MANAGER)
+    world.run(20.0)
+    assert "c has not said" in start(world)
+    world.run(20.0)
+    assert start(world) == ""
+    assert "relearning" not in world.nodes[MANAGER].disk
+
+
+def test_a_manager_is_told_of_its_loss_also_when_it_has_waited_long_enough() -> None:
+    world = a_new_domain(lifetime_s=20.0, check_s=10.0)
+    settle(world)
+    assert start(world) == ""
+    world.cut = {frozenset((MANAGER, node)) for node in "abc"}
+    lose_state(world)
+    world.run(60.0)
+    assert "relearning" not in world.nodes[MANAGER].disk
+    world.cut = {frozenset((MANAGER, "a"))}
+    world.run(10.0)
+    number = world.start_vm(VM, "b", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    assert "a has not said whether it runs there" in world.results[number].error
+    assert safety.running(world, VM) == ["a"]

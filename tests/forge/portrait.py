@@ -23,7 +23,7 @@ BOOKKEEPING = frozenset(
         "Channel.drops", "Channel._outbox", "Channel._own", "Channel._challenges",
         "Channel._sequence", "Outstanding.due", "Outstanding.attempts", "Peer.last_heard",
         "ManagerEngine.outbox", "ManagerEngine.counts", "ManagerEngine._relearn_until",
-        "ManagerEngine._relearning_noted",
+        "ManagerEngine._relearning_noted", "ManagerEngine._loss_heeded",
         "NveEngine.outbox", "NveEngine.counts",
     }
 )  # fmt: skip

@@ -47,6 +47,7 @@ class ManagerContests:
         _take: Callable[[Received, Binding | None, float], None]
         _may_take: Callable[[Binding, str], bool]
         _in_doubt: Callable[[Binding | None, Message, float], bool]
+        _doubt_left: Callable[[float], float]
         _refusal: Callable[[Received, VmKey], tuple[Status, str] | None]
 
         def _question(
@@ -164,7 +165,11 @@ class ManagerContests:
             waiting.discard(node)
             if reply is None:
                 waiting.clear()
-                why = f"this manager lost its state, and {node} has not said whether it runs there"
+                left = self._doubt_left(at)
+                why = (
+                    f"this manager has no earlier records, and {node} has not said whether it runs "
+                    "there" + (f": that counts for {left:.0f} s more" if left else "")
+                )
                 self._reject(received, Status.TRY_AGAIN, why)
             elif _life(reply) not in CANNOT_RUN or reply.need(PhaseOption).phase in HOLDS:
                 waiting.clear()

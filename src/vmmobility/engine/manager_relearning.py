@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
-RELEARNING = "relearning"  # the record that says so
+RELEARNING = "relearning"  # the record that says so, and how that was found out
+EMPTY, TOLD = "empty", "told"
 MAX_LEAP = 2**32  # moves that nobody here has seen; one NVE's word must not use the sequence up
 
 
@@ -38,12 +39,28 @@ class ManagerRelearning:
         settings: ManagerSettings
 
     _relearn_until: float | None
-    _relearning_noted: bool
+    _relearning_noted: str | None
+    _loss_heeded: bool
 
     def _load_relearning(self, state: Mapping[str, Any], now: float) -> None:
-        """A start in the lifetime after a loss of state: not all may have told what they hold."""
-        self._relearning_noted = RELEARNING in state
-        self._relearn_until = now + self.settings.lifetime_s if self._relearning_noted else None
+        """A start in the lifetime after a loss of state: not all may have told what they hold.
+
+        A manager without records may be new; or it has lost them all, and those that could tell
+        it so are cut off."""
+        self._relearning_noted = state.get(RELEARNING)
+        self._loss_heeded = self._relearning_noted == TOLD
+        self._relearn_until = None
+        if state.keys() <= {"boot"}:
+            self._relearn(EMPTY, now)
+            self.outbox.emit(Event("state.empty", {"lifetime_s": self.settings.lifetime_s}))
+        elif self._relearning_noted is not None:
+            self._relearn(self._relearning_noted, now)
+
+    def _relearn(self, why: str, now: float) -> None:
+        self._relearn_until = now + self.settings.lifetime_s
+        if self._relearning_noted != why:
+            self._relearning_noted = why
+            self.outbox.record(RELEARNING, why)
 
     def _leaps(self, message: Message) -> bool:
         epoch = self._told_epoch(message)
@@ -66,32 +83,33 @@ class ManagerRelearning:
 
         Heeded once: it was lost before this start, and no peer may keep a manager asking for ever.
         """
-        if self._relearn_until is None:
-            self._relearn_until = now + self.settings.lifetime_s
-            self.outbox.record(RELEARNING, True)
-            self._relearning_noted = True
+        if not self._loss_heeded:
+            self._loss_heeded = True
+            self._relearn(TOLD, now)
             self.outbox.emit(Event("state.lost", {"lifetime_s": self.settings.lifetime_s}))
 
     def _relearning(self, now: float) -> bool:
-        """Whether this manager has found out, less than a lifetime ago, that it lost its state."""
+        """Whether less than a lifetime ago this manager found out that it lost its state, or
+        started without any."""
         return self._relearn_until is not None and now < self._relearn_until
 
-    def _doubtful(self, now: float) -> bool:
-        """Whether a VM may still run that nobody has told of: the source of a lost move asks about
-        it when its lifetime is over, and attaches then."""
-        more = 2 * self.settings.check_s
-        return self._relearn_until is not None and now < self._relearn_until + more
+    def _doubt_left(self, now: float) -> float:
+        """For how many more seconds a VM may run that nobody has told of: the source of a lost
+        move asks about it when its lifetime is over, and attaches then."""
+        if self._relearn_until is None:
+            return 0.0
+        return max(0.0, self._relearn_until + 2 * self.settings.check_s - now)
 
     def _relearned(self, now: float) -> None:
         """Told of time: a lifetime has gone, in which all that hold a VM have told of it."""
-        if self._relearning_noted and not self._doubtful(now):
-            self._relearning_noted = False
+        if self._relearning_noted is not None and not self._doubt_left(now):
+            self._relearning_noted = None
             self.outbox.record(RELEARNING, None)
 
     def _in_doubt(self, binding: Binding | None, message: Message, now: float) -> bool:
         """Whether a VM may run where no record says, by an NVE's word or since this manager has
         lost its state: before it is booted every NVE is asked.  Unless an operator released it."""
-        doubtful = self._doubtful(now)
+        doubtful = self._doubt_left(now) > 0
         if binding is None:
             return doubtful
         newer = self._told_epoch(message) > binding.epoch

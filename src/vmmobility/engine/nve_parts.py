@@ -64,6 +64,7 @@ class NveParts:
         _report: Callable[[Entry, Phase, float, str], None]
         _ask_for_move: Callable[[Entry, float], None]
         _watch_traffic: Callable[[Entry, float], None]
+        _fall_back: Callable[[Entry, Received | None, float], None]
         _incoming_failed: Callable[[Entry, Mapping[str, Any], float], None]
         _command_done: Callable[[int, dict[str, Any]], None]
         _command_failed: Callable[[int, str, str], None]

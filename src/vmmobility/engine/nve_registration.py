@@ -298,7 +298,11 @@ class NveRegistration(NveParts):
             self._claim_failed(entry)
             self._watch_traffic(entry, now)
             return
-        if reply.status.accepted or entry.phase is not Phase.FAILED:
+        if entry.phase is Phase.FAILED and not reply.status.accepted:
+            # A copy that failed here, of a move that the manager does not know.
+            self._fall_back(entry, None, now)
+            self._save(entry)
+        else:
             self._forget(entry)
 
     def _forget(self, entry: Entry) -> None:
