@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -145,9 +146,12 @@ class Node:
         return self.notes
 
     async def quiet(self) -> None:
-        """Nothing is reported."""
-        await asyncio.sleep(QUIET_S if isinstance(self.hypervisor, ExternalHypervisor) else 0.01)
-        assert self.reports.empty(), self.reports.get_nowait()
+        """Nothing is reported, for as long as a report might take."""
+        patience = QUIET_S if isinstance(self.hypervisor, ExternalHypervisor) else 0.01
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                report = await self.reports.get()
+                raise AssertionError(f"it reported {report}")
 
     async def life(self) -> GuestLife:
         return await self.hypervisor.query(VM)

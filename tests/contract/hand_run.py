@@ -87,6 +87,12 @@ class HandRun:
                     return
                 await asyncio.sleep(POLL_S)
 
+    async def is_watched(self) -> bool:
+        """Whether somebody is connected to the monitor that is not the operator's."""
+        ends = [c["filename"] for c in await self.say("query-chardev")]
+        [theirs] = [end for end in ends if str(self.qmp) in end]
+        return not theirs.startswith("disconnected:")
+
     def signal(self, number: signal.Signals) -> None:
         """A signal to QEMU."""
         assert self._process is not None

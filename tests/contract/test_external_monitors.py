@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_network
@@ -32,6 +33,7 @@ INTERFACE = Interface(bytes.fromhex("525400000301"), (ip_network("10.1.0.9/32"),
 HASTY = ExternalSettings(
     absent_s=0.02, retry_s=0.05, retry_most_s=0.4, answer_s=0.2, patrol_s=0.1, settle_s=0.1
 )
+RETRIES = 6  # the last after 0.75 s
 GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
 
 
@@ -47,7 +49,7 @@ class Monitor:
         self.hang_up = False
         self.status = "running"
         self.answers: dict[str, Any] = {"query-migrate": {}}
-        self.connections = 0
+        self.connected_at: list[float] = []  # monotonic seconds
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
 
@@ -71,7 +73,7 @@ class Monitor:
             writer.write(json.dumps(event).encode() + b"\n")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
+        self.connected_at.append(time.monotonic())
         self._writers.append(writer)
         writer.write(self.greeting)
         if self.hang_up:
@@ -227,11 +229,14 @@ def test_one_that_does_not_greet_is_retried_ever_more_rarely(
         await scene.unclear("does not answer")
         with pytest.raises(HypervisorError, match="does not answer"):
             await scene.hypervisor.query(VM)
-        await asyncio.sleep(1.0)  # what is looked for is what does not happen meanwhile
-        assert 2 <= monitor.connections <= 9, "retries at 0.05, 0.15, 0.35, 0.75 s and so on"
+        await scene.until(lambda: len(monitor.connected_at) >= RETRIES)
+        took = monitor.connected_at[RETRIES - 1] - monitor.connected_at[0]
+        # One of these connections is the query's.
+        waits = [HASTY.retry_s * 2**n for n in range(RETRIES - 2)]
+        assert took >= 0.9 * sum(waits), "each wait is twice the one before"
         assert len(scene.notes) == 1
         # A few connections may be on their way out; what leaks grows with each attempt.
-        assert len(os.listdir("/proc/self/fd")) <= descriptors + 2 * monitor.connections
+        assert len(os.listdir("/proc/self/fd")) <= descriptors + 2 * len(monitor.connected_at)
         monitor.greeting, monitor.hang_up = json.dumps(GREETING).encode() + b"\n", False
         await scene.mended()
 
@@ -319,8 +324,14 @@ def test_departed_then_gone_though_it_could_not_be_looked_at(
 ) -> None:
     """virsh ends the source's QEMU right after the move.  Where the kernel shows no pid (another
     pid namespace), a monitor with nobody behind it says that the process has ended."""
-    ended = False
-    monkeypatch.setattr(Process, "lives", property(lambda self: not ended if known else None))
+    ended, asked = False, 0
+
+    def lives(_: Process) -> bool | None:
+        nonlocal asked
+        asked += 1
+        return not ended if known else None
+
+    monkeypatch.setattr(Process, "lives", property(lives))
     monkeypatch.setattr(external_guest, "END_NOTICE_S", 5.0)
 
     async def test(scene: Scene) -> None:
@@ -333,7 +344,8 @@ def test_departed_then_gone_though_it_could_not_be_looked_at(
         scene.monitor.tell("MIGRATION", status="completed")
         await scene.monitor.close()
         if known:
-            await asyncio.sleep(0.1)
+            asked_before = asked
+            await scene.until(lambda: asked > asked_before + 2)
             assert scene.events == ["arrived"], "its process lives"
         ended = True
         await scene.until(lambda: len(scene.events) == 3)
@@ -355,7 +367,7 @@ def test_a_guest_that_came_in_is_not_taken_for_departed(
         scene.monitor.answers["query-migrate"] = {"socket-address": [{"host": "::", "port": "1"}]}
         await scene.monitor.open()
         await scene.watch()
-        await scene.until(lambda: scene.monitor.connections)
+        await scene.until(lambda: scene.monitor.connected_at)
         assert await scene.hypervisor.query(VM) is GuestLife.HELD
         scene.monitor.tell("MIGRATION", status="completed")
         scene.monitor.status = "paused"  # its owner lets it wait (-S)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.contract.hand_hosts import until
 from tests.contract.hand_run import HandRun
 from tests.daemon.live_fabric import LiveFabric, live_fabric
 from vmmobility.lab import workdir
@@ -25,6 +26,7 @@ INTERFACE = Interface(
     bytes.fromhex("525400000777"), (ip_network("10.1.0.77/32"), ip_network("fd01::77/128"))
 )
 BOOT_S = 40.0
+CHECK_S = 10.0
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ class Host:
 
     def __init__(self, fabric: LiveFabric, nve: str, folder: Path) -> None:
         self.nve = nve
-        self._fabric = fabric
+        self.fabric = fabric
         self._qmp = folder / nve / "nve.qmp"
         with fabric.nve(nve) as client:
             ports = client.expect_vm(self._definition())["ports"]
@@ -63,7 +65,7 @@ class Host:
         }
 
     def phase(self) -> str:
-        with self._fabric.nve(self.nve) as client:
+        with self.fabric.nve(self.nve) as client:
             return next((str(r["phase"]) for r in client.vms() if r["vm"] == VM.vm_id), "absent")
 
 
@@ -77,12 +79,11 @@ def echoes(fabric: LiveFabric, limit_s: float = 5.0) -> None:
         assert udp_ask(fabric._lab.spaces.name("near"), address, 7, b"echo", limit_s) == b"echo"
 
 
-async def until_paused(host: Host) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if await host.hands.status() == "paused":
-                return
-            await asyncio.sleep(0.02)
+async def sees_it_wait(host: Host) -> None:
+    """As the operator's guide asks: the NVE has found the QEMU that waits for the guest."""
+    await until(host.hands.is_watched, bool)
+    with host.fabric.nve(host.nve) as client:
+        await asyncio.to_thread(client.check, CHECK_S)
 
 
 def test_the_network_follows_a_guest_that_hands_move(fabric: LiveFabric, tmp_path: Path) -> None:
@@ -96,14 +97,14 @@ def test_the_network_follows_a_guest_that_hands_move(fabric: LiveFabric, tmp_pat
         await asyncio.to_thread(settled, "nve-a")
         await asyncio.to_thread(echoes, fabric, BOOT_S)
         await b.hands.await_copy()
-        await asyncio.sleep(0.5)  # as the operator's guide asks: the NVE sees that it waits
+        await sees_it_wait(b)
         await a.hands.migrate(b.hands)
         await asyncio.to_thread(settled, "nve-b")
         await asyncio.to_thread(echoes, fabric)
         assert await asyncio.to_thread(a.phase) == "redirecting"
         # Hands let it go on where it had left: the one that is served stays, the other is stopped.
         await a.hands.say("cont")
-        await until_paused(a)
+        await until(a.hands.status, "paused".__eq__)
         assert await b.hands.status() == "running"
         assert await asyncio.to_thread(serving, fabric) == "nve-b"
         await asyncio.to_thread(echoes, fabric)

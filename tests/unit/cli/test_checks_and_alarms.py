@@ -61,13 +61,13 @@ def test_a_check_that_takes_long_says_so(
     vmmob: Vmmob, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("vmmobility.cli.comparison.SILENT_S", 0.05)
-    manager.pause_s = 1.5
+    manager.pause_s = 0.3
     ran = vmmob("check", "--json")
     assert (ran.code, ran.json["checked"]) == (0, 3)
     assert ran.err.startswith("asking the NVEs … 0 s\n")
-    ran = vmmob("check", "--timeout", "0.5")
+    ran = vmmob("check", "--timeout", "0.2")
     assert ran.code == 1
-    assert "error: not ended within 0.5 s\nremedy: ask with a longer --timeout\n" in ran.err
+    assert "error: not ended within 0.2 s\nremedy: ask with a longer --timeout\n" in ran.err
     assert "1: something differs" in " ".join(vmmob("check", "--help").out.split())
 
 
