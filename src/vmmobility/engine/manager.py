@@ -36,7 +36,6 @@ from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
     AttachId,
     Epoch,
-    Guest,
     MobilityKind,
     Option,
     PhaseOption,
@@ -225,7 +224,7 @@ class ManagerEngine(
             self._bind(received, binding, attach_id, self._current[vm].epoch, now)
         elif binding and not self._may_take(binding, peer.node_id):
             self._contest(received, binding, now)
-        elif message.find(Guest) is None and self._in_doubt(binding, message, now):
+        elif not self._has_served(message) and self._in_doubt(binding, message, now):
             self._ask_everyone(received, binding, now)
         else:
             self._take(received, binding, now)

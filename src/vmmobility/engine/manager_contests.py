@@ -151,7 +151,9 @@ class ManagerContests:
     # ---- a manager that has lost its state, or was set back --------------------------------------
 
     def _ask_everyone(self, received: Received, binding: Binding | None, now: float) -> None:
-        """A VM that is to be booted, and of which too little may be known: no NVE may have it."""
+        """A VM of which too little may be known.  One that is to be booted: no NVE may have it, or
+        be silent.  One that has arrived is granted above the epochs that others tell."""
+        arrived = _life(received.message) is GuestLife.ARRIVED
         others = [
             peer.node_id
             for peer in self.channel.peers.values()
@@ -163,7 +165,7 @@ class ManagerContests:
             if node not in waiting:
                 return
             waiting.discard(node)
-            if reply is None:
+            if reply is None and not arrived:
                 waiting.clear()
                 left = self._doubt_left(at)
                 why = (
@@ -171,7 +173,7 @@ class ManagerContests:
                     "there" + (f": that counts for {left:.0f} s more" if left else "")
                 )
                 self._reject(received, Status.TRY_AGAIN, why)
-            elif _life(reply) not in CANNOT_RUN or reply.need(PhaseOption).phase in HOLDS:
+            elif reply is not None and _stands_against(reply, arrived):
                 waiting.clear()
                 self._reject(received, Status.BOUND_ELSEWHERE, f"{node} serves it")
             elif not waiting:
@@ -204,6 +206,13 @@ def _moved_there(attach: Message, incumbent: Message) -> bool:
     if told is None or phase is None or epoch is None:
         return False
     return phase.phase is Phase.SWITCHED and 0 < told.epoch == epoch.epoch
+
+
+def _stands_against(reply: Message, arrived: bool) -> bool:
+    """Whether an NVE has the VM, by its answer.  What it was granted counts no more where the guest
+    runs at the asker, and has left from there."""
+    holds = reply.need(PhaseOption).phase in HOLDS and not arrived
+    return holds or _life(reply) not in CANNOT_RUN
 
 
 def _life(message: Message) -> GuestLife:

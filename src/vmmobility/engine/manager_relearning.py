@@ -13,8 +13,8 @@ from vmmobility.engine.admission import MAX_PREVIOUS
 from vmmobility.engine.binding_cache import Previous
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Epoch, ServingNve, Ticket
-from vmmobility.wire.registry import Role
+from vmmobility.wire.options import Epoch, Guest, ServingNve, Ticket
+from vmmobility.wire.registry import GuestLife, Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,6 +114,13 @@ class ManagerRelearning:
             return doubtful
         newer = self._told_epoch(message) > binding.epoch
         return not binding.released and (newer or doubtful)
+
+    @staticmethod
+    def _has_served(message: Message) -> bool:
+        """Whether the asker's guest runs under an earlier attach, whose epoch it then tells: it is
+        neither to be booted, nor was it just brought by other hands."""
+        guest = message.find(Guest)
+        return guest is not None and guest.life is GuestLife.RUNNING
 
     def _may_be_outdated(self, binding: Binding, message: Message) -> bool:
         """Whether an NVE that holds an attach which is not on record may hold a later one: this

@@ -106,6 +106,7 @@ class NveRedirects(NveParts):
             return
         received.message.need(ServingNve)
         self._order(entry, Order.CANCEL)
+        entry.leftover = True
         entry.phase, entry.unplugged = Phase.REDIRECTING, True
         self._redirect(entry, received, now)
 
