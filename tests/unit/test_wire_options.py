@@ -26,7 +26,9 @@ from vmmobility.wire.options import (
     PhaseOption,
     PreviousNve,
     Reason,
+    Route,
     ServingNve,
+    Sight,
     Supported,
     Ticket,
     Timestamp,
@@ -36,7 +38,7 @@ from vmmobility.wire.options import (
     decode_options,
     encode_option,
 )
-from vmmobility.wire.registry import GuestLife, Mobility, Phase
+from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 NVE = Nve("nve-a", IPv4Address("10.0.1.2"), IPv6Address("fd00:0:1::2"))
@@ -73,6 +75,9 @@ EXAMPLES: list[tuple[Option, str]] = [
     (Nonce(bytes(range(16, 32))), "8011 0010 101112131415161718191a1b1c1d1e1f"),
     (KnownBoot(2**64 - 1), "8012 0008 ffffffffffffffff"),
     (Guest(GuestLife.DEPARTED), "8013 0001 03"),
+    (Route(RouteState.KEEP), "8014 0001 02"),
+    (Sight(True, False), "8015 0001 01"),
+    (Sight(False, True), "8015 0001 02"),
     (UnknownOption(0x7ABC, b"\x00\xff"), "7abc 0002 00ff"),
     (UnknownOption(0x7ABC, b""), "7abc 0000"),
 ]

@@ -30,12 +30,14 @@ class Previous:
     """An NVE that served the VM and redirects.
 
     acknowledged: the epoch of its last reply
+    direct:       it was told that the fabric leads to the serving NVE (not durable)
     heard:        when it last showed its redirect (monotonic seconds, not durable)
     """
 
     nve: Nve
     acknowledged: int = 0
     heard: float = 0.0
+    direct: bool = False
 
 
 @dataclass(slots=True)
@@ -49,6 +51,9 @@ class Binding:
     frozen:     no NVE may attach it without a ticket, until an operator releases it
     sure:       its NVE has shown since this manager's start that it holds the VM; before that the
                 record may be of an old backup, and ends no guest (not durable)
+    at_home:    its addresses lie in the serving NVE's covering prefixes; home: the last NVE of
+                which that was so
+    fabric_direct: every router asked sees the fabric lead to the serving NVE (not durable)
     takeovers:  when it changed its NVE without a ticket; heard: when its NVE last held it; lost:
                 its NVE says that it has no such guest; departed: that the guest has left it;
                 duplicates: NVEs that have a second copy, and when they last asked for it (none of
@@ -71,6 +76,9 @@ class Binding:
     released: bool = False
     frozen: bool = False
     sure: bool = False
+    at_home: bool = False
+    home: Nve | None = None
+    fabric_direct: bool = False
     takeovers: list[float] = field(default_factory=list)
     heard: float = 0.0
     lost: bool = False
@@ -237,6 +245,8 @@ def binding_to_json(binding: Binding) -> dict[str, Any]:
         "ending": binding.ending,
         "released": binding.released,
         "frozen": binding.frozen,
+        "at_home": binding.at_home,
+        "home": nve_to_json(binding.home),
     }
 
 
@@ -256,4 +266,6 @@ def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
         value["ending"],
         released=value.get("released", False),
         frozen=value.get("frozen", False),
+        at_home=value.get("at_home", False),
+        home=nve_from_json(value["home"]) if value.get("home") else None,
     )

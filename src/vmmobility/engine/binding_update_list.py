@@ -83,6 +83,7 @@ class Entry:
     leftover:   NONE, REDIRECTING: a guest of it may still be at the hypervisor, which is to end it
     commands:   people's commands that wait for the guest to start, or (ending) to stop
     booting:    its guest was ordered to start, and the hypervisor has not said how that ended
+    fabric_direct: REDIRECTING only: the manager says that the fabric leads to the serving NVE
     rolling_back: SERVING only: once packets come here again, the guest is let go on
     resumes:    how often the hypervisor has refused that
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
@@ -122,6 +123,7 @@ class Entry:
     # not durable
     started: bool = False
     booting: bool = False
+    fabric_direct: bool = False
     proceeding: bool = False
     rolling_back: bool = False
     resumes: int = 0

@@ -12,7 +12,7 @@ from enum import Enum
 from vmmobility.wire.values import Nve, Prefix, VmKey
 
 
-class RouteState(Enum):
+class RouteAction(Enum):
     """What a router does for a VM."""
 
     NONE = "none"  # it holds no route of ours
@@ -25,13 +25,15 @@ class VmRoutes:
     """A router's desired state for one VM.
 
     prefixes: of all the VM's interfaces, both families
-    serving:  the NVE that its packets should reach; None where state is NONE
+    serving:  the NVE to which this router itself leads its packets; None where state is NONE
+    goal:     the NVE to which the fabric should lead them, as the sight tells; None: nobody asks
     """
 
     vm: VmKey
     prefixes: tuple[Prefix, ...]
     serving: Nve | None
-    state: RouteState
+    state: RouteAction
+    goal: Nve | None = None
 
 
 @dataclass(frozen=True, slots=True)

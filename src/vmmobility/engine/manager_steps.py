@@ -22,6 +22,7 @@ from vmmobility.wire.options import (
     PreviousNve,
     Reason,
     ServingNve,
+    Sight,
     Ticket,
     VmId,
 )
@@ -56,6 +57,7 @@ class ManagerSteps:
         def _save_move(self, move: Move) -> None: ...
         def _save_binding(self, binding: Binding) -> None: ...
         def _new_epoch(self) -> int: ...
+        def _follow_routes(self, binding: Binding, now: float) -> None: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
     def _ask(
@@ -105,6 +107,8 @@ class ManagerSteps:
                     self._happen(move, Happening.REFUSED, now, "it names no endpoint")
                     return
                 move.endpoint = endpoint
+                sight = reply.find(Sight)
+                move.home = sight is not None and sight.covered
             elif move.state is MoveState.COPYING:
                 self._phase(move, "copying", now)
             elif move.state is MoveState.SWITCHING:
@@ -198,6 +202,7 @@ class ManagerSteps:
             # Another attach was accepted, or the VM is no more: its old source stays as it is.
             self._enter(move, MoveState.CLEARING, now)
             return
+        self._follow_routes(self.cache.bindings[move.vm], now)
         self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING)
 
     def _ask_clear(self, move: Move, now: float) -> None:

@@ -108,7 +108,7 @@ class NveMoves(NveRedirects, NveRestart):
             self._fail_request(entry, entry.came_from, Status.HYPERVISOR_FAILURE, error, now)
             return
         endpoint = Endpoint(ip_address(result["address"]), result["port"])
-        self._answer_waiting(entry, options=(endpoint,))
+        self._answer_waiting(entry, options=(endpoint, *self._home_options(entry)))
 
     def _deliver(self, entry: Entry, received: Received, now: float) -> None:
         """From here on packets wait in the tap's queue; the relay to the source ends first."""

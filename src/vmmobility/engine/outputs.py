@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from vmmobility.engine.dataplane import VmDataPlane
+from vmmobility.engine.fabric_routes import VmRoutes
 from vmmobility.wire.values import Address, VmKey
 
 
@@ -45,6 +46,14 @@ class SetDataPlane:
     """Make the kernel hold this; answer data_plane_applied(vm, tag, failures)."""
 
     state: VmDataPlane
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetRoutes:
+    """Make a router's kernel hold this; answer routes_applied(vm, tag, failures, sight)."""
+
+    state: VmRoutes
     tag: int
 
 
@@ -123,6 +132,7 @@ Output = (
     Send
     | Persist
     | SetDataPlane
+    | SetRoutes
     | HypervisorOrder
     | CountTraffic
     | Audit

@@ -24,7 +24,7 @@ from typing import Any
 from vmmobility.errors import DecodeError
 from vmmobility.wire import formats
 from vmmobility.wire.cursor import Cursor
-from vmmobility.wire.registry import GuestLife, Mobility, Phase
+from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
 MUST_UNDERSTAND = 0x8000
@@ -164,6 +164,25 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """ROUTE: what a router is to do for the VM; in its reply, what it does (Section 7.2)."""
+
+    state: RouteState
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How the fabric leads a VM's packets, whatever host routes this node itself holds.
+
+    direct:  they reach the serving NVE without passing another (Section 7.2's gate)
+    covered: the prefixes that cover the VM's addresses lead to the serving NVE: it is at home
+    """
+
+    direct: bool
+    covered: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option of a type that this node does not know, kept as it came."""
 
@@ -190,6 +209,8 @@ Option = (
     | Nonce
     | KnownBoot
     | Guest
+    | Route
+    | Sight
     | UnknownOption
 )
 
@@ -217,6 +238,13 @@ class Declaration:
 
 def _mobility(cursor: Cursor) -> MobilityKind:
     return MobilityKind(formats.member(Mobility, cursor.uint(1)), cursor.uint(2))
+
+
+def _sight(cursor: Cursor) -> Sight:
+    flags = cursor.uint(1)
+    if flags > 3:
+        raise DecodeError("bad-value", f"sight {flags}")
+    return Sight(bool(flags & 1), bool(flags & 2))
 
 
 def _endpoint_octets(option: Endpoint) -> bytes:
@@ -322,6 +350,16 @@ OPTIONS: tuple[Declaration, ...] = (
         19, "Guest", True, False, (1, 1), Guest,
         lambda o: bytes([o.life]),
         lambda c: Guest(formats.member(GuestLife, c.uint(1))),
+    ),
+    Declaration(
+        20, "Route", True, False, (1, 1), Route,
+        lambda o: bytes([o.state]),
+        lambda c: Route(formats.member(RouteState, c.uint(1))),
+    ),
+    Declaration(
+        21, "Sight", True, False, (1, 1), Sight,
+        lambda o: bytes([o.direct | o.covered << 1]),
+        _sight,
     ),
 )  # fmt: skip
 

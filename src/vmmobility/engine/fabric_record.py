@@ -1,0 +1,118 @@
+"""What the manager has told the routers about each VM, and its durable form.
+
+Not here: what they should be told (manager_fabric.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmmobility.engine.binding_update_list import (
+    interface_from_json,
+    interface_to_json,
+    nve_from_json,
+    nve_to_json,
+)
+from vmmobility.wire.registry import RouteState
+from vmmobility.wire.values import Interface, Nve, VmKey
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSite:
+    """A router as the manager's configuration knows it.
+
+    serves: the NVEs whose default router it is; none for a border router
+    dc:     the data centre whose edge, or part, it is
+    """
+
+    router_id: str
+    border: bool
+    serves: frozenset[str] = frozenset()
+    dc: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What one router should do for a VM: a state, and the pair that it is about."""
+
+    state: RouteState
+    serving: Nve
+    previous: Nve | None = None
+
+
+@dataclass(slots=True)
+class Told:
+    """What one router was told.
+
+    epoch:        the order's, above every earlier one's for that VM
+    acknowledged: it has done so
+    direct:       it has said that the fabric leads there; None: it has not said yet (not durable)
+    """
+
+    lead: Lead | None
+    epoch: int
+    acknowledged: bool = False
+    direct: bool | None = None
+
+
+@dataclass(slots=True)
+class FabricEntry:
+    """One VM's routers, by name.  A router told to do nothing stays until it has answered."""
+
+    vm: VmKey
+    interfaces: tuple[Interface, ...]
+    routers: dict[str, Told] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Its key in the store."""
+        return f"fabric/{self.vm.vni}/{self.vm.vm_id}"
+
+
+def _told_to_json(told: Told) -> dict[str, Any]:
+    value: dict[str, Any] = {"epoch": told.epoch, "acknowledged": told.acknowledged}
+    if told.lead is not None:
+        value |= {
+            "state": told.lead.state.name,
+            "serving": nve_to_json(told.lead.serving),
+            "previous": nve_to_json(told.lead.previous),
+        }
+    return value
+
+
+def _told_from_json(value: Mapping[str, Any]) -> Told:
+    lead = None
+    if "state" in value:
+        previous = value["previous"]
+        lead = Lead(
+            RouteState[value["state"]],
+            nve_from_json(value["serving"]),
+            nve_from_json(previous) if previous else None,
+        )
+    return Told(lead, value["epoch"], value["acknowledged"])
+
+
+def fabric_to_json(entry: FabricEntry) -> dict[str, Any] | None:
+    """None: no router knows the VM."""
+    if not entry.routers:
+        return None
+    return {
+        "interfaces": [interface_to_json(i) for i in entry.interfaces],
+        "routers": {name: _told_to_json(told) for name, told in entry.routers.items()},
+    }
+
+
+def load_fabric(state: Mapping[str, Any]) -> dict[VmKey, FabricEntry]:
+    """All entries of a store."""
+    found = {}
+    for key, value in state.items():
+        kind, _, rest = key.partition("/")
+        if kind == "fabric":
+            vni, _, vm_id = rest.partition("/")
+            vm = VmKey(int(vni), vm_id)
+            interfaces = tuple(interface_from_json(i) for i in value["interfaces"])
+            routers = {name: _told_from_json(told) for name, told in value["routers"].items()}
+            found[vm] = FabricEntry(vm, interfaces, routers)
+    return found

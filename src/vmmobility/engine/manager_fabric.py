@@ -1,0 +1,381 @@
+"""The fabric at the manager: which router leads which VM where, and the gate of Section 7.2.
+
+What each router should do follows from the binding and its move (`_leads`); whatever differs from
+what it was told is told, and told again until it is done.  Routers answer how the fabric leads the
+VM's packets there, and say so unasked when that changes.
+Not here: the steps of a move (manager_moves.py), redirects of NVEs (manager_redirects.py), the
+records (fabric_record.py), the routers themselves (router.py).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vmmobility.engine.fabric_record import (
+    FabricEntry,
+    Lead,
+    RouterSite,
+    Told,
+    fabric_to_json,
+    load_fabric,
+)
+from vmmobility.engine.manager_transitions import Happening, MoveState
+from vmmobility.engine.outputs import Event
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import (
+    Epoch,
+    InterfaceGroup,
+    Option,
+    PreviousNve,
+    Reason,
+    Route,
+    ServingNve,
+    Sight,
+    VmId,
+)
+from vmmobility.wire.registry import Purpose, RouteState, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vmmobility.engine.binding_cache import Binding, BindingCache
+    from vmmobility.engine.channel import Channel, Received
+    from vmmobility.engine.manager import ManagerSettings
+    from vmmobility.engine.manager_move import Move
+    from vmmobility.engine.outputs import Outbox
+    from vmmobility.wire.values import Nve, VmKey
+
+ROUTE_RETRY_S = 5.0  # a refused order is sent again after so long
+_S, _M = RouteState, MoveState
+# While a move is in one of these its destination's routers take part, too.
+ROUTED = frozenset({_M.ANNOUNCING, _M.DELIVERING, _M.WITHDRAWING, _M.SWITCHING, _M.ENDING_GUEST})
+# In these the source's routers lead to the source as before.
+BEFORE = frozenset({_M.ANNOUNCING, _M.DELIVERING})
+
+
+class ManagerFabric:
+    """Routers; a part of ManagerEngine."""
+
+    if TYPE_CHECKING:
+        cache: BindingCache
+        channel: Channel
+        outbox: Outbox
+        settings: ManagerSettings
+        _current: dict[VmKey, Move]
+        _new_epoch: Callable[[], int]
+        _heed_epoch: Callable[[Message, float], None]
+        _redirect_previous: Callable[[Binding, float], None]
+        _learn_home: Callable[[Binding], None]
+
+        def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
+
+    _fabric: dict[VmKey, FabricEntry]
+    _route_retry: dict[VmKey, float]
+
+    def _load_fabric(self, state: Mapping[str, Any]) -> None:
+        self._fabric, self._route_retry = load_fabric(state), {}
+        self._sites = {site.router_id: site for site in self.settings.routers}
+
+    # ---- what each router should do --------------------------------------------------------------
+
+    def routers_of(self, nve_id: str) -> list[str]:
+        """The default routers of an NVE."""
+        return [site.router_id for site in self._sites.values() if nve_id in site.serves]
+
+    def _border_routers(self) -> list[str]:
+        return [site.router_id for site in self._sites.values() if site.border]
+
+    def _is_routed(self, move: Move) -> bool:
+        """Whether routers take part in a move at all."""
+        return bool(self.routers_of(move.source.nve_id) or self.routers_of(move.destination.nve_id))
+
+    def _leads(self, binding: Binding | None) -> dict[str, Lead]:
+        """What every router should do for the VM now; those not named do nothing."""
+        if binding is None or binding.ending:
+            return {}
+        move = self._current.get(binding.vm)
+        if move is not None and move.state in ROUTED and binding.nve.nve_id == move.source.nve_id:
+            return self._leads_in_move(binding, move)
+        if binding.at_home:
+            return {}  # the covering prefix leads there: it costs no route anywhere
+        serving = binding.nve
+        home = self.routers_of(binding.home.nve_id) if binding.home else []
+        leads = {r: Lead(_S.WATCH, serving) for r in [*self._border_routers(), *home]}
+        return leads | {r: Lead(_S.ANNOUNCE, serving) for r in self.routers_of(serving.nve_id)}
+
+    def _leads_in_move(self, binding: Binding, move: Move) -> dict[str, Lead]:
+        source, destination = binding.nve, move.destination
+        theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
+        leads = {r: Lead(_S.WATCH, destination) for r in [*self._border_routers(), *theirs]}
+        there = _S.LEAD if move.home else _S.ANNOUNCE
+        leads |= {r: Lead(there, destination) for r in ours}
+        if move.state in BEFORE and not binding.at_home:
+            leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
+        elif move.state is _M.WITHDRAWING and not move.released and not binding.at_home:
+            leads |= {r: Lead(_S.KEEP, destination, source) for r in theirs if r not in ours}
+            leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs if r in ours}
+        if not move.released and move.state in (*BEFORE, _M.WITHDRAWING) and binding.at_home:
+            # A router of both leads to the source by the covering prefix until the switch.
+            leads |= {r: Lead(_S.WATCH, source) for r in theirs if r in ours}
+        return leads
+
+    def _follow_routes(self, binding: Binding, now: float) -> None:
+        """Tell the routers what has changed for a VM."""
+        self._tell(binding.vm, self._leads(binding), binding, now)
+
+    def _end_routes(self, vm: VmKey, now: float) -> None:
+        """The VM is no more."""
+        self._tell(vm, {}, None, now)
+
+    def _tell(
+        self, vm: VmKey, leads: Mapping[str, Lead], binding: Binding | None, now: float
+    ) -> None:
+        entry = self._fabric.get(vm)
+        if entry is None:
+            if not leads:
+                return
+            entry = self._fabric[vm] = FabricEntry(vm, ())
+        if binding is not None:
+            entry.interfaces = binding.interfaces
+        names = dict.fromkeys([*leads, *entry.routers])
+        changed = [n for n in names if self._has_changed(entry, n, leads.get(n))]
+        if not changed:
+            return
+        epoch = self._new_epoch()
+        for name in changed:
+            entry.routers[name] = Told(leads.get(name), epoch)
+            self._order(entry, name, now)
+        self._save_fabric(entry)
+
+    @staticmethod
+    def _has_changed(entry: FabricEntry, name: str, lead: Lead | None) -> bool:
+        told = entry.routers.get(name)
+        return told is None or told.lead != lead
+
+    def _order(self, entry: FabricEntry, name: str, now: float) -> None:
+        """Section 7.2: the management node "exchanges VM Mobility Registration Request/Reply
+        messages with the default router"."""
+        peer, told = self.channel.peers.get(name), entry.routers[name]
+        if peer is None or not peer.endpoints:
+            return
+        options: list[Option] = [VmId(entry.vm), Epoch(told.epoch)]
+        if told.lead is None:
+            options.append(Route(_S.NONE))
+        else:
+            options += [Route(told.lead.state), *(InterfaceGroup(i) for i in entry.interfaces)]
+            options.append(ServingNve(told.lead.serving))
+            options += [PreviousNve(told.lead.previous)] if told.lead.previous else []
+        self.channel.request(
+            peer,
+            Purpose.ROUTE,
+            options,
+            now,
+            partial(self._ordered, entry, name, told.epoch),
+            subject=(entry.vm, "route"),
+        )
+
+    # ---- what routers say ----------------------------------------------------------------------
+
+    def _ordered(
+        self, entry: FabricEntry, name: str, epoch: int, reply: Message, now: float
+    ) -> None:
+        told = entry.routers.get(name)
+        if told is None or told.epoch != epoch:
+            return
+        if not reply.status.accepted:
+            self._order_refused(entry, name, reply, now)
+            return
+        if told.lead is None:
+            del entry.routers[name]
+        else:
+            told.acknowledged = True
+            sight = reply.find(Sight)
+            told.direct = sight.direct if sight is not None else told.direct
+        self._save_fabric(entry)
+        self._routes_changed(entry, now)
+
+    def _order_refused(self, entry: FabricEntry, name: str, reply: Message, now: float) -> None:
+        told, words = entry.routers[name], reply.find(Reason)
+        why = reply.status.name.lower().replace("_", "-") + (f": {words.text}" if words else "")
+        detail = {"vm": entry.vm.vm_id, "vni": entry.vm.vni, "router": name, "reason": why}
+        self.outbox.emit(Event("route.refused", detail))
+        if reply.status is Status.STALE_EPOCH:
+            # It has heard a later order than this manager remembers.
+            self._heed_epoch(reply, now)
+            entry.routers[name] = Told(told.lead, self._new_epoch())
+            self._save_fabric(entry)
+            self._order(entry, name, now)
+            return
+        self._route_retry[entry.vm] = now + ROUTE_RETRY_S
+        move = self._current.get(entry.vm)
+        if move is not None and told.lead is not None and told.lead.state is not _S.WATCH:
+            self._happen(move, Happening.UNROUTED, now, f"{name}: {why}")
+
+    def _sighted(self, received: Received, now: float) -> None:
+        """SIGHT: how the fabric leads a VM's packets at a router now."""
+        message, name = received.message, received.peer.node_id
+        self._heed_epoch(message, now)
+        entry = self._fabric.get(message.vm)
+        told = entry.routers.get(name) if entry else None
+        if entry is None or told is None:
+            self.channel.reply(received, Status.UNKNOWN_BINDING)
+            self._unknown_route(message, name, now)
+            return
+        self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
+        if message.epoch == told.epoch and told.lead is not None:
+            told.direct = message.need(Sight).direct
+            self._routes_changed(entry, now)
+
+    def _unknown_route(self, message: Message, name: str, now: float) -> None:
+        """A router leads packets of a VM of which this manager has told it nothing (any more)."""
+        if self._doubtful_routes(message.vm, now):
+            return
+        binding = self.cache.bindings.get(message.vm)
+        interfaces = binding.interfaces if binding else ()
+        entry = self._fabric.setdefault(message.vm, FabricEntry(message.vm, interfaces))
+        entry.routers[name] = Told(self._leads(binding).get(name), self._new_epoch())
+        self._save_fabric(entry)
+        self._order(entry, name, now)
+
+    def _doubtful_routes(self, vm: VmKey, now: float) -> bool:
+        """Whether a VM that is not bound may be bound where it was (lost state): fail static."""
+        return vm not in self.cache.bindings and self._doubt_left(now) > 0
+
+    if TYPE_CHECKING:
+        _doubt_left: Callable[[float], float]
+
+    def _routes_changed(self, entry: FabricEntry, now: float) -> None:
+        """A router has done what it was told, or sees the fabric otherwise than before."""
+        move = self._current.get(entry.vm)
+        if move is not None:
+            self._try_gate(move, now)
+        binding = self.cache.bindings.get(entry.vm)
+        if binding is not None and not binding.ending:
+            self._follow_fabric(binding, now)
+
+    # ---- the gate ------------------------------------------------------------------------------
+
+    def _await_routes(self, move: Move, now: float) -> None:
+        """Entering ANNOUNCING or WITHDRAWING."""
+        move.deadline = now + self.settings.gate_s
+        binding = self.cache.bindings.get(move.vm)
+        if binding is not None:
+            self._follow_routes(binding, now)
+            self._try_gate(move, now)
+
+    def _try_gate(self, move: Move, now: float) -> None:
+        """Go on if the routers have done their part and the fabric leads there."""
+        binding = self.cache.bindings.get(move.vm)
+        if binding is None or move.state not in (_M.ANNOUNCING, _M.WITHDRAWING):
+            return
+        early = move.state is _M.ANNOUNCING and not binding.at_home
+        if self._unready(move, with_sight=not early and not move.released):
+            return
+        if move.state is _M.WITHDRAWING and not move.released:
+            move.released = True
+            self._follow_routes(binding, now)
+            if self._unready(move, with_sight=False):
+                return
+        self._happen(move, Happening.ROUTED, now)
+
+    def _unready(self, move: Move, *, with_sight: bool) -> list[str]:
+        """Routers that have not done what they were told, or where the fabric leads elsewhere.
+
+        A router that only watches counts by its sight alone.
+        """
+        entry = self._fabric.get(move.vm)
+        found = []
+        for name, told in entry.routers.items() if entry else ():
+            if told.lead is None:
+                continue
+            does = told.lead.state is not _S.WATCH
+            goal = told.lead.serving.nve_id == move.destination.nve_id
+            if (does and not told.acknowledged) or (with_sight and goal and not told.direct):
+                found.append(name)
+        return found
+
+    def _gate_timeout(self, move: Move, now: float) -> None:
+        """Section 7.2 has the VM wait for the route; for how long, and what then, is policy."""
+        waits = ", ".join(self._unready(move, with_sight=True))
+        detail = {"vm": move.vm.vm_id, "vni": move.vm.vni, "move": move.move_id, "routers": waits}
+        self.outbox.emit(Event("gate.timeout", {**detail, "policy": self.settings.gate_policy}))
+        if self.settings.gate_policy != "proceed":
+            self._happen(move, Happening.TIMEOUT, now, waits)
+            return
+        binding = self.cache.bindings.get(move.vm)
+        if move.state is _M.WITHDRAWING and binding is not None and not move.released:
+            move.released = True
+            self._follow_routes(binding, now)
+        self._happen(move, Happening.ROUTED, now)
+
+    # ---- what the fabric means for redirects ---------------------------------------------------
+
+    def _is_direct(self, binding: Binding) -> bool:
+        """Whether every router that was asked sees the fabric lead to the serving NVE."""
+        entry = self._fabric.get(binding.vm)
+        told = [t for t in entry.routers.values() if t.lead is not None] if entry else []
+        return bool(told) and all(
+            t.direct and t.lead is not None and t.lead.serving.nve_id == binding.nve.nve_id
+            for t in told
+        )
+
+    def _follow_fabric(self, binding: Binding, now: float) -> None:
+        """Invariant 8: a redirect goes when the fabric is confirmed direct - and comes back if it
+        is so no more."""
+        direct = self._is_direct(binding)
+        if not direct and binding.home is not None and binding.fabric_direct:
+            self._learn_home(binding)
+        if direct != binding.fabric_direct:
+            binding.fabric_direct = direct
+            self._redirect_previous(binding, now)
+
+    # ---- time, restart, records ----------------------------------------------------------------
+
+    def _route_timer(self, now: float) -> None:
+        for vm in [vm for vm, due in self._route_retry.items() if due <= now]:
+            del self._route_retry[vm]
+            entry = self._fabric.get(vm)
+            if entry is None:
+                continue
+            for name in [n for n, told in entry.routers.items() if not told.acknowledged]:
+                self._order(entry, name, now)
+
+    def _resume_routes(self, now: float) -> None:
+        """After a restart: all that stands is told again, for the answers say how the fabric is."""
+        for vm, entry in list(self._fabric.items()):
+            binding = self.cache.bindings.get(vm)
+            if binding is not None:
+                self._follow_routes(binding, now)
+            else:
+                self._end_routes(vm, now)
+            for name in list(entry.routers):
+                self._order(entry, name, now)
+
+    def _save_fabric(self, entry: FabricEntry) -> None:
+        if not entry.routers:
+            self._fabric.pop(entry.vm, None)
+        self.outbox.record(entry.key, fabric_to_json(entry))
+
+    # ---- limits --------------------------------------------------------------------------------
+
+    def announced(self) -> dict[str, int]:
+        """Host routes that each data centre's routers announce: VMs' prefixes away from home."""
+        counts = {site.dc: 0 for site in self._sites.values()}
+        for entry in self._fabric.values():
+            prefixes = sum(len(i.prefixes) for i in entry.interfaces)
+            centres = {
+                self._sites[name].dc
+                for name, told in entry.routers.items()
+                if told.lead is not None and told.lead.state is _S.ANNOUNCE and name in self._sites
+            }
+            for centre in centres:
+                counts[centre] += prefixes
+        return counts
+
+    def site_of(self, nve: Nve) -> str:
+        """The data centre of an NVE, or ""."""
+        return next((s.dc for s in self._sites.values() if nve.nve_id in s.serves), "")
+
+
+__all__ = ["ManagerFabric", "RouterSite"]
