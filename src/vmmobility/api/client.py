@@ -209,3 +209,19 @@ class NveClient(_Client):
     def unexpect_vm(self, vm: VmKey) -> Json:
         answer: Json = self._ask("DELETE", _vm_path(vm, "expected"), timeout_s=START_S)
         return answer
+
+
+class RouterClient(_Client):
+    """A router's API."""
+
+    def __init__(self, socket_path: Path) -> None:
+        super().__init__(socket_path, "router")
+
+    def routes(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/routes")
+        return answer
+
+    def explain(self, address: str) -> list[Json]:
+        """The rules and routes that lead an address there."""
+        answer: list[Json] = self._ask("GET", f"/v1/explain/{_quoted(address)}")
+        return answer

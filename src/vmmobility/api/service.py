@@ -55,6 +55,20 @@ class ManagerService(Protocol):
         """The move once it has ended (`ok` is not null), or as it is after so many seconds."""
 
 
+class RouterService(Protocol):
+    """A router, as its API sees it."""
+
+    def status(self) -> Json: ...
+
+    def routes(self) -> list[Json]: ...
+
+    async def check(self, limit_s: float) -> Json:
+        """Compare the record and the kernel."""
+
+    def explain(self, address: str) -> list[Json]:
+        """The rules and routes that lead an address there."""
+
+
 class NveService(Protocol):
     """An NVE, as its API sees it."""
 

@@ -14,6 +14,7 @@ from vmmobility.wire.values import VmKey
 
 MANAGER_SOCKET = Path("/run/vmmobility/manager.sock")
 NVE_SOCKET = Path("/run/vmmobility/nve.sock")
+ROUTER_SOCKET = Path("/run/vmmobility/router.sock")
 
 manager_socket = click.option(
     "--socket",
@@ -34,6 +35,16 @@ nve_socket = click.option(
     show_envvar=True,
     type=click.Path(path_type=Path),
     help="The NVE's API socket.",
+)
+router_socket = click.option(
+    "--socket",
+    "socket_path",
+    envvar="VMMOB_ROUTER_SOCKET",
+    default=ROUTER_SOCKET,
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path),
+    help="The router's API socket.",
 )
 config_file = click.option(
     "--config",
