@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vmmobility.drivers.linux.fib_messages import FibRoute
 from vmmobility.drivers.linux.netlink import NLM_F_REPLACE
@@ -85,17 +86,18 @@ class FibTable:
         """RTM_DELROUTE: the route of just these next hops, or (IPv6) these of its next hops."""
         level = self._levels[route.version].get(route.length, {})
         here = level.get(route.bits, [])
+        told = set(route.hops)
         for index, old in enumerate(here):
             if old.metric != route.metric or old.kind != route.kind:
                 continue
-            left = tuple(hop for hop in old.hops if hop not in route.hops)
-            if left == old.hops and old.hops != route.hops:
+            left = tuple(hop for hop in old.hops if hop not in told)
+            if route.version == 4 and (left or len(told) != len(old.hops)):
                 continue
-            if left and route.version == 4:
+            if old.hops and left == old.hops:
                 continue
             self._count(old, -1)
             if left:
-                here[index] = _with_hops(old, left)
+                here[index] = replace(old, hops=left)
                 self._count(old, 1)
             else:
                 del here[index]
@@ -184,9 +186,3 @@ class FibTable:
             destination.network_address if isinstance(destination, Prefix) else destination
         )
         return frozenset((hop.ifindex, hop.gateway or own) for hop in route.hops)
-
-
-def _with_hops(route: FibRoute, hops: tuple[object, ...]) -> FibRoute:
-    from dataclasses import replace
-
-    return replace(route, hops=hops)
