@@ -1,8 +1,8 @@
 """The kernel's main routing table, and a router's own beside it, mirrored: a dump, then every word.
 
-The words come on a socket of their own, read when the event loop finds some (or when somebody wants
-to look: `drain`).  Where the kernel removes routes in silence (IPv4: a link goes down, an address or
-a next hop object goes away), where words were lost or a dump broke, all is read again.
+The words come on a socket of their own, read when the event loop finds some (or when somebody
+wants to look: `drain`).  Where the kernel removes routes in silence (IPv4: a link goes down, an
+address or a next hop object goes away), where words were lost or a dump broke, all is read again.
 Not here: look-ups (fib_table.py), messages (fib_messages.py), what follows (router_driver.py).
 """
 

@@ -1,7 +1,7 @@
 """One routing table in memory: fed by the kernel's words, looked up as the kernel does.
 
-Routes lie in a bucket for each prefix length; those of one prefix in the order of preference, lowest
-metric first.  Feeding the same word twice, or one that a dump has overtaken, does no harm.
+Routes lie in a bucket for each prefix length; those of one prefix in the order of preference,
+lowest metric first.  Feeding the same word twice, or one that a dump has overtaken, does no harm.
 Pure.  Not here: where the words come from (fib.py).
 """
 

@@ -1,7 +1,7 @@
 """What a router must have and be: the right to change routes, forwarding, the rule for table 7701.
 
-Each missing thing is an EnvironmentProblem with its remedy.  Not here: anything of a VM; what an NVE
-needs (environment.py).
+Each missing thing is an EnvironmentProblem with its remedy.  Not here: anything of a VM; what an
+NVE needs (environment.py).
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ _DST, _SRC, _IN, _PRIORITY, _MARK, _TABLE, _OUT, _L3MDEV = 1, 2, 3, 6, 10, 15, 1
 _TO_TABLE = 1
 _NARROWING = {20: "user", 22: "protocol", 23: "source port", 24: "destination port"}
 _INVERTED = 0x2
-_ACTIONS = {2: "goto", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_ENDING = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_ACTIONS = {2: "goto", **_ENDING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +48,19 @@ def rows(netlink: Netlink, fib: Fib, address: Address) -> list[dict[str, Any]]:
         for route in dump_routes(netlink, unread):
             tables[route.table].append(route)
     found = []
-    open_ = True
+    settled = False
     for selector in selectors:
         row: dict[str, Any] = {"priority": selector.priority, "only": selector.only}
-        route = None
+        route: FibRoute | None = None
         if selector.action == _TO_TABLE:
             route = tables[selector.table].match(address)
             row |= {"table": selector.table, **_shown(fib, route)}
         else:
             row |= {"table": None, **_shown(fib, None)}
             row["kind"] = _ACTIONS.get(selector.action, f"action {selector.action}")
-        ends = selector.action in (6, 7, 8) or (route is not None and route.kind_text != "throw")
-        row["leads"] = open_ and ends and not selector.only
-        open_ = open_ and not row["leads"]
+        ends = selector.action in _ENDING or (route is not None and route.kind_text != "throw")
+        row["leads"] = ends and not selector.only and not settled
+        settled = settled or row["leads"]
         found.append(row)
     return found
 

@@ -96,9 +96,7 @@ class Changes:
             self.drop(wish.vm, [route for route in ours if route is not right[0]], exactly=True)
             return
         if any(route.metric == ROUTE_METRIC and not route.ours for route in here):
-            reason = (
-                f"another's route of metric {ROUTE_METRIC} stands there: give it another metric"
-            )
+            reason = f"another's route of metric {ROUTE_METRIC} stands there: change its metric"
             self._fail(wish.vm, item(number, wish.prefix), wish.prefix, reason)
             return
         request = lead(number, wish.prefix, wish.hops)
