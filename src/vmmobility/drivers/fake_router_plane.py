@@ -58,7 +58,7 @@ class FakeRouterPlane:
     # -- for tests ----------------------------------------------------------------------------
 
     def lead(self, prefix: Prefix, *hops: Hop) -> None:
-        """Have the fabric's own route to a prefix (none: a blackhole), as a routing daemon would."""
+        """Have the fabric's own route to a prefix; without a next hop it is a blackhole."""
         self.fabric[prefix] = frozenset(hops)
         self._fabric_changed()
 

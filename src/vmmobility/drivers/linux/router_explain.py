@@ -45,8 +45,8 @@ def rows(netlink: Netlink, fib: Fib, address: Address) -> list[dict[str, Any]]:
     for one in unread:
         tables[one] = FibTable()
     if unread:
-        for route in dump_routes(netlink, unread):
-            tables[route.table].append(route)
+        for unmirrored in dump_routes(netlink, unread):
+            tables[unmirrored.table].append(unmirrored)
     found = []
     settled = False
     for selector in selectors:
