@@ -22,7 +22,7 @@ from vmmobility.drivers.linux import sysctl
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
 from vmmobility.drivers.router_plane import RouterPlane
-from vmmobility.engine.fabric_routes import RouteState, Sight, VmRoutes
+from vmmobility.engine.fabric_routes import RouteAction, Sight, VmRoutes
 from vmmobility.wire.values import Address, Nve, Prefix, VmKey
 
 T = TypeVar("T")
@@ -34,11 +34,11 @@ FAR_NETS = ("10.0.99.0/24", "fd00:99::/64")
 BOTH = ("10.77.0.5/32", "fd77::5/128")
 HOMES = ("10.77.0.0/24", "fd77::/64")
 LINKS = (1, 2, 3)
-HOLD, ANNOUNCE, NONE = RouteState.HOLD, RouteState.ANNOUNCE, RouteState.NONE
+HOLD, ANNOUNCE, NONE = RouteAction.HOLD, RouteAction.ANNOUNCE, RouteAction.NONE
 
 
 def routes(
-    state: RouteState = HOLD, serving: Nve | None = NEAR, vm: VmKey = VM, number: int = 5
+    state: RouteAction = HOLD, serving: Nve | None = NEAR, vm: VmKey = VM, number: int = 5
 ) -> VmRoutes:
     """A VM with one address a family, served by an NVE."""
     prefixes = (ip_network(f"10.77.0.{number}/32"), ip_network(f"fd77::{number}/128"))

@@ -29,7 +29,7 @@ from tests.contract.router_planes import (
 )
 from vmmobility.drivers.dataplane import Drift
 from vmmobility.drivers.fake_router_plane import FakeRouterPlane
-from vmmobility.engine.fabric_routes import RouteState, VmRoutes
+from vmmobility.engine.fabric_routes import RouteAction, VmRoutes
 from vmmobility.errors import DataPlaneError, EnvironmentProblem
 
 NOWHERE: list[set[str]] = [set(), set()]
@@ -74,7 +74,7 @@ def test_announce_leads_in_both_tables(router: Router) -> None:
 
 @pytest.mark.parametrize("after", [HOLD, ANNOUNCE, NONE])
 @pytest.mark.parametrize("before", [HOLD, ANNOUNCE, NONE])
-def test_each_state_follows_each(router: Router, before: RouteState, after: RouteState) -> None:
+def test_each_state_follows_each(router: Router, before: RouteAction, after: RouteAction) -> None:
     assert router.apply(routes(before)) == []
     assert router.apply(routes(after)) == []
     assert router.ways("hold") == (NOWHERE if after is NONE else via(1))

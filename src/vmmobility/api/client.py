@@ -155,6 +155,15 @@ class ManagerClient(_Client):
         answer: Json = self._ask("GET", _vm_path(vm, "vms"))
         return answer
 
+    def routers(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/routers")
+        return answer
+
+    def routes(self) -> list[Json]:
+        """What each router was told of each VM, and what it says of the fabric."""
+        answer: list[Json] = self._ask("GET", "/v1/routes")
+        return answer
+
     def nves(self) -> list[Json]:
         answer: list[Json] = self._ask("GET", "/v1/nves")
         return answer

@@ -40,6 +40,10 @@ class ManagerService(Protocol):
 
     def nves(self) -> list[Json]: ...
 
+    def routers(self) -> list[Json]: ...
+
+    def routes(self) -> list[Json]: ...
+
     def moves(self) -> list[Json]:
         """All that are remembered, oldest first."""
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from vmmobility.drivers.dataplane import Drift, Failure
-from vmmobility.engine.fabric_routes import RouteState, Sight, VmRoutes
+from vmmobility.engine.fabric_routes import RouteAction, Sight, VmRoutes
 from vmmobility.errors import DataPlaneError, EnvironmentProblem
 from vmmobility.wire.values import Address, Prefix, VmKey
 
@@ -23,9 +23,9 @@ Hops = frozenset[Hop]
 
 _MAIN, _HOLD = "main", "hold"
 _WANTED = {
-    RouteState.NONE: (),
-    RouteState.HOLD: (_HOLD,),
-    RouteState.ANNOUNCE: (_HOLD, _MAIN),
+    RouteAction.NONE: (),
+    RouteAction.HOLD: (_HOLD,),
+    RouteAction.ANNOUNCE: (_HOLD, _MAIN),
 }
 _ITEM = {_MAIN: "route {}", _HOLD: "route {} in table 7701"}
 
@@ -71,10 +71,10 @@ class FakeRouterPlane:
         """Refuse the next route to be made whose name begins with `item` (`route 10.7`, …)."""
         self._failing.append((vm, item, reason))
 
-    def state(self, vm: VmKey) -> RouteState:
+    def state(self, vm: VmKey) -> RouteAction:
         """What was last asked for a VM."""
         wish = self._desired.get(vm)
-        return wish.state if wish is not None else RouteState.NONE
+        return wish.state if wish is not None else RouteAction.NONE
 
     # -- RouterPlane --------------------------------------------------------------------------
 
@@ -123,8 +123,8 @@ class FakeRouterPlane:
         """See RouterPlane.held."""
         states = [state.state for state in self._desired.values()]
         return {
-            "announced": states.count(RouteState.ANNOUNCE),
-            "held": states.count(RouteState.HOLD),
+            "announced": states.count(RouteAction.ANNOUNCE),
+            "held": states.count(RouteAction.HOLD),
         }
 
     def explain(self, address: Address) -> list[dict[str, Any]]:
@@ -176,7 +176,7 @@ class FakeRouterPlane:
         for state in desired:
             self.applied.append(state)
             self._desired.pop(state.vm, None)
-            if state.state is not RouteState.NONE:
+            if state.state is not RouteAction.NONE:
                 self._desired[state.vm] = state
 
     def _owners(self) -> dict[Prefix, VmRoutes]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.outputs import Outbox
-    from vmmobility.wire.values import Nve, VmKey
+    from vmmobility.wire.values import VmKey
 
 ROUTE_RETRY_S = 5.0  # a refused order is sent again after so long
 _S, _M = RouteState, MoveState
@@ -71,6 +71,7 @@ class ManagerFabric:
         def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
 
     _fabric: dict[VmKey, FabricEntry]
+    _sites: dict[str, RouterSite]
     _route_retry: dict[VmKey, float]
 
     def _load_fabric(self, state: Mapping[str, Any]) -> None:
@@ -356,26 +357,6 @@ class ManagerFabric:
         if not entry.routers:
             self._fabric.pop(entry.vm, None)
         self.outbox.record(entry.key, fabric_to_json(entry))
-
-    # ---- limits --------------------------------------------------------------------------------
-
-    def announced(self) -> dict[str, int]:
-        """Host routes that each data centre's routers announce: VMs' prefixes away from home."""
-        counts = {site.dc: 0 for site in self._sites.values()}
-        for entry in self._fabric.values():
-            prefixes = sum(len(i.prefixes) for i in entry.interfaces)
-            centres = {
-                self._sites[name].dc
-                for name, told in entry.routers.items()
-                if told.lead is not None and told.lead.state is _S.ANNOUNCE and name in self._sites
-            }
-            for centre in centres:
-                counts[centre] += prefixes
-        return counts
-
-    def site_of(self, nve: Nve) -> str:
-        """The data centre of an NVE, or ""."""
-        return next((s.dc for s in self._sites.values() if nve.nve_id in s.serves), "")
 
 
 __all__ = ["ManagerFabric", "RouterSite"]

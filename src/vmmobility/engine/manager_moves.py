@@ -80,6 +80,7 @@ class ManagerMoves(ManagerSteps):
         _await_routes: Callable[[Move, float], None]
         _gate_timeout: Callable[[Move, float], None]
         _is_routed: Callable[[Move], bool]
+        _move_over_limit: Callable[[Binding, str], str]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
 
     moves: dict[str, Move]
@@ -138,6 +139,11 @@ class ManagerMoves(ManagerSteps):
         off_record = self._off_record(vm, binding.interfaces, to)
         if off_record:
             raise MoveRefused("conflict", off_record, "see `vmmob show onboarded`")
+        full = self._move_over_limit(binding, to)
+        if full:
+            raise MoveRefused(
+                "conflict", full, "move VMs home, or raise max_host_routes if the routers bear it"
+            )
         if binding.is_full(to):
             raise MoveRefused(
                 "conflict",

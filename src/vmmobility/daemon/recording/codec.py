@@ -56,8 +56,6 @@ CLASSES: dict[str, type] = {
 ENUMS: dict[str, type[Enum]] = {
     e.__name__: e for e in (Order, Forwarding, RedirectPolicy, RouteAction)
 }
-    e.__name__: e for e in (Order, Forwarding, RedirectPolicy, RouteAction)
-}
 MOVE = "$Move"  # a move that the engine holds, by its id
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in CLASSES.values() if is_dataclass(cls)}
 _PLAIN = frozenset((type(None), bool, int, float, str))

@@ -21,7 +21,7 @@ from vmmobility.drivers.linux.fib_messages import Hop, dump_routes
 from vmmobility.drivers.linux.fib_table import FibTable, Hops
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.router_routes import NOBODY, TABLES, Changes, Wish
-from vmmobility.engine.fabric_routes import RouteState, Sight, VmRoutes
+from vmmobility.engine.fabric_routes import RouteAction, Sight, VmRoutes
 from vmmobility.errors import DataPlaneError, VmMobilityError
 from vmmobility.wire.values import Address, Prefix, VmKey
 
@@ -135,7 +135,7 @@ class LinuxRouterPlane:
                 if not users:
                     del self._users[locator]
                     self._ways.pop(locator, None)
-        if state.state is not RouteState.NONE:
+        if state.state is not RouteAction.NONE:
             self._desired[state.vm] = state
             for prefix in state.prefixes:
                 self._claims.setdefault(prefix, {})[state.vm] = None
@@ -280,8 +280,8 @@ class LinuxRouterPlane:
         """See RouterPlane.held."""
         states = [state.state for state in self._desired.values()]
         return {
-            "announced": states.count(RouteState.ANNOUNCE),
-            "held": states.count(RouteState.HOLD),
+            "announced": states.count(RouteAction.ANNOUNCE),
+            "held": states.count(RouteAction.HOLD),
         }
 
     def explain(self, address: Address) -> list[dict[str, Any]]:

@@ -17,13 +17,13 @@ from vmmobility.drivers.linux.fib_table import FibTable
 from vmmobility.drivers.linux.netlink import Netlink, Request
 from vmmobility.drivers.linux.ownership import HOLD_TABLE, MAIN_TABLE, ROUTE_METRIC
 from vmmobility.drivers.linux.rtnetlink import RTM_DELROUTE
-from vmmobility.engine.fabric_routes import RouteState
+from vmmobility.engine.fabric_routes import RouteAction
 from vmmobility.wire.values import Prefix, VmKey
 
 TABLES = {
-    RouteState.NONE: (),
-    RouteState.HOLD: (HOLD_TABLE,),
-    RouteState.ANNOUNCE: (HOLD_TABLE, MAIN_TABLE),
+    RouteAction.NONE: (),
+    RouteAction.HOLD: (HOLD_TABLE,),
+    RouteAction.ANNOUNCE: (HOLD_TABLE, MAIN_TABLE),
 }
 _GONE = {errno.ESRCH, errno.ENODEV}  # a route that is not there need not be removed
 NOBODY = VmKey(0, "")
