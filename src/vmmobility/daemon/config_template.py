@@ -31,13 +31,13 @@ id = "nve-a"
 role = "nve"
 addresses = ["198.51.100.2", "2001:db8:a::2"]
 
-# A router that `vmmob router run` serves: role default-router (its NVEs: serves) or border-router.
-# [[peer]]
-# id = "tor-a"
-# role = "default-router"
-# addresses = ["198.51.100.1", "2001:db8:a::1"]
-# serves = ["nve-a"]
-# dc = "dc1"
+# A router has a role of default-router or border-router, and runs `vmmob router run`.
+[[peer]]
+id = "tor-a"
+role = "default-router"
+addresses = ["198.51.100.1", "2001:db8:a::1"]
+serves = ["nve-a"]  # the NVEs whose default router it is; none of a border router
+dc = "dc1"  # the data centre that it is a part, or the edge, of
 
 [manager]
 # strict = false  # true: only VMs that `vmmob vm onboard` has named may register

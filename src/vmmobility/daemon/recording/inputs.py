@@ -43,7 +43,7 @@ INPUTS: dict[Role, tuple[str, ...]] = {
     Role.BORDER_ROUTER: _ROUTER,
 }
 QUESTIONS: dict[Role, tuple[str, ...]] = {
-    Role.MANAGER: ("next_timer",),
+    Role.MANAGER: ("next_timer", "announced", "fabric", "routers_of"),
     Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions"),
     Role.DEFAULT_ROUTER: ("next_timer", "desired", "watched"),
     Role.BORDER_ROUTER: ("next_timer", "desired", "watched"),
