@@ -78,8 +78,9 @@ def _ospf_interface(interface: InterfacePlan, word: str, explained: bool) -> Ite
 
 
 def _sources(plan: RouterPlan) -> Iterator[tuple[str, str]]:
-    """(whose routes, by which route-map) go into the IGP."""
-    if plan.bgp is None or plan.uplinks():
+    """(whose routes, by which route-map) go into the IGP.  IS-IS cannot tell a border router's
+    routes that lead out from those that lead in: it announces neither."""
+    if plan.bgp is None or (plan.igp == "ospf" and plan.uplinks()):
         yield "kernel", "HOST"
     if plan.static:
         yield "static", "HOME"

@@ -61,8 +61,9 @@ def igp_maps(plan: RouterPlan) -> Iterator[str]:
     if plan.igp == "none":
         return
     for family in FAMILIES:
-        yield "! A VM's host route that the router agent has put into the kernel."
-        yield from _map(f"HOST{family}", _host_entries(plan, family))
+        if plan.bgp is None or plan.igp == "ospf":
+            yield "! A VM's host route that the router agent has put into the kernel."
+            yield from _map(f"HOST{family}", _host_entries(plan, family))
         if plan.static:
             home = _Entry((_in(f"HOME{family}", family),), _igp_sets(plan, 1, None))
             yield from _map(f"HOME{family}", [home])
