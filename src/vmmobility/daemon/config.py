@@ -31,7 +31,7 @@ MAX_SOCKET_PATH = 107  # octets: sun_path without its closing zero
 class Peer:
     """A node that may speak to this one, or a manager that this one speaks to.
 
-    serves: a default router's NVEs; dc: the data centre of a router
+    serves: the NVEs whose default router it is; dc: the data centre of a router
     """
 
     id: str
@@ -225,7 +225,8 @@ def peers_of(tables: Iterable[Table], own: str, role: Role | None) -> tuple[Peer
             raise table.wrong("id", f"{name!r} {what}", "every node has an id of its own")
         is_what = role or ROLES[table.choice("role", tuple(ROLES))]
         addresses = table.addresses("addresses", loopback=True)
-        serves = table.names("serves", MAX_NODE_NAME) if is_what is Role.DEFAULT_ROUTER else ()
+        routes = is_what in (Role.DEFAULT_ROUTER, Role.BORDER_ROUTER)
+        serves = table.names("serves", MAX_NODE_NAME) if routes else ()
         found[name] = Peer(name, is_what, addresses, serves, table.text("dc", ""))
         table.finish()
     return tuple(found.values())

@@ -244,10 +244,11 @@ class FakeRouterPlane:
         self._watcher()
 
     def _sight(self, state: VmRoutes) -> Sight:
-        direct = covered = state.serving is not None
+        goal = state.goal or state.serving
+        direct = covered = goal is not None
         table = {**self.fabric, **self.main}
         for prefix in state.prefixes:
-            locator = state.serving.locator(prefix.version) if state.serving is not None else None
+            locator = goal.locator(prefix.version) if goal is not None else None
             if locator is None:
                 return Sight(direct=False, covered=False)
             own, length = prefix.network_address, prefix.prefixlen

@@ -29,9 +29,6 @@ from vmmobility.lab.namespaces import Namespaces
 
 START_S = 20.0
 END_S = 3.0
-ROUTER_AGENTS = False
-"""Whether default and border routers run `vmmob router run`, and the manager is told of them."""
-
 _AGENTS = {"default": "default-router", "border": "border-router"}
 _READY_POLL_S = 0.005  # a restart's first answer is measured by it
 
@@ -48,7 +45,7 @@ class Daemons:
         self.forked_ns: dict[str, int] = {}
         self.answered_ns: dict[str, int] = {}
         self.agents = tuple(
-            node for node in fabric.of_kind("router") if ROUTER_AGENTS and node.role in _AGENTS
+            node for node in fabric.of_kind("router") if node.role in _AGENTS
         )
         self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve") + self.agents
 

@@ -232,10 +232,11 @@ class LinuxRouterPlane:
         return {state.vm: self._sight(state, leads) for state in wanted}
 
     def _sight(self, state: VmRoutes, leads: dict[Address, Hops]) -> Sight:
-        direct = covered = state.serving is not None
+        goal = state.goal or state.serving
+        direct = covered = goal is not None
         main = self._fib.main
         for prefix in state.prefixes:
-            locator = state.serving.locator(prefix.version) if state.serving is not None else None
+            locator = goal.locator(prefix.version) if goal is not None else None
             if locator is None:
                 return Sight(direct=False, covered=False)
             if locator not in leads:
