@@ -67,6 +67,8 @@ class ManagerFabric:
         _heed_epoch: Callable[[Message, float], None]
         _redirect_previous: Callable[[Binding, float], None]
         _learn_home: Callable[[Binding], None]
+        _ask_relay: Callable[[Move, float], None]
+        _save_move: Callable[[Move], None]
 
         def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
 
@@ -110,7 +112,8 @@ class ManagerFabric:
         theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
         leads = {r: Lead(_S.WATCH, destination) for r in [*self._border_routers(), *theirs]}
         there = _S.LEAD if move.home else _S.ANNOUNCE
-        leads |= {r: Lead(there, destination) for r in ours}
+        if move.relaying:
+            leads |= {r: Lead(there, destination) for r in ours}
         if move.state in BEFORE and not binding.at_home:
             leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
         elif move.state is _M.WITHDRAWING and not move.released and not binding.at_home:
@@ -257,8 +260,18 @@ class ManagerFabric:
 
     # ---- the gate ------------------------------------------------------------------------------
 
-    def _await_routes(self, move: Move, now: float) -> None:
-        """Entering ANNOUNCING or WITHDRAWING."""
+    def _prepare_fabric(self, move: Move, now: float) -> None:
+        """Entering ANNOUNCING: the fabric may turn once the destination sends on what it gets."""
+        move.deadline = now + self.settings.gate_s
+        self._ask_relay(move, now)
+
+    def _announce(self, move: Move, now: float) -> None:
+        move.relaying = True
+        self._save_move(move)
+        self._turn_fabric(move, now)
+
+    def _turn_fabric(self, move: Move, now: float) -> None:
+        """Entering WITHDRAWING, and when the destination relays."""
         move.deadline = now + self.settings.gate_s
         binding = self.cache.bindings.get(move.vm)
         if binding is not None:
@@ -269,6 +282,8 @@ class ManagerFabric:
         """Go on if the routers have done their part and the fabric leads there."""
         binding = self.cache.bindings.get(move.vm)
         if binding is None or move.state not in (_M.ANNOUNCING, _M.WITHDRAWING):
+            return
+        if move.state is _M.ANNOUNCING and not move.relaying:
             return
         early = move.state is _M.ANNOUNCING and not binding.at_home
         if self._unready(move, with_sight=not early and not move.released):

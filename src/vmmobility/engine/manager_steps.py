@@ -58,6 +58,7 @@ class ManagerSteps:
         def _save_binding(self, binding: Binding) -> None: ...
         def _new_epoch(self) -> int: ...
         def _follow_routes(self, binding: Binding, now: float) -> None: ...
+        def _announce(self, move: Move, now: float) -> None: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
     def _ask(
@@ -113,6 +114,9 @@ class ManagerSteps:
                 self._phase(move, "copying", now)
             elif move.state is MoveState.SWITCHING:
                 self._phase(move, "turned", now)
+            elif move.state is MoveState.ANNOUNCING:
+                self._announce(move, now)
+                return
             self._happen(move, Happening.ACCEPTED, now)
             return
         self._heed_epoch(reply, now)
@@ -174,6 +178,9 @@ class ManagerSteps:
             ServingNve(move.destination),
             move.endpoint,
         )
+
+    def _ask_relay(self, move: Move, now: float) -> None:
+        self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.PREPARED)
 
     def _ask_deliver(self, move: Move, now: float) -> None:
         self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.DELIVERING)

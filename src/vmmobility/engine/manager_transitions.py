@@ -94,6 +94,7 @@ TABLE: dict[tuple[MoveState, Happening], Step] = {
         for happening, because in (
             (_H.TIMEOUT, "the fabric does not lead to the destination"),
             (_H.UNROUTED, "a router refused"),
+            (_H.REFUSED, "the destination refused"),
             (_H.SOURCE_FAILED, "the source failed"),
             (_H.DESTINATION_FAILED, "the destination failed"),
             (_H.ABORT, "given up"),

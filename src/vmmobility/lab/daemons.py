@@ -44,9 +44,7 @@ class Daemons:
         self._meant_to_end: set[str] = set()
         self.forked_ns: dict[str, int] = {}
         self.answered_ns: dict[str, int] = {}
-        self.agents = tuple(
-            node for node in fabric.of_kind("router") if node.role in _AGENTS
-        )
+        self.agents = tuple(node for node in fabric.of_kind("router") if node.role in _AGENTS)
         self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve") + self.agents
 
     @property
