@@ -18,6 +18,7 @@ from vmmobility.drivers.frr.check import missing_tools
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import namespaces, teardown, workdir
 from vmmobility.lab.convergence import Convergence
+from vmmobility.lab.faults import Faults, find_link
 from vmmobility.lab.frr import Frr
 from vmmobility.lab.inside import NETNS
 from vmmobility.lab.namespaces import Namespaces
@@ -170,6 +171,24 @@ def assert_hop(routers: Routers, router: str, address: str, device: str) -> None
         if f" dev {device} " in seen:
             return
     raise AssertionError(f"{router} has not turned to {device}: {seen}")
+
+
+def test_while_the_link_between_data_centres_is_cut_host_routes_go_and_the_rest_goes_round(
+    two_dc, watch
+):
+    faults, address = Faults(two_dc.spaces), ip_address(AWAY[4])
+    two_dc.route("add", "tor-2a", AWAY[4], "nve-2a")
+    watch.wait(two_dc.names(*NEAR), address, there=True, within_s=SETTLED_S)
+    link = find_link(two_dc.fabric, "border-1--border-2", "test")
+    faults.drop(link, 1000)
+    watch.wait(two_dc.names(*NEAR), address, there=False, within_s=SETTLED_S)
+    assert_hop(two_dc, "border-1", "10.22.0.5", "internet")
+    faults.heal(link)
+    watch.wait(two_dc.names(*NEAR), address, there=True, within_s=SETTLED_S)
+    assert_hop(two_dc, "border-1", "10.22.0.5", "border-2")
+    assert (two_dc.spaces.name("internet"), address) not in watch.seen
+    two_dc.route("del", "tor-2a", AWAY[4], "nve-2a")
+    watch.wait(two_dc.names("tor-2b", *NEAR), address, there=False, within_s=SETTLED_S)
 
 
 @pytest.mark.parametrize("daemon", ["ospfd", "zebra"])
