@@ -199,6 +199,7 @@ class Fib:
             changed = table.learn(route, flags)
         else:
             changed = table.forget(route)
+        self._doubt = self._doubt or table.unsure
         if changed and route.table == MAIN_TABLE:
             self._tell()
 

@@ -25,12 +25,18 @@ Hops = frozenset[tuple[int, Address]]
 
 
 class FibTable:
-    """The routes of one table, both families; `nh_ids` counts the next hop objects in use."""
+    """The routes of one table, both families.
+
+    nh_ids: counts the next hop objects in use
+    unsure: set where the words cannot tell whose a route is: IPv6 joins next hops of several hands
+            in one route, which bears the first one's number.  All is to be read again then.
+    """
 
     def __init__(self) -> None:
         self._levels: dict[int, dict[int, dict[int, list[FibRoute]]]] = {v: {} for v in FAMILIES}
         self._lengths: dict[int, list[int]] = {v: [] for v in FAMILIES}
         self.nh_ids: Counter[int] = Counter()
+        self.unsure = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FibTable) and self._levels == other._levels
@@ -79,6 +85,7 @@ class FibTable:
             if replace or (old.hops and told.issuperset(old.hops)):
                 here.remove(old)
                 self._count(old, -1)
+                self.unsure = self.unsure or (not replace and old.protocol != route.protocol)
         self._put(here, route, behind=True)
         return True
 
@@ -99,6 +106,7 @@ class FibTable:
             if left:
                 here[index] = replace(old, hops=left)
                 self._count(old, 1)
+                self.unsure = True
             else:
                 del here[index]
                 self._tidy(route)
