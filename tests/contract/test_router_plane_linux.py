@@ -317,7 +317,8 @@ def _script(draw: random.Random, lines: int, protocols: Sequence[int]) -> str:
         gates = [f"10.0.{n}.2" if version == 4 else f"fd00:{n}::2" for n in numbers]
         way = f"via {gates[0]}" if len(gates) == 1 else " ".join(f"nexthop via {g}" for g in gates)
         if draw.random() < 0.1:
-            way = f"dev eth{numbers[0]}"
+            # Of its own metric: a dump leaves out what lies between joined next hops.
+            way, metric = f"dev eth{numbers[0]}", 30
         if verb == "del" and draw.random() < 0.5:
             way = ""
         table = draw.choice(("254", "7701", "99"))

@@ -7,9 +7,9 @@ Pure.  Not here: where the words come from (fib.py).
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 
 from vmmobility.drivers.linux.fib_messages import FibRoute
 from vmmobility.drivers.linux.netlink import NLM_F_REPLACE
@@ -81,11 +81,15 @@ class FibTable:
         if rivals == [route]:
             return False
         told = set(route.hops)
-        for old in rivals:
-            if replace or (old.hops and told.issuperset(old.hops)):
-                here.remove(old)
-                self._count(old, -1)
-                self.unsure = self.unsure or (not replace and old.protocol != route.protocol)
+        if replace:
+            # The kernel replaces what is of its kind, and only in want of that something else.
+            gone = [old for old in rivals if _joins(old) == _joins(route)] or rivals
+        else:
+            gone = [old for old in rivals if old.hops and told.issuperset(old.hops)]
+            self.unsure = self.unsure or any(old.protocol != route.protocol for old in gone)
+        for old in gone if _joins(route) else gone[:1]:
+            here.remove(old)
+            self._count(old, -1)
         self._put(here, route, behind=True)
         return True
 
@@ -104,7 +108,7 @@ class FibTable:
                 continue
             self._count(old, -1)
             if left:
-                here[index] = replace(old, hops=left)
+                here[index] = dataclasses.replace(old, hops=left)
                 self._count(old, 1)
                 self.unsure = True
             else:
@@ -194,3 +198,8 @@ class FibTable:
             destination.network_address if isinstance(destination, Prefix) else destination
         )
         return frozenset((hop.ifindex, hop.gateway or own) for hop in route.hops)
+
+
+def _joins(route: FibRoute) -> bool:
+    """Whether IPv6 joins it with others of its prefix and metric to one of several next hops."""
+    return bool(route.hops) and route.hops[0].gateway is not None and not route.nh_id
