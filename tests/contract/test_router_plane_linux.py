@@ -200,6 +200,44 @@ def test_a_second_route_of_one_name_is_removed(kernel: Kernel) -> None:
     assert kernel.audit() == []
 
 
+def test_another_process_takes_over_what_one_left(kernel: Kernel) -> None:
+    kernel.lead(FAR_NETS, 2, 3)
+    kernel.apply(routes(ANNOUNCE, FAR), routes(ANNOUNCE, NEAR, OTHER, 6))
+    kernel.close()
+    next_one = kernel.call(LinuxRouterPlane)
+    kernel.await_(next_one.start())
+    before = kernel.hands.writes()
+    both = {VM: routes(ANNOUNCE, FAR), OTHER: routes(ANNOUNCE, NEAR, OTHER, 6)}
+    assert kernel.await_(next_one.resync(both)) == []
+    assert kernel.hands.writes() == before
+    assert kernel.await_(next_one.resync({OTHER: routes(HOLD, NEAR, OTHER, 6)})) == []
+    shown = [route for version in (4, 6) for route in kernel.hands.all_ours(version)]
+    assert [(r["dst"], r.get("table")) for r in shown] == [
+        ("10.77.0.6", "7701"),
+        ("fd77::6", "7701"),
+    ]
+    kernel.await_(next_one.close())
+
+
+def test_what_cannot_be_turned_later_is_told_once(kernel: Kernel) -> None:
+    told: list[str] = []
+    kernel.driver._on_failure = told.append
+    kernel.lead(FAR_NETS, 2)
+    kernel.apply(routes(ANNOUNCE, FAR))
+    kernel.unlead(FAR_NETS)
+    kernel.lead(HOMES, 3)
+    kernel.unlead(HOMES)
+    wait_for(lambda: len(told) == 2, "both families are told")
+    assert kernel.sight(routes(HOLD, FAR)) == (False, False)
+    assert sorted(told) == [
+        "vm-1: route 10.77.0.5/32: no route leads to 10.0.99.2 of far",
+        "vm-1: route fd77::5/128: no route leads to fd00:99::2 of far",
+    ]
+    kernel.lead(FAR_NETS, 3)
+    kernel.led_by(3)
+    assert len(told) == 2
+
+
 # -- links and addresses ----------------------------------------------------------------------
 
 
@@ -427,7 +465,7 @@ def test_a_table_that_cannot_be_read_closes_the_gate(
 
 def test_explain_knows_other_rules_and_tables(kernel: Kernel) -> None:
     kernel.ip("route", "add", "10.77.0.0/16", "via", "10.0.3.2", "table", "99")
-    kernel.ip("rule", "add", "from", "10.0.1.0/24", "iif", "eth1", "table", "99", "priority", "50")
+    kernel.ip("rule", "add", "from", "10.0.1.0/24", "dev", "eth1", "table", "99", "priority", "50")
     kernel.ip("rule", "add", "to", "10.77.9.0/24", "table", "99", "priority", "60")
     kernel.ip("rule", "add", "to", "10.78.0.0/16", "prohibit", "priority", "61")
     kernel.lead(("10.77.0.0/24",), 2)
