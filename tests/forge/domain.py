@@ -1,4 +1,4 @@
-"""A World (tests/engine/network.py) with an attacker in it, who hears every datagram.
+"""A World with routers (routers.py) and an attacker in it, who hears every datagram.
 
 It keeps what was delivered, so that it can be replayed, and adds peers that exist in keys and
 configuration alone: the attacker holds their keys.
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from tests.engine.network import Node, World, a_secret
+from tests.engine.network import Node, a_secret
+from tests.forge.routers import RoutedWorld
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.outputs import Endpoint, Send
 from vmmobility.wire.authentication import TRAILER, Seal, read_seal, seal
@@ -23,7 +24,8 @@ from vmmobility.wire.options import KnownBoot, Nonce
 from vmmobility.wire.registry import MAX_DATAGRAM, UDP_PORT, Kind, Purpose, Role
 from vmmobility.wire.values import Address
 
-# node -> role: what the attacker has taken over; all have keys with the manager and every NVE.
+# node -> role: what the attacker has taken over; all have keys with the manager, every NVE and
+# every router.
 TAKEN = {
     "rogue": Role.NVE,
     "tor": Role.DEFAULT_ROUTER,
@@ -51,7 +53,7 @@ def taken_endpoint(name: str) -> Endpoint:
     return Endpoint(ip_address(f"198.51.100.{1 + list(TAKEN).index(name)}"), UDP_PORT)
 
 
-class Domain(World):
+class Domain(RoutedWorld):
     """attack(self) is called after every event."""
 
     def __init__(self, nves: tuple[str, ...] = ("a", "b", "c", "d"), **options: Any) -> None:
@@ -72,7 +74,7 @@ class Domain(World):
         assert node.engine is not None
         channel = node.engine.channel
         for name, role in TAKEN.items():
-            if node.role is Role.NVE and role is Role.MANAGER:
+            if node.role is not Role.MANAGER and role is Role.MANAGER:
                 continue  # that one would have every right there
             secret = a_secret(node.node_id, name, 1)
             channel.peers[name] = Peer(name, role, (taken_endpoint(name),), {1: secret}, 1)
