@@ -53,6 +53,7 @@ IGNORED = {
     "nothing may be guessed: it is asked again": {Happening.TIMEOUT},
     "it is refused before it gets here": {Happening.ATTACHED, Happening.VOIDED},
     "too late to give up": {Happening.ABORT},
+    "no gate is awaited": {Happening.ROUTED, Happening.UNROUTED},
 }
 
 
@@ -71,7 +72,8 @@ def test_every_state_of_a_move_is_reached_and_has_a_name() -> None:
 
 
 def test_before_the_switch_a_silent_node_never_holds_a_move_up() -> None:
-    for state in (MoveState.PREPARING, MoveState.COPYING, MoveState.DELIVERING):
+    gates = (MoveState.ANNOUNCING, MoveState.WITHDRAWING)
+    for state in (MoveState.PREPARING, MoveState.COPYING, MoveState.DELIVERING, *gates):
         assert (state, Happening.TIMEOUT) in manager_transitions.TABLE
         assert (state, Happening.ABORT) in manager_transitions.TABLE
 

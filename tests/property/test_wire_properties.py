@@ -48,8 +48,8 @@ from vmmobility.wire.registry import (
     Kind,
     Mobility,
     Phase,
-    RouteState,
     Purpose,
+    RouteState,
     Status,
 )
 from vmmobility.wire.values import Address, Interface, Nve, VmKey

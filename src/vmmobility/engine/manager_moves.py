@@ -45,8 +45,8 @@ MOST = 1e15  # no figure of a move is greater
 PHASE_NAMES = {
     MoveState.PREPARING: "ticketed",
     MoveState.COPYING: "prepared",
-    MoveState.ANNOUNCING: "announcing",
     MoveState.DELIVERING: "converged",
+    MoveState.ANNOUNCING: "announcing",
     MoveState.WITHDRAWING: "withdrawing",
     MoveState.SWITCHING: "delivering",
     MoveState.REDIRECTING: "registered",
@@ -60,11 +60,11 @@ PHASE_NAMES = {
 
 
 BEFORE_THE_SWITCH = (
-    MoveState.COPYING, MoveState.ANNOUNCING, MoveState.DELIVERING, MoveState.WITHDRAWING,
+    MoveState.COPYING, MoveState.DELIVERING, MoveState.ANNOUNCING, MoveState.WITHDRAWING,
 )  # fmt: skip
 # Where no router takes part a move goes straight on.
 PASSED_OVER = {
-    MoveState.ANNOUNCING: MoveState.DELIVERING,
+    MoveState.ANNOUNCING: MoveState.SWITCHING,
     MoveState.WITHDRAWING: MoveState.SWITCHING,
 }
 

@@ -58,6 +58,7 @@ class ManagerSteps:
         def _save_binding(self, binding: Binding) -> None: ...
         def _new_epoch(self) -> int: ...
         def _follow_routes(self, binding: Binding, now: float) -> None: ...
+        def _senders(self, binding: Binding) -> list[Nve]: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
     def _ask(
@@ -148,7 +149,7 @@ class ManagerSteps:
 
     def _ask_prepare(self, move: Move, now: float) -> None:
         binding = self.cache.bindings[move.vm]
-        previous = [n for n in binding.previous_nves if n.nve_id != move.destination.nve_id]
+        previous = [n for n in self._senders(binding) if n.nve_id != move.destination.nve_id]
         self._ask(
             move,
             now,
