@@ -341,10 +341,10 @@ class ManagerEngine(
         self.cache.put(binding)
         self.channel.withdraw_subject(received.peer, (binding.vm, "redirect"))
         self._extend(binding, message, now)
+        self._begin_fabric(binding, now)
         self._save_binding(binding)
         self._redirect_previous(binding, now)
         self._attached(binding, message, now)
-        self._follow_routes(binding, now)
         self._grant(received, binding)
         self.outbox.emit(
             Event(
@@ -355,7 +355,7 @@ class ManagerEngine(
 
     def _grant(self, received: Received, binding: Binding) -> None:
         options: list[Option] = [VmId(binding.vm), Epoch(binding.epoch)]
-        options += [PreviousNve(n) for n in binding.previous_nves]
+        options += [PreviousNve(n) for n in self._senders(binding)]
         units = int(binding.lifetime_s // LIFETIME_UNIT_S)
         self.channel.reply(received, Status.ACCEPTED, options, lifetime=units)
 

@@ -59,6 +59,7 @@ class ManagerSteps:
         def _new_epoch(self) -> int: ...
         def _follow_routes(self, binding: Binding, now: float) -> None: ...
         def _announce(self, move: Move, now: float) -> None: ...
+        def _senders(self, binding: Binding) -> list[Nve]: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
     def _ask(
@@ -152,7 +153,7 @@ class ManagerSteps:
 
     def _ask_prepare(self, move: Move, now: float) -> None:
         binding = self.cache.bindings[move.vm]
-        previous = [n for n in binding.previous_nves if n.nve_id != move.destination.nve_id]
+        previous = [n for n in self._senders(binding) if n.nve_id != move.destination.nve_id]
         self._ask(
             move,
             now,
