@@ -7,6 +7,10 @@ delivered to a running guest at no two places.
 One path may come back to a node: redirects lead to a machine that has lost its power and holds
 nothing of the VM since.  The packet ends there: what comes out of a tunnel meets no tap.
 
+Where routers are (fake_fabric.py) an NVE that holds nothing sends to its router, and packets begin
+at routers, too.  A loop while announcements or withdrawals of that VM are still on their way is the
+fabric's own and is only counted; one that outlasts them is a violation.
+
 Both are functions of what kernels hold and of guests' lives, VM by VM; so after an event only
 those VMs are looked at of which one of these changed (noted.py).
 """
@@ -91,6 +95,10 @@ def check_settled(
     manager = world.nodes["manager"].manager
     if manager is None:
         return
+    for vm in {vm for vm in world.interfaces if vm not in manager.cache.bindings}:
+        if world.fabric and world.fabric.left_of(vm) and vm not in left_open:
+            left = "; ".join(world.fabric.left_of(vm))
+            raise Violation("a stale route", f"{vm} is not bound, and {left}")
     for vm, binding in manager.cache.bindings.items():
         if vm in left_open:
             continue
@@ -102,12 +110,33 @@ def check_settled(
             where = places or "no node"
             raise Violation("not at its NVE", f"{vm} is bound to {at} and runs at {where}")
         known = {at, *binding.previous}
+        if world.fabric is not None:
+            check_routes(world, vm, at, at_home=binding.at_home)
         for walk in walks(world, vm):
             # A VM that was started away from its home is reached by a route of its serving NVE's
             # own, which walks do not know: no NVE at its home could redirect.
-            unknown_at_home = walk.path[-1] == home(world, vm) not in known
+            unknown_at_home = walk.path[-1] == home(world, vm) not in known and not world.fabric
             if walk.end != "delivered" and not (walk.end == "dropped" and unknown_at_home):
                 raise Violation("not reached", f"{vm}: {describe(walk)}")
+
+
+def check_routes(world: World, vm: VmKey, at: str, *, at_home: bool) -> None:
+    """Where nothing is under way: packets meet no NVE but that where they begin and that where they
+    are delivered; a VM at home is known to no router.  Raises Violation."""
+    fabric = world.fabric
+    assert fabric is not None
+    if at_home and fabric.left_of(vm):
+        raise Violation("a stale route", f"{vm} is at home, and {'; '.join(fabric.left_of(vm))}")
+    for name in fabric.sites:
+        router = world.nodes[name].router
+        if at_home and router is not None and vm in {r.vm for r in router.watched()}:
+            raise Violation("a stale route", f"{vm} is at home, and {name} knows of it")
+    if fabric.barred or not fabric.router_of(at):
+        return
+    for walk in walks(world, vm):
+        detour = [n for n in walk.path[1:] if n not in fabric.sites and n != at]
+        if detour:
+            raise Violation("a detour", f"{vm}: {describe(walk)}")
 
 
 def _only_by_hand(world: World, vm: VmKey, name: str) -> bool:
@@ -140,12 +169,15 @@ def running(world: World, vm: VmKey) -> list[str]:
 
 
 def walks(world: World, vm: VmKey) -> list[Walk]:
-    """A packet from each NVE, walked to its end.  Raises Violation for a loop."""
+    """A packet from each NVE and router, walked to its end.  Raises Violation for a loop."""
     found = []
+    fabric = world.fabric
     for name, node in world.nodes.items():
-        if node.hypervisor is not None:
+        if node.hypervisor is not None or (fabric is not None and name in fabric.sites):
             walk = _walk(world, vm, name)
-            if walk.end == "loop":
+            if walk.end == "loop" and fabric is not None and fabric.under_way[vm]:
+                fabric.micro_loops += 1
+            elif walk.end == "loop":
                 raise Violation("loop", f"{world.now:.3f} {vm}: {describe(walk)}")
             found.append(walk)
     return found
@@ -157,6 +189,13 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
     while True:
         node = world.nodes[path[-1]]
         state = node.kernel.held.get(vm)
+        hop = _by_fabric(world, vm, path)
+        if hop is not None and not came_from:
+            path += [hop] if hop else []
+            if not hop or hop in path[:-1]:
+                unknown = not hop or (hop == path[0] and _by_fabric(world, vm, path) == "")
+                return Walk(tuple(path), "dropped" if unknown else "loop")
+            continue
         if came_from and not _accepts(world, vm, path[-1], came_from):
             return Walk(tuple(path), "dropped")
         if state is None or state.forwarding is Forwarding.NONE:
@@ -179,6 +218,24 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
         seen.add((following, tunnelled))
         path.append(following)
         came_from = tunnelled
+
+
+def _by_fabric(world: World, vm: VmKey, path: list[str]) -> str | None:
+    """The next node of a packet that the fabric leads; "": it ends here; None: an NVE decides."""
+    fabric, name = world.fabric, path[-1]
+    if fabric is None:
+        return None
+    if name in fabric.sites:
+        return fabric.next_hop(name, vm) or ""
+    kernel = world.nodes[name].kernel
+    state = kernel.held.get(vm)
+    router = fabric.router_of(name)
+    if router is None or not (state is None or state.forwarding is Forwarding.NONE):
+        return None
+    # What comes to the home's NVE by its covering prefix goes no further, nor does what comes to a
+    # machine that has lost all.
+    came = len(path) > 1
+    return "" if came and (name == home(world, vm) or vm in kernel.lost) else router
 
 
 def _accepts(world: World, vm: VmKey, name: str, sender: str) -> bool:

@@ -32,6 +32,7 @@ from vmmobility.engine.manager_onboarding import ManagerOnboarding
 from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
 from vmmobility.engine.manager_removals import ManagerRemovals
+from vmmobility.engine.manager_route_limits import ManagerRouteLimits
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
@@ -104,6 +105,7 @@ class ManagerEngine(
     ManagerChecks,
     ManagerOnboarding,
     ManagerFabric,
+    ManagerRouteLimits,
 ):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
@@ -280,6 +282,9 @@ class ManagerEngine(
         clash = self.cache.owner(vm, message.interfaces)
         if clash is not None:
             return Status.ADDRESS_IN_USE, f"{clash[0]} belongs to VM {clash[1]}"
+        full = self._attach_over_limit(message, received.peer.node_id)
+        if full:
+            return Status.INSUFFICIENT_RESOURCES, full
         if self._ended.holds(received.peer.node_id, vm, message.need(AttachId).attach_id):
             return Status.OUT_OF_SEQUENCE, "that attach was deregistered"
         return None
@@ -336,10 +341,10 @@ class ManagerEngine(
         self.cache.put(binding)
         self.channel.withdraw_subject(received.peer, (binding.vm, "redirect"))
         self._extend(binding, message, now)
+        self._begin_fabric(binding, now)
         self._save_binding(binding)
         self._redirect_previous(binding, now)
         self._attached(binding, message, now)
-        self._follow_routes(binding, now)
         self._grant(received, binding)
         self.outbox.emit(
             Event(
@@ -350,7 +355,7 @@ class ManagerEngine(
 
     def _grant(self, received: Received, binding: Binding) -> None:
         options: list[Option] = [VmId(binding.vm), Epoch(binding.epoch)]
-        options += [PreviousNve(n) for n in binding.previous_nves]
+        options += [PreviousNve(n) for n in self._senders(binding)]
         units = int(binding.lifetime_s // LIFETIME_UNIT_S)
         self.channel.reply(received, Status.ACCEPTED, options, lifetime=units)
 

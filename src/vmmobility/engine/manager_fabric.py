@@ -1,10 +1,10 @@
-"""The fabric at the manager: which router leads which VM where, and the gate of Section 7.2.
+"""The fabric at the manager: which router leads which VM where.
 
 What each router should do follows from the binding and its move (`_leads`); whatever differs from
 what it was told is told, and told again until it is done.  Routers answer how the fabric leads the
 VM's packets there, and say so unasked when that changes.
-Not here: the steps of a move (manager_moves.py), redirects of NVEs (manager_redirects.py), the
-records (fabric_record.py), the routers themselves (router.py).
+Not here: what follows from that, as the gate of a move (manager_gate.py), redirects of NVEs
+(manager_redirects.py), the records (fabric_record.py), the routers themselves (router.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vmmobility.engine.fabric_record import (
     fabric_to_json,
     load_fabric,
 )
+from vmmobility.engine.manager_gate import ManagerGate
 from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.outputs import Outbox
-    from vmmobility.wire.values import Nve, VmKey
+    from vmmobility.wire.values import VmKey
 
 ROUTE_RETRY_S = 5.0  # a refused order is sent again after so long
 _S, _M = RouteState, MoveState
@@ -54,7 +55,7 @@ ROUTED = frozenset({_M.ANNOUNCING, _M.DELIVERING, _M.WITHDRAWING, _M.SWITCHING, 
 BEFORE = frozenset({_M.ANNOUNCING, _M.DELIVERING})
 
 
-class ManagerFabric:
+class ManagerFabric(ManagerGate):
     """Routers; a part of ManagerEngine."""
 
     if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class ManagerFabric:
         def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
 
     _fabric: dict[VmKey, FabricEntry]
+    _sites: dict[str, RouterSite]
     _route_retry: dict[VmKey, float]
 
     def _load_fabric(self, state: Mapping[str, Any]) -> None:
@@ -94,22 +96,41 @@ class ManagerFabric:
         """What every router should do for the VM now; those not named do nothing."""
         if binding is None or binding.ending:
             return {}
-        move = self._current.get(binding.vm)
-        if move is not None and move.state in ROUTED and binding.nve.nve_id == move.source.nve_id:
+        move = self._turning(binding)
+        if move is not None and move.state is _M.ENDING_GUEST:
+            return self._as_told(binding.vm)  # which end has the guest is not known: fail static
+        if move is not None:
             return self._leads_in_move(binding, move)
         if binding.at_home:
             return {}  # the covering prefix leads there: it costs no route anywhere
         serving = binding.nve
-        home = self.routers_of(binding.home.nve_id) if binding.home else []
-        leads = {r: Lead(_S.WATCH, serving) for r in [*self._border_routers(), *home]}
+        leads = {r: Lead(_S.WATCH, serving) for r in self._watching(binding)}
         return leads | {r: Lead(_S.ANNOUNCE, serving) for r in self.routers_of(serving.nve_id)}
+
+    def _turning(self, binding: Binding) -> Move | None:
+        """The VM's move, while routers are told of its destination and the source still has it."""
+        move = self._current.get(binding.vm)
+        if move is None or move.state not in ROUTED:
+            return None
+        return move if binding.nve.nve_id == move.source.nve_id else None
+
+    def _watching(self, binding: Binding) -> list[str]:
+        """The routers by which packets from elsewhere come, wherever the VM is."""
+        home = self.routers_of(binding.home.nve_id) if binding.home else []
+        return [*self._border_routers(), *home]
+
+    def _as_told(self, vm: VmKey) -> dict[str, Lead]:
+        entry = self._fabric.get(vm)
+        told = entry.routers.items() if entry else ()
+        return {name: one.lead for name, one in told if one.lead is not None}
 
     def _leads_in_move(self, binding: Binding, move: Move) -> dict[str, Lead]:
         source, destination = binding.nve, move.destination
         theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
-        leads = {r: Lead(_S.WATCH, destination) for r in [*self._border_routers(), *theirs]}
+        leads = {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
         there = _S.LEAD if move.home else _S.ANNOUNCE
-        leads |= {r: Lead(there, destination) for r in ours}
+        if move.relaying:
+            leads |= {r: Lead(there, destination) for r in ours}
         if move.state in BEFORE and not binding.at_home:
             leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
         elif move.state is _M.WITHDRAWING and not move.released and not binding.at_home:
@@ -238,6 +259,13 @@ class ManagerFabric:
         self._save_fabric(entry)
         self._order(entry, name, now)
 
+    def _routes_lost(self, name: str, now: float) -> None:
+        """A router came back without its memory: it is told all anew."""
+        for entry in [e for e in self._fabric.values() if name in e.routers]:
+            entry.routers[name] = Told(entry.routers[name].lead, self._new_epoch())
+            self._order(entry, name, now)
+            self._save_fabric(entry)
+
     def _doubtful_routes(self, vm: VmKey, now: float) -> bool:
         """Whether a VM that is not bound may be bound where it was (lost state): fail static."""
         return vm not in self.cache.bindings and self._doubt_left(now) > 0
@@ -253,82 +281,6 @@ class ManagerFabric:
         binding = self.cache.bindings.get(entry.vm)
         if binding is not None and not binding.ending:
             self._follow_fabric(binding, now)
-
-    # ---- the gate ------------------------------------------------------------------------------
-
-    def _await_routes(self, move: Move, now: float) -> None:
-        """Entering ANNOUNCING or WITHDRAWING."""
-        move.deadline = now + self.settings.gate_s
-        binding = self.cache.bindings.get(move.vm)
-        if binding is not None:
-            self._follow_routes(binding, now)
-            self._try_gate(move, now)
-
-    def _try_gate(self, move: Move, now: float) -> None:
-        """Go on if the routers have done their part and the fabric leads there."""
-        binding = self.cache.bindings.get(move.vm)
-        if binding is None or move.state not in (_M.ANNOUNCING, _M.WITHDRAWING):
-            return
-        early = move.state is _M.ANNOUNCING and not binding.at_home
-        if self._unready(move, with_sight=not early and not move.released):
-            return
-        if move.state is _M.WITHDRAWING and not move.released:
-            move.released = True
-            self._follow_routes(binding, now)
-            if self._unready(move, with_sight=False):
-                return
-        self._happen(move, Happening.ROUTED, now)
-
-    def _unready(self, move: Move, *, with_sight: bool) -> list[str]:
-        """Routers that have not done what they were told, or where the fabric leads elsewhere.
-
-        A router that only watches counts by its sight alone.
-        """
-        entry = self._fabric.get(move.vm)
-        found = []
-        for name, told in entry.routers.items() if entry else ():
-            if told.lead is None:
-                continue
-            does = told.lead.state is not _S.WATCH
-            goal = told.lead.serving.nve_id == move.destination.nve_id
-            if (does and not told.acknowledged) or (with_sight and goal and not told.direct):
-                found.append(name)
-        return found
-
-    def _gate_timeout(self, move: Move, now: float) -> None:
-        """Section 7.2 has the VM wait for the route; for how long, and what then, is policy."""
-        waits = ", ".join(self._unready(move, with_sight=True))
-        detail = {"vm": move.vm.vm_id, "vni": move.vm.vni, "move": move.move_id, "routers": waits}
-        self.outbox.emit(Event("gate.timeout", {**detail, "policy": self.settings.gate_policy}))
-        if self.settings.gate_policy != "proceed":
-            self._happen(move, Happening.TIMEOUT, now, waits)
-            return
-        binding = self.cache.bindings.get(move.vm)
-        if move.state is _M.WITHDRAWING and binding is not None and not move.released:
-            move.released = True
-            self._follow_routes(binding, now)
-        self._happen(move, Happening.ROUTED, now)
-
-    # ---- what the fabric means for redirects ---------------------------------------------------
-
-    def _is_direct(self, binding: Binding) -> bool:
-        """Whether every router that was asked sees the fabric lead to the serving NVE."""
-        entry = self._fabric.get(binding.vm)
-        told = [t for t in entry.routers.values() if t.lead is not None] if entry else []
-        return bool(told) and all(
-            t.direct and t.lead is not None and t.lead.serving.nve_id == binding.nve.nve_id
-            for t in told
-        )
-
-    def _follow_fabric(self, binding: Binding, now: float) -> None:
-        """Invariant 8: a redirect goes when the fabric is confirmed direct - and comes back if it
-        is so no more."""
-        direct = self._is_direct(binding)
-        if not direct and binding.home is not None and binding.fabric_direct:
-            self._learn_home(binding)
-        if direct != binding.fabric_direct:
-            binding.fabric_direct = direct
-            self._redirect_previous(binding, now)
 
     # ---- time, restart, records ----------------------------------------------------------------
 
@@ -356,26 +308,6 @@ class ManagerFabric:
         if not entry.routers:
             self._fabric.pop(entry.vm, None)
         self.outbox.record(entry.key, fabric_to_json(entry))
-
-    # ---- limits --------------------------------------------------------------------------------
-
-    def announced(self) -> dict[str, int]:
-        """Host routes that each data centre's routers announce: VMs' prefixes away from home."""
-        counts = {site.dc: 0 for site in self._sites.values()}
-        for entry in self._fabric.values():
-            prefixes = sum(len(i.prefixes) for i in entry.interfaces)
-            centres = {
-                self._sites[name].dc
-                for name, told in entry.routers.items()
-                if told.lead is not None and told.lead.state is _S.ANNOUNCE and name in self._sites
-            }
-            for centre in centres:
-                counts[centre] += prefixes
-        return counts
-
-    def site_of(self, nve: Nve) -> str:
-        """The data centre of an NVE, or ""."""
-        return next((s.dc for s in self._sites.values() if nve.nve_id in s.serves), "")
 
 
 __all__ = ["ManagerFabric", "RouterSite"]

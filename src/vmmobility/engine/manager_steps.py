@@ -58,6 +58,8 @@ class ManagerSteps:
         def _save_binding(self, binding: Binding) -> None: ...
         def _new_epoch(self) -> int: ...
         def _follow_routes(self, binding: Binding, now: float) -> None: ...
+        def _announce(self, move: Move, now: float) -> None: ...
+        def _senders(self, binding: Binding) -> list[Nve]: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
     def _ask(
@@ -113,6 +115,9 @@ class ManagerSteps:
                 self._phase(move, "copying", now)
             elif move.state is MoveState.SWITCHING:
                 self._phase(move, "turned", now)
+            elif move.state is MoveState.ANNOUNCING:
+                self._announce(move, now)
+                return
             self._happen(move, Happening.ACCEPTED, now)
             return
         self._heed_epoch(reply, now)
@@ -148,7 +153,7 @@ class ManagerSteps:
 
     def _ask_prepare(self, move: Move, now: float) -> None:
         binding = self.cache.bindings[move.vm]
-        previous = [n for n in binding.previous_nves if n.nve_id != move.destination.nve_id]
+        previous = [n for n in self._senders(binding) if n.nve_id != move.destination.nve_id]
         self._ask(
             move,
             now,
@@ -174,6 +179,9 @@ class ManagerSteps:
             ServingNve(move.destination),
             move.endpoint,
         )
+
+    def _ask_relay(self, move: Move, now: float) -> None:
+        self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.PREPARED)
 
     def _ask_deliver(self, move: Move, now: float) -> None:
         self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.DELIVERING)

@@ -102,10 +102,9 @@ class RouterEngine:
     # ---- inputs --------------------------------------------------------------------------------
 
     def started(self, now: float) -> None:
-        """After a (re)start, when the kernel holds desired() again."""
+        """After a (re)start, when the kernel holds desired() again.  `sighted` follows, with all of
+        watched(): what is not known is not reported."""
         self.channel.start(now)
-        for entry in self._known():
-            entry.report_at = now
 
     def datagram_received(
         self, data: bytes, source: Endpoint, local: Address | None, now: float
@@ -146,7 +145,7 @@ class RouterEngine:
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), *self._retry.values()]
-        due += [e.report_at for e in self.entries.values()]
+        due += [e.report_at for e in self.entries.values() if e.sight]
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
@@ -155,8 +154,8 @@ class RouterEngine:
             del self._retry[vm]
             self._set_routes(self.entries[vm])
         for entry in self._known():
-            if entry.report_at is not None and entry.report_at <= now:
-                self._report(entry, entry.sight or Seen(False, False), now)
+            if entry.report_at is not None and entry.report_at <= now and entry.sight:
+                self._report(entry, entry.sight, now)
 
     def flush(self) -> list[Output]:
         return self.outbox.flush()
