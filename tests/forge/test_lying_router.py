@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.engine.conversation import interfaces_of, vm_key
+from tests.engine.fake_fabric import FakeFabric
+from tests.engine.network import World
 from tests.engine.safety import running
+from tests.forge.domain import SITES
 from tests.forge.insiders import told_to_others
-from tests.forge.routers import RoutedWorld, RouterNode
 from vmmobility.engine.fabric_routes import Sight, VmRoutes
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_transitions import MoveState
@@ -19,25 +21,31 @@ from vmmobility.engine.manager_transitions import MoveState
 VM = vm_key("vm1")
 
 
-class Liars(RoutedWorld):
-    """says: what the border router tells instead of the truth."""
-
-    says: Callable[[Sight], Sight] = staticmethod(lambda truth: truth)
-
-    def sight(self, node: RouterNode, routes: VmRoutes) -> Sight:
-        truth = super().sight(node, routes)
-        return self.says(truth) if node.node_id == "edge" else truth
+Words = Callable[[Sight], Sight]
 
 
-def world_with(says: Callable[[Sight], Sight]) -> Liars:
-    world = Liars(nve_settings={"lifetime_s": 40.0, "drain_s": 5.0})
+def world_with(says: Words) -> World:
+    """The border router tells what `says` makes of the truth."""
+    world = World(routers=SITES, nve_settings={"lifetime_s": 40.0, "drain_s": 5.0})
     number = world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
     world.run_until(lambda: number in world.results)
-    world.says = says
+    lie(world, says)
     return world
 
 
-def moved(world: Liars, to: str) -> Move:
+def lie(world: World, says: Words) -> None:
+    fabric = world.fabric
+    assert fabric is not None
+
+    def sight(router: str, routes: VmRoutes) -> Sight:
+        truth = FakeFabric.sight(fabric, router, routes)
+        return says(truth) if router == "edge" else truth
+
+    fabric.sight = sight  # type: ignore[method-assign]
+    fabric.changed("edge", VM)
+
+
+def moved(world: World, to: str) -> Move:
     move = world.manager.moves[world.move(VM, to)]
     world.run_until(lambda: move.ok is not None)
     return move
@@ -50,18 +58,18 @@ def test_it_holds_a_move_up_until_its_time_is_over():
     assert "edge" in move.reason
     world.run(5.0)
     assert running(world, VM) == ["a"]
-    assert world.leads(world.routers[0], VM) == "a"
-    assert not any(router.routes[VM].serving for router in world.routers)
+    assert world.fabric is not None
+    assert not world.fabric.left_of(VM)
 
 
 def test_where_others_are_asked_it_opens_no_gate():
     world = world_with(lambda _: Sight(True, True))
     move = world.manager.moves[world.move(VM, "c")]
-    r1, others_see = world.nodes["r1"], False
-    assert isinstance(r1, RouterNode)
+    fabric, others_see = world.fabric, False
+    assert fabric is not None
     while move.ok is None:
         world.step()
-        others_see = others_see or world.leads(r1, VM) == "c"
+        others_see = others_see or fabric.by_main("r1", VM) == "r2"
         assert others_see or move.state is not MoveState.SWITCHING
     assert move.ok
 
@@ -81,8 +89,7 @@ def test_it_changes_no_binding_and_no_other_routers_routes():
     others = told_to_others(world.manager, "edge")
     for number in range(20):
         word = Sight(number % 2 == 0, number % 3 == 0)
-        world.says = lambda _, word=word: word  # type: ignore[misc]
-        world._look()
+        lie(world, lambda _, word=word: word)  # type: ignore[misc]
         world.run(3.0)
         binding = world.manager.cache.bindings[VM]
         assert dataclasses.replace(binding, **of_redirects) == before
