@@ -97,6 +97,9 @@ def routes() -> Json:
                seen=COVERED)  # fmt: skip
     said.sight("11 the covering prefix leads there, as nothing else does", "tor-a", 14, state.LEAD,
                BOTH)  # fmt: skip
+    relay = ask(Purpose.SWITCH, said.number(), VM, Epoch(2), PhaseOption(Phase.PREPARED), TICKET)
+    said.talk("before 1, the destination relays to the source", "manager", "nve-b", relay,
+              answer(relay, VM, Epoch(0), PhaseOption(Phase.PREPARED)))  # fmt: skip
     _refusals(said)
     _elsewhere(said)
     return {

@@ -29,7 +29,6 @@ from tests.forge import tour
 from tests.forge.domain import ATTACKER, Domain
 from tests.forge.insiders import Demand, Insiders, told_to_others
 from tests.forge.portrait import BOOKKEEPING, OF_A_PEER, OF_A_ROUTER, difference, portrait
-from tests.forge.routers import RouterNode
 from tests.forge.shots import Arsenal, Shot
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.outputs import Event, Output, Send
@@ -296,8 +295,8 @@ def _standings(node: Node) -> set[str]:
     if node.manager is not None:
         found = {f"binding {b.state}" for b in node.manager.cache.bindings.values()}
         return found | {f"move {m.state.value}" for m in node.manager.moves.values()}
-    if isinstance(node, RouterNode):
-        held = node.router.entries.values() if node.router is not None else ()
+    if node.router is not None:
+        held = node.router.entries.values()
         return {f"route {e.state.name}" for e in held}
     entries = node.edge.entries.values() if node.edge is not None else ()
     return {e.phase.name for e in entries}

@@ -1,4 +1,4 @@
-"""A World with routers (routers.py) and an attacker in it, who hears every datagram.
+"""A World with routers, and an attacker in it who hears every datagram.
 
 It keeps what was delivered, so that it can be replayed, and adds peers that exist in keys and
 configuration alone: the attacker holds their keys.
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from tests.engine.network import Node, a_secret
-from tests.forge.routers import RoutedWorld
+from tests.engine.network import Node, World, a_secret
 from vmmobility.engine.channel import Peer
+from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.outputs import Endpoint, Send
 from vmmobility.wire.authentication import TRAILER, Seal, read_seal, seal
 from vmmobility.wire.message import Message, decode_part, encode_parts
@@ -33,6 +33,11 @@ TAKEN = {
     "napt": Role.NAPT,
     "manager-2": Role.MANAGER,
 }
+SITES = (
+    RouterSite("r1", border=False, serves=("a", "b"), dc="dc1"),
+    RouterSite("r2", border=False, serves=("c", "d"), dc="dc1"),
+    RouterSite("edge", border=True, dc="dc1"),
+)
 ATTACKER = Endpoint(ip_address("198.51.100.66"), 6666)
 KEPT = 4000  # datagrams remembered
 
@@ -53,7 +58,7 @@ def taken_endpoint(name: str) -> Endpoint:
     return Endpoint(ip_address(f"198.51.100.{1 + list(TAKEN).index(name)}"), UDP_PORT)
 
 
-class Domain(RoutedWorld):
+class Domain(World):
     """attack(self) is called after every event."""
 
     def __init__(self, nves: tuple[str, ...] = ("a", "b", "c", "d"), **options: Any) -> None:
@@ -63,7 +68,7 @@ class Domain(RoutedWorld):
         self.boots: dict[tuple[str, str], int] = {}
         self.spoken: dict[tuple[str, str], int] = {}
         self.attack: Callable[[Domain], None] = lambda domain: None
-        super().__init__(nves, **options)
+        super().__init__(nves, **{"routers": SITES, **options})
         safety = self.watch
         self.watch = lambda world: (safety(world), self.attack(self))[0]
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from tests.engine.network import MANAGER
-from tests.forge.domain import TAKEN, Domain, taken_endpoint
-from tests.forge.routers import RouterNode
+from tests.forge.domain import SITES, TAKEN, Domain, taken_endpoint
 from vmmobility.engine import manager as manager_module
 from vmmobility.engine import nve as nve_module
 from vmmobility.engine import router as router_module
@@ -63,6 +62,7 @@ RIGHTS = {
     Role.DEFAULT_ROUTER: dict(router_module.RIGHTS),
     Role.BORDER_ROUTER: dict(router_module.RIGHTS),
 }
+ROUTERS = tuple(site.router_id for site in SITES)
 REFUSALS = frozenset(s for s in Status if not s.accepted)
 PROHIBITED = frozenset({Status.ADMINISTRATIVELY_PROHIBITED})
 ANY = frozenset(Status)
@@ -98,7 +98,7 @@ class Insiders:
             return self._of_another_role(target)
         if way == "foreign" and target == MANAGER:
             return self._for_anothers_vm() if self._chance.random() < 0.7 else self._not_asked()
-        if way == "stale" and isinstance(self._domain.nodes[target], RouterNode):
+        if way == "stale" and target in ROUTERS:
             return self._past_route(target)
         if way == "stale" and target != MANAGER:
             return self._of_the_past(target)
@@ -257,8 +257,7 @@ class Insiders:
     def _past_route(self, target: str) -> Demand | None:
         """A true manager's order to a router under an epoch of the past, or another one under the
         epoch that it has obeyed."""
-        node = self._domain.nodes[target]
-        router = node.router if isinstance(node, RouterNode) else None
+        router = self._domain.nodes[target].router
         if router is None or not router.entries or not self._can_sign(MANAGER, target):
             return None
         entry = self._chance.choice(list(router.entries.values()))
@@ -294,7 +293,7 @@ class Insiders:
         manager = self._domain.nodes[MANAGER].manager
         if manager is None:
             return None
-        vm, name = self._vm(), self._chance.choice(self._domain.routers).node_id
+        vm, name = self._vm(), self._chance.choice(ROUTERS)
         entry = manager._fabric.get(vm)
         if (entry is not None and name in entry.routers) or not self._can_sign(name, MANAGER):
             return None

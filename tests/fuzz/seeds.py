@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, Node, World
-from tests.forge.routers import RoutedWorld, RouterNode
+from tests.forge.domain import SITES
 from vmmobility.engine.outputs import Persist, Send
 
 VECTORS = Path(__file__).parents[2] / "docs" / "vectors"
@@ -78,11 +78,11 @@ def routed() -> Routed:
     """A VM leaves home, moves on among the routers' NVEs and comes home."""
     orders: list[bytes] = []
     disks: list[dict[str, Any]] = []
-    world, vm = RoutedWorld(), vm_key("vm1")
+    world, vm = World(routers=SITES), vm_key("vm1")
 
     def overhear(node: Node, what: str, value: Any) -> None:
         if what == "output" and isinstance(value, Send) and node.node_id == MANAGER:
-            if isinstance(world.by_address[value.destination.address], RouterNode):
+            if world.by_address[value.destination.address].router is not None:
                 orders.append(value.data)
         elif what == "durable":
             disks.append(json.loads(json.dumps(node.disk)))

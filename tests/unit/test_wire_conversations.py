@@ -1,7 +1,6 @@
 """Whatever the engines say is what docs/protocol.md, Section 10, allows: option by option.
 
-The engines are joined by tests/engine/network.py, with routers by tests/forge/routers.py; here only
-their datagrams are looked at.
+The engines are joined by tests/engine/network.py; here only their datagrams are looked at.
 """
 
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from ipaddress import ip_network
 import pytest
 
 from tests.engine.network import World
-from tests.forge.routers import RoutedWorld
+from tests.forge.domain import SITES
 from vmmobility.engine.outputs import Send
 from vmmobility.wire.authentication import TRAILER
 from vmmobility.wire.message import Message, decode_part
@@ -26,6 +25,7 @@ ETH0 = Interface(b"\x52\x54\0\0\0\x01", (ip_network("10.1.0.5/32"), ip_network("
 ANY = None
 STAND = "VM-ID, Epoch, Phase"
 ROUTED = "VM-ID, Epoch, Route"
+STEPS = (Phase.PREPARED, Phase.DELIVERING, Phase.SWITCHED, Phase.SERVING, Phase.FAILED)
 Row = tuple[Kind, Purpose, bool, Phase | RouteState | None]
 SECTION_10: dict[Row, tuple[str, str]] = {
     (Kind.REQUEST, Purpose.ATTACH, False, ANY): (
@@ -77,12 +77,9 @@ SECTION_10: dict[Row, tuple[str, str]] = {
     (Kind.REPLY, Purpose.PREPARE, False, Phase.COPYING): (STAND, ""),
     **{
         (Kind.REQUEST, Purpose.SWITCH, True, phase): ("VM-ID, Phase, Epoch, Ticket", "")
-        for phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.SERVING, Phase.FAILED)
+        for phase in STEPS
     },
-    **{
-        (Kind.REPLY, Purpose.SWITCH, False, phase): (STAND, "Measurements")
-        for phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.SERVING, Phase.FAILED)
-    },
+    **{(Kind.REPLY, Purpose.SWITCH, False, phase): (STAND, "Measurements") for phase in STEPS},
     **{
         (Kind.REQUEST, Purpose.SWITCH, False, phase): (
             "VM-ID, Phase, Epoch, Ticket",
@@ -238,7 +235,7 @@ def a_move_by_hand() -> Ear:
 
 def a_life_among_routers() -> Ear:
     """Leaving home, to another router's NVE and home; then a move on that the fabric holds up."""
-    world = RoutedWorld(nve_settings={"lifetime_s": 40.0, "drain_s": 5.0, "check_s": 5.0})
+    world = World(routers=SITES, nve_settings={"lifetime_s": 40.0, "drain_s": 5.0, "check_s": 5.0})
     ear = Ear(world)
     number = world.start_vm(VM, "a", (ETH0,))
     world.run_until(lambda: number in world.results)
