@@ -64,7 +64,7 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         "VM-ID, Serving NVE, Epoch",
         "Interface Group, Previous NVE, Sight",
     ),
-    (Kind.REPLY, Purpose.REDIRECT, False, ANY): (STAND, "Measurements"),
+    (Kind.REPLY, Purpose.REDIRECT, False, ANY): (STAND, "Measurements, Sight"),
     (Kind.REQUEST, Purpose.PREPARE, True, Phase.PREPARED): (
         "VM-ID, Phase, Epoch, Ticket, Interface Group, Previous NVE, Definition",
         "Mobility Kind",
@@ -274,6 +274,7 @@ def test_a_life_among_routers():
     assert heard == {
         ((Kind.REQUEST, Purpose.ATTACH), (False, True)),
         ((Kind.REPLY, Purpose.PREPARE), (False, True)),
+        ((Kind.REPLY, Purpose.REDIRECT), (False, True)),
         ((Kind.REQUEST, Purpose.REDIRECT), (True, False)),
         ((Kind.REPLY, Purpose.REFRESH), (True, False)),
     }

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from vmmobility.wire.values import VmKey
 
 ROUTE_RETRY_S = 5.0  # a refused order is sent again after so long
+MAX_STRAYS = 1000  # VMs that are not bound, and of which routers are told so at once
 _S, _M = RouteState, MoveState
 # While a move is in one of these its destination's routers take part, too.
 ROUTED = frozenset({_M.ANNOUNCING, _M.DELIVERING, _M.WITHDRAWING, _M.SWITCHING, _M.ENDING_GUEST})
@@ -236,6 +237,7 @@ class ManagerFabric(ManagerGate):
     def _sighted(self, received: Received, now: float) -> None:
         """SIGHT: how the fabric leads a VM's packets at a router now."""
         message, name = received.message, received.peer.node_id
+        epoch, sight = message.epoch, message.need(Sight)
         self._heed_epoch(message, now)
         entry = self._fabric.get(message.vm)
         told = entry.routers.get(name) if entry else None
@@ -244,13 +246,14 @@ class ManagerFabric(ManagerGate):
             self._unknown_route(message, name, now)
             return
         self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
-        if message.epoch == told.epoch and told.lead is not None:
-            told.direct = message.need(Sight).direct
+        if epoch == told.epoch and told.lead is not None:
+            told.direct = sight.direct
             self._routes_changed(entry, now)
 
     def _unknown_route(self, message: Message, name: str, now: float) -> None:
         """A router leads packets of a VM of which this manager has told it nothing (any more)."""
-        if self._doubtful_routes(message.vm, now):
+        strays = sum(vm not in self.cache.bindings for vm in self._fabric)
+        if self._doubtful_routes(message.vm, now) or strays >= MAX_STRAYS:
             return
         binding = self.cache.bindings.get(message.vm)
         interfaces = binding.interfaces if binding else ()
