@@ -89,18 +89,27 @@ class ManagerGate:
     def _unready(self, move: Move, *, with_sight: bool) -> list[str]:
         """Routers that have not done what they were told, or where the fabric leads elsewhere.
 
-        A router that only watches counts by its sight alone.
+        A router that only watches counts by its sight alone, and not at all if it is the border
+        router of another data centre: what it leads to the old place comes to a border router
+        that does count.
         """
-        entry = self._fabric.get(move.vm)
+        entry, ends = self._fabric.get(move.vm), self._ends_of(move)
         found = []
         for name, told in entry.routers.items() if entry else ():
-            if told.lead is None:
+            site = self._sites.get(name)
+            elsewhere = site is not None and site.border and site.dc and site.dc not in ends
+            if told.lead is None or (elsewhere and told.lead.state is _S.WATCH):
                 continue
             does = told.lead.state is not _S.WATCH
             goal = told.lead.serving.nve_id == move.destination.nve_id
             if (does and not told.acknowledged) or (with_sight and goal and not told.direct):
                 found.append(name)
         return found
+
+    def _ends_of(self, move: Move) -> set[str]:
+        """The data centres of a move's source and destination."""
+        nves = (move.source.nve_id, move.destination.nve_id)
+        return {self._sites[name].dc for nve in nves for name in self.routers_of(nve)}
 
     def _gate_timeout(self, move: Move, now: float) -> None:
         """Section 7.2 has the VM wait for the route; for how long, and what then, is policy."""
