@@ -79,7 +79,7 @@ class ManagerMoves(ManagerSteps):
         _redirect_previous: Callable[[Binding, float], None]
         _await_routes: Callable[[Move, float], None]
         _gate_timeout: Callable[[Move, float], None]
-        _is_routed: Callable[[Move], bool]
+        _try_gate: Callable[[Move, float], None]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
 
     moves: dict[str, Move]
@@ -300,6 +300,13 @@ class ManagerMoves(ManagerSteps):
         self, binding: Binding, node: str, reply: Message, now: float
     ) -> None:
         move = self._current.get(binding.vm)
+        if move is not None and move.state is MoveState.ANNOUNCING:
+            self._try_gate(move, now)
+        elif move is not None and move.state is MoveState.CLEARING:
+            told = binding.previous[node].acknowledged
+            if node == move.destination.nve_id and told >= move.back_epoch > 0:
+                move.cleared = True
+                self._happen(move, Happening.ACCEPTED, now)
         if move is None or move.state is not MoveState.REDIRECTING:
             return
         self._measure(move, reply)

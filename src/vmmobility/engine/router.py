@@ -95,6 +95,7 @@ class RouterEngine:
             settings.router_id, boot, peers, RIGHTS, self.outbox, jitter, settings.retransmission
         )
         self.channel.restore(state)
+        self.channel.peer_lost_state = self._manager_lost_state
         self.jitter = jitter
         self.entries = {e.vm: e for e in _load(state)}
         self._retry: dict[VmKey, float] = {}
@@ -183,7 +184,7 @@ class RouterEngine:
             self.channel.reply(received, Status.VNI_NOT_SUPPORTED)
             return
         entry = self.entries.setdefault(message.vm, RouteEntry(message.vm))
-        if epoch < entry.epoch or (epoch == entry.epoch and state is not entry.state):
+        if self._stale(entry, epoch, state):
             self._answer(received, entry, Status.STALE_EPOCH, None)
             return
         serving, previous = _pair(message, state)
@@ -200,6 +201,12 @@ class RouterEngine:
         self.channel.withdraw_subject(self.manager, (entry.vm, "sight"))
         self._save(entry)
         self._set_routes(entry)
+
+    @staticmethod
+    def _stale(entry: RouteEntry, epoch: int, state: RouteState) -> bool:
+        """design, Fencing: an order counts only above the highest obeyed; under the same epoch it
+        is that order again, or none of this manager's."""
+        return epoch < entry.epoch or (epoch == entry.epoch and state is not entry.state)
 
     def _set_routes(self, entry: RouteEntry) -> None:
         entry.tag += 1
@@ -240,6 +247,11 @@ class RouterEngine:
             lambda reply, at: None,
             subject=(entry.vm, "sight"),
         )
+
+    def _manager_lost_state(self, manager: Peer, now: float) -> None:
+        """It may know nothing of what is held here: it is told at once."""
+        for entry in self._known():
+            entry.report_at = now
 
     def _pause(self) -> float:
         return self.settings.report_s * self.jitter.uniform(0.9, 1.0)
