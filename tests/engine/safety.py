@@ -240,14 +240,17 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
 
 
 def _bounces(world: World, vm: VmKey, path: tuple[str, ...]) -> bool:
-    """Whether a packet comes to the NVE that a VM was granted to, or to any of a VM that is no more,
-    and that NVE does not hold it yet, or any more."""
+    """Whether a packet comes to the NVE that a VM was granted to, or that is being told to redirect,
+    or to any of a VM that is no more, and that NVE does not hold it yet, or any more."""
     fabric = world.fabric
     if fabric is None or not {path[-1], path[-2]} & set(fabric.sites):
         return False
     nve = path[-2] if path[-1] in fabric.sites else path[-1]
     bound = world.nodes["manager"].disk.get(BindingCache.key(vm))
-    return nve not in fabric.sites and (bound is None or bound["nve"]["nve"] == nve)
+    if bound is None or nve in fabric.sites:
+        return bound is None and nve not in fabric.sites
+    told = {p["nve"] for p in bound["previous"] if p["acknowledged"] < bound["epoch"]}
+    return nve in {bound["nve"]["nve"], *told}
 
 
 def _by_fabric(world: World, vm: VmKey, path: list[str]) -> str | None:

@@ -161,7 +161,8 @@ class ManagerFabric(ManagerGate):
             return
         epoch = self._new_epoch()
         for name in changed:
-            entry.routers[name] = Told(leads.get(name), epoch)
+            before = entry.routers.get(name, Told(None, 0))
+            entry.routers[name] = before.then(leads.get(name), epoch)
             self._order(entry, name, now)
         self._save_fabric(entry)
 
@@ -174,6 +175,7 @@ class ManagerFabric(ManagerGate):
         """Section 7.2: the management node "exchanges VM Mobility Registration Request/Reply
         messages with the default router"."""
         peer, told = self.channel.peers.get(name), entry.routers[name]
+        told.heard = now
         if peer is None or not peer.endpoints:
             return
         options: list[Option] = [VmId(entry.vm), Epoch(told.epoch)]
@@ -206,7 +208,7 @@ class ManagerFabric(ManagerGate):
         if told.lead is None:
             del entry.routers[name]
         else:
-            told.acknowledged = True
+            told.done()
             sight = reply.find(Sight)
             told.direct = sight.direct if sight is not None else told.direct
         self._save_fabric(entry)
@@ -220,7 +222,7 @@ class ManagerFabric(ManagerGate):
         if reply.status is Status.STALE_EPOCH:
             # It has heard a later order than this manager remembers.
             self._heed_epoch(reply, now)
-            entry.routers[name] = Told(told.lead, self._new_epoch())
+            told.epoch = self._new_epoch()
             self._save_fabric(entry)
             self._order(entry, name, now)
             return
@@ -240,6 +242,7 @@ class ManagerFabric(ManagerGate):
             self._unknown_route(message, name, now)
             return
         self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
+        told.heard = now
         if message.epoch == told.epoch and told.lead is not None:
             told.direct = message.need(Sight).direct
             self._routes_changed(entry, now)
@@ -288,6 +291,13 @@ class ManagerFabric(ManagerGate):
                 continue
             for name in [n for n, told in entry.routers.items() if not told.acknowledged]:
                 self._order(entry, name, now)
+
+    def _check_routes(self, now: float) -> None:
+        """A router that says nothing may have lost what it was told, and know of no VM to report."""
+        for entry in self._fabric.values():
+            for name, told in entry.routers.items():
+                if told.acknowledged and now - told.heard > 2 * self.settings.check_s:
+                    self._order(entry, name, now)
 
     def _resume_routes(self, now: float) -> None:
         """After a restart: all that stands is told again, for the answers say how the fabric is."""

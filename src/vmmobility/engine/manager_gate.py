@@ -128,13 +128,22 @@ class ManagerGate:
     # ---- where routers may still lead ------------------------------------------------------------
 
     def _may_lead(self, vm: VmKey, nve_id: str, now: float) -> bool:
-        """Whether a router of that NVE may still lead there, for it has not yet done what it was
-        told last - or this manager has lost its records, and has not heard of all routes yet."""
+        """Whether a router may still lead to that NVE, for it has not yet done what it was told
+        last - or this manager has lost its records, and has not heard of all routes yet."""
         if self._doubt_left(now) and self.routers_of(nve_id):
             return True
         entry = self._fabric.get(vm)
-        told = [entry.routers.get(r) for r in self.routers_of(nve_id)] if entry else []
-        return any(t is not None and not t.acknowledged for t in told)
+        return any(n.nve_id == nve_id for t in entry.routers.values() for n in t.held) if entry else False
+
+    def _learn_led(self, binding: Binding) -> None:
+        """NVEs to which routers may still lead, that have not yet heard of the VM's end there, or
+        of a move's: they redirect."""
+        entry = self._fabric.get(binding.vm)
+        led = [n for t in entry.routers.values() for n in t.held] if entry else []
+        for nve in led:
+            known = nve.nve_id in (binding.nve.nve_id, *binding.previous)
+            if not known and not binding.is_full(nve.nve_id):
+                binding.previous[nve.nve_id] = Previous(nve)
 
     def _redirects_on(self, move: Move, now: float) -> bool:
         """Whether the destination of a move that is off redirects, as a previous NVE, for its
@@ -167,6 +176,7 @@ class ManagerGate:
     def _begin_fabric(self, binding: Binding, now: float) -> None:
         """A new binding: its routers, and its home's NVE, which may have let its redirect go."""
         self._follow_routes(binding, now)
+        self._learn_led(binding)
         binding.fabric_direct = self._is_direct(binding) is True
         if self._sites and not binding.fabric_direct:
             self._learn_home(binding)
