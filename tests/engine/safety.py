@@ -9,9 +9,9 @@ nothing of the VM since.  The packet ends there: what comes out of a tunnel meet
 
 Where routers are (fake_fabric.py) an NVE that holds nothing sends to its router, and packets begin
 at routers, too.  A loop while announcements or withdrawals of that VM are still on their way is the
-fabric's own and is only counted; one that outlasts them is a violation.  So is what a router
-leads to an NVE that holds nothing and sends it back - unless the VM is bound there, and the grant on
-its way, or bound nowhere, and its end: it is dropped when its hops are used up.
+fabric's own and is only counted; one that outlasts them is a violation.  So is what a router leads
+to an NVE that holds nothing and sends it back - unless the VM is bound there, and the grant on its
+way, or it is no more: then it is dropped when its hops are used up.
 
 Both are functions of what kernels hold and of guests' lives, VM by VM; so after an event only
 those VMs are looked at of which one of these changed (noted.py).
@@ -84,8 +84,8 @@ def check_vm(world: World, vm: VmKey) -> None:
 
 
 def _turns_without_net(world: World, vm: VmKey) -> bool:
-    """Whether the fabric turns for a VM that was never at its home: where a withdrawal overtakes the
-    announcement the covering prefix leads, to an NVE that the manager does not know as its home."""
+    """Whether the fabric turns for a VM that was never at its home: where a withdrawal overtakes
+    the announcement the covering prefix leads, to an NVE that the manager does not know for it."""
     fabric, manager = world.fabric, world.nodes["manager"].manager
     if fabric is None or not fabric.under_way[vm]:
         return False
@@ -240,15 +240,15 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
 
 
 def _bounces(world: World, vm: VmKey, path: tuple[str, ...]) -> bool:
-    """Whether a packet comes to the NVE that a VM was granted to, or that is being told to redirect,
-    or to any of a VM that is no more, and that NVE does not hold it yet, or any more."""
+    """Whether a packet comes to the NVE that a VM was granted to, or that is being told to
+    redirect, or to any of a VM that is no more, and that NVE holds nothing yet, or any more."""
     fabric = world.fabric
     if fabric is None or not {path[-1], path[-2]} & set(fabric.sites):
         return False
     nve = path[-2] if path[-1] in fabric.sites else path[-1]
     bound = world.nodes["manager"].disk.get(BindingCache.key(vm))
-    if bound is None or nve in fabric.sites:
-        return bound is None and nve not in fabric.sites
+    if nve in fabric.sites or bound is None or bound["ending"]:
+        return nve not in fabric.sites
     told = {p["nve"] for p in bound["previous"] if p["acknowledged"] < bound["epoch"]}
     return nve in {bound["nve"]["nve"], *told}
 

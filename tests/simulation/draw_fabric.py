@@ -57,7 +57,8 @@ class DrawFabric:
         )  # fmt: skip
 
     def _fault(self) -> None:
-        at, when = self._chance.uniform(0.0, self._until), ()
+        at = self._chance.uniform(0.0, self._until)
+        when: tuple[str, ...] = ()
         if self._chance.random() < 0.6:
             delay = self._chance.choice((0.0, 0.002, 0.02, self._chance.uniform(0, 1.0)))
             when = (self._chance.choice(self._vms), self._chance.choice(TURNS), f"{delay:.3f}")

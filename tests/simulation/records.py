@@ -25,7 +25,9 @@ from vmmobility.wire.options import Epoch, PhaseOption
 from vmmobility.wire.registry import Kind, Phase, Purpose
 from vmmobility.wire.values import VmKey
 
-ANSWERED = frozenset({Purpose.ROUTE, Purpose.ATTACH, Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT})
+ANSWERED = frozenset(
+    {Purpose.ROUTE, Purpose.ATTACH, Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT}
+)
 FIRST_REFUSAL = 128
 
 

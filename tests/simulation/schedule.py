@@ -27,8 +27,8 @@ CALM: dict[str, float] = {
     "loss": 0.0, "repetition": 0.0, "delay": 0.001, "persist": 0.001,
     "order": 0.002, "copying": 0.5, "moment": 0.02, "stop": 0.01, "load": 0.01,
 }  # fmt: skip
-# The same of one with routers: how long a move waits for its gate, the most that a word takes in the
-# fabric, and whether a move goes on when the gate's time is over.
+# The same of one with routers: how long a move waits for its gate, the most that a word takes in
+# the fabric, and whether a move goes on when the gate's time is over.
 CALM_FABRIC: dict[str, float] = {"gate": 2.0, "fabric": 0.1, "proceed": 0.0}
 
 

@@ -53,7 +53,8 @@ class Lead:
 class Told:
     """What one router was told.
 
-    epoch:        the order's, above every earlier one's for that VM
+    epoch:        the order's, above every earlier one's for that VM; 0: it said that it holds
+                  something, and this manager, which has lost its records, told it nothing yet
     acknowledged: it has done so
     held:         NVEs to which it may still lead, by earlier orders, until it has acknowledged this
     direct:       it has said that the fabric leads there; None: it has not said yet (not durable)

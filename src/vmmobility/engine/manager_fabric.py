@@ -169,14 +169,14 @@ class ManagerFabric(ManagerGate):
     @staticmethod
     def _has_changed(entry: FabricEntry, name: str, lead: Lead | None) -> bool:
         told = entry.routers.get(name)
-        return told is None or told.lead != lead
+        return told is None or told.lead != lead or not told.epoch
 
     def _order(self, entry: FabricEntry, name: str, now: float) -> None:
         """Section 7.2: the management node "exchanges VM Mobility Registration Request/Reply
         messages with the default router"."""
         peer, told = self.channel.peers.get(name), entry.routers[name]
         told.heard = now
-        if peer is None or not peer.endpoints:
+        if peer is None or not peer.endpoints or not told.epoch:
             return
         options: list[Option] = [VmId(entry.vm), Epoch(told.epoch)]
         if told.lead is None:
@@ -237,7 +237,7 @@ class ManagerFabric(ManagerGate):
         self._heed_epoch(message, now)
         entry = self._fabric.get(message.vm)
         told = entry.routers.get(name) if entry else None
-        if entry is None or told is None:
+        if entry is None or told is None or not told.epoch:
             self.channel.reply(received, Status.UNKNOWN_BINDING)
             self._unknown_route(message, name, now)
             return
@@ -249,12 +249,18 @@ class ManagerFabric(ManagerGate):
 
     def _unknown_route(self, message: Message, name: str, now: float) -> None:
         """A router leads packets of a VM of which this manager has told it nothing (any more)."""
-        if self._doubtful_routes(message.vm, now):
-            return
-        binding = self.cache.bindings.get(message.vm)
+        binding, led = self.cache.bindings.get(message.vm), message.find(ServingNve)
         interfaces = binding.interfaces if binding else ()
         entry = self._fabric.setdefault(message.vm, FabricEntry(message.vm, interfaces))
-        entry.routers[name] = Told(self._leads(binding).get(name), self._new_epoch())
+        told = entry.routers[name] = Told(None, 0, held=(led.nve,) if led else ())
+        if self._doubtful_routes(message.vm, now):
+            self._save_fabric(entry)
+            return
+        told.lead, told.epoch = self._leads(binding).get(name), self._new_epoch()
+        if binding is not None and not binding.ending:
+            self._learn_led(binding)
+            self._save_binding(binding)
+            self._redirect_previous(binding, now)
         self._save_fabric(entry)
         self._order(entry, name, now)
 
@@ -293,7 +299,7 @@ class ManagerFabric(ManagerGate):
                 self._order(entry, name, now)
 
     def _check_routes(self, now: float) -> None:
-        """A router that says nothing may have lost what it was told, and know of no VM to report."""
+        """A router that is silent may have lost all it was told, and so know of no VM to report."""
         for entry in self._fabric.values():
             for name, told in entry.routers.items():
                 if told.acknowledged and now - told.heard > 2 * self.settings.check_s:
@@ -305,7 +311,7 @@ class ManagerFabric(ManagerGate):
             binding = self.cache.bindings.get(vm)
             if binding is not None:
                 self._follow_routes(binding, now)
-            else:
+            elif not self._doubtful_routes(vm, now):
                 self._end_routes(vm, now)
             for name in list(entry.routers):
                 self._order(entry, name, now)

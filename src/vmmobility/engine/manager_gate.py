@@ -11,12 +11,13 @@ from vmmobility.engine.binding_cache import Previous
 from vmmobility.engine.fabric_record import FabricEntry, RouterSite
 from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.engine.outputs import Event
-from vmmobility.wire.registry import RouteState
+from vmmobility.wire.registry import Role, RouteState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.binding_cache import Binding, BindingCache
+    from vmmobility.engine.channel import Channel
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.outputs import Outbox
@@ -32,6 +33,7 @@ class ManagerGate:
 
     if TYPE_CHECKING:
         cache: BindingCache
+        channel: Channel
         outbox: Outbox
         settings: ManagerSettings
         routers_of: Callable[[str], list[str]]
@@ -133,7 +135,8 @@ class ManagerGate:
         if self._doubt_left(now) and self.routers_of(nve_id):
             return True
         entry = self._fabric.get(vm)
-        return any(n.nve_id == nve_id for t in entry.routers.values() for n in t.held) if entry else False
+        routers = entry.routers.values() if entry else ()
+        return any(nve.nve_id == nve_id for told in routers for nve in told.held)
 
     def _learn_led(self, binding: Binding) -> None:
         """NVEs to which routers may still lead, that have not yet heard of the VM's end there, or
@@ -141,8 +144,14 @@ class ManagerGate:
         entry = self._fabric.get(binding.vm)
         led = [n for t in entry.routers.values() for n in t.held] if entry else []
         for nve in led:
+            peer = self.channel.peers.get(nve.nve_id)
             known = nve.nve_id in (binding.nve.nve_id, *binding.previous)
-            if not known and not binding.is_full(nve.nve_id):
+            if (
+                peer is not None
+                and peer.role is Role.NVE
+                and not known
+                and not binding.is_full(nve.nve_id)
+            ):
                 binding.previous[nve.nve_id] = Previous(nve)
 
     def _redirects_on(self, move: Move, now: float) -> bool:

@@ -234,15 +234,13 @@ class RouterEngine:
         entry.sight, entry.report_at = sight, now + self._pause()
         if entry.request is not None:
             return  # its answer tells
+        options: list[Option] = [VmId(entry.vm), Epoch(entry.epoch), Route(entry.state)]
+        led = entry.routes().serving
+        options += [ServingNve(led)] if led is not None else []
         self.channel.request(
             self.manager,
             Purpose.SIGHT,
-            [
-                VmId(entry.vm),
-                Epoch(entry.epoch),
-                Route(entry.state),
-                Sight(sight.direct, sight.covered),
-            ],
+            [*options, Sight(sight.direct, sight.covered)],
             now,
             lambda reply, at: None,
             subject=(entry.vm, "sight"),
