@@ -65,6 +65,11 @@ class RouteEntry:
     report_at: float | None = None
     tag: int = 0
 
+    @property
+    def key(self) -> str:
+        """Its key in the store."""
+        return f"route/{self.vm.vni}/{self.vm.vm_id}"
+
     def routes(self) -> VmRoutes:
         """What the kernel should hold."""
         prefixes = tuple(p for i in self.interfaces for p in i.prefixes)
@@ -97,7 +102,7 @@ class RouterEngine:
         self.channel.restore(state)
         self.channel.peer_lost_state = self._manager_lost_state
         self.jitter = jitter
-        self.entries = {e.vm: e for e in _load(state)}
+        self.entries = {e.vm: e for e in load_routes(state)}
         self._retry: dict[VmKey, float] = {}
 
     # ---- inputs --------------------------------------------------------------------------------
@@ -183,7 +188,7 @@ class RouterEngine:
         if message.vm.vni != 0:
             self.channel.reply(received, Status.VNI_NOT_SUPPORTED)
             return
-        entry = self.entries.setdefault(message.vm, RouteEntry(message.vm))
+        entry = self.entries.get(message.vm) or RouteEntry(message.vm)
         if self._stale(entry, epoch, state):
             self._answer(received, entry, Status.STALE_EPOCH, None)
             return
@@ -191,6 +196,7 @@ class RouterEngine:
         long = too_long(message.interfaces, b"")
         if long:
             raise DecodeError("bad-value", long)
+        self.entries[entry.vm] = entry
         if entry.request is not None:
             self._answer(entry.request, entry, Status.OUT_OF_SEQUENCE, None, "overtaken")
         entry.request, entry.epoch, entry.state = received, epoch, state
@@ -260,12 +266,7 @@ class RouterEngine:
         return [e for e in self.entries.values() if e.state is not RouteState.NONE]
 
     def _save(self, entry: RouteEntry) -> None:
-        value: dict[str, Any] = {"epoch": entry.epoch, "state": entry.state.name}
-        if entry.state is not RouteState.NONE:
-            value["interfaces"] = [interface_to_json(i) for i in entry.interfaces]
-            value["serving"] = nve_to_json(entry.serving)
-            value["previous"] = nve_to_json(entry.previous)
-        self.outbox.record(f"route/{entry.vm.vni}/{entry.vm.vm_id}", value)
+        self.outbox.record(entry.key, route_to_json(entry))
 
     @staticmethod
     def _words(entry: RouteEntry, failures: Sequence[str]) -> dict[str, Any]:
@@ -291,7 +292,18 @@ def _pair(message: Message, state: RouteState) -> tuple[Nve | None, Nve | None]:
     return message.need(ServingNve).nve, previous
 
 
-def _load(state: Mapping[str, Any]) -> Iterable[RouteEntry]:
+def route_to_json(entry: RouteEntry) -> dict[str, Any]:
+    """The durable part of an entry; a tombstone is its epoch alone."""
+    value: dict[str, Any] = {"epoch": entry.epoch, "state": entry.state.name}
+    if entry.state is not RouteState.NONE:
+        value["interfaces"] = [interface_to_json(i) for i in entry.interfaces]
+        value["serving"] = nve_to_json(entry.serving)
+        value["previous"] = nve_to_json(entry.previous)
+    return value
+
+
+def load_routes(state: Mapping[str, Any]) -> Iterable[RouteEntry]:
+    """All entries of a store."""
     for key, value in state.items():
         kind, _, rest = key.partition("/")
         if kind != "route":
