@@ -50,7 +50,7 @@ class FakeFabric:
         self.barred: set[tuple[str, str]] = set()
         self.fail_next: dict[str, list[str]] = {name: [] for name in self.sites}
         self.changed: Callable[[str, VmKey], None] = lambda router, vm: None
-        self.micro_loops = 0
+        self.micro_loops = self.losses = 0  # while it turns
         self.under_way: Counter[VmKey] = Counter()
         self._later, self._home, self._touched = schedule, home, touched
         self._chance = random.Random(f"fabric {seed}")

@@ -172,7 +172,8 @@ class World(People):
         elif node.role is not Role.NVE:
             peers = [self._peer(node.node_id, MANAGER)]
             retransmission = self.nve_settings.get("retransmission", Retransmission())
-            router = RouterSettings(node.node_id, retransmission=retransmission)
+            report_s = self.nve_settings.get("check_s", 60.0)
+            router = RouterSettings(node.node_id, report_s, retransmission)
             node.router = RouterEngine(router, peers, state, node.boot, jitter)
         else:
             peers = [self._peer(node.node_id, MANAGER)]

@@ -9,7 +9,9 @@ nothing of the VM since.  The packet ends there: what comes out of a tunnel meet
 
 Where routers are (fake_fabric.py) an NVE that holds nothing sends to its router, and packets begin
 at routers, too.  A loop while announcements or withdrawals of that VM are still on their way is the
-fabric's own and is only counted; one that outlasts them is a violation.
+fabric's own and is only counted; one that outlasts them is a violation.  So is what a router leads
+to an NVE that holds nothing and sends it back - unless the VM is bound there, and the grant on its
+way, or it is no more: then it is dropped when its hops are used up.
 
 Both are functions of what kernels hold and of guests' lives, VM by VM; so after an event only
 those VMs are looked at of which one of these changed (noted.py).
@@ -20,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.engine.fake_hypervisor import Life
+from vmmobility.engine.binding_cache import BindingCache
 from vmmobility.engine.dataplane import Forwarding
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.values import VmKey
@@ -76,8 +79,19 @@ def check_vm(world: World, vm: VmKey) -> None:
         raise Violation("two deliveries", f"{world.now:.3f} {vm} is delivered at {where}")
     if vm in world.lossless:
         for walk in found:
-            if walk.end not in ("delivered", "waits"):
+            if walk.end not in ("delivered", "waits") and not _turns_without_net(world, vm):
                 raise Violation("loss", f"{world.now:.3f} {vm}: {describe(walk)}")
+
+
+def _turns_without_net(world: World, vm: VmKey) -> bool:
+    """Whether the fabric turns for a VM that was never at its home: where a withdrawal overtakes
+    the announcement the covering prefix leads, to an NVE that the manager does not know for it."""
+    fabric, manager = world.fabric, world.nodes["manager"].manager
+    if fabric is None or not fabric.under_way[vm]:
+        return False
+    binding = manager.cache.bindings.get(vm) if manager else None
+    fabric.losses += 1
+    return binding is None or binding.home is None
 
 
 def describe(walk: Walk) -> str:
@@ -131,6 +145,9 @@ def check_routes(world: World, vm: VmKey, at: str, *, at_home: bool) -> None:
         router = world.nodes[name].router
         if at_home and router is not None and vm in {r.vm for r in router.watched()}:
             raise Violation("a stale route", f"{vm} is at home, and {name} knows of it")
+        held = fabric.held[name].get(vm)
+        if held is not None and at not in fabric.sites[name].serves:
+            raise Violation("a stale route", f"{vm} is at {at}, and {name} {held.state.value}s it")
     if fabric.barred or not fabric.router_of(at):
         return
     for walk in walks(world, vm):
@@ -175,6 +192,8 @@ def walks(world: World, vm: VmKey) -> list[Walk]:
     for name, node in world.nodes.items():
         if node.hypervisor is not None or (fabric is not None and name in fabric.sites):
             walk = _walk(world, vm, name)
+            if walk.end == "loop" and _bounces(world, vm, walk.path):
+                walk = Walk(walk.path, "dropped")
             if walk.end == "loop" and fabric is not None and fabric.under_way[vm]:
                 fabric.micro_loops += 1
             elif walk.end == "loop":
@@ -218,6 +237,20 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
         seen.add((following, tunnelled))
         path.append(following)
         came_from = tunnelled
+
+
+def _bounces(world: World, vm: VmKey, path: tuple[str, ...]) -> bool:
+    """Whether a packet comes to the NVE that a VM was granted to, or that is being told to
+    redirect, or to any of a VM that is no more, and that NVE holds nothing yet, or any more."""
+    fabric = world.fabric
+    if fabric is None or not {path[-1], path[-2]} & set(fabric.sites):
+        return False
+    nve = path[-2] if path[-1] in fabric.sites else path[-1]
+    bound = world.nodes["manager"].disk.get(BindingCache.key(vm))
+    if nve in fabric.sites or bound is None or bound["ending"]:
+        return nve not in fabric.sites
+    told = {p["nve"] for p in bound["previous"] if p["acknowledged"] < bound["epoch"]}
+    return nve in {bound["nve"]["nve"], *told}
 
 
 def _by_fabric(world: World, vm: VmKey, path: list[str]) -> str | None:

@@ -2,7 +2,8 @@
 
 A mutant that survives shows a check that is too weak, or a line of an engine that nothing needs.
 KNOWN names for each a schedule that kills it, so that a test replays one; the engines change, and
-then `hunt` finds another.  Not here: the mutations themselves (mutations.py).
+then `hunt` finds another.  Not here: the mutations themselves (mutations.py,
+mutations_fabric.py).
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from tests.simulation.draw import draw
-from tests.simulation.mutations import MUTANTS
+from tests.simulation.mutations import MUTANTS as OTHER_MUTANTS
+from tests.simulation.mutations_fabric import FABRIC_MUTANTS
 from tests.simulation.runner import run
 from tests.simulation.schedule import Schedule, parse
 
 __all__ = ["KNOWN", "MUTANTS", "applied", "find", "hunt"]
+
+MUTANTS = {**OTHER_MUTANTS, **FABRIC_MUTANTS}
 
 # Mutant -> the seed of a schedule that kills it (`make simulate MUTANTS=1` prints them).
 KNOWN: dict[str, int] = {
@@ -45,6 +49,12 @@ KNOWN: dict[str, int] = {
     "a chain, not a star": 4,
     "drain alone": 4,
     "drain on silence alone": 11,
+    "drop the hold before the gate": 170,
+    "skip the gate": 104,
+    "never withdraw": 2,
+    "obey an old order": 138,
+    "drain though a router leads there": 92,
+    "no net under the gate": 170,
 }
 
 

@@ -197,6 +197,7 @@ class ManagerEngine(
         if self._check_at <= now:
             self._check_at = now + self.settings.check_s
             self._check_silent(now)
+            self._check_routes(now)
 
     def flush(self) -> list[Output]:
         return self.outbox.flush()

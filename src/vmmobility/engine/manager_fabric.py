@@ -166,20 +166,22 @@ class ManagerFabric(ManagerGate):
             return
         epoch = self._new_epoch()
         for name in changed:
-            entry.routers[name] = Told(leads.get(name), epoch)
+            before = entry.routers.get(name, Told(None, 0))
+            entry.routers[name] = before.then(leads.get(name), epoch)
             self._order(entry, name, now)
         self._save_fabric(entry)
 
     @staticmethod
     def _has_changed(entry: FabricEntry, name: str, lead: Lead | None) -> bool:
         told = entry.routers.get(name)
-        return told is None or told.lead != lead
+        return told is None or told.lead != lead or not told.epoch
 
     def _order(self, entry: FabricEntry, name: str, now: float) -> None:
         """Section 7.2: the management node "exchanges VM Mobility Registration Request/Reply
         messages with the default router"."""
         peer, told = self.channel.peers.get(name), entry.routers[name]
-        if peer is None or not peer.endpoints:
+        told.heard = now
+        if peer is None or not peer.endpoints or not told.epoch:
             return
         options: list[Option] = [VmId(entry.vm), Epoch(told.epoch)]
         if told.lead is None:
@@ -211,7 +213,7 @@ class ManagerFabric(ManagerGate):
         if told.lead is None:
             del entry.routers[name]
         else:
-            told.acknowledged = True
+            told.done()
             sight = reply.find(Sight)
             told.direct = sight.direct if sight is not None else told.direct
         self._save_fabric(entry)
@@ -225,7 +227,7 @@ class ManagerFabric(ManagerGate):
         if reply.status is Status.STALE_EPOCH:
             # It has heard a later order than this manager remembers.
             self._heed_epoch(reply, now)
-            entry.routers[name] = Told(told.lead, self._new_epoch())
+            told.epoch = self._new_epoch()
             self._save_fabric(entry)
             self._order(entry, name, now)
             return
@@ -241,24 +243,32 @@ class ManagerFabric(ManagerGate):
         self._heed_epoch(message, now)
         entry = self._fabric.get(message.vm)
         told = entry.routers.get(name) if entry else None
-        if entry is None or told is None:
+        if entry is None or told is None or not told.epoch:
             self.channel.reply(received, Status.UNKNOWN_BINDING)
             self._unknown_route(message, name, now)
             return
         self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
+        told.heard = now
         if epoch == told.epoch and told.lead is not None:
             told.direct = sight.direct
             self._routes_changed(entry, now)
 
     def _unknown_route(self, message: Message, name: str, now: float) -> None:
         """A router leads packets of a VM of which this manager has told it nothing (any more)."""
-        strays = sum(vm not in self.cache.bindings for vm in self._fabric)
-        if self._doubtful_routes(message.vm, now) or strays >= MAX_STRAYS:
+        if sum(vm not in self.cache.bindings for vm in self._fabric) >= MAX_STRAYS:
             return
-        binding = self.cache.bindings.get(message.vm)
+        binding, led = self.cache.bindings.get(message.vm), message.find(ServingNve)
         interfaces = binding.interfaces if binding else ()
         entry = self._fabric.setdefault(message.vm, FabricEntry(message.vm, interfaces))
-        entry.routers[name] = Told(self._leads(binding).get(name), self._new_epoch())
+        told = entry.routers[name] = Told(None, 0, held=(led.nve,) if led else ())
+        if self._doubtful_routes(message.vm, now):
+            self._save_fabric(entry)
+            return
+        told.lead, told.epoch = self._leads(binding).get(name), self._new_epoch()
+        if binding is not None and not binding.ending:
+            self._learn_led(binding)
+            self._save_binding(binding)
+            self._redirect_previous(binding, now)
         self._save_fabric(entry)
         self._order(entry, name, now)
 
@@ -296,13 +306,20 @@ class ManagerFabric(ManagerGate):
             for name in [n for n, told in entry.routers.items() if not told.acknowledged]:
                 self._order(entry, name, now)
 
+    def _check_routes(self, now: float) -> None:
+        """A router that is silent may have lost all it was told, and so know of no VM to report."""
+        for entry in self._fabric.values():
+            for name, told in entry.routers.items():
+                if told.acknowledged and now - told.heard > 2 * self.settings.check_s:
+                    self._order(entry, name, now)
+
     def _resume_routes(self, now: float) -> None:
         """After a restart: all that stands is told again, for the answers say how the fabric is."""
         for vm, entry in list(self._fabric.items()):
             binding = self.cache.bindings.get(vm)
             if binding is not None:
                 self._follow_routes(binding, now)
-            else:
+            elif not self._doubtful_routes(vm, now):
                 self._end_routes(vm, now)
             for name in list(entry.routers):
                 self._order(entry, name, now)

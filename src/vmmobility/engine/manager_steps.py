@@ -59,6 +59,8 @@ class ManagerSteps:
         def _new_epoch(self) -> int: ...
         def _follow_routes(self, binding: Binding, now: float) -> None: ...
         def _announce(self, move: Move, now: float) -> None: ...
+        def _is_routed(self, move: Move) -> bool: ...
+        def _redirects_on(self, move: Move, now: float) -> bool: ...
         def _senders(self, binding: Binding) -> list[Nve]: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
@@ -211,7 +213,8 @@ class ManagerSteps:
             self._enter(move, MoveState.CLEARING, now)
             return
         self._follow_routes(self.cache.bindings[move.vm], now)
-        self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING)
+        sends = (PreviousNve(move.destination),) if self._is_routed(move) else ()
+        self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING, *sends)
 
     def _ask_clear(self, move: Move, now: float) -> None:
         self._withdraw(move, move.source)
@@ -229,7 +232,7 @@ class ManagerSteps:
 
         self._back(move)
         peer = self.channel.peers.get(move.destination.nve_id)
-        if peer is None:
+        if peer is None or self._redirects_on(move, now):
             return
         self.channel.request(
             peer,

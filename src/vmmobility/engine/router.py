@@ -65,6 +65,11 @@ class RouteEntry:
     report_at: float | None = None
     tag: int = 0
 
+    @property
+    def key(self) -> str:
+        """Its key in the store."""
+        return f"route/{self.vm.vni}/{self.vm.vm_id}"
+
     def routes(self) -> VmRoutes:
         """What the kernel should hold."""
         prefixes = tuple(p for i in self.interfaces for p in i.prefixes)
@@ -95,8 +100,9 @@ class RouterEngine:
             settings.router_id, boot, peers, RIGHTS, self.outbox, jitter, settings.retransmission
         )
         self.channel.restore(state)
+        self.channel.peer_lost_state = self._manager_lost_state
         self.jitter = jitter
-        self.entries = {e.vm: e for e in _load(state)}
+        self.entries = {e.vm: e for e in load_routes(state)}
         self._retry: dict[VmKey, float] = {}
 
     # ---- inputs --------------------------------------------------------------------------------
@@ -182,14 +188,15 @@ class RouterEngine:
         if message.vm.vni != 0:
             self.channel.reply(received, Status.VNI_NOT_SUPPORTED)
             return
-        entry = self.entries.setdefault(message.vm, RouteEntry(message.vm))
-        if epoch < entry.epoch or (epoch == entry.epoch and state is not entry.state):
+        entry = self.entries.get(message.vm) or RouteEntry(message.vm)
+        if self._stale(entry, epoch, state):
             self._answer(received, entry, Status.STALE_EPOCH, None)
             return
         serving, previous = _pair(message, state)
         long = too_long(message.interfaces, b"")
         if long:
             raise DecodeError("bad-value", long)
+        self.entries[entry.vm] = entry
         if entry.request is not None:
             self._answer(entry.request, entry, Status.OUT_OF_SEQUENCE, None, "overtaken")
         entry.request, entry.epoch, entry.state = received, epoch, state
@@ -200,6 +207,12 @@ class RouterEngine:
         self.channel.withdraw_subject(self.manager, (entry.vm, "sight"))
         self._save(entry)
         self._set_routes(entry)
+
+    @staticmethod
+    def _stale(entry: RouteEntry, epoch: int, state: RouteState) -> bool:
+        """design, Fencing: an order counts only above the highest obeyed; under the same epoch it
+        is that order again, or none of this manager's."""
+        return epoch < entry.epoch or (epoch == entry.epoch and state is not entry.state)
 
     def _set_routes(self, entry: RouteEntry) -> None:
         entry.tag += 1
@@ -227,19 +240,22 @@ class RouterEngine:
         entry.sight, entry.report_at = sight, now + self._pause()
         if entry.request is not None:
             return  # its answer tells
+        options: list[Option] = [VmId(entry.vm), Epoch(entry.epoch), Route(entry.state)]
+        led = entry.routes().serving
+        options += [ServingNve(led)] if led is not None else []
         self.channel.request(
             self.manager,
             Purpose.SIGHT,
-            [
-                VmId(entry.vm),
-                Epoch(entry.epoch),
-                Route(entry.state),
-                Sight(sight.direct, sight.covered),
-            ],
+            [*options, Sight(sight.direct, sight.covered)],
             now,
             lambda reply, at: None,
             subject=(entry.vm, "sight"),
         )
+
+    def _manager_lost_state(self, manager: Peer, now: float) -> None:
+        """It may know nothing of what is held here: it is told at once."""
+        for entry in self._known():
+            entry.report_at = now
 
     def _pause(self) -> float:
         return self.settings.report_s * self.jitter.uniform(0.9, 1.0)
@@ -250,12 +266,7 @@ class RouterEngine:
         return [e for e in self.entries.values() if e.state is not RouteState.NONE]
 
     def _save(self, entry: RouteEntry) -> None:
-        value: dict[str, Any] = {"epoch": entry.epoch, "state": entry.state.name}
-        if entry.state is not RouteState.NONE:
-            value["interfaces"] = [interface_to_json(i) for i in entry.interfaces]
-            value["serving"] = nve_to_json(entry.serving)
-            value["previous"] = nve_to_json(entry.previous)
-        self.outbox.record(f"route/{entry.vm.vni}/{entry.vm.vm_id}", value)
+        self.outbox.record(entry.key, route_to_json(entry))
 
     @staticmethod
     def _words(entry: RouteEntry, failures: Sequence[str]) -> dict[str, Any]:
@@ -281,7 +292,18 @@ def _pair(message: Message, state: RouteState) -> tuple[Nve | None, Nve | None]:
     return message.need(ServingNve).nve, previous
 
 
-def _load(state: Mapping[str, Any]) -> Iterable[RouteEntry]:
+def route_to_json(entry: RouteEntry) -> dict[str, Any]:
+    """The durable part of an entry; a tombstone is its epoch alone."""
+    value: dict[str, Any] = {"epoch": entry.epoch, "state": entry.state.name}
+    if entry.state is not RouteState.NONE:
+        value["interfaces"] = [interface_to_json(i) for i in entry.interfaces]
+        value["serving"] = nve_to_json(entry.serving)
+        value["previous"] = nve_to_json(entry.previous)
+    return value
+
+
+def load_routes(state: Mapping[str, Any]) -> Iterable[RouteEntry]:
+    """All entries of a store."""
     for key, value in state.items():
         kind, _, rest = key.partition("/")
         if kind != "route":
