@@ -17,6 +17,7 @@ from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.pump import Pump
+from vmmobility.daemon.trace import Tracer
 from vmmobility.drivers.hypervisor.definition import decode_interfaces
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import interface_to_json
@@ -47,6 +48,7 @@ class Manager:
         self._pump = pump
         self._commands = commands
         self._endpoint = endpoint
+        self._tracer = Tracer(engine, pump, commands)
         self._log = log
         self._since = time.monotonic()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
@@ -175,6 +177,9 @@ class Manager:
     async def check(self, limit_s: float) -> dict[str, Any]:
         found = await self._commands.run(self._pump, self._engine.check, limit_s)
         return {**found, "repaired": sum(bool(row["repaired"]) for row in found["drift"])}
+
+    async def trace(self, address: str, start: str, seconds: float) -> dict[str, Any]:
+        return await self._tracer.trace(address, start, seconds)
 
     def alarms(self) -> list[dict[str, Any]]:
         return manager_alarms(self._engine, time.monotonic())

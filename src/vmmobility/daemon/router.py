@@ -135,9 +135,7 @@ class RouterDaemon:
                 sight = self._plane.sights([wanted.watched]).get(wanted.watched.vm)
         except (DataPlaneError, OSError) as failure:
             error = str(failure)
-        self.pump.input(
-            lambda now: self.engine.explained(wanted.number, rows, sight, error, now)
-        )
+        self.pump.input(lambda now: self.engine.explained(wanted.number, rows, sight, error, now))
 
     def _sighted(self, sights: Mapping[VmKey, Sight]) -> None:
         self.pump.input(lambda now: self.engine.sighted(sights, now))

@@ -185,6 +185,6 @@ def for_people(reply: Message) -> dict[str, Any]:
         text.encode()
     except (ValueError, RecursionError):
         return {}
-    # What JSON writes with "\\u" is a control character.
-    clean = text.isprintable() and "\\u" not in text
+    # What JSON writes with a backslash is a control character, or a quote.
+    clean = text.isprintable() and "\\" not in text
     return found if clean and isinstance(found, dict) else {}

@@ -14,9 +14,9 @@ from typing import Any
 
 from vmmobility.engine.binding_update_list import Check, Contest, Entry
 from vmmobility.engine.channel import Received
+from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.nve_unmanaged import IDLE, NveUnmanaged
-from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.outputs import Audit, CountTraffic, Event, Order
 from vmmobility.wire.options import Guest, Measurements, Option, Reason, ServingNve
 from vmmobility.wire.registry import GuestLife, Phase, Status
