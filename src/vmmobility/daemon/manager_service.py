@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from vmmobility.daemon.alarms import manager_alarms
@@ -27,7 +27,7 @@ from vmmobility.engine.manager_onboarding import Onboarded
 from vmmobility.engine.outputs import Event
 from vmmobility.errors import ApiError, BadRequest, Conflict, DecodeError, NotFound
 from vmmobility.wire.registry import Role, RouteState
-from vmmobility.wire.values import VmKey
+from vmmobility.wire.values import Address, VmKey
 
 Result = TypeVar("Result")
 FINAL_EVENTS = frozenset({"move.done", "move.aborted", "move.failed"})
@@ -48,7 +48,7 @@ class Manager:
         self._pump = pump
         self._commands = commands
         self._endpoint = endpoint
-        self._tracer = Tracer(engine, pump, commands)
+        self._tracer = Tracer(engine, self._ask_nodes)
         self._log = log
         self._since = time.monotonic()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
@@ -180,6 +180,16 @@ class Manager:
 
     async def trace(self, address: str, start: str, seconds: float) -> dict[str, Any]:
         return await self._tracer.trace(address, start, seconds)
+
+    async def _ask_nodes(
+        self, vm: VmKey | None, address: Address, nodes: Sequence[str], seconds: float
+    ) -> dict[str, Any]:
+        found = await self._commands.run(
+            self._pump,
+            lambda number, now: self._engine.ask_nodes(number, vm, address, nodes, seconds, now),
+        )
+        answers: dict[str, Any] = found["answers"]
+        return answers
 
     def alarms(self) -> list[dict[str, Any]]:
         return manager_alarms(self._engine, time.monotonic())

@@ -7,12 +7,10 @@ node's, else by data centre.  Not here: what is wrong with a step (trace_steps.p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
-from vmmobility.daemon.commands import Commands
-from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.trace_facts import Answer, Facts, Step, facts_of
 from vmmobility.daemon.trace_steps import (
     forwarding_of,
@@ -26,19 +24,22 @@ from vmmobility.daemon.trace_steps import (
 )
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.errors import BadRequest, NotFound
-from vmmobility.wire.values import Address
+from vmmobility.wire.values import Address, VmKey
 
 LONGEST_WAY = 32  # nodes
-SPARE_S = 5.0  # the engine ends a question by itself; later than that something is broken
+
+Ask = Callable[
+    [VmKey | None, Address, Sequence[str], float], Awaitable[Mapping[str, Answer | None]]
+]
+"""ask(vm, address, nodes, seconds): what each node has answered by then."""
 
 
 class Tracer:
-    """The traces of one manager."""
+    """The traces of one manager.  ask: has the engine ask these nodes."""
 
-    def __init__(self, engine: ManagerEngine, pump: Pump, commands: Commands) -> None:
+    def __init__(self, engine: ManagerEngine, ask: Ask) -> None:
         self._engine = engine
-        self._pump = pump
-        self._commands = commands
+        self._ask = ask
 
     async def trace(self, address: str, start: str, seconds: float) -> dict[str, Any]:
         """The steps, and whether all is as it should be (docs/architecture.md, API).
@@ -59,7 +60,7 @@ class Tracer:
             steps += way
         else:
             nodes = [*_routers(facts), *facts.concerned()]
-            answers = await self._ask(facts, nodes, seconds)
+            answers = await self._ask(facts.vm, facts.address, nodes, seconds)
             steps += [_step(facts, node, answers.get(node)) for node in nodes]
         return {
             "address": str(facts.address),
@@ -73,19 +74,6 @@ class Tracer:
             "steps": [step.row() for step in steps],
         }
 
-    async def _ask(
-        self, facts: Facts, nodes: list[str], seconds: float
-    ) -> dict[str, Answer | None]:
-        done = await self._commands.run(
-            self._pump,
-            lambda number, now: self._engine.ask_nodes(
-                number, facts.vm, facts.address, nodes, seconds, now
-            ),
-            seconds + SPARE_S,
-        )
-        found: dict[str, Answer | None] = done["answers"]
-        return found
-
     async def _follow(
         self, facts: Facts, start: str, seconds: float
     ) -> tuple[list[Step], bool | None]:
@@ -95,7 +83,7 @@ class Tracer:
         node: str | None = start
         while node is not None and len(steps) < LONGEST_WAY:
             visited.append(node)
-            answer = (await self._ask(facts, [node], seconds)).get(node)
+            answer = (await self._ask(facts.vm, facts.address, [node], seconds)).get(node)
             step = _step(facts, node, answer)
             steps.append(step)
             if node in facts.nves and (answer is None or facts.vm is None):
@@ -104,6 +92,8 @@ class Tracer:
                 return steps, None
             if node in facts.nves and forwarding_of(answer) == "local":
                 return steps, node == facts.serving
+            if node in facts.sites and _ends(answer):
+                return steps, False
             node, known = _next(facts, node, answer, visited)
             if node is not None and not known:
                 step.detail.append(f"{node} is next by its data centre, not by its address")
@@ -141,6 +131,12 @@ def _step(facts: Facts, node: str, answer: Answer | None) -> Step:
     return silent_step(facts, node) if answer is None else judge(facts, node, answer)
 
 
+def _ends(answer: Answer) -> bool:
+    """Whether a router leads packets nowhere."""
+    row = leading(answer)
+    return not answer["more"] if row is None else row.get("kind") != "unicast"
+
+
 def _next(facts: Facts, node: str, answer: Answer, visited: list[str]) -> tuple[str | None, bool]:
     """The node that gets the packets from here, and whether it is known to be it."""
     if node in facts.nves:
@@ -148,7 +144,7 @@ def _next(facts: Facts, node: str, answer: Answer, visited: list[str]) -> tuple[
             return redirects_to(answer), True
         return _into_the_fabric(facts, node, visited)
     row = leading(answer)
-    if row is None or row.get("kind") != "unicast":
+    if row is None:
         return None, True
     named = [facts.node_at(hop.get("gateway")) for hop in hops(row)]
     for name in named:

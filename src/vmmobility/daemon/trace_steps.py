@@ -77,6 +77,10 @@ def router_step(facts: Facts, node: str, answer: Answer) -> Step:
     if row is not None:
         step.decision, step.to = _decision(facts, row), _leads_to(facts, row)
         step.detail.append(_route(row))
+        if row.get("kind") == "local":
+            step.wrong.append("takes packets for the address itself")
+        elif row.get("kind") != "unicast":
+            step.wrong.append(f"drops them: {row.get('kind')}")
     elif not answer["more"]:
         step.decision = "no route"
         step.wrong.append("no route leads there")
