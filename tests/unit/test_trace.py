@@ -174,7 +174,7 @@ def test_where_all_is_as_it_should_be():
 
 def test_at_home_nothing_is_told_and_covering_prefixes_lead():
     domain = Domain(binding("nve-a"), {})
-    quiet = {"state": "none", "epoch": 0, "direct": None}
+    quiet: dict[str, Any] = {"state": "none", "epoch": 0, "direct": None}
     domain.answers["tor-1"] = router(route("10.1.0.0/24", locator("nve-a")), **quiet)
     for name, to in (("edge-1", "tor-1"), ("edge-2", "edge-1"), ("tor-2", "edge-2")):
         domain.answers[name] = router(route("10.0.0.0/8", locator(to)), **quiet)
@@ -378,7 +378,7 @@ def test_without_routers_the_covering_prefix_leads_home():
 
 def test_an_address_of_nobody():
     domain = Domain({}, {})
-    quiet = {"state": "none", "epoch": 0, "direct": None}
+    quiet: dict[str, Any] = {"state": "none", "epoch": 0, "direct": None}
     for name in ("tor-1", "edge-1", "tor-2", "edge-2"):
         domain.answers[name] = router(route("10.1.0.0/24", locator("nve-a")), **quiet)
     found = domain.trace()

@@ -77,9 +77,10 @@ def _closing(found: Mapping[str, Any]) -> str:
         said = f"{found['address']} from {found['from']} {way[found['arrives']]} {who}"
     else:
         said = f"{found['address']} is of {who}"
-    wrong = sum(not step["ok"] for step in found["steps"])
+    wrong, count = sum(not step["ok"] for step in found["steps"]), len(found["steps"])
+    said += f"; {count} step{'s' * (count > 1)}"
     if not wrong:
-        return f"{said}; {len(found['steps'])} steps, all consistent"
+        return f"{said}, all consistent"
     silent = f", silent: {', '.join(found['silent'])}" if found["silent"] else ""
-    said = f"{said}; {len(found['steps'])} steps, {wrong} inconsistent{silent}"
+    said += f", {wrong} inconsistent{silent}"
     return f"{said}; `vmmob check` mends what the record decides" if found["vm"] else said

@@ -80,7 +80,7 @@ def test_an_address_of_nobody(vmmob: Vmmob, manager: FakeManager):
     assert first == (
         "! manager  manager  bound to nobody  WRONG: no VM is registered with this address"
     )
-    assert last == "10.1.0.5 is of nobody; 1 steps, 1 inconsistent"
+    assert last == "10.1.0.5 is of nobody; 1 step, 1 inconsistent"
 
 
 @pytest.mark.usefixtures("manager")
