@@ -18,7 +18,9 @@ class Counters:
     """A VM's packets at one node (drivers/dataplane.Traffic has the same names)."""
 
     delivered: int = 0
+    consumed: int = 0
     redirected: int = 0
+    dropped: int = 0
 
 
 @dataclass

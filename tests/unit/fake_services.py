@@ -47,6 +47,45 @@ ALARM: dict[str, Any] = {
     "what": "five NVEs took it",
     "remedy": "end one copy, then `vmmob vm release vm1`",
 }
+TRACE: dict[str, Any] = {
+    "address": "10.1.0.5",
+    "vni": 0,
+    "vm": "vm1",
+    "serving": "nve-b",
+    "from": None,
+    "arrives": None,
+    "ok": True,
+    "silent": [],
+    "steps": [
+        {
+            "node": "manager",
+            "role": "manager",
+            "decision": "bound to",
+            "to": "nve-b",
+            "detail": "VM vm1, epoch 7; away from nve-a",
+            "ok": True,
+            "wrong": "",
+        },
+        {
+            "node": "tor-1",
+            "role": "default router",
+            "decision": "hold table",
+            "to": "nve-b",
+            "detail": "10.1.0.5/32 by vmmobility in table 7701 dev eth1; told announce (epoch 8)",
+            "ok": True,
+            "wrong": "",
+        },
+        {
+            "node": "nve-b",
+            "role": "serving NVE",
+            "decision": "delivers to",
+            "to": "vm1",
+            "detail": "",
+            "ok": True,
+            "wrong": "",
+        },
+    ],
+}
 
 
 class FakeManager:
@@ -64,6 +103,8 @@ class FakeManager:
         self.pause_s = 0.0
         self.records: dict[VmKey, dict[str, Any]] = {}
         self.raised: list[dict[str, Any]] = []
+        self.asked: list[tuple[str, str, float]] = []
+        self.traced: dict[str, Any] = TRACE
 
     def status(self) -> dict[str, Any]:
         return {**STATUS, "bindings": 1, "moves": len(self.started)}
@@ -114,6 +155,14 @@ class FakeManager:
             raise Unavailable(f"not ended within {limit_s:g} s", "ask with a longer --timeout")
         await asyncio.sleep(self.pause_s)
         return self.compared
+
+    async def trace(self, address: str, start: str, seconds: float) -> dict[str, Any]:
+        if address == "10.1.0":
+            raise BadRequest(f"{address!r} is no address", "write an IPv4 or IPv6 address")
+        if start == "nowhere":
+            raise NotFound(f"no NVE or router {start} is known", "see `vmmob show nves`")
+        self.asked.append((address, start, seconds))
+        return self.traced
 
     def alarms(self) -> list[dict[str, Any]]:
         return self.raised

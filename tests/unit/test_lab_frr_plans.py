@@ -11,7 +11,6 @@ from vmmobility.drivers.frr.check import check, missing_tools
 from vmmobility.drivers.frr.plan import InterfacePlan, Neighbour
 from vmmobility.drivers.frr.render import render
 from vmmobility.errors import LabError
-from vmmobility.lab import daemons as lab_daemons
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab.daemons import Daemons
 from vmmobility.lab.frr_plans import expected_prefixes, router_plans
@@ -150,17 +149,9 @@ def configured(fabric, folder):
     }, made
 
 
-def test_without_agents_nobody_is_told_of_routers(two_dc, tmp_path, monkeypatch):
-    monkeypatch.setattr(lab_daemons, "ROUTER_AGENTS", False)
-    found, _ = configured(two_dc, tmp_path)
-    assert set(found) == {"manager", "nve-1a", "nve-1b", "nve-2a", "nve-2b"}
-    assert all(peer.keys() == {"id", "role", "addresses"} for peer in found["manager"]["peer"])
-
-
 def test_agents_run_at_default_and_border_routers_and_the_manager_knows_whom_they_serve(
-    two_dc, tmp_path, monkeypatch
+    two_dc, tmp_path
 ):
-    monkeypatch.setattr(lab_daemons, "ROUTER_AGENTS", True)
     found, made = configured(two_dc, tmp_path)
     tor = found["tor-1a"]["node"]
     assert tor["role"] == "default-router"

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 import pytest
 
 from tests.engine.network import World
+from tests.engine.router_pair import Pair
 from tests.forge.domain import SITES
 from vmmobility.engine.outputs import Send
 from vmmobility.wire.authentication import TRAILER
@@ -101,8 +102,13 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         for state in (RouteState.WATCH, RouteState.LEAD, RouteState.ANNOUNCE)
     },
     (Kind.REPLY, Purpose.ROUTE, False, ANY): (f"{ROUTED}, Sight", ""),
-    (Kind.REQUEST, Purpose.SIGHT, False, ANY): (f"{ROUTED}, Sight", ""),
+    (Kind.REQUEST, Purpose.SIGHT, False, ANY): (f"{ROUTED}, Sight", "Serving NVE"),
     (Kind.REPLY, Purpose.SIGHT, True, ANY): ("VM-ID", ""),
+}
+# CHECK to a router, on behalf of people.
+ROUTER_CHECKS: dict[Kind, tuple[str, str]] = {
+    Kind.REQUEST: ("Interface Group", "VM-ID"),
+    Kind.REPLY: ("Epoch, Route, Measurements", "VM-ID, Sight"),
 }
 # What replies that reject must carry; Reason may always be there.
 REJECTIONS: dict[Status, str] = {
@@ -294,6 +300,21 @@ def test_every_row_of_the_tables_is_met():
     for stage in STAGES:
         met |= check(a_move_that_breaks(stage))
     assert set(SECTION_10) == met
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("vm", [VM, None])
+def test_people_ask_routers(vm: VmKey | None, known: bool):
+    pair = Pair(known=known)
+    pair.ask(vm)
+    assert [message.kind for message in pair.heard] == [Kind.REQUEST, Kind.REPLY]
+    for message in pair.heard:
+        found = {BY_CLASS[type(o)].name for o in message.options}
+        must, may = map(names, ROUTER_CHECKS[message.kind])
+        assert must <= found <= must | may
+        assert ("VM-ID" in found) is (vm is not None)
+        assert message.lifetime == 0
+    assert ("Sight" in found) is (known and vm is not None)
 
 
 def test_a_manager_that_lost_its_state_is_told_epochs_and_previous_nves():

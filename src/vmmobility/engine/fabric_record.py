@@ -117,7 +117,7 @@ def _told_from_json(value: Mapping[str, Any]) -> Told:
             nve_from_json(value["serving"]),
             nve_from_json(previous) if previous else None,
         )
-    held = tuple(nve_from_json(nve) for nve in value["held"])
+    held = tuple(nve_from_json(nve) for nve in value.get("held", ()))
     return Told(lead, value["epoch"], value["acknowledged"], held)
 
 

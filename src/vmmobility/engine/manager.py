@@ -33,6 +33,7 @@ from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
 from vmmobility.engine.manager_removals import ManagerRemovals
 from vmmobility.engine.manager_route_limits import ManagerRouteLimits
+from vmmobility.engine.manager_trace import ManagerTrace
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
@@ -106,6 +107,7 @@ class ManagerEngine(
     ManagerOnboarding,
     ManagerFabric,
     ManagerRouteLimits,
+    ManagerTrace,
 ):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
@@ -138,7 +140,7 @@ class ManagerEngine(
         self._expiry_scan_at = now + EXPIRY_SCAN_S
         self._check_at = now + settings.check_s
         self._load_relearning(state, now)
-        self._questions = {}
+        self._questions, self._askings = {}, {}
         self._redirect_retry: dict[VmKey, float] = {}
         self._deregistering: dict[VmKey, Received] = {}
         self._ended = EndedAttaches()
@@ -179,6 +181,7 @@ class ManagerEngine(
         due = [self.channel.next_timer(), self._next_move_timer(), self._expiry_scan_at]
         due += [*self._redirect_retry.values(), *self._route_retry.values()]
         due += [self._check_at, *(q.deadline for q in self._questions.values())]
+        due += [asking.deadline for asking in self._askings.values()]
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
@@ -194,6 +197,7 @@ class ManagerEngine(
             self._relearned(now)
             self._end_leases(now)
         self._question_timer(now)
+        self._asking_timer(now)
         if self._check_at <= now:
             self._check_at = now + self.settings.check_s
             self._check_silent(now)

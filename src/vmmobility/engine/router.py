@@ -26,6 +26,7 @@ from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.fabric_routes import RouteAction, VmRoutes
 from vmmobility.engine.fabric_routes import Sight as Seen
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output, SetRoutes
+from vmmobility.engine.router_checks import RouterChecks
 from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, Option, Route, ServingNve, Sight, VmId
@@ -33,7 +34,7 @@ from vmmobility.wire.registry import Purpose, Role, RouteState, Status
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
 # design, Rights: only the manager may "tell a router".
-RIGHTS = {Purpose.ROUTE: frozenset({Role.MANAGER})}
+RIGHTS = {purpose: frozenset({Role.MANAGER}) for purpose in (Purpose.ROUTE, Purpose.CHECK)}
 RETRY_S = 5.0  # what the kernel refused is tried again after so long
 
 
@@ -81,7 +82,7 @@ class RouteEntry:
         return VmRoutes(self.vm, prefixes, via, action, self.serving)
 
 
-class RouterEngine:
+class RouterEngine(RouterChecks):
     """One router.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -104,6 +105,7 @@ class RouterEngine:
         self.jitter = jitter
         self.entries = {e.vm: e for e in load_routes(state)}
         self._retry: dict[VmKey, float] = {}
+        self._explaining, self._questions = {}, 0
 
     # ---- inputs --------------------------------------------------------------------------------
 
@@ -118,8 +120,10 @@ class RouterEngine:
         received = self.channel.datagram(data, source, local, now)
         if received is None:
             return
+        asked = received.message.purpose is Purpose.CHECK
+        handler = self._check_requested if asked else self._ordered
         try:
-            self._ordered(received, now)
+            handler(received, now)
         except DecodeError as error:
             self.channel.drops[error.reason] += 1
             self.channel.reply(received, Status.MALFORMED, reason=str(error))
