@@ -50,10 +50,10 @@ class ManagerRemovals:
             if binding is not None and node in binding.previous:
                 if self._may_lead(message.vm, node, now):
                     why = "a router may still lead here"
-                    self._reject(received, Status.WRONG_PHASE, why)
+                    self._reject(received, Status.TRY_AGAIN, why)
                     return
                 if node not in binding.free_to_go():
-                    self._reject(received, Status.WRONG_PHASE, "another NVE may still send here")
+                    self._reject(received, Status.TRY_AGAIN, "another NVE may still send here")
                     return
                 del binding.previous[node]
                 self._save_binding(binding)
