@@ -29,8 +29,11 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	then echo "$$p"; break; fi; done)
 
 # qemu, busybox, gcc + libc: the lab's guests.  nftables, iproute2, ping: the data plane and probes.
+# frr: the lab's routers; its Python tools check a configuration.
 DEBIAN_PACKAGES := \
 	busybox-static \
+	frr \
+	frr-pythontools \
 	gcc \
 	iproute2 \
 	iputils-ping \

@@ -45,9 +45,7 @@ def sites(text: str) -> tuple[RouterSite, ...]:
     """Routers from "ra:a/rb:b,c/x": each with the NVEs behind it; a border router has none."""
     parts = [part.partition(":") for part in text.split("/")]
     return tuple(
-        RouterSite(
-            name, border=not nves, serves=frozenset(nves.split(",")) if nves else frozenset()
-        )
+        RouterSite(name, border=not nves, serves=tuple(nves.split(",")) if nves else ())
         for name, _, nves in parts
     )
 

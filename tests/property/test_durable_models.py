@@ -184,6 +184,7 @@ DURABLE: dict[str, st.SearchStrategy[Any]] = {
     "claiming": st.booleans(),
     "arrived": st.sampled_from(GuestLife),
     "paused": st.booleans(),
+    "relaying": st.booleans(),
 }
 
 

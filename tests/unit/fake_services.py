@@ -122,6 +122,15 @@ class FakeManager:
         row = {"nve": "nve-a", "addresses": ["10.0.0.1"], "last_heard_s": 1.25, "vms": 1}
         return [{**row, "proven": False}]
 
+    def routers(self) -> list[dict[str, Any]]:
+        row = {"router": "tor-a", "role": "default-router", "dc": "dc1", "serves": ["nve-a"]}
+        heard = {"last_heard_s": None, "proven": True}
+        return [{**row, **heard, "vms": 1, "announced": 1, "unanswered": 0}]
+
+    def routes(self) -> list[dict[str, Any]]:
+        row = {"vni": 0, "vm": "vm1", "router": "tor-a", "state": "watch", "serving": "nve-b"}
+        return [{**row, "epoch": 4, "acknowledged": True, "direct": False}]
+
     def moves(self) -> list[dict[str, Any]]:
         return self.started
 
@@ -178,6 +187,29 @@ class FakeManager:
         except TimeoutError:
             pass
         return move
+
+
+class FakeRouter:
+    """A router that leads one VM."""
+
+    def __init__(self) -> None:
+        self.compared: dict[str, Any] = {"checked": 1, "drift": [], "repaired": 0}
+
+    def status(self) -> dict[str, Any]:
+        return {**STATUS, "role": "default-router", "routes": {"announced": 1, "held": 0}}
+
+    def routes(self) -> list[dict[str, Any]]:
+        row = {"vni": 0, "vm": "vm1", "state": "announce", "epoch": 3, "serving": "nve-a"}
+        fabric = {"direct": True, "covered": False}
+        return [{**row, **fabric, "prefixes": ["10.1.0.5/32"], "previous": None}]
+
+    async def check(self, limit_s: float) -> dict[str, Any]:
+        return self.compared
+
+    def explain(self, address: str) -> list[dict[str, Any]]:
+        if address != "10.1.0.5":
+            raise BadRequest(f"{address}: no address", "write an IPv4 or IPv6 address")
+        return [{"priority": 78, "table": 7701, "prefix": "10.1.0.5/32", "leads": True}]
 
 
 class FakeNve:

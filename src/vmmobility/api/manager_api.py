@@ -69,6 +69,12 @@ class _Routes:
         binding = self._binding(http.vm_of(request))
         return JSONResponse(self._vm(binding, self._last_moves()))
 
+    async def routers(self, _: Request) -> Response:
+        return JSONResponse(self._service.routers())
+
+    async def routes(self, _: Request) -> Response:
+        return JSONResponse(self._service.routes())
+
     async def nves(self, _: Request) -> Response:
         return JSONResponse(self._service.nves())
 
@@ -127,6 +133,8 @@ def manager_api(service: ManagerService) -> Starlette:
             Route("/v1/bindings/{vm}/release", routes.release, methods=["POST"]),
             Route("/v1/vms", routes.vms, methods=["GET"]),
             Route("/v1/vms/{vm}", routes.vm, methods=["GET"]),
+            Route("/v1/routers", routes.routers, methods=["GET"]),
+            Route("/v1/routes", routes.routes, methods=["GET"]),
             Route("/v1/nves", routes.nves, methods=["GET"]),
             Route("/v1/moves", routes.moves, methods=["GET"]),
             Route("/v1/moves", routes.start_move, methods=["POST"]),

@@ -25,7 +25,7 @@ from vmmobility.engine.manager_move import CommandRefused, Move
 from vmmobility.engine.manager_onboarding import Onboarded
 from vmmobility.engine.outputs import Event
 from vmmobility.errors import ApiError, BadRequest, Conflict, DecodeError, NotFound
-from vmmobility.wire.registry import Role
+from vmmobility.wire.registry import Role, RouteState
 from vmmobility.wire.values import VmKey
 
 Result = TypeVar("Result")
@@ -88,6 +88,48 @@ class Manager:
             }
             for peer in self._engine.channel.peers.values()
             if peer.role is Role.NVE
+        ]
+
+    def routers(self) -> list[dict[str, Any]]:
+        """One row a router of the configuration."""
+        now, engine = time.monotonic(), self._engine
+        rows = []
+        for site in engine.settings.routers:
+            peer = engine.channel.peers[site.router_id]
+            told = [entry.routers.get(site.router_id) for entry in engine.fabric.values()]
+            leads = [t for t in told if t is not None and t.lead is not None]
+            rows.append(
+                {
+                    "router": site.router_id,
+                    "role": peer.role.name.lower().replace("_", "-"),
+                    "dc": site.dc,
+                    "serves": list(site.serves),
+                    "last_heard_s": None
+                    if peer.last_heard is None
+                    else round(now - peer.last_heard, 3),
+                    "proven": is_proven(peer),
+                    "vms": len(leads),
+                    "announced": sum(t.lead.state is RouteState.ANNOUNCE for t in leads if t.lead),
+                    "unanswered": sum(t is not None and not t.acknowledged for t in told),
+                }
+            )
+        return rows
+
+    def routes(self) -> list[dict[str, Any]]:
+        """One row a VM and router: what the router was told, and what it says of the fabric."""
+        return [
+            {
+                "vni": vm.vni,
+                "vm": vm.vm_id,
+                "router": name,
+                "state": told.lead.state.name.lower() if told.lead else "none",
+                "serving": told.lead.serving.nve_id if told.lead else None,
+                "epoch": told.epoch,
+                "acknowledged": told.acknowledged,
+                "direct": told.direct,
+            }
+            for vm, entry in sorted(self._engine.fabric.items())
+            for name, told in sorted(entry.routers.items())
         ]
 
     def moves(self) -> list[dict[str, Any]]:

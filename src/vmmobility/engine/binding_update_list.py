@@ -71,6 +71,7 @@ class Entry:
                 serving NVE
     accept:     NVEs that may tunnel this VM's packets to here
     came_from:  phase to fall back to when a preparation is given up (NONE or REDIRECTING)
+    relaying:   PREPARED only: the fabric turns to here, and packets go on to the source
     turned:     SWITCHED only: the guest is about to stop, so the redirect is wanted now
     unplugged:  REDIRECTING only: the local guest is gone, so its taps may go
     move_epoch: epoch of the move that is prepared or under way here
@@ -120,6 +121,7 @@ class Entry:
     arrived: GuestLife = GuestLife.NONE
     paused: bool = False
     leftover: bool = False
+    relaying: bool = False
     # not durable
     started: bool = False
     booting: bool = False
@@ -157,9 +159,9 @@ class Entry:
             # it.  What led there before still does.
             forwarding = Forwarding.NONE if self.target is None else Forwarding.REDIRECT
         if self.phase is Phase.PREPARED or self._failed_prepared:
-            # It redirects to the source as before.  A node that held no redirect leaves packets to
-            # the fabric: the source would not accept them from here (invariant 3).
-            redirects = self.came_from is Phase.REDIRECTING
+            # It redirects to the source as before, or once it was told that the fabric turns.
+            # Until then the source would not accept it from here (invariant 3).
+            redirects = self.relaying or self.came_from is Phase.REDIRECTING
             forwarding = Forwarding.REDIRECT if redirects else Forwarding.NONE
         if self.phase is Phase.DEPARTED and self.target is not None:
             forwarding = Forwarding.REDIRECT  # it left before it was accepted here
@@ -171,6 +173,8 @@ class Entry:
         led_on = forwarding is Forwarding.REDIRECT and not unsure
         # Without a route of its own a node would hand to the fabric what comes out of a tunnel.
         accept = self.accept if led_on or forwarding is Forwarding.LOCAL else ()
+        if self.phase in (Phase.COPYING, Phase.CONVERGED) and self.target is not None:
+            accept = tuple(dict.fromkeys((*accept, self.target)))  # what its destination relays
         return VmDataPlane(self.vm, self.interfaces, plugged, forwarding, target, policy, accept)
 
     @property
@@ -260,6 +264,7 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         "claiming": entry.claiming,
         "arrived": int(entry.arrived),
         "paused": entry.paused,
+        "relaying": entry.relaying,
     }
 
 
@@ -290,6 +295,7 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         claiming=value.get("claiming", False),
         arrived=GuestLife(value.get("arrived", GuestLife.NONE)),
         paused=value.get("paused", False),
+        relaying=value.get("relaying", False),
     )
 
 

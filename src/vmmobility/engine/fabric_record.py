@@ -29,7 +29,7 @@ class RouterSite:
 
     router_id: str
     border: bool
-    serves: frozenset[str] = frozenset()
+    serves: tuple[str, ...] = ()
     dc: str = ""
 
 

@@ -32,6 +32,7 @@ from vmmobility.engine.manager_onboarding import ManagerOnboarding
 from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
 from vmmobility.engine.manager_removals import ManagerRemovals
+from vmmobility.engine.manager_route_limits import ManagerRouteLimits
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
@@ -104,6 +105,7 @@ class ManagerEngine(
     ManagerChecks,
     ManagerOnboarding,
     ManagerFabric,
+    ManagerRouteLimits,
 ):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
@@ -281,6 +283,9 @@ class ManagerEngine(
         clash = self.cache.owner(vm, message.interfaces)
         if clash is not None:
             return Status.ADDRESS_IN_USE, f"{clash[0]} belongs to VM {clash[1]}"
+        full = self._attach_over_limit(message, received.peer.node_id)
+        if full:
+            return Status.INSUFFICIENT_RESOURCES, full
         if self._ended.holds(received.peer.node_id, vm, message.need(AttachId).attach_id):
             return Status.OUT_OF_SEQUENCE, "that attach was deregistered"
         return None

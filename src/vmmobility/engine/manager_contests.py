@@ -48,6 +48,7 @@ class ManagerContests:
         _may_take: Callable[[Binding, str], bool]
         _in_doubt: Callable[[Binding | None, Message, float], bool]
         _doubt_left: Callable[[float], float]
+        _leap: Callable[[], None]
         _refusal: Callable[[Received, VmKey], tuple[Status, str] | None]
 
         def _question(
@@ -176,8 +177,11 @@ class ManagerContests:
             elif reply is not None and _stands_against(reply, arrived):
                 waiting.clear()
                 self._reject(received, Status.BOUND_ELSEWHERE, f"{node} serves it")
-            elif not waiting:
-                self._nobody_has_it(received, epoch, at)
+            else:
+                if reply is None:
+                    self._leap()
+                if not waiting:
+                    self._nobody_has_it(received, epoch, at)
 
         for node in others:
             self._question(received.message.vm, node, now, partial(answered, node), GuestLife.NONE)

@@ -20,7 +20,7 @@ from vmmobility.engine.fabric_record import (
     fabric_to_json,
     load_fabric,
 )
-from vmmobility.engine.manager_gate import GATED, ManagerGate
+from vmmobility.engine.manager_gate import ManagerGate
 from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
@@ -45,12 +45,15 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.outputs import Outbox
-    from vmmobility.wire.values import Nve, VmKey
+    from vmmobility.wire.values import VmKey
 
 ROUTE_RETRY_S = 5.0  # a refused order is sent again after so long
+MAX_STRAYS = 1000  # VMs that are not bound, and of which routers are told so at once
 _S, _M = RouteState, MoveState
 # While a move is in one of these its destination's routers take part, too.
-ROUTED = frozenset({_M.ANNOUNCING, _M.WITHDRAWING, _M.SWITCHING, _M.ENDING_GUEST})
+ROUTED = frozenset({_M.ANNOUNCING, _M.DELIVERING, _M.WITHDRAWING, _M.SWITCHING, _M.ENDING_GUEST})
+# In these the source's routers lead to the source as before.
+BEFORE = frozenset({_M.ANNOUNCING, _M.DELIVERING})
 
 
 class ManagerFabric(ManagerGate):
@@ -70,6 +73,7 @@ class ManagerFabric(ManagerGate):
         def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
 
     _fabric: dict[VmKey, FabricEntry]
+    _sites: dict[str, RouterSite]
     _route_retry: dict[VmKey, float]
 
     def _load_fabric(self, state: Mapping[str, Any]) -> None:
@@ -126,13 +130,14 @@ class ManagerFabric(ManagerGate):
         theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
         leads = {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
         there = _S.LEAD if move.home else _S.ANNOUNCE
-        leads |= {r: Lead(there, destination) for r in ours}
-        if move.state is _M.ANNOUNCING and not binding.at_home:
+        if move.relaying:
+            leads |= {r: Lead(there, destination) for r in ours}
+        if move.state in BEFORE and not binding.at_home:
             leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
         elif move.state is _M.WITHDRAWING and not move.released and not binding.at_home:
             leads |= {r: Lead(_S.KEEP, destination, source) for r in theirs if r not in ours}
             leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs if r in ours}
-        if not move.released and move.state in GATED and binding.at_home:
+        if not move.released and move.state in (*BEFORE, _M.WITHDRAWING) and binding.at_home:
             # A router of both leads to the source by the covering prefix until the switch.
             leads |= {r: Lead(_S.WATCH, source) for r in theirs if r in ours}
         return leads
@@ -234,6 +239,7 @@ class ManagerFabric(ManagerGate):
     def _sighted(self, received: Received, now: float) -> None:
         """SIGHT: how the fabric leads a VM's packets at a router now."""
         message, name = received.message, received.peer.node_id
+        epoch, sight = message.epoch, message.need(Sight)
         self._heed_epoch(message, now)
         entry = self._fabric.get(message.vm)
         told = entry.routers.get(name) if entry else None
@@ -243,12 +249,15 @@ class ManagerFabric(ManagerGate):
             return
         self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
         told.heard = now
-        if message.epoch == told.epoch and told.lead is not None:
-            told.direct = message.need(Sight).direct
+        if epoch == told.epoch and told.lead is not None:
+            told.direct = sight.direct
             self._routes_changed(entry, now)
 
     def _unknown_route(self, message: Message, name: str, now: float) -> None:
         """A router leads packets of a VM of which this manager has told it nothing (any more)."""
+        strays = sum(vm not in self.cache.bindings for vm in self._fabric)
+        if message.vm not in self.cache.bindings and strays >= MAX_STRAYS:
+            return
         binding, led = self.cache.bindings.get(message.vm), message.find(ServingNve)
         interfaces = binding.interfaces if binding else ()
         entry = self._fabric.setdefault(message.vm, FabricEntry(message.vm, interfaces))
@@ -320,26 +329,6 @@ class ManagerFabric(ManagerGate):
         if not entry.routers:
             self._fabric.pop(entry.vm, None)
         self.outbox.record(entry.key, fabric_to_json(entry))
-
-    # ---- limits --------------------------------------------------------------------------------
-
-    def announced(self) -> dict[str, int]:
-        """Host routes that each data centre's routers announce: VMs' prefixes away from home."""
-        counts = {site.dc: 0 for site in self._sites.values()}
-        for entry in self._fabric.values():
-            prefixes = sum(len(i.prefixes) for i in entry.interfaces)
-            centres = {
-                self._sites[name].dc
-                for name, told in entry.routers.items()
-                if told.lead is not None and told.lead.state is _S.ANNOUNCE and name in self._sites
-            }
-            for centre in centres:
-                counts[centre] += prefixes
-        return counts
-
-    def site_of(self, nve: Nve) -> str:
-        """The data centre of an NVE, or ""."""
-        return next((s.dc for s in self._sites.values() if nve.nve_id in s.serves), "")
 
 
 __all__ = ["ManagerFabric", "RouterSite"]

@@ -44,6 +44,8 @@ class ManagerGate:
         _doubt_left: Callable[[float], float]
         _save_binding: Callable[[Binding], None]
         _learn_home: Callable[[Binding], None]
+        _ask_relay: Callable[[Move, float], None]
+        _save_move: Callable[[Move], None]
 
         def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
 
@@ -52,8 +54,19 @@ class ManagerGate:
 
     # ---- the gate ------------------------------------------------------------------------------
 
-    def _await_routes(self, move: Move, now: float) -> None:
-        """Entering ANNOUNCING or WITHDRAWING."""
+    def _prepare_fabric(self, move: Move, now: float) -> None:
+        """Entering ANNOUNCING: the fabric may turn once the destination sends on what it gets."""
+        move.deadline = now + self.settings.gate_s
+        self._ask_relay(move, now)
+
+    def _announce(self, move: Move, now: float) -> None:
+        """It does."""
+        move.relaying = True
+        self._save_move(move)
+        self._turn_fabric(move, now)
+
+    def _turn_fabric(self, move: Move, now: float) -> None:
+        """Entering WITHDRAWING, and in ANNOUNCING when the destination relays."""
         move.deadline = now + self.settings.gate_s
         binding = self.cache.bindings.get(move.vm)
         if binding is not None:
@@ -79,6 +92,8 @@ class ManagerGate:
         """Go on if the routers have done their part and the fabric leads there."""
         binding = self.cache.bindings.get(move.vm)
         if binding is None or move.state not in GATED:
+            return
+        if move.state is _M.ANNOUNCING and not move.relaying:
             return
         early = move.state is _M.ANNOUNCING and not binding.at_home
         led = move.home or bool(self.routers_of(move.destination.nve_id))
@@ -113,7 +128,7 @@ class ManagerGate:
         """Section 7.2 has the VM wait for the route; for how long, and what then, is policy."""
         binding = self.cache.bindings.get(move.vm)
         early = move.state is _M.ANNOUNCING and binding is not None and not binding.at_home
-        if early and not self._unready(move, with_sight=False):
+        if early and move.relaying and not self._unready(move, with_sight=False):
             self._happen(move, Happening.ROUTED, now)  # only its home's NVE does not answer
             return
         waits = ", ".join(self._unready(move, with_sight=not early))

@@ -45,8 +45,8 @@ MOST = 1e15  # no figure of a move is greater
 PHASE_NAMES = {
     MoveState.PREPARING: "ticketed",
     MoveState.COPYING: "prepared",
-    MoveState.DELIVERING: "converged",
     MoveState.ANNOUNCING: "announcing",
+    MoveState.DELIVERING: "converged",
     MoveState.WITHDRAWING: "withdrawing",
     MoveState.SWITCHING: "delivering",
     MoveState.REDIRECTING: "registered",
@@ -60,11 +60,11 @@ PHASE_NAMES = {
 
 
 BEFORE_THE_SWITCH = (
-    MoveState.COPYING, MoveState.DELIVERING, MoveState.ANNOUNCING, MoveState.WITHDRAWING,
+    MoveState.COPYING, MoveState.ANNOUNCING, MoveState.DELIVERING, MoveState.WITHDRAWING,
 )  # fmt: skip
 # Where no router takes part a move goes straight on.
 PASSED_OVER = {
-    MoveState.ANNOUNCING: MoveState.SWITCHING,
+    MoveState.ANNOUNCING: MoveState.DELIVERING,
     MoveState.WITHDRAWING: MoveState.SWITCHING,
 }
 
@@ -77,9 +77,11 @@ class ManagerMoves(ManagerSteps):
         outbox: Outbox
         jitter: random.Random
         _redirect_previous: Callable[[Binding, float], None]
-        _await_routes: Callable[[Move, float], None]
+        _prepare_fabric: Callable[[Move, float], None]
+        _turn_fabric: Callable[[Move, float], None]
         _gate_timeout: Callable[[Move, float], None]
         _try_gate: Callable[[Move, float], None]
+        _move_over_limit: Callable[[Binding, str], str]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
 
     moves: dict[str, Move]
@@ -138,6 +140,11 @@ class ManagerMoves(ManagerSteps):
         off_record = self._off_record(vm, binding.interfaces, to)
         if off_record:
             raise MoveRefused("conflict", off_record, "see `vmmob show onboarded`")
+        full = self._move_over_limit(binding, to)
+        if full:
+            raise MoveRefused(
+                "conflict", full, "move VMs home, or raise max_host_routes if the routers bear it"
+            )
         if binding.is_full(to):
             raise MoveRefused(
                 "conflict",
@@ -184,9 +191,9 @@ class ManagerMoves(ManagerSteps):
         enter: Callable[[Move, float], None] | None = {
             MoveState.PREPARING: self._ask_prepare,
             MoveState.COPYING: self._ask_copy,
-            MoveState.ANNOUNCING: self._await_routes,
+            MoveState.ANNOUNCING: self._prepare_fabric,
             MoveState.DELIVERING: self._ask_deliver,
-            MoveState.WITHDRAWING: self._await_routes,
+            MoveState.WITHDRAWING: self._turn_fabric,
             MoveState.SWITCHING: self._ask_switch,
             MoveState.REDIRECTING: self._await_redirects,
             MoveState.ENDING_GUEST: self._ask_end_guest,

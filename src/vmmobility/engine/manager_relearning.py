@@ -17,6 +17,7 @@ from vmmobility.wire.options import Epoch, Guest, ServingNve, Ticket
 from vmmobility.wire.registry import GuestLife, Role
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Mapping
 
     from vmmobility.engine.binding_cache import Binding, BindingCache
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 RELEARNING = "relearning"  # the record that says so, and how that was found out
 EMPTY, TOLD = "empty", "told"
+LEAST_LEAP = 2**24
 MAX_LEAP = 2**32  # moves that nobody here has seen; one NVE's word must not use the sequence up
 
 
@@ -37,6 +39,7 @@ class ManagerRelearning:
         channel: Channel
         outbox: Outbox
         settings: ManagerSettings
+        jitter: random.Random
 
     _relearn_until: float | None
     _relearning_noted: str | None
@@ -100,10 +103,19 @@ class ManagerRelearning:
             return 0.0
         return max(0.0, self._relearn_until + 2 * self.settings.check_s - now)
 
+    def _leap(self) -> None:
+        """An NVE is silent that may know epochs which this manager, before its loss, gave out: the
+        next ones are, in all likelihood, above them."""
+        self.cache.last_epoch += LEAST_LEAP + self.jitter.randrange(LEAST_LEAP)
+        self.outbox.record("epoch", self.cache.last_epoch)
+
     def _relearned(self, now: float) -> None:
         """Told of time: a lifetime has gone, in which all that hold a VM have told of it."""
         if self._relearning_noted is not None and not self._doubt_left(now):
             self._relearning_noted = None
+            peers = self.channel.peers.values()
+            if any(p.role is Role.NVE and p.last_heard is None for p in peers):
+                self._leap()
             self.outbox.record(RELEARNING, None)
 
     def _in_doubt(self, binding: Binding | None, message: Message, now: float) -> bool:

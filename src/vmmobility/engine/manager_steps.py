@@ -60,6 +60,7 @@ class ManagerSteps:
         def _follow_routes(self, binding: Binding, now: float) -> None: ...
         def _is_routed(self, move: Move) -> bool: ...
         def _redirects_on(self, move: Move, now: float) -> bool: ...
+        def _announce(self, move: Move, now: float) -> None: ...
         def _senders(self, binding: Binding) -> list[Nve]: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
@@ -116,6 +117,9 @@ class ManagerSteps:
                 self._phase(move, "copying", now)
             elif move.state is MoveState.SWITCHING:
                 self._phase(move, "turned", now)
+            elif move.state is MoveState.ANNOUNCING:
+                self._announce(move, now)
+                return
             self._happen(move, Happening.ACCEPTED, now)
             return
         self._heed_epoch(reply, now)
@@ -177,6 +181,9 @@ class ManagerSteps:
             ServingNve(move.destination),
             move.endpoint,
         )
+
+    def _ask_relay(self, move: Move, now: float) -> None:
+        self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.PREPARED)
 
     def _ask_deliver(self, move: Move, now: float) -> None:
         self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.DELIVERING)

@@ -1,9 +1,9 @@
 """A move at the manager as a table: what each happening does to a move in each state.
 
-Forward, a hot move goes PREPARING, COPYING, DELIVERING, ANNOUNCING, WITHDRAWING, SWITCHING,
+Forward, a hot move goes PREPARING, COPYING, ANNOUNCING, DELIVERING, WITHDRAWING, SWITCHING,
 REDIRECTING, DONE; where no router takes part ANNOUNCING and WITHDRAWING are passed over.  The
-destination delivers before any router leads there: what the fabric brings early waits in the tap's
-queue, and a node that held nothing would send it back to its router.
+destination relays before any router leads there: else it would send back to its router what the
+fabric brings early.
 
 Backward, it goes ENDING_GUEST (the destination's waiting guest is ended for certain), TURNING_BACK
 (the source serves again under a fresh epoch), CLEARING (the destination forgets), ABORTED.
@@ -68,9 +68,9 @@ _S, _H = MoveState, Happening
 TABLE: dict[tuple[MoveState, Happening], Step] = {
     # forward
     (_S.PREPARING, _H.ACCEPTED): Step(_S.COPYING),
-    (_S.COPYING, _H.CONVERGED): Step(_S.DELIVERING),
-    (_S.DELIVERING, _H.ACCEPTED): Step(_S.ANNOUNCING),
-    (_S.ANNOUNCING, _H.ROUTED): Step(_S.WITHDRAWING),
+    (_S.COPYING, _H.CONVERGED): Step(_S.ANNOUNCING),
+    (_S.ANNOUNCING, _H.ROUTED): Step(_S.DELIVERING),
+    (_S.DELIVERING, _H.ACCEPTED): Step(_S.WITHDRAWING),
     (_S.WITHDRAWING, _H.ROUTED): Step(_S.SWITCHING),
     (_S.SWITCHING, _H.ATTACHED): Step(_S.REDIRECTING),
     (_S.REDIRECTING, _H.ACKNOWLEDGED): Step(_S.DONE),
@@ -98,6 +98,7 @@ TABLE: dict[tuple[MoveState, Happening], Step] = {
         for happening, because in (
             (_H.TIMEOUT, "the fabric does not lead to the destination"),
             (_H.UNROUTED, "a router refused"),
+            (_H.REFUSED, "the destination refused"),
             (_H.SOURCE_FAILED, "the source failed"),
             (_H.DESTINATION_FAILED, "the destination failed"),
             (_H.ABORT, "given up"),

@@ -315,7 +315,7 @@ class NveRegistration(NveParts):
         entry.ending, entry.rolling_back = False, False
         entry.claiming, entry.arrived, entry.paused = False, GuestLife.NONE, False
         entry.redirecting_since, entry.alarmed = None, False
-        entry.fabric_direct = False
+        entry.fabric_direct = entry.relaying = False
         self._event("entry.removed", entry, redirected=entry.redirected)
         self._set_data_plane(entry)
         self._save(entry)
