@@ -255,7 +255,8 @@ class ManagerFabric(ManagerGate):
 
     def _unknown_route(self, message: Message, name: str, now: float) -> None:
         """A router leads packets of a VM of which this manager has told it nothing (any more)."""
-        if sum(vm not in self.cache.bindings for vm in self._fabric) >= MAX_STRAYS:
+        strays = sum(vm not in self.cache.bindings for vm in self._fabric)
+        if message.vm not in self.cache.bindings and strays >= MAX_STRAYS:
             return
         binding, led = self.cache.bindings.get(message.vm), message.find(ServingNve)
         interfaces = binding.interfaces if binding else ()

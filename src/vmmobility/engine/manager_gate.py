@@ -137,7 +137,7 @@ class ManagerGate:
         """Section 7.2 has the VM wait for the route; for how long, and what then, is policy."""
         binding = self.cache.bindings.get(move.vm)
         early = move.state is _M.ANNOUNCING and binding is not None and not binding.at_home
-        if early and not self._unready(move, with_sight=False):
+        if early and move.relaying and not self._unready(move, with_sight=False):
             self._happen(move, Happening.ROUTED, now)  # only its home's NVE does not answer
             return
         waits = ", ".join(self._unready(move, with_sight=not early))

@@ -80,8 +80,8 @@ class ManagerMoves(ManagerSteps):
         _prepare_fabric: Callable[[Move, float], None]
         _turn_fabric: Callable[[Move, float], None]
         _gate_timeout: Callable[[Move, float], None]
-        _move_over_limit: Callable[[Binding, str], str]
         _try_gate: Callable[[Move, float], None]
+        _move_over_limit: Callable[[Binding, str], str]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
 
     moves: dict[str, Move]
