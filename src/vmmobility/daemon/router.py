@@ -94,8 +94,8 @@ class RouterDaemon:
         for failure in await self._plane.resync(self.engine.desired()):
             self._log.note("data-plane.failure", vm=str(failure.vm), reason=failure.reason)
         self.pump.open()
-        self._sighted(self._plane.sights(self.engine.watched()))
         self.pump.input(self.engine.started)
+        self._sighted(self._plane.sights(self.engine.watched()))
         group.create_task(self._worker.run(), name="routes")
         self._ready = True
 
