@@ -65,7 +65,7 @@ class Faults:
         """Take a link down, so that both of its ends know, or up again.  Addresses stay."""
         for end in link.ends[:1]:  # the other end of a wire loses its carrier with it
             namespace = self._spaces.name(end.node)
-            keep = f"net.ipv6.conf.{end.interface}.keep_addr_on_down=1"
+            keep = f"net/ipv6/conf/{end.interface}/keep_addr_on_down=1"
             for command in (
                 ["ip", "netns", "exec", namespace, "sysctl", "-q", "-w", keep],
                 [

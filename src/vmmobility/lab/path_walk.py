@@ -54,7 +54,8 @@ class PathWalker:
 
     def walk(self, source: str, vm: str, version: int, first: str = "") -> Path:
         """From a node, or from a VM whose NVE is `first`, to the VM's address of that family."""
-        packet = _Packet(vm, str(self._fabric.vm(vm).address(version)), version)
+        own = str(self._fabric.vm(source).address(version)) if first else ""
+        packet = _Packet(vm, str(self._fabric.vm(vm).address(version)), version, own)
         hops, node, came_by = [source], source, ""
         been: set[tuple[str, str]] = set()
         while len(hops) < _MOST_HOPS:
@@ -67,7 +68,6 @@ class PathWalker:
                 packet = _Packet(vm, packet.address, version, str(route.get("prefsrc", "")))
             if first and node == source:
                 node, came_by = first, ""  # a VM's own link: whatever its tap is called there
-                packet = _Packet(vm, packet.address, version)
                 hops.append(node)
             elif is_our_tap(device):
                 return Path((*hops, vm))
