@@ -131,7 +131,8 @@ class Daemons:
         ]
         peers += [self._router_peer(router) for router in self.agents]
         timers = {k: v for k, v in self.fabric.timers if k in MANAGER_TIMERS}
-        return to_toml({"node": table, "timers": timers, "peer": peers})
+        manager = {"gate_policy": self.fabric.gate_policy}
+        return to_toml({"node": table, "manager": manager, "timers": timers, "peer": peers})
 
     def _dc(self, node: Node) -> dict[str, str]:
         dc = self.fabric.dc_of(node.name) if self.agents else ""

@@ -16,7 +16,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
-from vmmobility.daemon.config import ManagerTimers, NveTimers
+from vmmobility.daemon.config import GATE_POLICIES, ManagerTimers, NveTimers
 from vmmobility.errors import LabError
 from vmmobility.lab import fat_tree
 from vmmobility.lab.fabric_checks import check_fabric
@@ -100,10 +100,11 @@ def parse_fabric(
         timers = _timers(table)
         igp_given = table.has("igp")
         igp = table.choice("igp", IGPS, "ospf")
+        gate_policy = table.choice("gate_policy", GATE_POLICIES, "abort")
         nodes = tuple(_nodes(table))
         links = tuple(_links(table, {node.name for node in nodes}))
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
-    fabric = Fabric(name, description, mtu, nodes, links, vms, timers, igp)
+    fabric = Fabric(name, description, mtu, nodes, links, vms, timers, igp, gate_policy)
     check_fabric(fabric, where)
     if igp_given and not fabric.dynamic:
         raise LabError(f"{where}: `igp` without FRR", "add `frr = true` to every router")

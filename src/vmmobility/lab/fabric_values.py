@@ -95,6 +95,7 @@ class Fabric:
     vms: tuple[Vm, ...]
     timers: tuple[tuple[str, float], ...] = ()
     igp: str = "ospf"
+    gate_policy: str = "abort"
 
     @property
     def dynamic(self) -> bool:

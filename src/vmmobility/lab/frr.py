@@ -29,6 +29,7 @@ PROGRAMS = Path("/usr/lib/frr")
 USER = "frr"
 _START_S = 20.0
 _POLL_S = 0.02
+_KEPT_S = 20
 _AT_ONCE = 4  # vtysh takes some 100 ms of a CPU
 # $1: host name, $2: the router's folder; then the daemon and its arguments.  Some files FRR writes
 # to /run/frr whatever it is told.
@@ -99,6 +100,8 @@ class Frr:
         arguments = ["-f", "/var/tmp/empty.conf", "-i", f"{run}/{daemon}.pid", "-P", "0",
                      "--vty_socket", run, "-z", f"{run}/zserv.api", "--limit-fds", "1024",
                      "--log", f"file:/var/tmp/{daemon}.log", "--log-level", "warnings"]  # fmt: skip
+        if daemon == "zebra":  # what it left in the kernel stays until its daemons are back
+            arguments += ["-K", str(_KEPT_S)]
         command = ["ip", "netns", "exec", self._spaces.name(router), "unshare", "--uts", "sh", "-c",
                    _ENTER, "sh", router, str(home), str(PROGRAMS / daemon), *arguments]  # fmt: skip
         with (home / f"{daemon}.out").open("ab") as out:
