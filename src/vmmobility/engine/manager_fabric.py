@@ -258,7 +258,10 @@ class ManagerFabric(ManagerGate):
         strays = sum(vm not in self.cache.bindings for vm in self._fabric)
         if message.vm not in self.cache.bindings and strays >= MAX_STRAYS:
             return
+        # What a router says of itself counts only where records are lost: else they know better.
+        lost = self._relearn_until is not None
         binding, led = self.cache.bindings.get(message.vm), message.find(ServingNve)
+        led = led if lost else None
         interfaces = binding.interfaces if binding else ()
         entry = self._fabric.setdefault(message.vm, FabricEntry(message.vm, interfaces))
         told = entry.routers[name] = Told(None, 0, held=(led.nve,) if led else ())
@@ -266,7 +269,7 @@ class ManagerFabric(ManagerGate):
             self._save_fabric(entry)
             return
         told.lead, told.epoch = self._leads(binding).get(name), self._new_epoch()
-        if binding is not None and not binding.ending:
+        if led is not None and binding is not None and not binding.ending:
             self._learn_led(binding)
             self._save_binding(binding)
             self._redirect_previous(binding, now)
@@ -285,6 +288,7 @@ class ManagerFabric(ManagerGate):
         return vm not in self.cache.bindings and self._doubt_left(now) > 0
 
     if TYPE_CHECKING:
+        _relearn_until: float | None
         _doubt_left: Callable[[float], float]
 
     def _routes_changed(self, entry: FabricEntry, now: float) -> None:
