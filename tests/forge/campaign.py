@@ -162,9 +162,11 @@ class Campaign:
         self._domain.feed(node, lambda: None)
 
     def _unasked(self, node: Node, manager: ManagerEngine) -> None:
-        """A router tells of a VM of which it was told nothing: it alone is told something then."""
+        """A router tells of a VM of which it was told nothing: it alone is told something then.
+
+        Not after a loss of records: then the NVE that it names redirects, as a previous one."""
         demand = self._insiders.unasked()
-        if demand is None:
+        if demand is None or manager._doubt_left(self._domain.now) > 0:
             return
         ignored = BOOKKEEPING | OF_A_PEER | OF_A_ROUTER
         before, others = portrait(manager, ignored), told_to_others(manager, demand.sender)

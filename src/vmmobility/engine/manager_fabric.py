@@ -259,7 +259,7 @@ class ManagerFabric(ManagerGate):
         if message.vm not in self.cache.bindings and strays >= MAX_STRAYS:
             return
         # What a router says of itself counts only where records are lost: else they know better.
-        lost = self._relearn_until is not None
+        lost = self._doubt_left(now) > 0
         binding, led = self.cache.bindings.get(message.vm), message.find(ServingNve)
         led = led if lost else None
         interfaces = binding.interfaces if binding else ()
@@ -288,7 +288,6 @@ class ManagerFabric(ManagerGate):
         return vm not in self.cache.bindings and self._doubt_left(now) > 0
 
     if TYPE_CHECKING:
-        _relearn_until: float | None
         _doubt_left: Callable[[float], float]
 
     def _routes_changed(self, entry: FabricEntry, now: float) -> None:
