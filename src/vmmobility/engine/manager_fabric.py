@@ -269,10 +269,6 @@ class ManagerFabric(ManagerGate):
             self._save_fabric(entry)
             return
         told.lead, told.epoch = self._leads(binding).get(name), self._new_epoch()
-        if led is not None and binding is not None and not binding.ending:
-            self._learn_led(binding)
-            self._save_binding(binding)
-            self._redirect_previous(binding, now)
         self._save_fabric(entry)
         self._order(entry, name, now)
 
