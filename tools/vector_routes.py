@@ -24,6 +24,7 @@ from vmmobility.wire.options import (
     AttachId,
     Endpoint,
     Epoch,
+    Measurements,
     Option,
     PhaseOption,
     PreviousNve,
@@ -97,6 +98,10 @@ def routes() -> Json:
                seen=COVERED)  # fmt: skip
     said.sight("11 the covering prefix leads there, as nothing else does", "tor-a", 14, state.LEAD,
                BOTH)  # fmt: skip
+    relay = ask(Purpose.SWITCH, said.number(), VM, Epoch(2), PhaseOption(Phase.PREPARED), TICKET)
+    said.talk("before 1, the destination relays to the source", "manager", "nve-b", relay,
+              answer(relay, VM, Epoch(0), PhaseOption(Phase.PREPARED)))  # fmt: skip
+    _questions(said)
     _refusals(said)
     _elsewhere(said)
     return {
@@ -104,6 +109,22 @@ def routes() -> Json:
         "(Section 13.8); what a router refuses; Sight in other messages.",
         "vectors": said.vectors,
     }
+
+
+def _questions(said: Routing) -> None:
+    """What people ask a router."""
+    rows = (
+        b'{"rows":[{"address":"10.1.0.5","priority":78,"table":7701,"prefix":"10.1.0.5/32",'
+        b'"metric":7,"protocol":77,"kind":"unicast","ours":true,"next_hops":'
+        b'[{"interface":"eth1","gateway":"10.0.1.2"}],"leads":true}]}'
+    )
+    told = ask(Purpose.CHECK, said.number(), VM, ETH0)
+    led = answer(told, VM, Epoch(14), Route(RouteState.LEAD), BOTH, Measurements(rows))
+    said.talk("where does it lead", "manager", "tor-a", told, led)
+    nobody = ask(Purpose.CHECK, said.number(), ETH0)
+    said.talk("the same of an address of nobody", "manager", "edge", nobody,
+              answer(nobody, Epoch(0), Route(RouteState.NONE),
+                     Measurements(b'{"rows":[],"more":true}')))  # fmt: skip
 
 
 def _refusals(said: Routing) -> None:

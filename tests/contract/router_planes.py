@@ -15,10 +15,11 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from tests.contract.namespaces import Namespace, join
+from tests.contract.namespaces import Namespace, join, wait_for
 from vmmobility.drivers.dataplane import Drift, Failure
 from vmmobility.drivers.fake_router_plane import FakeRouterPlane
 from vmmobility.drivers.linux import sysctl
+from vmmobility.drivers.linux.fib import Fib
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
 from vmmobility.drivers.router_plane import RouterPlane
@@ -210,6 +211,29 @@ class LinuxHands:
 
     def writes(self) -> int:
         return self._writes
+
+
+class Kernel(Router):
+    """The Linux router with its insides."""
+
+    driver: LinuxRouterPlane
+    hands: LinuxHands
+
+    def ip(self, *words: str) -> str:
+        return self.hands.space.ip(*words)
+
+    @property
+    def fib(self) -> Fib:
+        return self.driver._fib
+
+    def via(self, *neighbours: int) -> list[set[str]]:
+        return [gateways(prefix, *neighbours) for prefix in BOTH]
+
+    def led_by(self, *neighbours: int) -> None:
+        wanted = self.via(*neighbours)
+        wait_for(
+            lambda: self.ways("main") == wanted and self.ways("hold") == wanted, f"by {neighbours}"
+        )
 
 
 def fake_router() -> Iterator[Router]:

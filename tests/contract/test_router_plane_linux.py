@@ -1,12 +1,9 @@
-"""What only a kernel has: links, other daemons' routes, next hop objects, lost words, rights."""
+"""What only a kernel has: links, other daemons' routes, next hop objects, rights."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
-from ipaddress import ip_address, ip_network
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,55 +19,16 @@ from tests.contract.router_planes import (
     NONE,
     OTHER,
     VM,
-    LinuxHands,
-    Router,
+    Kernel,
     gateways,
-    linux_router,
     routes,
 )
 from vmmobility.drivers.linux import router_environment, rtnetlink, sysctl
-from vmmobility.drivers.linux.fib import Fib
-from vmmobility.drivers.linux.fib_messages import dump_routes
 from vmmobility.drivers.linux.netlink import Netlink, Refusal, Request, number, parse_attributes
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
-from vmmobility.errors import DataPlaneError, EnvironmentProblem
+from vmmobility.errors import EnvironmentProblem
 
 pytestmark = pytest.mark.netns
-
-
-class Kernel(Router):
-    """The Linux router with its insides."""
-
-    driver: LinuxRouterPlane
-    hands: LinuxHands
-
-    def ip(self, *words: str) -> str:
-        return self.hands.space.ip(*words)
-
-    @property
-    def fib(self) -> Fib:
-        return self.driver._fib
-
-    def via(self, *neighbours: int) -> list[set[str]]:
-        return [gateways(prefix, *neighbours) for prefix in BOTH]
-
-    def led_by(self, *neighbours: int) -> None:
-        wanted = self.via(*neighbours)
-        wait_for(
-            lambda: self.ways("main") == wanted and self.ways("hold") == wanted, f"by {neighbours}"
-        )
-
-
-@pytest.fixture
-def kernel() -> Iterator[Kernel]:
-    for router in linux_router():
-        assert isinstance(router.plane, LinuxRouterPlane)
-        assert isinstance(router.hands, LinuxHands)
-        made = Kernel(router.plane, router.await_, router.hands)
-        made.driver = router.plane
-        made.start()
-        assert made.resync() == []
-        yield made
 
 
 # -- environment ------------------------------------------------------------------------------
@@ -199,6 +157,44 @@ def test_a_second_route_of_one_name_is_removed(kernel: Kernel) -> None:
     assert kernel.audit() == []
 
 
+def test_another_process_takes_over_what_one_left(kernel: Kernel) -> None:
+    kernel.lead(FAR_NETS, 2, 3)
+    kernel.apply(routes(ANNOUNCE, FAR), routes(ANNOUNCE, NEAR, OTHER, 6))
+    kernel.close()
+    next_one = kernel.call(LinuxRouterPlane)
+    kernel.await_(next_one.start())
+    before = kernel.hands.writes()
+    both = {VM: routes(ANNOUNCE, FAR), OTHER: routes(ANNOUNCE, NEAR, OTHER, 6)}
+    assert kernel.await_(next_one.resync(both)) == []
+    assert kernel.hands.writes() == before
+    assert kernel.await_(next_one.resync({OTHER: routes(HOLD, NEAR, OTHER, 6)})) == []
+    shown = [route for version in (4, 6) for route in kernel.hands.all_ours(version)]
+    assert [(r["dst"], r.get("table")) for r in shown] == [
+        ("10.77.0.6", "7701"),
+        ("fd77::6", "7701"),
+    ]
+    kernel.await_(next_one.close())
+
+
+def test_what_cannot_be_turned_later_is_told_once(kernel: Kernel) -> None:
+    told: list[str] = []
+    kernel.driver._on_failure = told.append
+    kernel.lead(FAR_NETS, 2)
+    kernel.apply(routes(ANNOUNCE, FAR))
+    kernel.unlead(FAR_NETS)
+    kernel.lead(HOMES, 3)
+    kernel.unlead(HOMES)
+    wait_for(lambda: len(told) == 2, "both families are told")
+    assert kernel.sight(routes(HOLD, FAR)) == (False, False)
+    assert sorted(told) == [
+        "vm-1: route 10.77.0.5/32: no route leads to 10.0.99.2 of far",
+        "vm-1: route fd77::5/128: no route leads to fd00:99::2 of far",
+    ]
+    kernel.lead(FAR_NETS, 3)
+    kernel.led_by(3)
+    assert len(told) == 2
+
+
 # -- links and addresses ----------------------------------------------------------------------
 
 
@@ -282,139 +278,9 @@ def test_the_lowest_metric_wins(kernel: Kernel) -> None:
     kernel.led_by(2)
 
 
-# -- words ------------------------------------------------------------------------------------
-
-
-def _as_kernel(kernel: Kernel) -> bool:
-    """Whether the mirror is what a dump shows."""
-
-    def same() -> bool:
-        kernel.fib.drain()
-        with Netlink() as netlink:
-            shown = {_plain(route) for route in dump_routes(netlink, (254, 7701))}
-        return {_plain(r) for table in kernel.fib.tables.values() for r in table} == shown
-
-    return kernel.call(same)
-
-
-def _plain(route: Any) -> tuple[Any, ...]:
-    return (route.table, route.prefix, route.metric, route.protocol, route.kind,
-            frozenset(route.hops), route.nh_id)  # fmt: skip
-
-
-def _script(draw: random.Random, lines: int) -> str:
-    """Commands of a busy routing daemon, many of which the kernel will refuse."""
-    commands = []
-    for _ in range(lines):
-        version = draw.choice((4, 6))
-        length = draw.choice((24, 28, 32) if version == 4 else (64, 120, 128))
-        host = "10.50.0.0" if version == 4 else "fd50::"
-        verb = draw.choice(("add", "add", "replace", "append", "prepend", "del", "del"))
-        metric = draw.choice((5, 20))
-        numbers = draw.sample((1, 2, 3), draw.choice((1, 1, 2, 3)))
-        gates = [f"10.0.{n}.2" if version == 4 else f"fd00:{n}::2" for n in numbers]
-        way = f"via {gates[0]}" if len(gates) == 1 else " ".join(f"nexthop via {g}" for g in gates)
-        if draw.random() < 0.1:
-            way = f"dev eth{numbers[0]}"
-        if verb == "del" and draw.random() < 0.5:
-            way = ""
-        table = draw.choice(("254", "7701", "99"))
-        commands.append(f"-{version} route {verb} {host}/{length} {way} metric {metric} "
-                        f"proto {draw.choice((77, 188))} table {table}")  # fmt: skip
-    return "\n".join(c.partition(" ")[2] if c[1] == "0" else c for c in commands)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_the_mirror_is_what_the_kernel_holds(kernel: Kernel, seed: int, tmp_path: Path) -> None:
-    draw = random.Random(seed)
-    reloads = kernel.fib.reloads
-    for turn in range(15):
-        script = tmp_path / "commands"
-        lines = _script(draw, 12).splitlines()
-        for family in ("-4", "-6"):
-            mine = [line.partition(" ")[2] for line in lines if line.startswith(family)]
-            script.write_text("\n".join(mine) + "\n")
-            kernel.hands.space.run("sh", "-c", f"ip {family} -force -batch {script} || true")
-        assert _as_kernel(kernel), f"seed {seed}, turn {turn}: {lines}"
-    assert kernel.fib.reloads == reloads, "by words alone"
-
-
-def test_look_ups_agree_with_the_kernels(kernel: Kernel, tmp_path: Path) -> None:
-    draw = random.Random(7)
-    for _ in range(10):
-        script = tmp_path / "commands"
-        for family in ("-4", "-6"):
-            lines = [x for x in _script(draw, 20).splitlines() if x.startswith(family)]
-            lines = [x.partition(" ")[2] for x in lines if "dev" not in x]
-            script.write_text("\n".join(x.replace("7701", "254") for x in lines) + "\n")
-            kernel.hands.space.run("sh", "-c", f"ip {family} -force -batch {script} || true")
-        for text in ("10.50.0.0", "10.50.0.9", "10.50.0.77", "fd50::", "fd50::9", "fd50::1:9"):
-            address = ip_address(text)
-
-            def seen(address: Any = address) -> tuple[Any, Any]:
-                kernel.fib.drain()
-                with Netlink() as netlink:
-                    asked = rtnetlink.look_up(netlink, address)
-                return kernel.fib.main.hops(address), asked
-
-            hops, asked = kernel.call(seen)
-            if isinstance(asked, Refusal):
-                assert hops == frozenset()
-            else:
-                assert (asked.ifindex, asked.gateway or address) in hops
-
-
-def test_lost_words_are_made_good(tmp_path: Path) -> None:
-    for router in linux_router():
-        driver, hands = router.plane, router.hands
-        assert isinstance(driver, LinuxRouterPlane)
-        assert isinstance(hands, LinuxHands)
-        driver._fib = Fib(driver._fabric_changed, receive_bytes=4096)
-        router.start()
-        router.resync()
-        reloads = driver._fib.reloads
-        script = tmp_path / "commands"
-        lines = [f"route add 10.60.{i >> 8}.{i & 255}/32 via 10.0.2.2" for i in range(2000)]
-        script.write_text("\n".join([*lines, "route add 10.0.99.0/24 via 10.0.2.2",
-                                     "route add 10.77.0.0/24 via 10.0.2.2"]))  # fmt: skip
-
-        def storm() -> None:
-            # Within one turn of the driver's loop, which so cannot listen.
-            hands.space.run("ip", "-batch", str(script))  # noqa: B023
-
-        router.call(storm)
-        alone = routes(HOLD, FAR)
-        wanted = type(alone)(VM, (ip_network(BOTH[0]),), FAR, HOLD)
-        assert router.sight(wanted) == (True, True)
-        assert driver._fib.reloads > reloads
-
-
-def test_a_table_that_cannot_be_read_closes_the_gate(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kernel.apply(routes(ANNOUNCE))
-    assert kernel.sight(routes(HOLD)) == (True, False)
-
-    def broken(netlink: Netlink, kind: int, body: bytes) -> list[bytes]:
-        raise DataPlaneError("netlink: the dump kept changing", "resynchronise later")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Netlink, "dump", broken)
-        kernel.call(lambda: kernel.fib._take(b"\x20\0\0\0\x18\0\0\0" + bytes(8) + b"\2\x20\xff"
-                                             + bytes(21)))  # fmt: skip
-        with pytest.raises(DataPlaneError):
-            kernel.call(kernel.fib.reload)
-        assert kernel.sight(routes(HOLD)) == (False, False)
-        with pytest.raises(DataPlaneError):
-            kernel.apply(routes(HOLD))
-    wait_for(lambda: kernel.sight(routes(HOLD)) == (True, False), "read again")
-    kernel.apply(routes(HOLD))
-    assert kernel.ways("main") == [set(), set()]
-
-
 def test_explain_knows_other_rules_and_tables(kernel: Kernel) -> None:
     kernel.ip("route", "add", "10.77.0.0/16", "via", "10.0.3.2", "table", "99")
-    kernel.ip("rule", "add", "from", "10.0.1.0/24", "iif", "eth1", "table", "99", "priority", "50")
+    kernel.ip("rule", "add", "from", "10.0.1.0/24", "dev", "eth1", "table", "99", "priority", "50")
     kernel.ip("rule", "add", "to", "10.77.9.0/24", "table", "99", "priority", "60")
     kernel.ip("rule", "add", "to", "10.78.0.0/16", "prohibit", "priority", "61")
     kernel.lead(("10.77.0.0/24",), 2)

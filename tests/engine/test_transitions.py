@@ -54,6 +54,7 @@ IGNORED = {
     "nothing may be guessed: it is asked again": {Happening.TIMEOUT},
     "it is refused before it gets here": {Happening.ATTACHED, Happening.VOIDED},
     "too late to give up": {Happening.ABORT},
+    "no gate is awaited": {Happening.ROUTED, Happening.UNROUTED},
 }
 
 

@@ -29,13 +29,13 @@ class FibWatch:
 
     def __init__(self, namespaces: Iterable[str]) -> None:
         self._sockets = {inside(name, _listener): name for name in namespaces}
-        self.seen: dict[tuple[str, Address], tuple[bool, float]] = {}
+        self.seen: dict[tuple[str, Address], tuple[bool | None, float]] = {}
 
     def wait(self, names: Iterable[str], address: Address, there: bool, within_s: float) -> float:
-        """Until all of these kernels have the host route, or none has; when the last one did."""
+        """Until all of these kernels have got the host route, or lost it; when the last one did."""
         wanted = {(name, address) for name in names}
         deadline = time.monotonic() + within_s
-        while missing := [key for key in wanted if self.seen.get(key, (False, 0.0))[0] != there]:
+        while missing := [key for key in wanted if self.seen.get(key, (None, 0.0))[0] is not there]:
             left = deadline - time.monotonic()
             if left <= 0:
                 what = "has not come to" if there else "has not left"

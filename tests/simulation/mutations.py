@@ -248,7 +248,7 @@ _around(
 
 _method(
     "ask nobody after a loss", "a manager that lost its records has any VM booted",
-    ManagerEngine, "_doubtful", lambda engine, now: False,
+    ManagerEngine, "_doubt_left", lambda engine, now: 0.0,
 )  # fmt: skip
 
 _method(

@@ -10,6 +10,7 @@ import pytest
 
 from vmmobility.daemon import config, config_files
 from vmmobility.daemon.config_template import template
+from vmmobility.daemon.router_config import RouterTimers
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT, Role
@@ -53,16 +54,17 @@ def test_the_documented_nve(file: Path):
     assert loaded.accelerator == "auto"
 
 
-@pytest.mark.parametrize("role", ["manager", "nve"])
+@pytest.mark.parametrize("role", ["manager", "nve", "router"])
 @pytest.mark.parametrize("uncomment", [False, True])
 def test_templates_are_valid_and_show_the_defaults(file: Path, role: str, uncomment: bool):
     text = template(role)
     if uncomment:
         text = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
-        assert "drain_s" in text or "ticket_s" in text
+        assert "check_s" in text
     file.write_text(text)
     loaded = config_files.load(file)
-    assert loaded.timers in (config.ManagerTimers(), config.NveTimers())
+    timers = (config.ManagerTimers(), config.NveTimers(), RouterTimers())
+    assert loaded.timers in timers
     assert loaded.port == UDP_PORT
 
 

@@ -164,6 +164,14 @@ class ManagerClient(_Client):
         answer: list[Json] = self._ask("GET", "/v1/routes")
         return answer
 
+    def trace(self, address: str, start: str, timeout_s: float) -> Json:
+        """Where packets for an address go.  start: the node where they begin, "" for all nodes."""
+        path = f"/v1/trace/{_quoted(address)}?timeout={timeout_s:g}"
+        path += f"&from={_quoted(start)}" if start else ""
+        # Hop by hop each node may take that long; one that does not answer ends the way.
+        answer: Json = self._ask("GET", path, timeout_s=ANSWER_S + 2 * timeout_s)
+        return answer
+
     def nves(self) -> list[Json]:
         answer: list[Json] = self._ask("GET", "/v1/nves")
         return answer

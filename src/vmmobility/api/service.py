@@ -36,6 +36,12 @@ class ManagerService(Protocol):
     async def check(self, limit_s: float) -> Json:
         """Compare bindings and redirects with every NVE (docs/architecture.md, API)."""
 
+    async def trace(self, address: str, start: str, seconds: float) -> Json:
+        """Where packets for an address go, and what is wrong with that (docs/architecture.md, API).
+
+        start: the node where they begin, "" for all nodes; seconds: how long a node may take.
+        """
+
     def alarms(self) -> list[Json]: ...
 
     def nves(self) -> list[Json]: ...

@@ -22,6 +22,7 @@ from vmmobility.cli.move import move
 from vmmobility.cli.nve import nve
 from vmmobility.cli.router import router
 from vmmobility.cli.show import show
+from vmmobility.cli.trace import trace
 from vmmobility.cli.vm import vm
 from vmmobility.errors import EnvironmentProblem, VmMobilityError
 
@@ -78,7 +79,7 @@ def vmmob() -> None:
     """Move running virtual machines between routed racks without changing their IP addresses."""
 
 
-for command in (check, config, key, manager, move, nve, router, show, vm):
+for command in (check, config, key, manager, move, nve, router, show, trace, vm):
     vmmob.add_command(command)
 
 

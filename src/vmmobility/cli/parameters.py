@@ -5,7 +5,9 @@ Rests on click; not here: the commands.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -63,6 +65,25 @@ record_file = click.option(
 vni_option = click.option(
     "--vni", type=click.IntRange(0, (1 << 24) - 1), help="Virtual network; VNI/VM says it too."
 )
+
+
+class PlainText(click.ParamType[Any]):
+    """A value that a function reads from its text; its ValueError is wrong usage.
+
+    name: how the text is written, for help and errors
+    """
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is no {self.name}: {error}", param, ctx)
 
 
 class _VmName(click.ParamType[VmKey]):

@@ -13,6 +13,7 @@ import click
 from vmmobility.api.client import RouterClient
 from vmmobility.cli import output
 from vmmobility.cli.comparison import patience, print_comparison, timeout_option
+from vmmobility.cli.frr_config import frr_config
 from vmmobility.cli.parameters import router_socket
 from vmmobility.cli.run import router_flush, router_run
 
@@ -22,6 +23,7 @@ def router() -> None:
     """The router of this host: run it beside the routing daemon, and what it leads."""
 
 
+router.add_command(frr_config)
 router.add_command(router_run)
 router.add_command(router_flush)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from vmmobility.daemon.alarms import manager_alarms
@@ -17,6 +17,7 @@ from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.pump import Pump
+from vmmobility.daemon.trace import Tracer
 from vmmobility.drivers.hypervisor.definition import decode_interfaces
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import interface_to_json
@@ -26,7 +27,7 @@ from vmmobility.engine.manager_onboarding import Onboarded
 from vmmobility.engine.outputs import Event
 from vmmobility.errors import ApiError, BadRequest, Conflict, DecodeError, NotFound
 from vmmobility.wire.registry import Role, RouteState
-from vmmobility.wire.values import VmKey
+from vmmobility.wire.values import Address, VmKey
 
 Result = TypeVar("Result")
 FINAL_EVENTS = frozenset({"move.done", "move.aborted", "move.failed"})
@@ -47,6 +48,7 @@ class Manager:
         self._pump = pump
         self._commands = commands
         self._endpoint = endpoint
+        self._tracer = Tracer(engine, self._ask_nodes)
         self._log = log
         self._since = time.monotonic()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
@@ -175,6 +177,19 @@ class Manager:
     async def check(self, limit_s: float) -> dict[str, Any]:
         found = await self._commands.run(self._pump, self._engine.check, limit_s)
         return {**found, "repaired": sum(bool(row["repaired"]) for row in found["drift"])}
+
+    async def trace(self, address: str, start: str, seconds: float) -> dict[str, Any]:
+        return await self._tracer.trace(address, start, seconds)
+
+    async def _ask_nodes(
+        self, vm: VmKey | None, address: Address, nodes: Sequence[str], seconds: float
+    ) -> dict[str, Any]:
+        found = await self._commands.run(
+            self._pump,
+            lambda number, now: self._engine.ask_nodes(number, vm, address, nodes, seconds, now),
+        )
+        answers: dict[str, Any] = found["answers"]
+        return answers
 
     def alarms(self) -> list[dict[str, Any]]:
         return manager_alarms(self._engine, time.monotonic())

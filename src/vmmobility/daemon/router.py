@@ -37,9 +37,9 @@ from vmmobility.drivers.dataplane import Drift
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.fabric_routes import Sight
-from vmmobility.engine.outputs import Output, SetRoutes
+from vmmobility.engine.outputs import Explain, Output, SetRoutes
 from vmmobility.engine.router import RouterEngine, RouterSettings
-from vmmobility.errors import BadRequest, Unavailable
+from vmmobility.errors import BadRequest, DataPlaneError, Unavailable
 from vmmobility.wire.registry import RouteState
 from vmmobility.wire.values import VmKey
 
@@ -94,8 +94,8 @@ class RouterDaemon:
         for failure in await self._plane.resync(self.engine.desired()):
             self._log.note("data-plane.failure", vm=str(failure.vm), reason=failure.reason)
         self.pump.open()
-        self._sighted(self._plane.sights(self.engine.watched()))
         self.pump.input(self.engine.started)
+        self._sighted(self._plane.sights(self.engine.watched()))
         group.create_task(self._worker.run(), name="routes")
         self._ready = True
 
@@ -112,12 +112,30 @@ class RouterDaemon:
     # ---- the engine's outputs, and their answers -------------------------------------------------
 
     def _perform(self, output: Output) -> None:
-        if not isinstance(output, SetRoutes):
-            raise AssertionError(f"a router has no {type(output).__name__}")
-        self._worker.set(output)
+        match output:
+            case SetRoutes():
+                self._worker.set(output)
+            case Explain():
+                self._explain(output)
+            case _:
+                raise AssertionError(f"a router has no {type(output).__name__}")
 
     def _applied(self, vm: VmKey, tag: int, failures: Sequence[str], sight: Sight) -> None:
         self.pump.input(lambda now: self.engine.routes_applied(vm, tag, failures, sight, now))
+
+    def _explain(self, wanted: Explain) -> None:
+        """How the kernel leads these addresses now, for people."""
+        rows: list[dict[str, Any]] = []
+        sight, error = None, ""
+        try:
+            for address in wanted.addresses:
+                found = self._plane.explain(address)
+                rows += [{"address": str(address), **row} for row in found]
+            if wanted.watched is not None:
+                sight = self._plane.sights([wanted.watched]).get(wanted.watched.vm)
+        except (DataPlaneError, OSError) as failure:
+            error = str(failure)
+        self.pump.input(lambda now: self.engine.explained(wanted.number, rows, sight, error, now))
 
     def _sighted(self, sights: Mapping[VmKey, Sight]) -> None:
         self.pump.input(lambda now: self.engine.sighted(sights, now))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any
 
 from vmmobility.engine.admission import MAX_PREVIOUS
@@ -20,7 +21,7 @@ from vmmobility.engine.binding_update_list import (
 )
 from vmmobility.engine.replay_window import WINDOW
 from vmmobility.wire.registry import Mobility
-from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
+from vmmobility.wire.values import Address, Interface, Nve, Prefix, VmKey
 
 DUPLICATE_S = 30.0  # a second copy for which nobody has asked for so long is there no more
 
@@ -173,6 +174,15 @@ class BindingCache:
             for (vni, held), holder in self._owners.items():
                 if holder != vm and vni == vm.vni and _overlap(held, prefix):
                     return holder
+        return None
+
+    def holder(self, vni: int, address: Address) -> VmKey | None:
+        """The VM that has the address: of the longest prefix around it."""
+        lengths = self._lengths.get((vni, address.version), {})
+        for length in sorted(lengths, reverse=True):
+            found = self._owners.get((vni, ip_network((address, length), strict=False)))
+            if found is not None:
+                return found
         return None
 
     def put(self, binding: Binding) -> None:

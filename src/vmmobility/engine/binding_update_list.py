@@ -39,6 +39,7 @@ class Check:
     started:  whether the guest was known to be here when it was asked for
     life, drift: the answers, None until they are there
     requests: the manager's CHECKs, and commands: people's, that wait for both
+    traffic:  the packet counters, for people; nothing waits for them
     """
 
     started: bool
@@ -46,6 +47,7 @@ class Check:
     drift: tuple[str, ...] | None = None
     requests: list[Received] = field(default_factory=list)
     commands: list[int] = field(default_factory=list)
+    traffic: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -41,20 +41,42 @@ class Lead:
     serving: Nve
     previous: Nve | None = None
 
+    @property
+    def target(self) -> Nve | None:
+        """The NVE to which the router itself leads the VM's packets."""
+        if self.state is RouteState.KEEP:
+            return self.previous
+        return None if self.state is RouteState.WATCH else self.serving
+
 
 @dataclass(slots=True)
 class Told:
     """What one router was told.
 
-    epoch:        the order's, above every earlier one's for that VM
+    epoch:        the order's, above every earlier one's for that VM; 0: it said that it holds
+                  something, and this manager, which has lost its records, told it nothing yet
     acknowledged: it has done so
+    held:         NVEs to which it may still lead, by earlier orders, until it has acknowledged this
     direct:       it has said that the fabric leads there; None: it has not said yet (not durable)
+    heard:        when it was told, or last said anything (monotonic seconds, not durable)
     """
 
     lead: Lead | None
     epoch: int
     acknowledged: bool = False
+    held: tuple[Nve, ...] = ()
     direct: bool | None = None
+    heard: float = 0.0
+
+    def then(self, lead: Lead | None, epoch: int) -> Told:
+        """The next order."""
+        target = self.lead.target if self.lead else None
+        held = dict.fromkeys((*self.held, *((target,) if target else ())))
+        return Told(lead, epoch, held=tuple(held))
+
+    def done(self) -> None:
+        """It has obeyed."""
+        self.acknowledged, self.held = True, ()
 
 
 @dataclass(slots=True)
@@ -72,7 +94,11 @@ class FabricEntry:
 
 
 def _told_to_json(told: Told) -> dict[str, Any]:
-    value: dict[str, Any] = {"epoch": told.epoch, "acknowledged": told.acknowledged}
+    value: dict[str, Any] = {
+        "epoch": told.epoch,
+        "acknowledged": told.acknowledged,
+        "held": [nve_to_json(nve) for nve in told.held],
+    }
     if told.lead is not None:
         value |= {
             "state": told.lead.state.name,
@@ -91,7 +117,8 @@ def _told_from_json(value: Mapping[str, Any]) -> Told:
             nve_from_json(value["serving"]),
             nve_from_json(previous) if previous else None,
         )
-    return Told(lead, value["epoch"], value["acknowledged"])
+    held = tuple(nve_from_json(nve) for nve in value.get("held", ()))
+    return Told(lead, value["epoch"], value["acknowledged"], held)
 
 
 def fabric_to_json(entry: FabricEntry) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
 from vmmobility.engine.manager_removals import ManagerRemovals
 from vmmobility.engine.manager_route_limits import ManagerRouteLimits
+from vmmobility.engine.manager_trace import ManagerTrace
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
@@ -106,6 +107,7 @@ class ManagerEngine(
     ManagerOnboarding,
     ManagerFabric,
     ManagerRouteLimits,
+    ManagerTrace,
 ):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
@@ -138,7 +140,7 @@ class ManagerEngine(
         self._expiry_scan_at = now + EXPIRY_SCAN_S
         self._check_at = now + settings.check_s
         self._load_relearning(state, now)
-        self._questions = {}
+        self._questions, self._askings = {}, {}
         self._redirect_retry: dict[VmKey, float] = {}
         self._deregistering: dict[VmKey, Received] = {}
         self._ended = EndedAttaches()
@@ -179,6 +181,7 @@ class ManagerEngine(
         due = [self.channel.next_timer(), self._next_move_timer(), self._expiry_scan_at]
         due += [*self._redirect_retry.values(), *self._route_retry.values()]
         due += [self._check_at, *(q.deadline for q in self._questions.values())]
+        due += [asking.deadline for asking in self._askings.values()]
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
@@ -194,9 +197,11 @@ class ManagerEngine(
             self._relearned(now)
             self._end_leases(now)
         self._question_timer(now)
+        self._asking_timer(now)
         if self._check_at <= now:
             self._check_at = now + self.settings.check_s
             self._check_silent(now)
+            self._check_routes(now)
 
     def flush(self) -> list[Output]:
         return self.outbox.flush()
@@ -341,10 +346,10 @@ class ManagerEngine(
         self.cache.put(binding)
         self.channel.withdraw_subject(received.peer, (binding.vm, "redirect"))
         self._extend(binding, message, now)
+        self._begin_fabric(binding, now)
         self._save_binding(binding)
         self._redirect_previous(binding, now)
         self._attached(binding, message, now)
-        self._follow_routes(binding, now)
         self._grant(received, binding)
         self.outbox.emit(
             Event(
@@ -355,7 +360,7 @@ class ManagerEngine(
 
     def _grant(self, received: Received, binding: Binding) -> None:
         options: list[Option] = [VmId(binding.vm), Epoch(binding.epoch)]
-        options += [PreviousNve(n) for n in binding.previous_nves]
+        options += [PreviousNve(n) for n in self._senders(binding)]
         units = int(binding.lifetime_s // LIFETIME_UNIT_S)
         self.channel.reply(received, Status.ACCEPTED, options, lifetime=units)
 

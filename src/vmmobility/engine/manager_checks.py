@@ -193,8 +193,12 @@ class ManagerChecks:
         if reply is not None:
             self._compare(vm, node, reply, now)
 
+    if TYPE_CHECKING:
+        _routes_lost: Callable[[str, float], None]
+
     def _peer_lost_state(self, peer: Peer, now: float) -> None:
         """It came back without its memory: what it held for us is looked at now."""
+        self._routes_lost(peer.node_id, now)
         for binding in self.cache.bindings.values():
             node = peer.node_id
             if node == binding.nve.nve_id or node in binding.previous:

@@ -1,10 +1,10 @@
-"""The fabric at the manager: which router leads which VM where, and the gate of Section 7.2.
+"""The fabric at the manager: which router leads which VM where.
 
 What each router should do follows from the binding and its move (`_leads`); whatever differs from
 what it was told is told, and told again until it is done.  Routers answer how the fabric leads the
 VM's packets there, and say so unasked when that changes.
-Not here: the steps of a move (manager_moves.py), redirects of NVEs (manager_redirects.py), the
-records (fabric_record.py), the routers themselves (router.py).
+Not here: what follows from that, as the gate of a move (manager_gate.py), redirects of NVEs
+(manager_redirects.py), the records (fabric_record.py), the routers themselves (router.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vmmobility.engine.fabric_record import (
     fabric_to_json,
     load_fabric,
 )
+from vmmobility.engine.manager_gate import ManagerGate
 from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from vmmobility.wire.values import VmKey
 
 ROUTE_RETRY_S = 5.0  # a refused order is sent again after so long
+MAX_STRAYS = 1000  # VMs that are not bound, and of which routers are told so at once
 _S, _M = RouteState, MoveState
 # While a move is in one of these its destination's routers take part, too.
 ROUTED = frozenset({_M.ANNOUNCING, _M.DELIVERING, _M.WITHDRAWING, _M.SWITCHING, _M.ENDING_GUEST})
@@ -54,7 +56,7 @@ ROUTED = frozenset({_M.ANNOUNCING, _M.DELIVERING, _M.WITHDRAWING, _M.SWITCHING, 
 BEFORE = frozenset({_M.ANNOUNCING, _M.DELIVERING})
 
 
-class ManagerFabric:
+class ManagerFabric(ManagerGate):
     """Routers; a part of ManagerEngine."""
 
     if TYPE_CHECKING:
@@ -67,8 +69,6 @@ class ManagerFabric:
         _heed_epoch: Callable[[Message, float], None]
         _redirect_previous: Callable[[Binding, float], None]
         _learn_home: Callable[[Binding], None]
-        _ask_relay: Callable[[Move, float], None]
-        _save_move: Callable[[Move], None]
 
         def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
 
@@ -97,20 +97,38 @@ class ManagerFabric:
         """What every router should do for the VM now; those not named do nothing."""
         if binding is None or binding.ending:
             return {}
-        move = self._current.get(binding.vm)
-        if move is not None and move.state in ROUTED and binding.nve.nve_id == move.source.nve_id:
+        move = self._turning(binding)
+        if move is not None and move.state is _M.ENDING_GUEST:
+            return self._as_told(binding.vm)  # which end has the guest is not known: fail static
+        if move is not None:
             return self._leads_in_move(binding, move)
         if binding.at_home:
             return {}  # the covering prefix leads there: it costs no route anywhere
         serving = binding.nve
-        home = self.routers_of(binding.home.nve_id) if binding.home else []
-        leads = {r: Lead(_S.WATCH, serving) for r in [*self._border_routers(), *home]}
+        leads = {r: Lead(_S.WATCH, serving) for r in self._watching(binding)}
         return leads | {r: Lead(_S.ANNOUNCE, serving) for r in self.routers_of(serving.nve_id)}
+
+    def _turning(self, binding: Binding) -> Move | None:
+        """The VM's move, while routers are told of its destination and the source still has it."""
+        move = self._current.get(binding.vm)
+        if move is None or move.state not in ROUTED:
+            return None
+        return move if binding.nve.nve_id == move.source.nve_id else None
+
+    def _watching(self, binding: Binding) -> list[str]:
+        """The routers by which packets from elsewhere come, wherever the VM is."""
+        home = self.routers_of(binding.home.nve_id) if binding.home else []
+        return [*self._border_routers(), *home]
+
+    def _as_told(self, vm: VmKey) -> dict[str, Lead]:
+        entry = self._fabric.get(vm)
+        told = entry.routers.items() if entry else ()
+        return {name: one.lead for name, one in told if one.lead is not None}
 
     def _leads_in_move(self, binding: Binding, move: Move) -> dict[str, Lead]:
         source, destination = binding.nve, move.destination
         theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
-        leads = {r: Lead(_S.WATCH, destination) for r in [*self._border_routers(), *theirs]}
+        leads = {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
         there = _S.LEAD if move.home else _S.ANNOUNCE
         if move.relaying:
             leads |= {r: Lead(there, destination) for r in ours}
@@ -148,20 +166,22 @@ class ManagerFabric:
             return
         epoch = self._new_epoch()
         for name in changed:
-            entry.routers[name] = Told(leads.get(name), epoch)
+            before = entry.routers.get(name, Told(None, 0))
+            entry.routers[name] = before.then(leads.get(name), epoch)
             self._order(entry, name, now)
         self._save_fabric(entry)
 
     @staticmethod
     def _has_changed(entry: FabricEntry, name: str, lead: Lead | None) -> bool:
         told = entry.routers.get(name)
-        return told is None or told.lead != lead
+        return told is None or told.lead != lead or not told.epoch
 
     def _order(self, entry: FabricEntry, name: str, now: float) -> None:
         """Section 7.2: the management node "exchanges VM Mobility Registration Request/Reply
         messages with the default router"."""
         peer, told = self.channel.peers.get(name), entry.routers[name]
-        if peer is None or not peer.endpoints:
+        told.heard = now
+        if peer is None or not peer.endpoints or not told.epoch:
             return
         options: list[Option] = [VmId(entry.vm), Epoch(told.epoch)]
         if told.lead is None:
@@ -193,7 +213,7 @@ class ManagerFabric:
         if told.lead is None:
             del entry.routers[name]
         else:
-            told.acknowledged = True
+            told.done()
             sight = reply.find(Sight)
             told.direct = sight.direct if sight is not None else told.direct
         self._save_fabric(entry)
@@ -207,7 +227,7 @@ class ManagerFabric:
         if reply.status is Status.STALE_EPOCH:
             # It has heard a later order than this manager remembers.
             self._heed_epoch(reply, now)
-            entry.routers[name] = Told(told.lead, self._new_epoch())
+            told.epoch = self._new_epoch()
             self._save_fabric(entry)
             self._order(entry, name, now)
             return
@@ -219,34 +239,56 @@ class ManagerFabric:
     def _sighted(self, received: Received, now: float) -> None:
         """SIGHT: how the fabric leads a VM's packets at a router now."""
         message, name = received.message, received.peer.node_id
+        epoch, sight = message.epoch, message.need(Sight)
         self._heed_epoch(message, now)
         entry = self._fabric.get(message.vm)
         told = entry.routers.get(name) if entry else None
-        if entry is None or told is None:
+        if entry is None or told is None or not told.epoch:
             self.channel.reply(received, Status.UNKNOWN_BINDING)
             self._unknown_route(message, name, now)
             return
         self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
-        if message.epoch == told.epoch and told.lead is not None:
-            told.direct = message.need(Sight).direct
+        told.heard = now
+        if epoch == told.epoch and told.lead is not None:
+            told.direct = sight.direct
             self._routes_changed(entry, now)
 
     def _unknown_route(self, message: Message, name: str, now: float) -> None:
         """A router leads packets of a VM of which this manager has told it nothing (any more)."""
-        if self._doubtful_routes(message.vm, now):
+        strays = sum(vm not in self.cache.bindings for vm in self._fabric)
+        if message.vm not in self.cache.bindings and strays >= MAX_STRAYS:
             return
-        binding = self.cache.bindings.get(message.vm)
+        # What a router says of itself counts only where records are lost: else they know better.
+        lost = self._relearn_until is not None
+        binding, led = self.cache.bindings.get(message.vm), message.find(ServingNve)
+        led = led if lost else None
         interfaces = binding.interfaces if binding else ()
         entry = self._fabric.setdefault(message.vm, FabricEntry(message.vm, interfaces))
-        entry.routers[name] = Told(self._leads(binding).get(name), self._new_epoch())
+        told = entry.routers[name] = Told(None, 0, held=(led.nve,) if led else ())
+        if self._doubtful_routes(message.vm, now):
+            self._save_fabric(entry)
+            return
+        told.lead, told.epoch = self._leads(binding).get(name), self._new_epoch()
+        if led is not None and binding is not None and not binding.ending:
+            self._learn_led(binding)
+            self._save_binding(binding)
+            self._redirect_previous(binding, now)
         self._save_fabric(entry)
         self._order(entry, name, now)
+
+    def _routes_lost(self, name: str, now: float) -> None:
+        """A router came back without its memory: it is told all anew."""
+        for entry in [e for e in self._fabric.values() if name in e.routers]:
+            entry.routers[name] = Told(entry.routers[name].lead, self._new_epoch())
+            self._order(entry, name, now)
+            self._save_fabric(entry)
 
     def _doubtful_routes(self, vm: VmKey, now: float) -> bool:
         """Whether a VM that is not bound may be bound where it was (lost state): fail static."""
         return vm not in self.cache.bindings and self._doubt_left(now) > 0
 
     if TYPE_CHECKING:
+        _relearn_until: float | None
         _doubt_left: Callable[[float], float]
 
     def _routes_changed(self, entry: FabricEntry, now: float) -> None:
@@ -257,94 +299,6 @@ class ManagerFabric:
         binding = self.cache.bindings.get(entry.vm)
         if binding is not None and not binding.ending:
             self._follow_fabric(binding, now)
-
-    # ---- the gate ------------------------------------------------------------------------------
-
-    def _prepare_fabric(self, move: Move, now: float) -> None:
-        """Entering ANNOUNCING: the fabric may turn once the destination sends on what it gets."""
-        move.deadline = now + self.settings.gate_s
-        self._ask_relay(move, now)
-
-    def _announce(self, move: Move, now: float) -> None:
-        move.relaying = True
-        self._save_move(move)
-        self._turn_fabric(move, now)
-
-    def _turn_fabric(self, move: Move, now: float) -> None:
-        """Entering WITHDRAWING, and when the destination relays."""
-        move.deadline = now + self.settings.gate_s
-        binding = self.cache.bindings.get(move.vm)
-        if binding is not None:
-            self._follow_routes(binding, now)
-            self._try_gate(move, now)
-
-    def _try_gate(self, move: Move, now: float) -> None:
-        """Go on if the routers have done their part and the fabric leads there."""
-        binding = self.cache.bindings.get(move.vm)
-        if binding is None or move.state not in (_M.ANNOUNCING, _M.WITHDRAWING):
-            return
-        if move.state is _M.ANNOUNCING and not move.relaying:
-            return
-        early = move.state is _M.ANNOUNCING and not binding.at_home
-        if self._unready(move, with_sight=not early and not move.released):
-            return
-        if move.state is _M.WITHDRAWING and not move.released:
-            move.released = True
-            self._follow_routes(binding, now)
-            if self._unready(move, with_sight=False):
-                return
-        self._happen(move, Happening.ROUTED, now)
-
-    def _unready(self, move: Move, *, with_sight: bool) -> list[str]:
-        """Routers that have not done what they were told, or where the fabric leads elsewhere.
-
-        A router that only watches counts by its sight alone.
-        """
-        entry = self._fabric.get(move.vm)
-        found = []
-        for name, told in entry.routers.items() if entry else ():
-            if told.lead is None:
-                continue
-            does = told.lead.state is not _S.WATCH
-            goal = told.lead.serving.nve_id == move.destination.nve_id
-            if (does and not told.acknowledged) or (with_sight and goal and not told.direct):
-                found.append(name)
-        return found
-
-    def _gate_timeout(self, move: Move, now: float) -> None:
-        """Section 7.2 has the VM wait for the route; for how long, and what then, is policy."""
-        waits = ", ".join(self._unready(move, with_sight=True))
-        detail = {"vm": move.vm.vm_id, "vni": move.vm.vni, "move": move.move_id, "routers": waits}
-        self.outbox.emit(Event("gate.timeout", {**detail, "policy": self.settings.gate_policy}))
-        if self.settings.gate_policy != "proceed":
-            self._happen(move, Happening.TIMEOUT, now, waits)
-            return
-        binding = self.cache.bindings.get(move.vm)
-        if move.state is _M.WITHDRAWING and binding is not None and not move.released:
-            move.released = True
-            self._follow_routes(binding, now)
-        self._happen(move, Happening.ROUTED, now)
-
-    # ---- what the fabric means for redirects ---------------------------------------------------
-
-    def _is_direct(self, binding: Binding) -> bool:
-        """Whether every router that was asked sees the fabric lead to the serving NVE."""
-        entry = self._fabric.get(binding.vm)
-        told = [t for t in entry.routers.values() if t.lead is not None] if entry else []
-        return bool(told) and all(
-            t.direct and t.lead is not None and t.lead.serving.nve_id == binding.nve.nve_id
-            for t in told
-        )
-
-    def _follow_fabric(self, binding: Binding, now: float) -> None:
-        """Invariant 8: a redirect goes when the fabric is confirmed direct - and comes back if it
-        is so no more."""
-        direct = self._is_direct(binding)
-        if not direct and binding.home is not None and binding.fabric_direct:
-            self._learn_home(binding)
-        if direct != binding.fabric_direct:
-            binding.fabric_direct = direct
-            self._redirect_previous(binding, now)
 
     # ---- time, restart, records ----------------------------------------------------------------
 
@@ -357,13 +311,20 @@ class ManagerFabric:
             for name in [n for n, told in entry.routers.items() if not told.acknowledged]:
                 self._order(entry, name, now)
 
+    def _check_routes(self, now: float) -> None:
+        """A router that is silent may have lost all it was told, and so know of no VM to report."""
+        for entry in self._fabric.values():
+            for name, told in entry.routers.items():
+                if told.acknowledged and now - told.heard > 2 * self.settings.check_s:
+                    self._order(entry, name, now)
+
     def _resume_routes(self, now: float) -> None:
         """After a restart: all that stands is told again, for the answers say how the fabric is."""
         for vm, entry in list(self._fabric.items()):
             binding = self.cache.bindings.get(vm)
             if binding is not None:
                 self._follow_routes(binding, now)
-            else:
+            elif not self._doubtful_routes(vm, now):
                 self._end_routes(vm, now)
             for name in list(entry.routers):
                 self._order(entry, name, now)

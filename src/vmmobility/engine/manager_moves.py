@@ -80,7 +80,7 @@ class ManagerMoves(ManagerSteps):
         _prepare_fabric: Callable[[Move, float], None]
         _turn_fabric: Callable[[Move, float], None]
         _gate_timeout: Callable[[Move, float], None]
-        _is_routed: Callable[[Move], bool]
+        _try_gate: Callable[[Move, float], None]
         _move_over_limit: Callable[[Binding, str], str]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
 
@@ -307,6 +307,13 @@ class ManagerMoves(ManagerSteps):
         self, binding: Binding, node: str, reply: Message, now: float
     ) -> None:
         move = self._current.get(binding.vm)
+        if move is not None and move.state is MoveState.ANNOUNCING:
+            self._try_gate(move, now)
+        elif move is not None and move.state is MoveState.CLEARING:
+            told = binding.previous[node].acknowledged
+            if node == move.destination.nve_id and told >= move.back_epoch > 0:
+                move.cleared = True
+                self._happen(move, Happening.ACCEPTED, now)
         if move is None or move.state is not MoveState.REDIRECTING:
             return
         self._measure(move, reply)

@@ -44,6 +44,7 @@ class ManagerRedirects:
         channel: Channel
         outbox: Outbox
         _redirect_retry: dict[VmKey, float]
+        _follow_routes: Callable[[Binding, float], None]
         _save_binding: Callable[[Binding], None]
         _try_removal: Callable[[Binding, float], None]
         _heed_epoch: Callable[[Message, float], None]
@@ -144,5 +145,9 @@ class ManagerRedirects:
             self._redirect_refused(binding, node, reply, now)
             return
         previous.acknowledged, previous.heard = max(previous.acknowledged, epoch), now
+        sight = reply.find(Sight)
+        if sight is not None and sight.covered and binding.home is None:
+            binding.home = previous.nve  # a manager that has lost its state learns it so
+            self._follow_routes(binding, now)
         self._save_binding(binding)
         self._previous_acknowledged(binding, node, reply, now)

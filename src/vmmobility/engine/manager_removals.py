@@ -37,6 +37,7 @@ class ManagerRemovals:
         _reject: Callable[[Received, Status, str], None]
         _relearning: Callable[[float], bool]
         _end_routes: Callable[[VmKey, float], None]
+        _may_lead: Callable[[VmKey, str, float], bool]
 
     def _deregister(self, received: Received, now: float) -> None:
         """From the serving NVE: the VM is no more.  From a previous one (Phase REDIRECTING): its
@@ -47,8 +48,12 @@ class ManagerRemovals:
         phase = message.find(PhaseOption)
         if phase is not None and phase.phase is Phase.REDIRECTING:
             if binding is not None and node in binding.previous:
+                if self._may_lead(message.vm, node, now):
+                    why = "a router may still lead here"
+                    self._reject(received, Status.TRY_AGAIN, why)
+                    return
                 if node not in binding.free_to_go():
-                    self._reject(received, Status.WRONG_PHASE, "another NVE may still send here")
+                    self._reject(received, Status.TRY_AGAIN, "another NVE may still send here")
                     return
                 del binding.previous[node]
                 self._save_binding(binding)

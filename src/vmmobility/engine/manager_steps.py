@@ -58,7 +58,10 @@ class ManagerSteps:
         def _save_binding(self, binding: Binding) -> None: ...
         def _new_epoch(self) -> int: ...
         def _follow_routes(self, binding: Binding, now: float) -> None: ...
+        def _is_routed(self, move: Move) -> bool: ...
+        def _redirects_on(self, move: Move, now: float) -> bool: ...
         def _announce(self, move: Move, now: float) -> None: ...
+        def _senders(self, binding: Binding) -> list[Nve]: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
     def _ask(
@@ -152,7 +155,7 @@ class ManagerSteps:
 
     def _ask_prepare(self, move: Move, now: float) -> None:
         binding = self.cache.bindings[move.vm]
-        previous = [n for n in binding.previous_nves if n.nve_id != move.destination.nve_id]
+        previous = [n for n in self._senders(binding) if n.nve_id != move.destination.nve_id]
         self._ask(
             move,
             now,
@@ -210,7 +213,8 @@ class ManagerSteps:
             self._enter(move, MoveState.CLEARING, now)
             return
         self._follow_routes(self.cache.bindings[move.vm], now)
-        self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING)
+        sends = (PreviousNve(move.destination),) if self._is_routed(move) else ()
+        self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING, *sends)
 
     def _ask_clear(self, move: Move, now: float) -> None:
         self._withdraw(move, move.source)
@@ -228,7 +232,7 @@ class ManagerSteps:
 
         self._back(move)
         peer = self.channel.peers.get(move.destination.nve_id)
-        if peer is None:
+        if peer is None or self._redirects_on(move, now):
             return
         self.channel.request(
             peer,

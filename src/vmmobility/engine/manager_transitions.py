@@ -1,9 +1,12 @@
 """A move at the manager as a table: what each happening does to a move in each state.
 
 Forward, a hot move goes PREPARING, COPYING, ANNOUNCING, DELIVERING, WITHDRAWING, SWITCHING,
-REDIRECTING, DONE; where no router takes part ANNOUNCING and WITHDRAWING are passed over.  Backward,
-it goes ENDING_GUEST (the destination's waiting guest is ended for certain), TURNING_BACK (the
-source serves again under a fresh epoch), CLEARING (the destination forgets), ABORTED.
+REDIRECTING, DONE; where no router takes part ANNOUNCING and WITHDRAWING are passed over.  The
+destination relays before any router leads there: else it would send back to its router what the
+fabric brings early.
+
+Backward, it goes ENDING_GUEST (the destination's waiting guest is ended for certain), TURNING_BACK
+(the source serves again under a fresh epoch), CLEARING (the destination forgets), ABORTED.
 
 Total: a pair that no rule names is ignored.  Not here: the actions (manager_moves.py).
 """
@@ -19,8 +22,8 @@ class MoveState(Enum):
 
     PREPARING = "preparing"
     COPYING = "copying"
-    ANNOUNCING = "announcing"
     DELIVERING = "delivering"
+    ANNOUNCING = "announcing"
     WITHDRAWING = "withdrawing"
     SWITCHING = "switching"
     REDIRECTING = "redirecting"
@@ -74,6 +77,7 @@ TABLE: dict[tuple[MoveState, Happening], Step] = {
     (_S.REDIRECTING, _H.TIMEOUT): Step(_S.DONE, "a previous NVE has not yet answered"),
     # a guest that attached runs at the destination, whatever else was on its way
     (_S.DELIVERING, _H.ATTACHED): Step(_S.REDIRECTING),
+    (_S.ANNOUNCING, _H.ATTACHED): Step(_S.REDIRECTING),
     (_S.WITHDRAWING, _H.ATTACHED): Step(_S.REDIRECTING),
     (_S.ENDING_GUEST, _H.ATTACHED): Step(_S.REDIRECTING),
     # before the copy: only the destination has done anything

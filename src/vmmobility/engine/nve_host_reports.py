@@ -148,7 +148,8 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
                 self._order(entry, Order.PROCEED)
                 self._answer_waiting(entry)
         elif entry.phase is Phase.REDIRECTING:
-            self._answer_waiting(entry, options=self._measured_options(entry))
+            options = (*self._home_options(entry), *self._measured_options(entry))
+            self._answer_waiting(entry, options=options)
             self._watch(entry)
             if not entry.unplugged:
                 self._order(entry, Order.STOP)

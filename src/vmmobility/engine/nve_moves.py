@@ -216,6 +216,8 @@ class NveMoves(NveRedirects, NveRestart):
         """Serve again: under a fresh epoch, before the destination turns (invariant 3)."""
         entry.epoch = received.message.epoch
         entry.granted = received.message.epoch
+        sends = received.message.previous  # routers may still lead to the destination
+        entry.accept = tuple(dict.fromkeys((*entry.accept, *sends)))
         entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
         entry.rolling_back, entry.resumes = True, 0
         if entry.refresh_at is None and not entry.ending:

@@ -31,7 +31,11 @@ class Counted(Protocol):
     @property
     def delivered(self) -> int: ...
     @property
+    def consumed(self) -> int: ...
+    @property
     def redirected(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
 
 
 class NveRedirects(NveParts):
@@ -47,6 +51,11 @@ class NveRedirects(NveParts):
         elif label == "resumed":
             peak = max(0, counted.delivered - entry.delivered_before)
             self._event("queue", entry, queue_peak=peak)
+        elif label == "check" and entry.check is not None:
+            entry.check.traffic = {
+                name: getattr(counted, name)
+                for name in ("delivered", "consumed", "redirected", "dropped")
+            }
 
     def traffic(self, counts: Mapping[VmKey, Counted], now: float) -> None:
         """Periodic counts: a redirect whose count stands still is quiet.

@@ -57,6 +57,16 @@ class SetRoutes:
     tag: int
 
 
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Look how a router's kernel leads these addresses; answer explained(number, rows, sight,
+    error).  watched: the VM of which the sight is wanted, too."""
+
+    number: int
+    addresses: tuple[Address, ...]
+    watched: VmRoutes | None
+
+
 class Order(Enum):
     """What a hypervisor can be told; each is answered by order_done(vm, order, result, error)."""
 
@@ -133,6 +143,7 @@ Output = (
     | Persist
     | SetDataPlane
     | SetRoutes
+    | Explain
     | HypervisorOrder
     | CountTraffic
     | Audit

@@ -26,6 +26,7 @@ from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.fabric_routes import RouteAction, VmRoutes
 from vmmobility.engine.fabric_routes import Sight as Seen
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output, SetRoutes
+from vmmobility.engine.router_checks import RouterChecks
 from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, Option, Route, ServingNve, Sight, VmId
@@ -33,7 +34,7 @@ from vmmobility.wire.registry import Purpose, Role, RouteState, Status
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
 # design, Rights: only the manager may "tell a router".
-RIGHTS = {Purpose.ROUTE: frozenset({Role.MANAGER})}
+RIGHTS = {purpose: frozenset({Role.MANAGER}) for purpose in (Purpose.ROUTE, Purpose.CHECK)}
 RETRY_S = 5.0  # what the kernel refused is tried again after so long
 
 
@@ -65,6 +66,11 @@ class RouteEntry:
     report_at: float | None = None
     tag: int = 0
 
+    @property
+    def key(self) -> str:
+        """Its key in the store."""
+        return f"route/{self.vm.vni}/{self.vm.vm_id}"
+
     def routes(self) -> VmRoutes:
         """What the kernel should hold."""
         prefixes = tuple(p for i in self.interfaces for p in i.prefixes)
@@ -76,7 +82,7 @@ class RouteEntry:
         return VmRoutes(self.vm, prefixes, via, action, self.serving)
 
 
-class RouterEngine:
+class RouterEngine(RouterChecks):
     """One router.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -95,17 +101,18 @@ class RouterEngine:
             settings.router_id, boot, peers, RIGHTS, self.outbox, jitter, settings.retransmission
         )
         self.channel.restore(state)
+        self.channel.peer_lost_state = self._manager_lost_state
         self.jitter = jitter
-        self.entries = {e.vm: e for e in _load(state)}
+        self.entries = {e.vm: e for e in load_routes(state)}
         self._retry: dict[VmKey, float] = {}
+        self._explaining, self._questions = {}, 0
 
     # ---- inputs --------------------------------------------------------------------------------
 
     def started(self, now: float) -> None:
-        """After a (re)start, when the kernel holds desired() again."""
+        """After a (re)start, when the kernel holds desired() again.  `sighted` follows, with all of
+        watched(): what is not known is not reported."""
         self.channel.start(now)
-        for entry in self._known():
-            entry.report_at = now
 
     def datagram_received(
         self, data: bytes, source: Endpoint, local: Address | None, now: float
@@ -113,8 +120,10 @@ class RouterEngine:
         received = self.channel.datagram(data, source, local, now)
         if received is None:
             return
+        asked = received.message.purpose is Purpose.CHECK
+        handler = self._check_requested if asked else self._ordered
         try:
-            self._ordered(received, now)
+            handler(received, now)
         except DecodeError as error:
             self.channel.drops[error.reason] += 1
             self.channel.reply(received, Status.MALFORMED, reason=str(error))
@@ -146,7 +155,7 @@ class RouterEngine:
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), *self._retry.values()]
-        due += [e.report_at for e in self.entries.values()]
+        due += [e.report_at for e in self.entries.values() if e.sight]
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
@@ -155,8 +164,8 @@ class RouterEngine:
             del self._retry[vm]
             self._set_routes(self.entries[vm])
         for entry in self._known():
-            if entry.report_at is not None and entry.report_at <= now:
-                self._report(entry, entry.sight or Seen(False, False), now)
+            if entry.report_at is not None and entry.report_at <= now and entry.sight:
+                self._report(entry, entry.sight, now)
 
     def flush(self) -> list[Output]:
         return self.outbox.flush()
@@ -183,14 +192,15 @@ class RouterEngine:
         if message.vm.vni != 0:
             self.channel.reply(received, Status.VNI_NOT_SUPPORTED)
             return
-        entry = self.entries.setdefault(message.vm, RouteEntry(message.vm))
-        if epoch < entry.epoch or (epoch == entry.epoch and state is not entry.state):
+        entry = self.entries.get(message.vm) or RouteEntry(message.vm)
+        if self._stale(entry, epoch, state):
             self._answer(received, entry, Status.STALE_EPOCH, None)
             return
         serving, previous = _pair(message, state)
         long = too_long(message.interfaces, b"")
         if long:
             raise DecodeError("bad-value", long)
+        self.entries[entry.vm] = entry
         if entry.request is not None:
             self._answer(entry.request, entry, Status.OUT_OF_SEQUENCE, None, "overtaken")
         entry.request, entry.epoch, entry.state = received, epoch, state
@@ -201,6 +211,12 @@ class RouterEngine:
         self.channel.withdraw_subject(self.manager, (entry.vm, "sight"))
         self._save(entry)
         self._set_routes(entry)
+
+    @staticmethod
+    def _stale(entry: RouteEntry, epoch: int, state: RouteState) -> bool:
+        """design, Fencing: an order counts only above the highest obeyed; under the same epoch it
+        is that order again, or none of this manager's."""
+        return epoch < entry.epoch or (epoch == entry.epoch and state is not entry.state)
 
     def _set_routes(self, entry: RouteEntry) -> None:
         entry.tag += 1
@@ -228,19 +244,22 @@ class RouterEngine:
         entry.sight, entry.report_at = sight, now + self._pause()
         if entry.request is not None:
             return  # its answer tells
+        options: list[Option] = [VmId(entry.vm), Epoch(entry.epoch), Route(entry.state)]
+        led = entry.routes().serving
+        options += [ServingNve(led)] if led is not None else []
         self.channel.request(
             self.manager,
             Purpose.SIGHT,
-            [
-                VmId(entry.vm),
-                Epoch(entry.epoch),
-                Route(entry.state),
-                Sight(sight.direct, sight.covered),
-            ],
+            [*options, Sight(sight.direct, sight.covered)],
             now,
             lambda reply, at: None,
             subject=(entry.vm, "sight"),
         )
+
+    def _manager_lost_state(self, manager: Peer, now: float) -> None:
+        """It may know nothing of what is held here: it is told at once."""
+        for entry in self._known():
+            entry.report_at = now
 
     def _pause(self) -> float:
         return self.settings.report_s * self.jitter.uniform(0.9, 1.0)
@@ -251,12 +270,7 @@ class RouterEngine:
         return [e for e in self.entries.values() if e.state is not RouteState.NONE]
 
     def _save(self, entry: RouteEntry) -> None:
-        value: dict[str, Any] = {"epoch": entry.epoch, "state": entry.state.name}
-        if entry.state is not RouteState.NONE:
-            value["interfaces"] = [interface_to_json(i) for i in entry.interfaces]
-            value["serving"] = nve_to_json(entry.serving)
-            value["previous"] = nve_to_json(entry.previous)
-        self.outbox.record(f"route/{entry.vm.vni}/{entry.vm.vm_id}", value)
+        self.outbox.record(entry.key, route_to_json(entry))
 
     @staticmethod
     def _words(entry: RouteEntry, failures: Sequence[str]) -> dict[str, Any]:
@@ -282,7 +296,18 @@ def _pair(message: Message, state: RouteState) -> tuple[Nve | None, Nve | None]:
     return message.need(ServingNve).nve, previous
 
 
-def _load(state: Mapping[str, Any]) -> Iterable[RouteEntry]:
+def route_to_json(entry: RouteEntry) -> dict[str, Any]:
+    """The durable part of an entry; a tombstone is its epoch alone."""
+    value: dict[str, Any] = {"epoch": entry.epoch, "state": entry.state.name}
+    if entry.state is not RouteState.NONE:
+        value["interfaces"] = [interface_to_json(i) for i in entry.interfaces]
+        value["serving"] = nve_to_json(entry.serving)
+        value["previous"] = nve_to_json(entry.previous)
+    return value
+
+
+def load_routes(state: Mapping[str, Any]) -> Iterable[RouteEntry]:
+    """All entries of a store."""
     for key, value in state.items():
         kind, _, rest = key.partition("/")
         if kind != "route":

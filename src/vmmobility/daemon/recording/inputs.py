@@ -23,9 +23,17 @@ FLUSH = "flush"  # an input with an answer: the outputs
 SET_SECRETS = "set_secrets"  # the channel's, when keys turn over
 _ALL = ("started", "datagram_received", "timer", "persisted", "persist_failed")
 _BOTH = (*_ALL, "check")
-_ROUTER = (*_ALL, "routes_applied", "sighted")
+_ROUTER = (*_ALL, "routes_applied", "sighted", "explained")
 INPUTS: dict[Role, tuple[str, ...]] = {
-    Role.MANAGER: (*_BOTH, "start_move", "abort_move", "release", "onboard", "offboard"),
+    Role.MANAGER: (
+        *_BOTH,
+        "ask_nodes",
+        "start_move",
+        "abort_move",
+        "release",
+        "onboard",
+        "offboard",
+    ),
     Role.NVE: (
         *_BOTH,
         "start_vm",

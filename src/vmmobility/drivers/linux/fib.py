@@ -199,6 +199,7 @@ class Fib:
             changed = table.learn(route, flags)
         else:
             changed = table.forget(route)
+        self._doubt = self._doubt or table.unsure
         if changed and route.table == MAIN_TABLE:
             self._tell()
 
@@ -248,6 +249,8 @@ class Fib:
     def _load(self, netlink: Netlink) -> None:
         # What is heard from here on is newer than the dump, or does no harm.
         self._hear(None)
+        # The kernel tells of a link before it acts, but under a lock that this look-up waits for.
+        rtnetlink.link_named(netlink, "lo")
         links = {
             link.index: _LinkState(link.name, link.up, link.running)
             for link in rtnetlink.links(netlink)

@@ -7,9 +7,9 @@ Pure.  Not here: where the words come from (fib.py).
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 
 from vmmobility.drivers.linux.fib_messages import FibRoute
 from vmmobility.drivers.linux.netlink import NLM_F_REPLACE
@@ -25,12 +25,18 @@ Hops = frozenset[tuple[int, Address]]
 
 
 class FibTable:
-    """The routes of one table, both families; `nh_ids` counts the next hop objects in use."""
+    """The routes of one table, both families.
+
+    nh_ids: counts the next hop objects in use
+    unsure: set where the words cannot tell whose a route is: IPv6 joins next hops of several hands
+            in one route, which bears the first one's number.  All is to be read again then.
+    """
 
     def __init__(self) -> None:
         self._levels: dict[int, dict[int, dict[int, list[FibRoute]]]] = {v: {} for v in FAMILIES}
         self._lengths: dict[int, list[int]] = {v: [] for v in FAMILIES}
         self.nh_ids: Counter[int] = Counter()
+        self.unsure = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FibTable) and self._levels == other._levels
@@ -75,10 +81,15 @@ class FibTable:
         if rivals == [route]:
             return False
         told = set(route.hops)
-        for old in rivals:
-            if replace or (old.hops and told.issuperset(old.hops)):
-                here.remove(old)
-                self._count(old, -1)
+        if replace:
+            # The kernel replaces what is of its kind, and only in want of that something else.
+            gone = [old for old in rivals if _joins(old) == _joins(route)] or rivals
+        else:
+            gone = [old for old in rivals if old.hops and told.issuperset(old.hops)]
+            self.unsure = self.unsure or any(old.protocol != route.protocol for old in gone)
+        for old in gone if _joins(route) else gone[:1]:
+            here.remove(old)
+            self._count(old, -1)
         self._put(here, route, behind=True)
         return True
 
@@ -97,8 +108,9 @@ class FibTable:
                 continue
             self._count(old, -1)
             if left:
-                here[index] = replace(old, hops=left)
+                here[index] = dataclasses.replace(old, hops=left)
                 self._count(old, 1)
+                self.unsure = True
             else:
                 del here[index]
                 self._tidy(route)
@@ -186,3 +198,8 @@ class FibTable:
             destination.network_address if isinstance(destination, Prefix) else destination
         )
         return frozenset((hop.ifindex, hop.gateway or own) for hop in route.hops)
+
+
+def _joins(route: FibRoute) -> bool:
+    """Whether IPv6 joins it with others of its prefix and metric to one of several next hops."""
+    return bool(route.hops) and route.hops[0].gateway is not None and not route.nh_id

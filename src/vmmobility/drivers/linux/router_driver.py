@@ -1,8 +1,8 @@
 """LinuxRouterPlane: a router's desired routes in, the kernel reconciled, failures out item by item.
 
 What stands is read from the mirror of the kernel's tables (fib.py), never remembered: a route that
-the kernel dropped with a link is missed at once and put back.  Everything between two looks at the
-mirror runs in one turn of the event loop, so there is no lock.
+the kernel dropped with a link is missed at once and put back.  A look at the mirror and the batch
+that follows from it are one turn of the event loop, so there is no lock.
 
 Not here: messages (fib_messages.py), the order of a batch (router_routes.py), words for people
 (router_audit.py, router_explain.py).
@@ -10,6 +10,7 @@ Not here: messages (fib_messages.py), the order of a batch (router_routes.py), w
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -252,10 +253,13 @@ class LinuxRouterPlane:
         """See RouterPlane.audit.  Reads the whole table anew."""
         if not self._synchronised:
             return []
+        self._started()
+        self._read()
+        self._fib.reload()
+        await asyncio.sleep(0)
         netlink = self._started()
         self._read()
         self._follow()  # a path that has just changed is no drift
-        self._fib.reload()
         found = list(self._differences(netlink))
         if not found:
             return []

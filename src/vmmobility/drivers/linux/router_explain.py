@@ -95,11 +95,15 @@ def _rules(netlink: Netlink, address: Address) -> Iterator[_Selector]:
             _, to, source, tos, table, _, _, action, flags = _RULE.unpack_from(body)
             found = parse_attributes(body[_RULE.size :])
             inverted = bool(flags & _INVERTED)
-            if to and not inverted and address not in ip_network((found[_DST], to), strict=False):
+            if (
+                to
+                and not inverted
+                and address not in ip_network((found.get(_DST, b""), to), strict=False)
+            ):
                 continue
             only = _only(found, source, tos)
             if inverted:
-                destination = f" to {ip_address(found[_DST])}/{to}" if to else ""
+                destination = f" to {ip_address(found.get(_DST, b''))}/{to}" if to else ""
                 only = f"not {only}{destination}"
             table = number(found[_TABLE]) if _TABLE in found else table
             priority = number(found.get(_PRIORITY, b""))
@@ -110,7 +114,7 @@ def _only(found: Attributes, source: int, tos: int) -> str:
     """What narrows a rule to some packets, in words."""
     words = []
     if source:
-        words.append(f"from {ip_address(found[_SRC])}/{source}")
+        words.append(f"from {ip_address(found.get(_SRC, b''))}/{source}")
     for kind, name in ((_IN, "in by"), (_OUT, "out by")):
         if kind in found:
             words.append(f"{name} {found[kind].rstrip(bytes(1)).decode(errors='replace')}")
