@@ -15,6 +15,7 @@ from typing import Any
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import ApiError, LabError
 from vmmobility.lab import fabric_assertions, state_assertions
+from vmmobility.lab.collected import collected
 from vmmobility.lab.counting import LATE_NS, Window, count_outside, count_tcp, count_udp
 from vmmobility.lab.inside import udp_ask
 from vmmobility.lab.lab_run import LabRun
@@ -238,4 +239,5 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "no-host-routes": fabric_assertions.no_host_routes,
     "drained": fabric_assertions.drained,
     "routes-at-most": fabric_assertions.routes_at_most,
+    "collected": collected,
 }

@@ -1,7 +1,8 @@
-"""Has a fabric with FRR converged?  Its routers' kernels and BGP sessions say so.
+"""Has a fabric with routing daemons converged?  Its routers' kernels and BGP sessions say so.
 
 Converged: every BGP session is up, every router's kernel has a route to every link's subnet and
-every home prefix, and none of that has changed for a moment.  Not here: starting FRR (frr.py).
+every home prefix, and none of that has changed for a moment.  Not here: starting the daemons
+(frr.py, bird.py).
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
+from typing import Protocol
 
+from vmmobility.drivers.frr.plan import RouterPlan
 from vmmobility.errors import LabError
 from vmmobility.lab.fabric_values import Fabric
-from vmmobility.lab.frr import Frr
 from vmmobility.lab.frr_plans import expected_prefixes
 from vmmobility.lab.namespaces import Namespaces
 from vmmobility.wire.values import FAMILIES, Prefix
@@ -27,13 +29,24 @@ _AT_ONCE = 4
 _DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
 
 
+class Speakers(Protocol):
+    """The routers of one lab that run one software."""
+
+    @property
+    def plans(self) -> Mapping[str, RouterPlan]:
+        """Name -> what it shall do."""
+
+    def sessions(self, router: str) -> dict[str, str]:
+        """BGP neighbour -> state, as that router sees it."""
+
+
 class Convergence:
     """Watches one lab's routers."""
 
-    def __init__(self, fabric: Fabric, spaces: Namespaces, frr: Frr) -> None:
+    def __init__(self, fabric: Fabric, spaces: Namespaces, *speakers: Speakers) -> None:
         self._expected = expected_prefixes(fabric)
         self._spaces = spaces
-        self._frr = frr
+        self._speakers = {router: one for one in speakers for router in one.plans}
 
     def wait(self, within_s: float = CONVERGED_S) -> float:
         """Until it has converged; how long that took.  LabError that names what is missing."""
@@ -51,12 +64,12 @@ class Convergence:
             before = now
             if time.monotonic() - begun > within_s:
                 raise LabError(f"not converged after {within_s:g} s: {_named(missing)}",
-                               "ask its FRR: docs/lab.md says how")  # fmt: skip
+                               "ask its daemons: docs/lab.md says how")  # fmt: skip
             time.sleep(_POLL_S)
 
     def tables(self) -> dict[str, dict[Prefix, str]]:
         """Router -> prefix -> next hops, of its kernel's main table."""
-        routers = list(self._frr.plans)
+        routers = list(self._speakers)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return dict(zip(routers, pool.map(self._table, routers), strict=True))
 
@@ -76,7 +89,7 @@ class Convergence:
         return found
 
     def _await_sessions(self, deadline: float) -> None:
-        waiting = [name for name, plan in self._frr.plans.items() if plan.bgp is not None]
+        waiting = [n for n, one in self._speakers.items() if one.plans[n].bgp is not None]
         down: list[str] = []
         while waiting:
             down = [text for router in waiting for text in self._down(router)]
@@ -87,11 +100,10 @@ class Convergence:
                 time.sleep(_POLL_S)
 
     def _down(self, router: str) -> Iterable[str]:
-        summary = json.loads(self._frr.vtysh(router, "-c", "show bgp summary json"))
-        peers = {a: p for af in summary.values() for a, p in af.get("peers", {}).items()}
-        bgp = self._frr.plans[router].bgp
+        found = self._speakers[router].sessions(router)
+        bgp = self._speakers[router].plans[router].bgp
         for neighbour in bgp.neighbours if bgp is not None else ():
-            state = peers.get(str(neighbour.address), {}).get("state", "unknown")
+            state = found.get(str(neighbour.address), "unknown")
             if state != "Established":
                 yield f"{router} - {neighbour.address} ({state})"
 

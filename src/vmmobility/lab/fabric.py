@@ -29,9 +29,11 @@ from vmmobility.lab.fabric_values import Vm as Vm
 from vmmobility.lab.toml_table import Table, load, whole
 from vmmobility.wire.values import FAMILIES, Prefix
 
-NODE_KINDS = ("router", "nve", "manager", "correspondent")
+NODE_KINDS = ("router", "nve", "manager", "correspondent", "collector")
 VM_KINDS = ("guest", "netns", "external")
 IGPS = ("ospf", "isis")
+SOFTWARE = ("frr", "bird")
+COLLECTOR_SOFTWARE = ("gobgp",)
 ROLES = ("default", "border", "transit")
 MAX_ASN = 4294967294
 REDIRECTS = ("auto", "host-route", "tunnel")
@@ -102,7 +104,7 @@ def parse_fabric(
         igp = table.choice("igp", IGPS, "ospf")
         gate_policy = table.choice("gate_policy", GATE_POLICIES, "abort")
         nodes = tuple(_nodes(table))
-        links = tuple(_links(table, {node.name for node in nodes}))
+        links = tuple(_links(table, nodes))
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
     fabric = Fabric(name, description, mtu, nodes, links, vms, timers, igp, gate_policy)
     check_fabric(fabric, where)
@@ -134,26 +136,49 @@ def _nodes(table: Table) -> Iterable[Node]:
                 yield Node(name, kind, prefixes, entry.choice("redirect", REDIRECTS, "auto"))
             elif kind == "router":
                 yield _router(name, entry)
+            elif kind == "collector":
+                software = entry.choice("software", COLLECTOR_SOFTWARE, COLLECTOR_SOFTWARE[0])
+                asn, peers = _asn(entry), entry.strings("peers")
+                yield Node(name, kind, software=software, asn=asn, peers=peers)
             else:
                 yield Node(name, kind)
 
 
 def _router(name: str, entry: Table) -> Node:
-    asn = entry.take("asn", int, 0)
-    if not 0 <= asn <= MAX_ASN:
-        raise LabError(f"{entry.where}: asn {asn}", "give an AS number such as 65001")
+    asn = _asn(entry)
     dc = entry.take("dc", str, "")
     if dc and not _NAME.fullmatch(dc):
         raise LabError(f"{entry.where}: dc {dc!r}", "use a-z, 0-9 and -, at most 20 characters")
     role = entry.choice("role", ROLES, "transit")
-    return Node(name, "router", frr=entry.take("frr", bool, False), role=role, dc=dc, asn=asn)
+    frr = entry.take("frr", bool, False)
+    software = entry.choice("software", SOFTWARE, "frr") if frr or entry.has("software") else ""
+    if frr and software != "frr":
+        raise LabError(f"{entry.where}: both `frr` and {software}", "leave `frr = true` out")
+    return Node(name, "router", software=software, role=role, dc=dc, asn=asn)
 
 
-def _links(table: Table, nodes: set[str]) -> Iterable[Link]:
+def _asn(entry: Table) -> int:
+    asn = entry.take("asn", int, 0)
+    if not 0 <= asn <= MAX_ASN:
+        raise LabError(f"{entry.where}: asn {asn}", "give an AS number such as 65001")
+    return asn
+
+
+def _link_entries(table: Table, nodes: Iterable[Node]) -> Iterable[Table]:
+    """Those that are given, then one from each collector to each of its peers."""
+    yield from table.tables("link")
+    for node in nodes:
+        for peer in node.peers:
+            data = {"nodes": [peer, node.name]}
+            yield Table(data, f"{table.where}: collector {node.name}: peers")
+
+
+def _links(table: Table, nodes: tuple[Node, ...]) -> Iterable[Link]:
     used: dict[str, set[str]] = {}
-    for number, entry in enumerate(table.tables("link"), 1):
+    names = {node.name for node in nodes}
+    for number, entry in enumerate(_link_entries(table, nodes), 1):
         members = entry.strings("nodes")
-        if len(set(members)) != len(members) or len(members) < 2 or not set(members) <= nodes:
+        if len(set(members)) != len(members) or len(members) < 2 or not set(members) <= names:
             raise LabError(f"{entry.where}: nodes are {list(members)}", "name two or more nodes")
         name = _name(entry, default="--".join(members))
         auto = (f"10.0.{number}.0/24", f"fd00:0:{number:x}::/64")

@@ -44,6 +44,9 @@ def _check_overlap(fabric: Fabric, where: str) -> None:
 def _check_routers(fabric: Fabric, where: str) -> None:
     routers = fabric.of_kind("router")
     if not fabric.dynamic:
+        for node in fabric.of_kind("collector"):
+            raise LabError(f"{where}: {node.name} has nobody to hear: no router runs FRR",
+                           "add `frr = true` to every router")  # fmt: skip
         for node in routers:
             if node.role != "transit" or node.dc or node.asn:
                 raise LabError(f"{where}: {node.name} has a role, dc or asn but no FRR",
@@ -51,6 +54,10 @@ def _check_routers(fabric: Fabric, where: str) -> None:
         return
     for node in routers:
         _check_router(node, where)
+        if node.software == "bird" and fabric.igp != "ospf":
+            raise LabError(f"{where}: BIRD at {node.name} speaks no IS-IS", 'use igp = "ospf"')
+    for node in fabric.of_kind("collector"):
+        _check_collector(fabric, node, where)
     for node in fabric.nodes:
         if node.kind != "router" and not fabric.routers_of(node.name):
             raise LabError(f"{where}: {node.name}'s first link has no router",
@@ -65,9 +72,12 @@ def _check_routers(fabric: Fabric, where: str) -> None:
 
 
 def _check_router(node: Node, where: str) -> None:
-    if not node.frr:
+    if not node.software:
         raise LabError(f"{where}: {node.name} runs no FRR beside routers that do",
                        "add `frr = true` to every router, or to none")  # fmt: skip
+    if node.software == "bird" and node.role != "border":
+        raise LabError(f"{where}: {node.name} is no border router and runs BIRD",
+                       "leave `software` out and add `frr = true`")  # fmt: skip
     if node.role != "transit" and not node.dc:
         raise LabError(f"{where}: {node.name} is a {node.role} router of no dc", "add `dc`")
     if node.role == "border" and not node.asn:
@@ -75,6 +85,15 @@ def _check_router(node: Node, where: str) -> None:
     if node.role == "default" and node.asn:
         raise LabError(f"{where}: {node.name} is a default router with an asn",
                        "leave it out: BGP is its border router's")  # fmt: skip
+
+
+def _check_collector(fabric: Fabric, node: Node, where: str) -> None:
+    borders = {router.name for router in fabric.of_kind("router") if router.role == "border"}
+    if not node.asn:
+        raise LabError(f"{where}: {node.name} is a collector without asn", "add `asn`")
+    if not node.peers or not set(node.peers) <= borders:
+        raise LabError(f"{where}: {node.name} is to hear {', '.join(node.peers) or 'nobody'}",
+                       "`peers` names border routers")  # fmt: skip
 
 
 def _check_link(fabric: Fabric, link: Link, where: str) -> None:

@@ -15,20 +15,22 @@ IpInterface = IPv4Interface | IPv6Interface
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A router, NVE, manager or correspondent: one namespace.
+    """A router, NVE, manager, correspondent or collector: one namespace.
 
-    Of routers only: frr: FRR runs there; role: default, border (a router agent runs there) or
-    transit; dc: its data centre; asn: its autonomous system, 0 if it speaks no BGP.
+    software: what speaks routing protocols there: frr, bird, gobgp, or "".  Of routers only: role:
+    default, border (a router agent runs there) or transit; dc: its data centre.  asn: its
+    autonomous system, 0 if it speaks no BGP.  peers: the border routers whom a collector hears.
     """
 
     name: str
     kind: str
     home_prefixes: tuple[Prefix, ...] = ()
     redirect: str = "auto"
-    frr: bool = False
+    software: str = ""
     role: str = "transit"
     dc: str = ""
     asn: int = 0
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,8 @@ class Fabric:
 
     @property
     def dynamic(self) -> bool:
-        """Whether its routers run FRR; else all routes are static."""
-        return any(node.frr for node in self.nodes)
+        """Whether its routers speak routing protocols; else all routes are static."""
+        return any(node.software for node in self.of_kind("router"))
 
     def of_kind(self, kind: str) -> tuple[Node, ...]:
         """All nodes of a kind."""

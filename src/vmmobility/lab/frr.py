@@ -7,6 +7,7 @@ told (frr_plans.py), whether they have converged (convergence.py).  Rests on dri
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -113,7 +114,7 @@ class Frr:
         deadline = time.monotonic() + _START_S
         waiting = {(daemon, name) for daemon in names for name in _sockets(daemon)}
         while waiting:
-            waiting = {(d, n) for d, n in waiting if not _listens(self.home(router) / "run", n)}
+            waiting = {(d, n) for d, n in waiting if not listens(self.home(router) / "run", n)}
             for daemon, name in waiting:
                 process = self.processes[router, daemon]
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -144,6 +145,12 @@ class Frr:
             said = (done.stdout + done.stderr).strip()
             raise LabError(f"{router}: vtysh {' '.join(words)}: {said}", "do its daemons run?")
         return done.stdout + done.stderr
+
+    def sessions(self, router: str) -> dict[str, str]:
+        """BGP neighbour -> state, as that router sees it."""
+        summary = json.loads(self.vtysh(router, "-c", "show bgp summary json"))
+        peers = {a: p for af in summary.values() for a, p in af.get("peers", {}).items()}
+        return {address: str(peer.get("state", "unknown")) for address, peer in peers.items()}
 
     def kill(self, router: str, names: Iterable[str], sign: signal.Signals) -> None:
         """Signal some of a router's daemons, and wait for their ends."""
@@ -192,8 +199,9 @@ def _sockets(daemon: str) -> tuple[str, ...]:
     return ("zebra.vty", "zserv.api") if daemon == "zebra" else (f"{daemon}.vty",)
 
 
-def _listens(folder: Path, name: str) -> bool:
-    """By way of a descriptor: the path itself may be longer than a socket's may be."""
+def listens(folder: Path, name: str) -> bool:
+    """Whether somebody listens at that socket.  By way of a descriptor:
+    the path itself may be longer than a socket's may be."""
     fd = os.open(folder, os.O_PATH)
     try:
         with socket.socket(socket.AF_UNIX) as probe:

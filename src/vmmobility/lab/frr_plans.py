@@ -1,6 +1,7 @@
-"""What FRR shall do on each router of a fabric: a RouterPlan a router, from the fabric alone.
+"""What FRR or BIRD shall do on each router: a RouterPlan a router, from the fabric alone.
 
-Not here: its text (drivers/frr), its daemons (frr.py).  Rests on fabric_values.
+Not here: its text (drivers/frr, drivers/bird), its daemons (frr.py, bird.py).  Rests on
+fabric_values.
 
 Routers of one data centre share an IGP; routers of different autonomous systems speak eBGP.  A
 router with an asn and no data centre is the internet: it passes everything on, and hears of
@@ -20,18 +21,18 @@ from vmmobility.drivers.frr.plan import (
     RouterPlan,
     StaticRoute,
 )
-from vmmobility.lab.fabric_values import Fabric, Link, Node
+from vmmobility.lab.fabric_values import End, Fabric, Link, Node
 from vmmobility.wire.values import Prefix
 
 _ROUTER_IDS = int(IPv4Address("10.255.0.0"))
 
 
-def router_plans(fabric: Fabric) -> dict[str, RouterPlan]:
-    """Name -> plan, of every router that runs FRR."""
+def router_plans(fabric: Fabric, software: str = "frr") -> dict[str, RouterPlan]:
+    """Name -> plan, of every router that runs that software."""
     hosts = tuple(p for node in fabric.of_kind("nve") for p in node.home_prefixes)
     plans = {}
     for number, node in enumerate(fabric.of_kind("router"), 1):
-        if node.frr:
+        if node.software == software:
             internet = _is_internet(node)
             plans[node.name] = RouterPlan(
                 hostname=node.name,
@@ -113,4 +114,16 @@ def _bgp(fabric: Fabric, node: Node) -> BgpPlan | None:
             if end is not None and peer.asn not in (0, node.asn):
                 inside = node.role == peer.role == "border"
                 neighbours += [Neighbour(a.ip, peer.asn, inside) for a in end.addresses]
+    for collector in fabric.of_kind("collector"):
+        if node.name in collector.peers:
+            neighbours += [
+                Neighbour(address.ip, collector.asn, inside=True, listens_only=True)
+                for address in end_at(fabric, collector.name, node.name).addresses
+            ]
     return BgpPlan(node.asn, tuple(neighbours), transit=_is_internet(node))
+
+
+def end_at(fabric: Fabric, node: str, peer: str) -> End:
+    """A node's end of its link to a peer."""
+    shared = (link for link in fabric.links if link.end(peer) is not None)
+    return next(end for link in shared if (end := link.end(node)) is not None)

@@ -1,7 +1,7 @@
 """A running lab: a fabric's namespaces with daemons and virtual machines in them.
 
-Up and down as a whole; what happens in between is steps.py's.  Rests on namespaces, frr,
-daemons, faults, teardown, workdir.
+Up and down as a whole; what happens in between is steps.py's.  Rests on namespaces, frr, bird,
+gobgp, daemons, faults, teardown, workdir.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.lab import namespaces, teardown, workdir
+from vmmobility.lab.bird import Bird
 from vmmobility.lab.by_hand import ByHand
 from vmmobility.lab.control_capture import Captured
 from vmmobility.lab.control_capture import read as read_capture
@@ -24,6 +25,7 @@ from vmmobility.lab.daemons import Daemons
 from vmmobility.lab.fabric import Fabric, Vm
 from vmmobility.lab.faults import Faults
 from vmmobility.lab.frr import Frr
+from vmmobility.lab.gobgp import Collectors
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
 from vmmobility.lab.hosts import Hosts
 from vmmobility.lab.inside import NETNS, python, python_environment
@@ -48,7 +50,9 @@ class Laboratory:
         self.say = say
         self.spaces = Namespaces(fabric, info.lab_id)
         self.frr = Frr(fabric, self.spaces, info.folder / "frr")
-        self.convergence = Convergence(fabric, self.spaces, self.frr)
+        self.bird = Bird(fabric, self.spaces, info.folder / "bird")
+        self.collectors = Collectors(fabric, self.spaces, info.folder / "gobgp")
+        self.convergence = Convergence(fabric, self.spaces, self.frr, self.bird)
         self.daemons = Daemons(fabric, self.spaces, info.folder)
         self.faults = Faults(self.spaces)
         self.hosts = Hosts(self.spaces, self.daemons, self.faults)
@@ -59,7 +63,7 @@ class Laboratory:
         self._helpers: list[subprocess.Popen[bytes]] = []
 
     def up(self) -> None:
-        """Namespaces, FRR, daemons, virtual machines: all running and registered on return."""
+        """Namespaces, FRR and its like, daemons, VMs: all running and registered on return."""
         self.say(f"fabric {self.fabric.name}: {len(self.fabric.names())} namespaces, "
                  f"prefix {self.info.lab_id}")  # fmt: skip
         self.spaces.up()
@@ -68,6 +72,8 @@ class Laboratory:
         self.info = replace(self.info, namespaces=inodes)
         self.info.save()
         self.routes.start()
+        self.collectors.start()
+        self.bird.start()
         self.frr.start()
         self.daemons.configure()
         self._await_convergence()
@@ -81,7 +87,8 @@ class Laboratory:
     def _await_convergence(self) -> None:
         if self.frr.plans:
             seconds = self.convergence.wait()
-            self.say(f"FRR has converged at {len(self.frr.plans)} routers, {seconds:.1f} s")
+            bird = f", BIRD at {', '.join(self.bird.plans)}" if self.bird.plans else ""
+            self.say(f"FRR has converged at {len(self.frr.plans)} routers{bird}, {seconds:.1f} s")
 
     def _start_capture(self) -> None:
         """Write down every control message, where all of them pass: at the manager."""
@@ -175,6 +182,8 @@ class Laboratory:
         self.by_hand.end_all()
         self.daemons.end_all()
         self.frr.stop()
+        self.bird.stop()
+        self.collectors.stop()
         left = teardown.tear_down(self.info)
         for process in self._helpers:
             process.kill()

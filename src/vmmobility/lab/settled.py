@@ -114,7 +114,7 @@ def fabric_at_end(run: LabRun) -> None:
 def fabric_report(run: LabRun) -> FabricReport:
     """What a finished run has found of its fabric."""
     routers = run.lab.fabric.of_kind("router")
-    dc_of = {node.name: node.dc for node in routers if node.frr}
+    dc_of = {node.name: node.dc for node in routers if node.software}
     found = []
     for vm in dict.fromkeys(move.vm for move in run.moves):
         changes = run.lab.routes.changes(vm)

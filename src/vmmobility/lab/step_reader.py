@@ -47,9 +47,11 @@ ASSERTIONS = (
     "unreachable", "hops", "command", "vmmob", "event", "no-event", "moves-done", "sound",
     "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
     "redirects", "direct-path", "no-host-routes", "drained", "routes-at-most",
+    "collected",
 )  # fmt: skip
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
+COLLECTED_STATES = ("away", "home")
 GUEST_STATES = ("running", "paused", "none")
 _PATIENT = ("only-serving-route", "direct-path", "no-host-routes", "drained")
 _PLAIN = ("no-broken-tcp", "moves-done", "bindings-unchanged", "routes-unchanged", "refreshed",
@@ -163,6 +165,11 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
     if what == "redirects":
         node, target = _nve(entry, fabric, "node"), _nve(entry, fabric, "to")
         return Assertion(what, within_s, vm_of(entry, fabric), node, target=target)
+    if what == "collected":
+        state = entry.choice("state", COLLECTED_STATES)
+        names = [node.name for node in fabric.of_kind("collector")]
+        node = _one_of(entry, "node", entry.take("node", str), names) if entry.has("node") else ""
+        return Assertion(what, within_s, vm_of(entry, fabric), node, state=state)
     if what in ("direct-path", "no-host-routes", "drained", "routes-at-most"):
         return _of_fabric(entry, fabric, what, within_s)
     if what in ("only-serving-route", "sound"):

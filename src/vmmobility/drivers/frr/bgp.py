@@ -61,6 +61,8 @@ def _activated(own: BgpPlan, neighbour: Neighbour, family: int) -> Iterator[str]
     address = neighbour.address
     side = "INSIDE" if neighbour.inside else "OUTSIDE"
     into = "OPEN" if own.transit else f"{side}-IN{family}"
+    if neighbour.listens_only:
+        into = "NOTHING"
     out = "OPEN" if own.transit else f"{side}-OUT{family}"
     yield f"  neighbor {address} activate"
     yield f"  neighbor {address} route-map {into} in"

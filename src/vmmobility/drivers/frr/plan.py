@@ -1,7 +1,7 @@
-"""What FRR shall do on one router, as values: interfaces, IGP, static routes, BGP.
+"""What FRR (or BIRD) shall do on one router, as values: interfaces, IGP, static routes, BGP.
 
-Not here: the text (render.py), its check (check.py), how a lab or an operator comes to a plan.
-Rests on wire.values.
+Not here: the text (render.py; drivers/bird), its check (check.py), how a lab or an operator comes
+to a plan.  Rests on wire.values.
 """
 
 from __future__ import annotations
@@ -52,11 +52,16 @@ class StaticRoute:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A BGP neighbour.  inside: of the same operator; only such exchange host routes."""
+    """A BGP neighbour.
+
+    inside:       of the same operator; only such exchange host routes
+    listens_only: a collector: it is told all that is told inside, and nothing is taken from it
+    """
 
     address: Address
     asn: int
     inside: bool
+    listens_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,9 @@ def bgp_maps(plan: RouterPlan, bgp: BgpPlan) -> Iterator[str]:
     for family in FAMILIES:
         yield from _into_bgp(plan, bgp, family)
         yield from _neighbour_maps(family)
+    if any(neighbour.listens_only for neighbour in bgp.neighbours):
+        yield "! A collector listens; nothing that it says is taken."
+        yield from _map("NOTHING", [_Entry(permit=False)])
 
 
 def _into_bgp(plan: RouterPlan, bgp: BgpPlan, family: int) -> Iterator[str]:
