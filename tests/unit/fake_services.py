@@ -258,7 +258,9 @@ class FakeRouter:
     def explain(self, address: str) -> list[dict[str, Any]]:
         if address != "10.1.0.5":
             raise BadRequest(f"{address}: no address", "write an IPv4 or IPv6 address")
-        return [{"priority": 78, "table": 7701, "prefix": "10.1.0.5/32", "leads": True}]
+        hop = {"interface": "nve-a", "gateway": "10.0.1.2"}
+        row = {"priority": 78, "table": 7701, "prefix": "10.1.0.5/32", "protocol": 77}
+        return [{**row, "ours": True, "next_hops": [hop], "leads": True}]
 
 
 class FakeNve:

@@ -14,8 +14,19 @@ from vmmobility.api.client import RouterClient
 from vmmobility.cli import output
 from vmmobility.cli.comparison import patience, print_comparison, timeout_option
 from vmmobility.cli.frr_config import frr_config
+from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import router_socket
 from vmmobility.cli.run import router_flush, router_run
+
+RULES: list[Column] = [
+    ("PRIORITY", lambda row: row["priority"]),
+    ("TABLE", lambda row: row["table"]),
+    ("PREFIX", lambda row: row["prefix"]),
+    ("PROTOCOL", lambda row: row["protocol"]),
+    ("OURS", lambda row: row["ours"]),
+    ("BY", lambda row: [hop["gateway"] or hop["interface"] for hop in row["next_hops"]]),
+    ("LEADS", lambda row: row["leads"]),
+]
 
 
 @click.group()
@@ -69,11 +80,7 @@ def explain(address: str, socket_path: Path, json_output: bool) -> None:
     """Show the rules and routes that lead ADDRESS here, in the order in which they are asked."""
     with RouterClient(socket_path) as client:
         rows = client.explain(address)
-    if json_output:
-        output.print_json(rows)
-        return
-    for row in rows:
-        click.echo(", ".join(f"{key} {value}" for key, value in row.items()))
+    output.print_json(rows) if json_output else output.print_table(rows, RULES)
 
 
 @router.command()

@@ -25,7 +25,7 @@ def test_the_vms_that_a_router_leads(vmmob: Vmmob, router: FakeRouter):
 
 def test_why_a_router_leads_an_address_there(vmmob: Vmmob, router: FakeRouter):
     assert vmmob("router", "explain", "10.1.0.5", "--json").json == router.explain("10.1.0.5")
-    assert "table 7701" in vmmob("router", "explain", "10.1.0.5").out
+    assert "7701" in vmmob("router", "explain", "10.1.0.5").out
     ran = vmmob("router", "explain", "nonsense")
     assert ran.code == 1
     assert "remedy: write an IPv4 or IPv6 address" in ran.err
