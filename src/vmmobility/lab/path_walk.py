@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vmmobility.drivers.linux.ownership import TUN_NAME, is_our_tap
+from vmmobility.drivers.linux.ownership import HOLD_TABLE, TUN_NAME, TUNNELLED_TABLE, is_our_tap
 from vmmobility.lab.fabric import Fabric, Link
 from vmmobility.lab.namespaces import Namespaces
 
@@ -95,9 +95,23 @@ class PathWalker:
             command += ["from", packet.source, "iif", came_by]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            return {}, " ".join(done.stderr.split()).removeprefix("RTNETLINK answers: ")
+            why = " ".join(done.stderr.split()).removeprefix("RTNETLINK answers: ")
+            return (self._longest_match(node, packet, came_by) if packet.version == 6 else {}), why
         found = json.loads(done.stdout or "[]")
         return (found[0] if found else {}), ""
+
+    def _longest_match(self, node: str, packet: _Packet, came_by: str) -> dict[str, Any]:
+        """Linux 6.18 denies some IPv6 routes by next-hop objects to `route get`, and forwards by
+        them all the same: read what its tables say, in the order of our rules."""
+        for table in (str(TUNNELLED_TABLE),) if came_by == TUN_NAME else (str(HOLD_TABLE), "main"):
+            command = ["ip", "-n", self._spaces.name(node), "-j", "-6", "route", "show", "table",
+                       table, "match", packet.address]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            found = json.loads(done.stdout or "[]") if done.returncode == 0 else []
+            if found:
+                best = max(found, key=_length)
+                return {**best, **(best.get("nexthops") or [{}])[0]}
+        return {}
 
     def _across(self, node: str, device: str, gateway: str) -> tuple[str, str] | None:
         """(the node that owns the gateway on that device's link, its interface there)."""
@@ -119,6 +133,11 @@ class PathWalker:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         infos = [info for row in json.loads(done.stdout or "[]") for info in row["addr_info"]]
         return any(info.get("local") == gateway for info in infos)
+
+
+def _length(route: dict[str, Any]) -> int:
+    text = str(route["dst"])
+    return 0 if text == "default" else int(text.partition("/")[2] or 128)
 
 
 def _via(route: dict[str, Any]) -> str:
