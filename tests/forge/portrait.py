@@ -21,7 +21,8 @@ Portrait = dict[str, object]
 BOOKKEEPING = frozenset(
     {
         "Channel.drops", "Channel._outbox", "Channel._own", "Channel._challenges",
-        "Channel._sequence", "Outstanding.due", "Outstanding.attempts", "Peer.last_heard", "Told.heard",
+        "Channel._sequence", "Outstanding.due", "Outstanding.attempts", "Peer.last_heard",
+        "Told.heard",
         "ManagerEngine.outbox", "ManagerEngine.counts", "ManagerEngine._relearn_until",
         "ManagerEngine._relearning_noted", "ManagerEngine._loss_heeded",
         "NveEngine.outbox", "NveEngine.counts", "RouterEngine.outbox",
