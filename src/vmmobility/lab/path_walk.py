@@ -92,7 +92,7 @@ class PathWalker:
         command = ["ip", "-n", self._spaces.name(node), "-j", f"-{packet.version}", "route", "get",
                    packet.address]  # fmt: skip
         if came_by:
-            command += ["from", packet.source, "iif", came_by]
+            command += ["from", packet.source, "iif", came_by]  # codespell:ignore iif
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             why = " ".join(done.stderr.split()).removeprefix("RTNETLINK answers: ")
