@@ -1,8 +1,9 @@
 """The way of packets to a VM, hop by hop, by the kernels' own look-ups.
 
-Each namespace is asked where it would send the packet that came in there (`ip route get … from …
-iif …`: rules, all tables and the choice among equal paths count), and the answer is followed to the
-node that owns the next hop, until a tap is reached.  A tunnel is one hop: the NVE says where to.
+Each namespace is asked where it would send the packet that came in there (`ip route get`, with its
+source and interface: rules, all tables and the choice among equal paths count), and the answer is
+followed to the node that owns the next hop, until a tap is reached.  A tunnel is one hop: the NVE
+says where to.
 Not here: which ways should be walked and when (settled.py).  Rests on iproute2.
 """
 
@@ -92,7 +93,7 @@ class PathWalker:
         command = ["ip", "-n", self._spaces.name(node), "-j", f"-{packet.version}", "route", "get",
                    packet.address]  # fmt: skip
         if came_by:
-            command += ["from", packet.source, "iif", came_by]
+            command += ["from", packet.source, "iif", came_by]  # codespell:ignore iif
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             why = " ".join(done.stderr.split()).removeprefix("RTNETLINK answers: ")
