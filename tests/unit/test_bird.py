@@ -28,6 +28,7 @@ COLLECTOR = Neighbour(ip_address("10.0.12.2"), 65900, inside=True, listens_only=
 
 
 def with_neighbour(neighbour):
+    assert BORDER.bgp is not None
     return replace(BORDER, bgp=replace(BORDER.bgp, neighbours=(neighbour,)))
 
 

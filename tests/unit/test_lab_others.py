@@ -6,6 +6,7 @@ import json
 import tomllib
 from ipaddress import IPv4Address, ip_address, ip_network
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,6 @@ from vmmobility.drivers.frr.plan import Neighbour
 from vmmobility.drivers.frr.render import render
 from vmmobility.errors import LabError
 from vmmobility.lab import fabric as fabrics
-from vmmobility.lab import gobgp
 from vmmobility.lab import scenario as scenarios
 from vmmobility.lab.collected import collected
 from vmmobility.lab.daemons import Daemons
@@ -63,13 +63,14 @@ def test_a_collector_has_a_link_to_each_of_its_peers_and_a_default_route():
 def test_border_routers_tell_a_collector_all_and_take_nothing():
     plans = router_plans(named("two-dc-collector"))
     collector = Neighbour(ip_address("10.0.20.2"), 65900, inside=True, listens_only=True)
-    assert collector in plans["border-2"].bgp.neighbours
+    bgp = plans["border-2"].bgp
+    assert bgp is not None
+    assert collector in bgp.neighbours
     lines = [line.strip() for line in render(plans["border-2"]).splitlines()]
     assert "neighbor 10.0.20.2 route-map NOTHING in" in lines
     assert "neighbor 10.0.20.2 route-map INSIDE-OUT4 out" in lines
     assert "route-map NOTHING deny 10" in lines
-    others = [n for n in plans["border-2"].bgp.neighbours if n.listens_only]
-    assert len(others) == 2
+    assert len([neighbour for neighbour in bgp.neighbours if neighbour.listens_only]) == 2
 
 
 @pytest.mark.skipif(missing_tools() != "", reason=f"{missing_tools()}: run make setup")
@@ -119,7 +120,7 @@ def test_gobgps_answer_is_read(monkeypatch, tmp_path):
     def run(command, **_):
         return SimpleNamespace(returncode=0, stdout=json.dumps(answers[command[-1]]), stderr="")
 
-    monkeypatch.setattr(gobgp.subprocess, "run", run)
+    monkeypatch.setattr("subprocess.run", run)
     assert made.heard("collector") == [
         Heard(V4, ip_address("10.0.19.1"), "IGP", (65001,), ("65000:777",)),
         Heard(ip_network("10.0.1.0/24"), ip_address("10.0.20.1"), "INCOMPLETE", (), ()),
@@ -146,7 +147,8 @@ JUDGED = [
 def test_what_a_collector_has_heard_is_judged(state, paths, seen):
     collectors = SimpleNamespace(names=("collector",), heard=lambda name: paths)
     lab = SimpleNamespace(collectors=collectors, addresses=lambda vm: ["10.11.0.5", "fd0b::5"])
-    found = collected(SimpleNamespace(lab=lab), Assertion("collected", 0, "vm1", state=state))
+    run: Any = SimpleNamespace(lab=lab)
+    found = collected(run, Assertion("collected", 0, "vm1", state=state))
     assert seen in found if seen else found == ""
 
 
