@@ -17,6 +17,7 @@ from tests.lab.lab_command import await_line, remains
 from vmmobility.drivers.frr.check import missing_tools
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import namespaces, teardown, workdir
+from vmmobility.lab.bird import Bird
 from vmmobility.lab.convergence import Convergence
 from vmmobility.lab.faults import Faults, find_link
 from vmmobility.lab.frr import Frr
@@ -37,14 +38,15 @@ ROUNDS = 10
 
 
 class Routers:
-    """A fabric's namespaces with FRR in them, and nothing else."""
+    """A fabric's namespaces with FRR (and BIRD) in them, and nothing else."""
 
     def __init__(self, name: str) -> None:
         self.fabric = fabrics.load_fabric(fabrics.find(name))
         self.info = workdir.create(name, name, owned=True)
         self.spaces = Namespaces(self.fabric, self.info.lab_id)
         self.frr = Frr(self.fabric, self.spaces, self.info.folder / "frr")
-        self.converged = Convergence(self.fabric, self.spaces, self.frr)
+        self.bird = Bird(self.fabric, self.spaces, self.info.folder / "bird")
+        self.converged = Convergence(self.fabric, self.spaces, self.frr, self.bird)
 
     def up(self) -> float:
         self.spaces.up()
@@ -52,11 +54,13 @@ class Routers:
         inodes = {name: (NETNS / name).stat().st_ino for name in names}
         self.info = replace(self.info, namespaces=inodes)
         self.info.save()
+        self.bird.start()
         self.frr.start()
         return self.converged.wait()
 
     def down(self) -> list[str]:
         self.frr.stop()
+        self.bird.stop()
         return teardown.tear_down(self.info)
 
     def route(self, verb: str, router: str, address: str, by: str) -> None:
@@ -70,7 +74,7 @@ class Routers:
                         "proto", "77", "metric", "7"], check=True)  # fmt: skip
 
     def watch(self) -> FibWatch:
-        return FibWatch(self.spaces.name(router) for router in self.frr.plans)
+        return FibWatch(map(self.spaces.name, [*self.frr.plans, *self.bird.plans]))
 
     def names(self, *routers: str) -> list[str]:
         return [self.spaces.name(router) for router in routers]

@@ -20,7 +20,7 @@ from vmmobility.engine.fabric_record import (
     fabric_to_json,
     load_fabric,
 )
-from vmmobility.engine.manager_gate import ManagerGate
+from vmmobility.engine.manager_gate import GATED, ManagerGate
 from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
@@ -52,8 +52,6 @@ MAX_STRAYS = 1000  # VMs that are not bound, and of which routers are told so at
 _S, _M = RouteState, MoveState
 # While a move is in one of these its destination's routers take part, too.
 ROUTED = frozenset({_M.ANNOUNCING, _M.DELIVERING, _M.WITHDRAWING, _M.SWITCHING, _M.ENDING_GUEST})
-# In these the source's routers lead to the source as before.
-BEFORE = frozenset({_M.ANNOUNCING, _M.DELIVERING})
 
 
 class ManagerFabric(ManagerGate):
@@ -130,16 +128,20 @@ class ManagerFabric(ManagerGate):
         theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
         leads = {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
         there = _S.LEAD if move.home else _S.ANNOUNCE
+        if move.state is not _M.ANNOUNCING and not binding.at_home:
+            # A withdrawal goes from border router to border router, and each would lead to one
+            # that has not heard of it yet.
+            leads |= {r: Lead(_S.LEAD, destination) for r in self._border_routers()}
         if move.relaying:
             leads |= {r: Lead(there, destination) for r in ours}
-        if move.state in BEFORE and not binding.at_home:
-            leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
-        elif move.state is _M.WITHDRAWING and not move.released and not binding.at_home:
-            leads |= {r: Lead(_S.KEEP, destination, source) for r in theirs if r not in ours}
-            leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs if r in ours}
-        if not move.released and move.state in (*BEFORE, _M.WITHDRAWING) and binding.at_home:
+        if move.state not in GATED or move.released:
+            return leads
+        if binding.at_home:
             # A router of both leads to the source by the covering prefix until the switch.
-            leads |= {r: Lead(_S.WATCH, source) for r in theirs if r in ours}
+            return leads | {r: Lead(_S.WATCH, source) for r in theirs if r in ours}
+        leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
+        if move.state is _M.WITHDRAWING and self._is_border_led(move):
+            leads |= {r: Lead(_S.KEEP, destination, source) for r in theirs if r not in ours}
         return leads
 
     def _follow_routes(self, binding: Binding, now: float) -> None:
@@ -215,7 +217,8 @@ class ManagerFabric(ManagerGate):
         else:
             told.done()
             sight = reply.find(Sight)
-            told.direct = sight.direct if sight is not None else told.direct
+            if told.direct is None and sight is not None:
+                told.direct = sight.direct  # what it has said since is newer
         self._save_fabric(entry)
         self._routes_changed(entry, now)
 
@@ -288,10 +291,11 @@ class ManagerFabric(ManagerGate):
 
     def _routes_changed(self, entry: FabricEntry, now: float) -> None:
         """A router has done what it was told, or sees the fabric otherwise than before."""
-        move = self._current.get(entry.vm)
+        move, binding = self._current.get(entry.vm), self.cache.bindings.get(entry.vm)
+        if move is not None and move.state is _M.WITHDRAWING and binding is not None:
+            self._follow_routes(binding, now)
         if move is not None:
             self._try_gate(move, now)
-        binding = self.cache.bindings.get(entry.vm)
         if binding is not None and not binding.ending:
             self._follow_fabric(binding, now)
 

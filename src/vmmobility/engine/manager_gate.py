@@ -95,6 +95,9 @@ class ManagerGate:
             return
         if move.state is _M.ANNOUNCING and not move.relaying:
             return
+        withdraws = move.state is _M.WITHDRAWING and not (move.released or binding.at_home)
+        if withdraws and not self._is_border_led(move):
+            return
         early = move.state is _M.ANNOUNCING and not binding.at_home
         led = move.home or bool(self.routers_of(move.destination.nve_id))
         if self._unready(move, with_sight=led and not early and not move.released):
@@ -127,6 +130,22 @@ class ManagerGate:
             if (does and not told.acknowledged) or (with_sight and goal and not told.direct):
                 found.append(name)
         return found
+
+    def _is_border_led(self, move: Move) -> bool:
+        """Whether the border routers of both ends lead to the destination themselves, whatever
+        they hear: then the source's routers may withdraw."""
+        entry, ends = self._fabric.get(move.vm), self._ends_of(move)
+        nves = (move.source.nve_id, move.destination.nve_id)
+        own = {name for nve in nves for name in self.routers_of(nve)}
+        for name, site in self._sites.items():
+            if not site.border or name in own or (site.dc and site.dc not in ends):
+                continue
+            told = entry.routers.get(name) if entry else None
+            if told is None or told.lead is None or not told.acknowledged:
+                return False
+            if told.lead.state is not _S.LEAD or told.lead.serving != move.destination:
+                return False
+        return True
 
     def _ends_of(self, move: Move) -> set[str]:
         """The data centres of a move's source and destination."""

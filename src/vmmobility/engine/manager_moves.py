@@ -46,8 +46,8 @@ PHASE_NAMES = {
     MoveState.PREPARING: "ticketed",
     MoveState.COPYING: "prepared",
     MoveState.ANNOUNCING: "announcing",
-    MoveState.DELIVERING: "converged",
     MoveState.WITHDRAWING: "withdrawing",
+    MoveState.DELIVERING: "converged",
     MoveState.SWITCHING: "delivering",
     MoveState.REDIRECTING: "registered",
     MoveState.DONE: "done",
@@ -60,12 +60,12 @@ PHASE_NAMES = {
 
 
 BEFORE_THE_SWITCH = (
-    MoveState.COPYING, MoveState.ANNOUNCING, MoveState.DELIVERING, MoveState.WITHDRAWING,
+    MoveState.COPYING, MoveState.ANNOUNCING, MoveState.WITHDRAWING, MoveState.DELIVERING,
 )  # fmt: skip
 # Where no router takes part a move goes straight on.
 PASSED_OVER = {
     MoveState.ANNOUNCING: MoveState.DELIVERING,
-    MoveState.WITHDRAWING: MoveState.SWITCHING,
+    MoveState.WITHDRAWING: MoveState.DELIVERING,
 }
 
 

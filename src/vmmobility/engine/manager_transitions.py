@@ -1,6 +1,6 @@
 """A move at the manager as a table: what each happening does to a move in each state.
 
-Forward, a hot move goes PREPARING, COPYING, ANNOUNCING, DELIVERING, WITHDRAWING, SWITCHING,
+Forward, a hot move goes PREPARING, COPYING, ANNOUNCING, WITHDRAWING, DELIVERING, SWITCHING,
 REDIRECTING, DONE; where no router takes part ANNOUNCING and WITHDRAWING are passed over.  The
 destination relays before any router leads there: else it would send back to its router what the
 fabric brings early.
@@ -69,9 +69,9 @@ TABLE: dict[tuple[MoveState, Happening], Step] = {
     # forward
     (_S.PREPARING, _H.ACCEPTED): Step(_S.COPYING),
     (_S.COPYING, _H.CONVERGED): Step(_S.ANNOUNCING),
-    (_S.ANNOUNCING, _H.ROUTED): Step(_S.DELIVERING),
-    (_S.DELIVERING, _H.ACCEPTED): Step(_S.WITHDRAWING),
-    (_S.WITHDRAWING, _H.ROUTED): Step(_S.SWITCHING),
+    (_S.ANNOUNCING, _H.ROUTED): Step(_S.WITHDRAWING),
+    (_S.WITHDRAWING, _H.ROUTED): Step(_S.DELIVERING),
+    (_S.DELIVERING, _H.ACCEPTED): Step(_S.SWITCHING),
     (_S.SWITCHING, _H.ATTACHED): Step(_S.REDIRECTING),
     (_S.REDIRECTING, _H.ACKNOWLEDGED): Step(_S.DONE),
     (_S.REDIRECTING, _H.TIMEOUT): Step(_S.DONE, "a previous NVE has not yet answered"),
