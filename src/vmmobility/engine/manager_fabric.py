@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.outputs import Outbox
-    from vmmobility.wire.values import VmKey
+    from vmmobility.wire.values import Nve, VmKey
 
 ROUTE_RETRY_S = 5.0  # a refused order is sent again after so long
 MAX_STRAYS = 1000  # VMs that are not bound, and of which routers are told so at once
@@ -84,8 +84,13 @@ class ManagerFabric(ManagerGate):
         """The default routers of an NVE."""
         return [site.router_id for site in self._sites.values() if nve_id in site.serves]
 
-    def _border_routers(self) -> list[str]:
-        return [site.router_id for site in self._sites.values() if site.border]
+    def _border_routers(self, centres: set[str] | None = None) -> list[str]:
+        """All, or those of these data centres."""
+        borders = [site for site in self._sites.values() if site.border]
+        return [s.router_id for s in borders if centres is None or s.dc in centres]
+
+    def _centres(self, nve: Nve) -> set[str]:
+        return {self._sites[name].dc for name in self.routers_of(nve.nve_id)}
 
     def _is_routed(self, move: Move) -> bool:
         """Whether routers take part in a move at all."""
@@ -130,8 +135,11 @@ class ManagerFabric(ManagerGate):
         there = _S.LEAD if move.home else _S.ANNOUNCE
         if move.state is not _M.ANNOUNCING and not binding.at_home:
             # A withdrawal goes from border router to border router, and each would lead to one
-            # that has not heard of it yet.
-            leads |= {r: Lead(_S.LEAD, destination) for r in self._border_routers()}
+            # that has not heard of it yet.  So each leads itself, the destination's own first.
+            near = self._border_routers(self._centres(destination))
+            leads |= {r: Lead(_S.LEAD, destination) for r in near}
+            if all(self._is_leading(move, r) for r in near):
+                leads |= {r: Lead(_S.LEAD, destination) for r in self._border_routers()}
         if move.relaying:
             leads |= {r: Lead(there, destination) for r in ours}
         if move.state not in GATED or move.released:

@@ -40,6 +40,7 @@ class ManagerGate:
         _current: dict[VmKey, Move]
         _follow_routes: Callable[[Binding, float], None]
         _turning: Callable[[Binding], Move | None]
+        _centres: Callable[[Nve], set[str]]
         _redirect_previous: Callable[[Binding, float], None]
         _doubt_left: Callable[[float], float]
         _save_binding: Callable[[Binding], None]
@@ -134,23 +135,29 @@ class ManagerGate:
     def _is_border_led(self, move: Move) -> bool:
         """Whether the border routers of both ends lead to the destination themselves, whatever
         they hear: then the source's routers may withdraw."""
-        entry, ends = self._fabric.get(move.vm), self._ends_of(move)
+        ends = self._ends_of(move)
+        counted = [
+            site.router_id
+            for site in self._sites.values()
+            if site.border and (not site.dc or site.dc in ends)
+        ]
+        return all(self._is_leading(move, name) for name in counted)
+
+    def _is_leading(self, move: Move, name: str) -> bool:
+        """Whether a border router leads to the destination; one that is also the default router
+        of an end does its own part there."""
         nves = (move.source.nve_id, move.destination.nve_id)
-        own = {name for nve in nves for name in self.routers_of(nve)}
-        for name, site in self._sites.items():
-            if not site.border or name in own or (site.dc and site.dc not in ends):
-                continue
-            told = entry.routers.get(name) if entry else None
-            if told is None or told.lead is None or not told.acknowledged:
-                return False
-            if told.lead.state is not _S.LEAD or told.lead.serving != move.destination:
-                return False
-        return True
+        if any(name in self.routers_of(nve) for nve in nves):
+            return True
+        entry = self._fabric.get(move.vm)
+        told = entry.routers.get(name) if entry else None
+        if told is None or told.lead is None or not told.acknowledged:
+            return False
+        return told.lead.state is _S.LEAD and told.lead.serving == move.destination
 
     def _ends_of(self, move: Move) -> set[str]:
         """The data centres of a move's source and destination."""
-        nves = (move.source.nve_id, move.destination.nve_id)
-        return {self._sites[name].dc for nve in nves for name in self.routers_of(nve)}
+        return self._centres(move.source) | self._centres(move.destination)
 
     def _gate_timeout(self, move: Move, now: float) -> None:
         """Section 7.2 has the VM wait for the route; for how long, and what then, is policy."""
