@@ -78,7 +78,7 @@ class Capture:
         said = []
         for line in self._process.stderr:
             said.append(line)
-            if "Capturing on" in line:
+            if "Capture started" in line:
                 timer.cancel()
                 return
         raise AssertionError("".join(said))
