@@ -53,7 +53,7 @@ KNOWN: dict[str, int] = {
     "skip the gate": 104,
     "say it once": 1,
     "never withdraw": 2,
-    "drain though a router leads there": 299,
+    "drain though a router leads there": 667,
     "no net under the gate": 170,
 }
 
