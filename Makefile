@@ -29,9 +29,15 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	then echo "$$p"; break; fi; done)
 
 # qemu, busybox, gcc + libc: the lab's guests.  nftables, iproute2, ping: the data plane and probes.
+# frr: the lab's routers; its Python tools check a configuration.  bird2, gobgpd: routers and
+# collectors of other makes; tshark decodes what goes over the wires.
 DEBIAN_PACKAGES := \
+	bird2 \
 	busybox-static \
+	frr \
+	frr-pythontools \
 	gcc \
+	gobgpd \
 	iproute2 \
 	iputils-ping \
 	libc6-dev \
@@ -39,6 +45,7 @@ DEBIAN_PACKAGES := \
 	procps \
 	python3-venv \
 	qemu-system-x86 \
+	tshark \
 	util-linux
 
 .PHONY: help

@@ -25,6 +25,7 @@ from tools.vector_messages import (  # noqa: E402
     parts,
     registrations,
 )
+from tools.vector_routes import routes  # noqa: E402
 from tools.vector_trust import challenges, checks  # noqa: E402
 
 FOLDER = ROOT / "docs" / "vectors"
@@ -36,6 +37,7 @@ FILES: dict[str, Callable[[], Json]] = {
     "parts.json": parts,
     "challenges.json": challenges,
     "checks.json": checks,
+    "routes.json": routes,
     "invalid.json": invalid,
     "replay.json": replay,
 }

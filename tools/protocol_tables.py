@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from vmmobility.engine import manager_transitions, nve_transitions  # noqa: E402
 from vmmobility.engine.manager import RIGHTS as MANAGER_RIGHTS  # noqa: E402
 from vmmobility.engine.nve import RIGHTS as NVE_RIGHTS  # noqa: E402
+from vmmobility.engine.router import RIGHTS as ROUTER_RIGHTS  # noqa: E402
 from vmmobility.wire.authentication import DATA  # noqa: E402
 from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS  # noqa: E402
 from vmmobility.wire.registry import (  # noqa: E402
@@ -33,6 +34,7 @@ from vmmobility.wire.registry import (  # noqa: E402
     Phase,
     Purpose,
     Role,
+    RouteState,
     Status,
 )
 
@@ -83,10 +85,12 @@ def rights() -> str:
             return "any peer"
         return ", ".join(f"`{r.name}`" for r in sorted(table.get(purpose, ()))) or "–"
 
+    receivers = (MANAGER_RIGHTS, NVE_RIGHTS, ROUTER_RIGHTS)
     rows: list[tuple[object, ...]] = [
-        (f"`{p.name}`", cell(MANAGER_RIGHTS, p), cell(NVE_RIGHTS, p)) for p in Purpose
+        (f"`{p.name}`", *(cell(table, p) for table in receivers)) for p in Purpose
     ]
-    return _rows(("Request", "received by a `MANAGER` from", "received by an `NVE` from"), rows)
+    by = ("a `MANAGER`", "an `NVE`", "a router")
+    return _rows(("Request", *(f"received by {who} from" for who in by)), rows)
 
 
 def example() -> str:
@@ -106,6 +110,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mobility": lambda: numbers(Mobility),
     "roles": lambda: numbers(Role),
     "guests": lambda: numbers(GuestLife),
+    "routes": lambda: numbers(RouteState),
     "options": option_types,
     "drops": drop_reasons,
     "rights": rights,

@@ -28,7 +28,9 @@ from vmmobility.wire.options import (
     PhaseOption,
     PreviousNve,
     Reason,
+    Route,
     ServingNve,
+    Sight,
     Supported,
     Ticket,
     Timestamp,
@@ -42,6 +44,7 @@ from vmmobility.wire.registry import (
     Mobility,
     Phase,
     Purpose,
+    RouteState,
     Status,
 )
 from vmmobility.wire.values import Interface, Nve, VmKey
@@ -51,8 +54,14 @@ Json = dict[str, Any]
 KEYS: dict[tuple[str, str], dict[int, bytes]] = {
     ("manager", "nve-a"): {1: bytes(range(32)), 2: bytes(range(0xC0, 0xE0))},
     ("manager", "nve-b"): {1: bytes(range(0x20, 0x40))},
+    ("manager", "tor-a"): {1: bytes(range(0x40, 0x60))},
+    ("manager", "tor-b"): {1: bytes(range(0x60, 0x80))},
+    ("edge", "manager"): {1: bytes(range(0x80, 0xA0))},
 }
-BOOTS = {"manager": 0x186CC6ACD4B00000, "nve-a": 0x186CC6ACD4B00001, "nve-b": 0x186CC6ACD4B00002}
+BOOTS = {
+    name: 0x186CC6ACD4B00000 + number
+    for number, name in enumerate(("manager", "nve-a", "nve-b", "tor-a", "tor-b", "edge"))
+}
 
 NVE_A = Nve("nve-a", IPv4Address("10.0.1.2"), IPv6Address("fd00:0:1::2"))
 NVE_B = Nve("nve-b", IPv4Address("10.0.2.2"), IPv6Address("fd00:0:2::2"))
@@ -150,6 +159,11 @@ def every_option() -> Json:
         "known boot, none": KnownBoot(0),
         "known boot": KnownBoot(7),
         **{f"guest {life.name}": Guest(life) for life in GuestLife},
+        **{f"route {state.name}": Route(state) for state in RouteState},
+        "sight, neither": Sight(False, False),
+        "sight, direct": Sight(True, False),
+        "sight, covered": Sight(False, True),
+        "sight, both": Sight(True, True),
         "an unknown option that may be ignored": UnknownOption(0x1234, b"\x00\xff\x10"),
     }
     speaker = Speaker()

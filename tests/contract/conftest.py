@@ -9,6 +9,8 @@ import pytest
 
 from tests.contract.dataplane_fabric import Fabric, make_fabric
 from tests.contract.planes import Plane, fake_plane, linux_plane
+from tests.contract.router_planes import Kernel, LinuxHands, Router, fake_router, linux_router
+from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
 
 
 @pytest.fixture(params=["fake", pytest.param("linux", marks=pytest.mark.netns)])
@@ -32,3 +34,24 @@ def fabric(standing_fabric: Fabric) -> Fabric:
     for node in (standing_fabric.a, standing_fabric.b, standing_fabric.c):
         node.resync()
     return standing_fabric
+
+
+@pytest.fixture(params=["fake", pytest.param("linux", marks=pytest.mark.netns)])
+def router(request: pytest.FixtureRequest) -> Iterator[Router]:
+    """Each router plane in turn, started and empty."""
+    for one in fake_router() if request.param == "fake" else linux_router():
+        one.start()
+        assert one.resync() == []
+        yield one
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    for router in linux_router():
+        assert isinstance(router.plane, LinuxRouterPlane)
+        assert isinstance(router.hands, LinuxHands)
+        made = Kernel(router.plane, router.await_, router.hands)
+        made.driver = router.plane
+        made.start()
+        assert made.resync() == []
+        yield made

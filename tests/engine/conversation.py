@@ -19,9 +19,17 @@ from ipaddress import ip_network
 from typing import Any
 
 from tests.engine import safety
-from tests.engine.fake_hypervisor import Hypervisor, Life
+from tests.engine.fabric_talk import (
+    FabricTalk,
+    describe_routes,
+    entry_in_words,
+    fabric_options,
+    gate_settings,
+)
+from tests.engine.hand_talk import HandTalk, vm_key
 from tests.engine.network import MANAGER, Node, Weather, World
 from vmmobility.engine.dataplane import VmDataPlane
+from vmmobility.engine.fabric_routes import VmRoutes
 from vmmobility.engine.manager_move import Move, MoveRefused, ReleaseRefused
 from vmmobility.engine.outputs import (
     CommandDone,
@@ -37,6 +45,8 @@ from vmmobility.wire.registry import Phase
 from vmmobility.wire.summary import summary
 from vmmobility.wire.values import Interface, VmKey
 
+__all__ = ["Conversation", "describe", "interfaces_of", "run", "vm_key"]
+
 SETTLE_S = 120.0
 TOLD = (
     "move.", "superseded", "entry.drained", "entry.removed", "binding.expired", "binding.removed",
@@ -44,17 +54,13 @@ TOLD = (
     "rejected", "registration.refused", "redirect.refused", "order.failed",
     "guest.lost", "guest.arrived", "guest.departed", "guest.refused", "binding.frozen",
     "binding.thawed", "binding.lost", "binding.departed", "vm.duplicate", "drift", "state.empty",
-    "state.lost", "epoch.learned", "boot.raised", "peer.proven",
+    "state.lost", "epoch.learned", "boot.raised", "peer.proven", "route.refused", "gate.timeout",
 )  # fmt: skip
 
 
 def run(text: str) -> str:
     """The scenario with its present trace."""
     return Conversation().replay(text)
-
-
-def vm_key(name: str) -> VmKey:
-    return VmKey(0, name)
 
 
 def interfaces_of(name: str, home: int, count: int) -> tuple[Interface, ...]:
@@ -68,7 +74,7 @@ def interfaces_of(name: str, home: int, count: int) -> tuple[Interface, ...]:
     return tuple(made)
 
 
-class Conversation:
+class Conversation(FabricTalk, HandTalk):
     """One replay: a World, the commands, and the trace so far."""
 
     def __init__(self) -> None:
@@ -104,7 +110,10 @@ class Conversation:
     # ---- commands ------------------------------------------------------------------------------
 
     def do_world(self, *words: str) -> None:
-        """world lifetime=60 drain=10 seed=3 loss=0.2 repetition=0.2 delay=0.05 strict=yes"""
+        """world lifetime=60 drain=10 seed=3 loss=0.2 repetition=0.2 delay=0.05 strict=yes
+
+        world nves=a,b,c routers=ra:a/rb:b,c/x fabric=0.02..0.2 gate=5 policy=proceed: a router and
+        the NVEs behind it; one without any is a border router."""
         given = dict(word.split("=") for word in words)
         weather = Weather(float(given.get("loss", 0)), float(given.get("repetition", 0)))
         if "delay" in given:
@@ -113,7 +122,9 @@ class Conversation:
         nve = {f"{k}_s": float(given[k]) for k in ("lifetime", "drain") if k in given}
         manager: dict[str, Any] = {"strict": "strict" in given}
         manager |= {"lifetime_s": float(given["most"])} if "most" in given else {}
+        manager |= gate_settings(given)
         self._options |= {"nve_settings": nve, "manager_settings": manager}
+        self._options |= fabric_options(given)
 
     def do_start(self, vm: str, node: str, count: str = "1") -> None:
         home = list(self.world.nodes).index(node) + 1
@@ -190,8 +201,10 @@ class Conversation:
         manager = self.world.nodes[MANAGER].manager
         moves = manager.moves.values() if manager else ()
         engines = [n.engine for n in self.world.nodes.values() if n.engine]
-        if manager and manager._redirect_retry:
-            return False  # a refused redirect waits to be sent again
+        if manager and (manager._redirect_retry or manager._route_retry):
+            return False  # what was refused waits to be sent again
+        if self.world.fabric and any(self.world.fabric.under_way.values()):
+            return False
         return all(m.ok is not None for m in moves) and all(
             e.channel.next_timer() is None for e in engines
         )
@@ -217,25 +230,7 @@ class Conversation:
         if order == "data-plane":
             self.world.nodes[node].kernel.fail_next.append(words)
             return
-        hypervisor = self.world.nodes[node].hypervisor
-        assert hypervisor is not None
-        hypervisor.fail_next.setdefault(Order(order), []).append(words)
-
-    def do_break(self, node: str, stage: str) -> None:
-        hypervisor = self.world.nodes[node].hypervisor
-        assert hypervisor is not None
-        hypervisor.break_next.add(stage)
-
-    def do_kill(self, vm: str, node: str) -> None:
-        hypervisor = self.world.nodes[node].hypervisor
-        assert hypervisor is not None
-        hypervisor.kill(vm_key(vm))
-
-    def do_fence(self, vm: str, node: str) -> None:
-        """An operator stops the guest's CPUs from outside."""
-        hypervisor = self.world.nodes[node].hypervisor
-        assert hypervisor is not None
-        hypervisor.guests[vm_key(vm)].life = Life.PAUSED
+        self._hypervisor(node).fail_next.setdefault(Order(order), []).append(words)
 
     def do_fill_disk(self, node: str) -> None:
         self.world.nodes[node].fail_persist = True
@@ -264,16 +259,6 @@ class Conversation:
     def do_forget(self, vm: str, node: str) -> None:
         """forget vm1 at b: it is not expected there any more."""
         self._wait_for_result(self.world.unexpect_vm(vm_key(vm), node))
-
-    def do_start_by_hand(self, vm: str, node: str) -> None:
-        self._hypervisor(node).start_by_hand(vm_key(vm))
-
-    def do_migrate_by_hand(self, vm: str, source: str, destination: str) -> None:
-        self._hypervisor(source).migrate_by_hand(vm_key(vm), self._hypervisor(destination))
-
-    def do_resume_by_hand(self, vm: str, node: str) -> None:
-        """resume-by-hand vm1 at a: the guest that has left, or was stopped, goes on."""
-        self._hypervisor(node).resume_by_hand(vm_key(vm))
 
     def do_check(self, node: str = MANAGER) -> None:
         """check; check a: what the manager, or an NVE, finds to differ."""
@@ -305,11 +290,6 @@ class Conversation:
         manager.onboard(key, addresses, nodes, self.world.now)
         self.world.feed(node, lambda: None)
 
-    def _hypervisor(self, node: str) -> Hypervisor:
-        hypervisor = self.world.nodes[node].hypervisor
-        assert hypervisor is not None
-        return hypervisor
-
     def do_show(self, vm: str = "") -> None:
         """Where everything stands."""
         for key in sorted(self.world.interfaces):
@@ -334,7 +314,8 @@ class Conversation:
                 for n, p in binding.previous.items()
             ]
             text = f"binding: {binding.nve.nve_id} epoch {binding.epoch}"
-            say(text + (f", previous {', '.join(previous)}" if previous else ""))
+            text += f", previous {', '.join(previous)}" if previous else ""
+            say(text + (", the fabric is direct" if binding.fabric_direct else ""))
         elif manager:
             say("binding: none")
         for name, node in world.nodes.items():
@@ -342,6 +323,9 @@ class Conversation:
             if entry:
                 held = node.kernel.held.get(vm)
                 say(f"{name}: {entry.phase.name} epoch {entry.epoch}, {describe(held)}")
+            routed = entry_in_words(node, vm)
+            if routed:
+                say(f"{name}: {routed}")
         walks = [f"{'>'.join(w.path)} {w.end}" for w in safety.walks(world, vm)]
         say("packets: " + "; ".join(walks))
         move = manager.moves.get(self._moves.get(vm, "")) if manager else None
@@ -362,7 +346,8 @@ class Conversation:
             if isinstance(value, list):
                 self._say(node.node_id, f"the kernel refuses: {'; '.join(value)}")
             else:
-                self._say(node.node_id, f"holds {value.vm}: {describe(value)}")
+                verb = "leads" if isinstance(value, VmRoutes) else "holds"
+                self._say(node.node_id, f"{verb} {value.vm}: {describe(value)}")
         elif what == "output":
             self._output(node, value)
 
@@ -388,6 +373,8 @@ class Conversation:
             self._say(node.node_id, f"halts: {output.reason}")
 
 
-def describe(state: VmDataPlane | None) -> str:
-    """A data plane state in words; None holds nothing."""
+def describe(state: VmDataPlane | VmRoutes | None) -> str:
+    """What an NVE or a router holds, in words; None is nothing."""
+    if isinstance(state, VmRoutes):
+        return describe_routes(state)
     return state.words() if state is not None else "nothing"

@@ -18,7 +18,9 @@ class Counters:
     """A VM's packets at one node (drivers/dataplane.Traffic has the same names)."""
 
     delivered: int = 0
+    consumed: int = 0
     redirected: int = 0
+    dropped: int = 0
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Kernel:
     """What one node's data plane holds.  fail_next: reasons for which the next changes fail.
 
     wanted: what was last asked for, with which audit() compares what is held.
-    lost:   what it held of these VMs went with the power, and it holds nothing of them since.
+    lost:   what it held of these VMs went with the power, and it holds no route of them since.
     """
 
     touched: set[VmKey] = field(default_factory=set)
@@ -56,7 +58,8 @@ class Kernel:
             self.counters.pop(vm, None)
         else:
             self.held[vm] = state
-            self.lost.discard(vm)
+            if state.forwarding is not Forwarding.NONE:
+                self.lost.discard(vm)
             self.counters.setdefault(vm, Counters())
 
     def audit(self, vm: VmKey) -> list[str]:

@@ -1,9 +1,10 @@
 """Real engines joined by an in-memory network on virtual time, with fakes for the world.
 
-A World has a manager and NVEs.  Time is a number that jumps from event to event; every choice of
-chance (loss, repetition, delay) comes from one seed, so a run repeats itself exactly.  A node's
-*daemon* can crash and restart from what was persisted, its machine can lose power; `interrupt`
-is asked before each output is carried out, so a campaign can crash a node between any two.
+A World has a manager and NVEs, and routers with a fabric (fake_fabric.py) if it is given any.
+Time is a number that jumps from event to event; every choice of chance (loss, repetition, delay)
+comes from one seed, so a run repeats itself exactly.  A node's *daemon* can crash and restart from
+what was persisted, its machine can lose power; `interrupt` is asked before each output is carried
+out, so a campaign can crash a node between any two.
 At first the nodes know each other, unless they are `strangers`; after a restart they challenge each
 other, as nodes do that hear a new boot of a peer.
 
@@ -18,19 +19,23 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from tests.engine import safety
+from tests.engine.fake_fabric import FakeFabric
 from tests.engine.fake_hypervisor import Guest, Hypervisor, Life, Pace
 from tests.engine.fake_kernel import Kernel
 from tests.engine.node import MANAGER, Node
 from tests.engine.people import People
 from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.challenge import FLOOR, next_boot
-from vmmobility.engine.channel import Peer
+from vmmobility.engine.channel import Peer, Retransmission
+from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
     Endpoint,
     Send,
 )
+from vmmobility.engine.router import RouterEngine, RouterSettings
 from vmmobility.wire.registry import UDP_PORT, Role
 from vmmobility.wire.values import Nve, VmKey
 
@@ -59,11 +64,13 @@ class World(People):
         manager_settings: dict[str, Any] | None = None,
         nve_settings: dict[str, Any] | None = None,
         strangers: bool = False,
+        routers: tuple[RouterSite, ...] = (),
+        fabric_delay_s: tuple[float, float] = (0.02, 0.1),
     ) -> None:
         super().__init__(seed, persist_s)
         self.weather = weather or Weather()
         self.pace = pace or Pace()
-        self.manager_settings = manager_settings or {}
+        self.manager_settings = {**(manager_settings or {}), "routers": routers}
         self.nve_settings = nve_settings or {}
         self.cut: set[frozenset[str]] = set()
         self.lossless: set[VmKey] = set()
@@ -73,6 +80,8 @@ class World(People):
         self.homes: dict[VmKey, str | None] = {}  # what safety.home has found
         for index, name in enumerate(nves, 1):
             self._add(name, index, Role.NVE)
+        if routers:
+            self._add_fabric(routers, seed, fabric_delay_s)
         self._add(MANAGER, 99, Role.MANAGER)
         if not strangers:
             self._acquaint()
@@ -95,6 +104,18 @@ class World(People):
                 self._waiting_guest,
                 self.pace,
                 self.touched,
+            )
+
+    def _add_fabric(
+        self, sites: tuple[RouterSite, ...], seed: int, delay_s: tuple[float, float]
+    ) -> None:
+        self.fabric = FakeFabric(
+            sites, self.later, lambda vm: safety.home(self, vm), self.touched, seed, delay_s
+        )
+        self.fabric.changed = self._routes_changed
+        for index, site in enumerate(sites, 101):
+            self._add(
+                site.router_id, index, Role.BORDER_ROUTER if site.border else Role.DEFAULT_ROUTER
             )
 
     def _acquaint(self) -> None:
@@ -148,6 +169,12 @@ class World(People):
             peers = [self._peer(MANAGER, n) for n in known]
             settings = ManagerSettings(MANAGER, **self.manager_settings)
             node.manager = ManagerEngine(settings, peers, state, node.boot, jitter, self.now)
+        elif node.role is not Role.NVE:
+            peers = [self._peer(node.node_id, MANAGER)]
+            retransmission = self.nve_settings.get("retransmission", Retransmission())
+            report_s = self.nve_settings.get("check_s", 60.0)
+            router = RouterSettings(node.node_id, report_s, retransmission)
+            node.router = RouterEngine(router, peers, state, node.boot, jitter)
         else:
             peers = [self._peer(node.node_id, MANAGER)]
             own = NveSettings(node.nve, node.home, **self.nve_settings)
@@ -160,7 +187,7 @@ class World(People):
         node = self.nodes[name]
         if node.engine is None:
             return
-        node.manager = node.edge = None
+        node.manager = node.edge = node.router = None
         node.life += 1
         self.observe(node, "crash", None)
 
@@ -171,6 +198,8 @@ class World(People):
         node.kernel.lose_all()
         if node.hypervisor is not None:
             node.hypervisor.lose_all()
+        if self.fabric is not None and name in self.fabric.sites:
+            self.fabric.lose_all(name)
 
     def lose_state(self, name: str) -> None:
         """The daemon dies and its disk is empty: a machine imaged anew."""
@@ -189,6 +218,11 @@ class World(People):
         self._make_engine(node)
         if node.manager is not None:
             node.manager.started(self.now)
+        elif node.router is not None and self.fabric is not None:
+            self.fabric.resync(name, node.router.desired())
+            node.router.started(self.now)
+            for routes in node.router.watched():
+                self._routes_changed(name, routes.vm)
         elif node.edge is not None and node.hypervisor is not None:
             node.kernel.resync(node.edge.desired())
             known = set(node.edge.definitions())

@@ -9,6 +9,7 @@ from tests.engine.fake_hypervisor import Hypervisor
 from tests.engine.fake_kernel import Kernel
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.nve import NveEngine
+from vmmobility.engine.router import RouterEngine
 from vmmobility.wire.registry import Role
 from vmmobility.wire.values import Nve
 
@@ -30,6 +31,7 @@ class Node:
     life: int = 0
     manager: ManagerEngine | None = None
     edge: NveEngine | None = None
+    router: RouterEngine | None = None
     starts: int = 0
     wake: int = 0
     carried: int = 0
@@ -39,5 +41,5 @@ class Node:
     synced: float = 0.0  # when the last record under way is durable: they keep their order
 
     @property
-    def engine(self) -> ManagerEngine | NveEngine | None:
-        return self.manager or self.edge
+    def engine(self) -> ManagerEngine | NveEngine | RouterEngine | None:
+        return self.manager or self.edge or self.router

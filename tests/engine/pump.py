@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.engine import safety
+from tests.engine.fake_fabric import FakeFabric
 from tests.engine.node import Node
 from vmmobility.engine.outputs import (
     Audit,
@@ -27,6 +28,7 @@ from vmmobility.engine.outputs import (
     Persist,
     Send,
     SetDataPlane,
+    SetRoutes,
 )
 from vmmobility.wire.values import VmKey
 
@@ -51,6 +53,7 @@ class Pump:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self.nodes: dict[str, Node] = {}
+        self.fabric: FakeFabric | None = None
 
     def crash(self, name: str) -> None:
         """The daemon of that node dies."""
@@ -148,6 +151,8 @@ class Pump:
             self.later(node.synced - self.now, lambda: self._persisted(node, life, number, changes))
         elif isinstance(output, SetDataPlane):
             self.later(0.001, lambda: self._applied(node, life, output))
+        elif isinstance(output, SetRoutes):
+            self.later(0.001, lambda: self._routed(node, life, output))
         elif isinstance(output, HypervisorOrder):
             assert node.hypervisor is not None
             node.hypervisor.order(output)
@@ -190,6 +195,30 @@ class Pump:
         self.observe(node, "held", failures or output.state)
         vm = output.state.vm
         self.feed(node, lambda: edge.data_plane_applied(vm, output.tag, failures, self.now))
+
+    def _routed(self, node: Node, life: int, output: SetRoutes) -> None:
+        router, fabric, routes = node.router, self.fabric, output.state
+        if router is None or fabric is None or node.life != life:
+            return
+        failures = fabric.apply(node.node_id, routes)
+        self.observe(node, "held", failures or routes)
+        sight = fabric.sight(node.node_id, routes)
+        self.feed(
+            node, lambda: router.routes_applied(routes.vm, output.tag, failures, sight, self.now)
+        )
+
+    def _routes_changed(self, name: str, vm: VmKey) -> None:
+        """The agent hears a moment later that its router's table has changed."""
+        self.later(0.001, lambda: self._sighted(self.nodes[name], vm))
+
+    def _sighted(self, node: Node, vm: VmKey) -> None:
+        router, fabric = node.router, self.fabric
+        if router is None or fabric is None:
+            return
+        watched = [routes for routes in router.watched() if routes.vm == vm]
+        if watched:
+            sight = fabric.sight(node.node_id, watched[0])
+            self.feed(node, lambda: router.sighted({vm: sight}, self.now))
 
     def _counted(self, node: Node, life: int, output: CountTraffic) -> None:
         edge = node.edge

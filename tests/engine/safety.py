@@ -7,6 +7,12 @@ delivered to a running guest at no two places.
 One path may come back to a node: redirects lead to a machine that has lost its power and holds
 nothing of the VM since.  The packet ends there: what comes out of a tunnel meets no tap.
 
+Where routers are (fake_fabric.py) an NVE that holds nothing sends to its router, and packets begin
+at routers, too.  A loop while announcements or withdrawals of that VM are still on their way is the
+fabric's own and is only counted; one that outlasts them is a violation.  So is what a router leads
+to an NVE that holds nothing and sends it back - unless the VM is bound there, and the grant on its
+way, or it is no more: then it is dropped when its hops are used up.
+
 Both are functions of what kernels hold and of guests' lives, VM by VM; so after an event only
 those VMs are looked at of which one of these changed (noted.py).
 """
@@ -16,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.engine.fake_hypervisor import Life
+from vmmobility.engine.binding_cache import BindingCache
 from vmmobility.engine.dataplane import Forwarding
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.values import VmKey
@@ -72,8 +79,19 @@ def check_vm(world: World, vm: VmKey) -> None:
         raise Violation("two deliveries", f"{world.now:.3f} {vm} is delivered at {where}")
     if vm in world.lossless:
         for walk in found:
-            if walk.end not in ("delivered", "waits"):
+            if walk.end not in ("delivered", "waits") and not _turns_without_net(world, vm):
                 raise Violation("loss", f"{world.now:.3f} {vm}: {describe(walk)}")
+
+
+def _turns_without_net(world: World, vm: VmKey) -> bool:
+    """Whether the fabric turns for a VM that was never at its home: where a withdrawal overtakes
+    the announcement the covering prefix leads, to an NVE that the manager does not know for it."""
+    fabric, manager = world.fabric, world.nodes["manager"].manager
+    if fabric is None or not fabric.under_way[vm]:
+        return False
+    binding = manager.cache.bindings.get(vm) if manager else None
+    fabric.losses += 1
+    return binding is None or binding.home is None
 
 
 def describe(walk: Walk) -> str:
@@ -91,6 +109,10 @@ def check_settled(
     manager = world.nodes["manager"].manager
     if manager is None:
         return
+    for vm in {vm for vm in world.interfaces if vm not in manager.cache.bindings}:
+        if world.fabric and world.fabric.left_of(vm) and vm not in left_open:
+            left = "; ".join(world.fabric.left_of(vm))
+            raise Violation("a stale route", f"{vm} is not bound, and {left}")
     for vm, binding in manager.cache.bindings.items():
         if vm in left_open:
             continue
@@ -102,12 +124,36 @@ def check_settled(
             where = places or "no node"
             raise Violation("not at its NVE", f"{vm} is bound to {at} and runs at {where}")
         known = {at, *binding.previous}
+        if world.fabric is not None:
+            check_routes(world, vm, at, at_home=binding.at_home)
         for walk in walks(world, vm):
             # A VM that was started away from its home is reached by a route of its serving NVE's
             # own, which walks do not know: no NVE at its home could redirect.
-            unknown_at_home = walk.path[-1] == home(world, vm) not in known
+            unknown_at_home = walk.path[-1] == home(world, vm) not in known and not world.fabric
             if walk.end != "delivered" and not (walk.end == "dropped" and unknown_at_home):
                 raise Violation("not reached", f"{vm}: {describe(walk)}")
+
+
+def check_routes(world: World, vm: VmKey, at: str, *, at_home: bool) -> None:
+    """Where nothing is under way: packets meet no NVE but that where they begin and that where they
+    are delivered; a VM at home is known to no router.  Raises Violation."""
+    fabric = world.fabric
+    assert fabric is not None
+    if at_home and fabric.left_of(vm):
+        raise Violation("a stale route", f"{vm} is at home, and {'; '.join(fabric.left_of(vm))}")
+    for name in fabric.sites:
+        router = world.nodes[name].router
+        if at_home and router is not None and vm in {r.vm for r in router.watched()}:
+            raise Violation("a stale route", f"{vm} is at home, and {name} knows of it")
+        held = fabric.held[name].get(vm)
+        if held is not None and at not in fabric.sites[name].serves:
+            raise Violation("a stale route", f"{vm} is at {at}, and {name} {held.state.value}s it")
+    if fabric.barred or not fabric.router_of(at):
+        return
+    for walk in walks(world, vm):
+        detour = [n for n in walk.path[1:] if n not in fabric.sites and n != at]
+        if detour:
+            raise Violation("a detour", f"{vm}: {describe(walk)}")
 
 
 def _only_by_hand(world: World, vm: VmKey, name: str) -> bool:
@@ -140,12 +186,17 @@ def running(world: World, vm: VmKey) -> list[str]:
 
 
 def walks(world: World, vm: VmKey) -> list[Walk]:
-    """A packet from each NVE, walked to its end.  Raises Violation for a loop."""
+    """A packet from each NVE and router, walked to its end.  Raises Violation for a loop."""
     found = []
+    fabric = world.fabric
     for name, node in world.nodes.items():
-        if node.hypervisor is not None:
+        if node.hypervisor is not None or (fabric is not None and name in fabric.sites):
             walk = _walk(world, vm, name)
-            if walk.end == "loop":
+            if walk.end == "loop" and _bounces(world, vm, walk.path):
+                walk = Walk(walk.path, "dropped")
+            if walk.end == "loop" and fabric is not None and fabric.under_way[vm]:
+                fabric.micro_loops += 1
+            elif walk.end == "loop":
                 raise Violation("loop", f"{world.now:.3f} {vm}: {describe(walk)}")
             found.append(walk)
     return found
@@ -157,6 +208,13 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
     while True:
         node = world.nodes[path[-1]]
         state = node.kernel.held.get(vm)
+        hop = _by_fabric(world, vm, path)
+        if hop is not None and not came_from:
+            path += [hop] if hop else []
+            if not hop or hop in path[:-1]:
+                unknown = not hop or (hop == path[0] and _by_fabric(world, vm, path) == "")
+                return Walk(tuple(path), "dropped" if unknown else "loop")
+            continue
         if came_from and not _accepts(world, vm, path[-1], came_from):
             return Walk(tuple(path), "dropped")
         if state is None or state.forwarding is Forwarding.NONE:
@@ -179,6 +237,38 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
         seen.add((following, tunnelled))
         path.append(following)
         came_from = tunnelled
+
+
+def _bounces(world: World, vm: VmKey, path: tuple[str, ...]) -> bool:
+    """Whether a packet comes to the NVE that a VM was granted to, or that is being told to
+    redirect, or to any of a VM that is no more, and that NVE holds nothing yet, or any more."""
+    fabric = world.fabric
+    if fabric is None or not {path[-1], path[-2]} & set(fabric.sites):
+        return False
+    nve = path[-2] if path[-1] in fabric.sites else path[-1]
+    bound = world.nodes["manager"].disk.get(BindingCache.key(vm))
+    if nve in fabric.sites or bound is None or bound["ending"]:
+        return nve not in fabric.sites
+    told = {p["nve"] for p in bound["previous"] if p["acknowledged"] < bound["epoch"]}
+    return nve in {bound["nve"]["nve"], *told}
+
+
+def _by_fabric(world: World, vm: VmKey, path: list[str]) -> str | None:
+    """The next node of a packet that the fabric leads; "": it ends here; None: an NVE decides."""
+    fabric, name = world.fabric, path[-1]
+    if fabric is None:
+        return None
+    if name in fabric.sites:
+        return fabric.next_hop(name, vm) or ""
+    kernel = world.nodes[name].kernel
+    state = kernel.held.get(vm)
+    router = fabric.router_of(name)
+    if router is None or not (state is None or state.forwarding is Forwarding.NONE):
+        return None
+    # What comes to the home's NVE by its covering prefix goes no further, nor does what comes to a
+    # machine that has lost all.
+    came = len(path) > 1
+    return "" if came and (name == home(world, vm) or vm in kernel.lost) else router
 
 
 def _accepts(world: World, vm: VmKey, name: str, sender: str) -> bool:

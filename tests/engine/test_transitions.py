@@ -12,7 +12,7 @@ from tests.engine.network import MANAGER, World
 from vmmobility.daemon.manager_service import move_view
 from vmmobility.engine import manager_transitions, nve_transitions
 from vmmobility.engine.binding_update_list import DATA_PLANE
-from vmmobility.engine.manager_moves import PHASE_NAMES
+from vmmobility.engine.manager_moves import BEFORE_THE_SWITCH, PASSED_OVER, PHASE_NAMES
 from vmmobility.engine.manager_transitions import FINAL, Happening, MoveState
 from vmmobility.engine.nve import REQUEST_TRIGGERS, NveEngine
 from vmmobility.engine.nve_transitions import OTHERWISE, RULES, TABLE, Trigger
@@ -47,12 +47,14 @@ def test_every_request_of_the_manager_has_a_trigger_that_refuses_elsewhere() -> 
 
 # What a move deliberately ignores, and why.
 IGNORED = {
-    "its moment is over": {Happening.CONVERGED},
+    "its moment is over": {Happening.CONVERGED, Happening.ROUTED},
+    "what no gate waits for is told again by itself": {Happening.UNROUTED},
     "the registration decides": {Happening.ACCEPTED, Happening.REFUSED, Happening.ACKNOWLEDGED},
     "the turn back is on its way": {Happening.SOURCE_FAILED, Happening.DESTINATION_FAILED},
     "nothing may be guessed: it is asked again": {Happening.TIMEOUT},
     "it is refused before it gets here": {Happening.ATTACHED, Happening.VOIDED},
     "too late to give up": {Happening.ABORT},
+    "no gate is awaited": {Happening.ROUTED, Happening.UNROUTED},
 }
 
 
@@ -71,9 +73,42 @@ def test_every_state_of_a_move_is_reached_and_has_a_name() -> None:
 
 
 def test_before_the_switch_a_silent_node_never_holds_a_move_up() -> None:
-    for state in (MoveState.PREPARING, MoveState.COPYING, MoveState.DELIVERING):
+    for state in (MoveState.PREPARING, *BEFORE_THE_SWITCH):
         assert (state, Happening.TIMEOUT) in manager_transitions.TABLE
         assert (state, Happening.ABORT) in manager_transitions.TABLE
+
+
+@pytest.mark.parametrize(
+    ("state", "becomes"),
+    [
+        (MoveState.ANNOUNCING, MoveState.WITHDRAWING),
+        (MoveState.WITHDRAWING, MoveState.DELIVERING),
+    ],
+)
+def test_a_gate_opens_for_the_fabric_alone_and_a_refusal_closes_it(
+    state: MoveState, becomes: MoveState
+) -> None:
+    assert state in PASSED_OVER
+    table = manager_transitions.TABLE
+    assert table[state, Happening.ROUTED].becomes is becomes
+    for happening in (Happening.UNROUTED, Happening.TIMEOUT):
+        assert table[state, happening].becomes is MoveState.TURNING_BACK
+    forward = {s for (s, _), step in table.items() if step.becomes is becomes}
+    assert forward == {state}
+
+
+def test_no_gate_stands_where_no_router_takes_part() -> None:
+    world = World()
+    vm = vm_key("vm1")
+    number = world.start_vm(vm, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    move = world.manager.moves[world.move(vm, "b")]
+    seen = {move.state}
+    while move.ok is None:
+        world.step()
+        seen.add(move.state)
+    assert move.ok
+    assert not seen & set(PASSED_OVER)
 
 
 def test_the_source_never_serves_again_before_the_waiting_guest_has_ended() -> None:

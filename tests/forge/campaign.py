@@ -27,15 +27,17 @@ from typing import Any
 from tests.engine.network import Node
 from tests.forge import tour
 from tests.forge.domain import ATTACKER, Domain
-from tests.forge.insiders import Demand, Insiders
-from tests.forge.portrait import BOOKKEEPING, OF_A_PEER, difference, portrait
+from tests.forge.insiders import Demand, Insiders, told_to_others
+from tests.forge.portrait import BOOKKEEPING, OF_A_PEER, OF_A_ROUTER, difference, portrait
 from tests.forge.shots import Arsenal, Shot
+from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.outputs import Event, Output, Send
 from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import TRAILER, read_seal
 from vmmobility.wire.dissect import readable
 from vmmobility.wire.message import decode_part
 from vmmobility.wire.registry import Kind, Purpose
+from vmmobility.wire.values import Address
 
 VOLLEY = 60  # messages at an event, at least: fewer are saved up for a later one
 TARGETS = 2  # nodes attacked at an event
@@ -136,6 +138,8 @@ class Campaign:
             inside = sum(self._chance.random() < INSIDERS for _ in range(share))
             self._volley(node, share - inside, insiders=False)
             self._volley(node, inside, insiders=True)
+            if node.manager is not None:
+                self._unasked(node, node.manager)
 
     def _volley(self, node: Node, count: int, insiders: bool) -> None:
         if not count:
@@ -155,6 +159,23 @@ class Campaign:
             self.suspect = self.volleys
             text = "; ".join(difference(before, portrait(engine, ignored)))
             self._changed(node, f"after a volley of {count}: {text}")
+        self._domain.feed(node, lambda: None)
+
+    def _unasked(self, node: Node, manager: ManagerEngine) -> None:
+        """A router tells of a VM of which it was told nothing: it alone is told something then.
+
+        Not after a loss of records: then the NVE that it names redirects, as a previous one."""
+        demand = self._insiders.unasked()
+        if demand is None or manager._doubt_left(self._domain.now) > 0:
+            return
+        ignored = BOOKKEEPING | OF_A_PEER | OF_A_ROUTER
+        before, others = portrait(manager, ignored), told_to_others(manager, demand.sender)
+        vm = demand.message.vm
+        with Seen(node) as seen:
+            text = self._fire(node, demand, seen, {"epoch", f"fabric/{vm.vni}/{vm.vm_id}"})
+        text = text or "; ".join(difference(before, portrait(manager, ignored)))
+        if text or told_to_others(manager, demand.sender) != others:
+            self._changed(node, text or "another router is told something else")
         self._domain.feed(node, lambda: None)
 
     def _changed(self, node: Node, text: str) -> None:
@@ -197,23 +218,31 @@ class Campaign:
         demand = None
         while demand is None:
             demand = self._insiders.demand(node.node_id)
+        return self._fire(node, demand, seen, set())
+
+    def _fire(self, node: Node, demand: Demand, seen: Seen, records: set[str]) -> str:
+        """records: what may be written down for it, and told to its sender."""
         wrong = ""
         for data in self._domain.sealed(demand.sender, node.node_id, demand.message):
             self._last = Told(f"{demand.kind} by {demand.sender}", data)
             self.tally.fired[demand.kind] += 1
             seen.clear()
             wrong = wrong or self._deliver(node, Shot(demand.kind, data, demand.source))
-            wrong = wrong or self._refused(demand, seen)
+            wrong = wrong or self._refused(node, demand, seen, records)
         return wrong
 
-    def _refused(self, demand: Demand, seen: Seen) -> str:
+    def _refused(self, node: Node, demand: Demand, seen: Seen, records: set[str]) -> str:
         """An authentic message may leave its sender's mark, and be answered as the demand says."""
-        if set(seen.recorded) - {f"mark/{demand.sender}"}:
+        if set(seen.recorded) - records - {f"mark/{demand.sender}"}:
             return f"it recorded {seen.recorded}"
         outcome = "dropped"
         for output in seen.emitted:
             if isinstance(output, Send) and not _of_a_challenge(output):
                 reply = decode_part(output.data, TRAILER).message
+                if records and (reply.kind, reply.purpose) == (Kind.REQUEST, Purpose.ROUTE):
+                    if output.destination.address not in _addresses(node, demand.sender):
+                        return f"it led to {readable(reply)} to {output.destination}"
+                    continue
                 if output.destination != demand.source or reply.status not in demand.answers:
                     return f"it was answered {reply.status.name} to {output.destination}"
                 outcome = f"answered {reply.status.name}"
@@ -268,8 +297,16 @@ def _standings(node: Node) -> set[str]:
     if node.manager is not None:
         found = {f"binding {b.state}" for b in node.manager.cache.bindings.values()}
         return found | {f"move {m.state.value}" for m in node.manager.moves.values()}
+    if node.router is not None:
+        held = node.router.entries.values()
+        return {f"route {e.state.name}" for e in held}
     entries = node.edge.entries.values() if node.edge is not None else ()
     return {e.phase.name for e in entries}
+
+
+def _addresses(node: Node, peer: str) -> set[Address]:
+    assert node.engine is not None
+    return {endpoint.address for endpoint in node.engine.channel.peers[peer].endpoints}
 
 
 def _asks_for_proof(data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""A World (tests/engine/network.py) with an attacker in it, who hears every datagram.
+"""A World with routers, and an attacker in it who hears every datagram.
 
 It keeps what was delivered, so that it can be replayed, and adds peers that exist in keys and
 configuration alone: the attacker holds their keys.
@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.engine.network import Node, World, a_secret
 from vmmobility.engine.channel import Peer
+from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.outputs import Endpoint, Send
 from vmmobility.wire.authentication import TRAILER, Seal, read_seal, seal
 from vmmobility.wire.message import Message, decode_part, encode_parts
@@ -23,7 +24,8 @@ from vmmobility.wire.options import KnownBoot, Nonce
 from vmmobility.wire.registry import MAX_DATAGRAM, UDP_PORT, Kind, Purpose, Role
 from vmmobility.wire.values import Address
 
-# node -> role: what the attacker has taken over; all have keys with the manager and every NVE.
+# node -> role: what the attacker has taken over; all have keys with the manager, every NVE and
+# every router.
 TAKEN = {
     "rogue": Role.NVE,
     "tor": Role.DEFAULT_ROUTER,
@@ -31,6 +33,11 @@ TAKEN = {
     "napt": Role.NAPT,
     "manager-2": Role.MANAGER,
 }
+SITES = (
+    RouterSite("r1", border=False, serves=("a", "b"), dc="dc1"),
+    RouterSite("r2", border=False, serves=("c", "d"), dc="dc1"),
+    RouterSite("edge", border=True, dc="dc1"),
+)
 ATTACKER = Endpoint(ip_address("198.51.100.66"), 6666)
 KEPT = 4000  # datagrams remembered
 
@@ -61,7 +68,7 @@ class Domain(World):
         self.boots: dict[tuple[str, str], int] = {}
         self.spoken: dict[tuple[str, str], int] = {}
         self.attack: Callable[[Domain], None] = lambda domain: None
-        super().__init__(nves, **options)
+        super().__init__(nves, **{"routers": SITES, **options})
         safety = self.watch
         self.watch = lambda world: (safety(world), self.attack(self))[0]
 
@@ -72,7 +79,7 @@ class Domain(World):
         assert node.engine is not None
         channel = node.engine.channel
         for name, role in TAKEN.items():
-            if node.role is Role.NVE and role is Role.MANAGER:
+            if node.role is not Role.MANAGER and role is Role.MANAGER:
                 continue  # that one would have every right there
             secret = a_secret(node.node_id, name, 1)
             channel.peers[name] = Peer(name, role, (taken_endpoint(name),), {1: secret}, 1)

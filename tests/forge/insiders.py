@@ -1,7 +1,9 @@
 """What peers who hold a true key, but not the right, can send: refused, and nothing else.
 
-An NVE, router or NAPT box with a manager's purposes; a manager with an NVE's; an NVE that speaks
-for others' VMs or under another's name; a manager's order of a binding or a move that is over.
+An NVE, router or NAPT box with a manager's purposes; a manager with an NVE's or a router's; an NVE
+with a router's; an NVE that speaks for others' VMs or under another's name; a router that says what
+it sees of VMs, or of times, of which nobody asked it; a manager's order of a binding or a move that
+is over.
 Not here: those without keys (shots.py), what is then looked at (campaign.py).
 """
 
@@ -13,11 +15,13 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from tests.engine.network import MANAGER
-from tests.forge.domain import TAKEN, Domain, taken_endpoint
+from tests.forge.domain import SITES, TAKEN, Domain, taken_endpoint
 from vmmobility.engine import manager as manager_module
 from vmmobility.engine import nve as nve_module
+from vmmobility.engine import router as router_module
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import make_nve
+from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.nve import IN_A_MOVE
 from vmmobility.engine.outputs import Endpoint
 from vmmobility.wire.message import Message
@@ -30,7 +34,10 @@ from vmmobility.wire.options import (
     MobilityKind,
     Option,
     PhaseOption,
+    PreviousNve,
+    Route,
     ServingNve,
+    Sight,
     Ticket,
     VmId,
 )
@@ -43,12 +50,19 @@ from vmmobility.wire.registry import (
     Phase,
     Purpose,
     Role,
+    RouteState,
     Status,
 )
 from vmmobility.wire.values import Interface, VmKey
 
 # As they were when this module was loaded: a mutant of an engine changes the engine's.
-RIGHTS = {Role.MANAGER: dict(manager_module.RIGHTS), Role.NVE: dict(nve_module.RIGHTS)}
+RIGHTS = {
+    Role.MANAGER: dict(manager_module.RIGHTS),
+    Role.NVE: dict(nve_module.RIGHTS),
+    Role.DEFAULT_ROUTER: dict(router_module.RIGHTS),
+    Role.BORDER_ROUTER: dict(router_module.RIGHTS),
+}
+ROUTERS = tuple(site.router_id for site in SITES)
 REFUSALS = frozenset(s for s in Status if not s.accepted)
 PROHIBITED = frozenset({Status.ADMINISTRATIVELY_PROHIBITED})
 ANY = frozenset(Status)
@@ -83,7 +97,9 @@ class Insiders:
         if way == "role":
             return self._of_another_role(target)
         if way == "foreign" and target == MANAGER:
-            return self._for_anothers_vm()
+            return self._for_anothers_vm() if self._chance.random() < 0.7 else self._not_asked()
+        if way == "stale" and target in ROUTERS:
+            return self._past_route(target)
         if way == "stale" and target != MANAGER:
             return self._of_the_past(target)
         return None
@@ -115,6 +131,9 @@ class Insiders:
         yield EndpointOption(where.nve.locators[0], 49001)
         yield Measurements(b'{"downtime_ms":0.25}')
         yield Guest(GuestLife.NONE)
+        yield PreviousNve(self._domain.nodes["a"].nve)
+        yield Route(chance.choice(list(RouteState)))
+        yield Sight(chance.random() < 0.5, chance.random() < 0.5)
 
     def _request(self, purpose: Purpose, options: list[Option], lifetime: int) -> Message:
         sequence = self._chance.getrandbits(32)
@@ -232,3 +251,66 @@ class Insiders:
             options[Epoch] = Epoch(max(entry.epoch, entry.move_epoch))
         message = self._request(purpose, [*options.values()], 0)
         return Demand(kind, MANAGER, self._source(MANAGER), message, REFUSALS)
+
+    # ---- of and to routers ---------------------------------------------------------------------
+
+    def _past_route(self, target: str) -> Demand | None:
+        """A true manager's order to a router under an epoch of the past, or another one under the
+        epoch that it has obeyed."""
+        router = self._domain.nodes[target].router
+        if router is None or not router.entries or not self._can_sign(MANAGER, target):
+            return None
+        entry = self._chance.choice(list(router.entries.values()))
+        options = {type(o): o for o in self._about(entry.vm, self._chance.choice("abcd"))}
+        past = entry.epoch > 0 and self._chance.random() < 0.5
+        options[Epoch] = Epoch(self._chance.randrange(entry.epoch) if past else entry.epoch)
+        if not past:
+            others = [s for s in RouteState if s is not entry.state]
+            options[Route] = Route(self._chance.choice(others))
+        message = self._request(Purpose.ROUTE, [*options.values()], 0)
+        return Demand("past route", MANAGER, self._source(MANAGER), message, REFUSALS)
+
+    def _not_asked(self) -> Demand | None:
+        """A router tells what it sees under an epoch that is not that of its newest order: it is
+        heard, and it is nothing to go by."""
+        manager = self._domain.nodes[MANAGER].manager
+        told = [
+            (entry.vm, name, told.epoch)
+            for entry in (manager._fabric.values() if manager else ())
+            for name, told in entry.routers.items()
+            if told.epoch > 0 and self._can_sign(name, MANAGER)
+        ]
+        if not told:
+            return None
+        vm, name, epoch = self._chance.choice(told)
+        options = {type(o): o for o in self._about(vm, "a")}
+        options[Epoch] = Epoch(self._chance.randrange(epoch))
+        message = self._request(Purpose.SIGHT, [*options.values()], 0)
+        return Demand("past sight", name, self._source(name), message, ANY)
+
+    def unasked(self) -> Demand | None:
+        """A router tells what it sees of a VM of which it was told nothing."""
+        manager = self._domain.nodes[MANAGER].manager
+        if manager is None:
+            return None
+        vm, name = self._vm(), self._chance.choice(ROUTERS)
+        entry = manager._fabric.get(vm)
+        if (entry is not None and name in entry.routers) or not self._can_sign(name, MANAGER):
+            return None
+        options = {type(o): o for o in self._about(vm, "a")}
+        options[Epoch] = Epoch(self._chance.randrange(manager.cache.last_epoch + 1))
+        message = self._request(Purpose.SIGHT, [*options.values()], 0)
+        unknown = frozenset({Status.UNKNOWN_BINDING})
+        return Demand("unasked sight", name, self._source(name), message, unknown)
+
+
+def told_to_others(
+    manager: ManagerEngine, router: str
+) -> dict[tuple[VmKey, str], tuple[object, ...]]:
+    """What every router but that one was told, and what of it has been heard."""
+    return {
+        (entry.vm, name): (told.lead, told.epoch, told.acknowledged, told.direct)
+        for entry in manager._fabric.values()
+        for name, told in entry.routers.items()
+        if name != router
+    }

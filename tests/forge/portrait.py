@@ -22,14 +22,23 @@ BOOKKEEPING = frozenset(
     {
         "Channel.drops", "Channel._outbox", "Channel._own", "Channel._challenges",
         "Channel._sequence", "Outstanding.due", "Outstanding.attempts", "Peer.last_heard",
+        "Told.heard",
         "ManagerEngine.outbox", "ManagerEngine.counts", "ManagerEngine._relearn_until",
         "ManagerEngine._relearning_noted", "ManagerEngine._loss_heeded",
-        "NveEngine.outbox", "NveEngine.counts",
+        "NveEngine.outbox", "NveEngine.counts", "RouterEngine.outbox",
     }
 )  # fmt: skip
 # What an authentic message of a peer leaves behind in the channel, whatever is then refused; the
 # manager also notes, a peer apart, which attaches that peer has itself ended.
 OF_A_PEER = frozenset({"Peer.window", "Peer.replies", "Peer.assemblies", "ManagerEngine._ended"})
+# What a router that tells of a VM unasked brings about: it is told, under a fresh epoch, what it
+# should do.  What others are told is looked at apart (insiders.py).
+OF_A_ROUTER = frozenset(
+    {
+        "ManagerEngine._fabric", "BindingCache.last_epoch", "Channel._outstanding",
+        "Channel._by_subject",
+    }
+)  # fmt: skip
 
 
 def portrait(engine: object, ignored: frozenset[str] = BOOKKEEPING) -> Portrait:

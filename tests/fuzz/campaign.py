@@ -26,15 +26,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from tests.fuzz import targets_api, targets_files, targets_kernel, targets_store, targets_wire
+from tests.fuzz import (
+    targets_api,
+    targets_engine,
+    targets_files,
+    targets_kernel,
+    targets_store,
+    targets_wire,
+)
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.target import Target
 
-TARGETS = {
-    t.name: t
-    for module in (targets_wire, targets_store, targets_kernel, targets_files, targets_api)
-    for t in module.TARGETS
-}
+MODULES = (
+    targets_wire, targets_engine, targets_store, targets_kernel, targets_files, targets_api,
+)  # fmt: skip
+TARGETS = {t.name: t for module in MODULES for t in module.TARGETS}
 CORPUS = Path(__file__).with_name("corpus")
 FAILURES = Path(".build/fuzz")
 SLOW_S = 1.0  # for one input of a few thousand octets, also on a machine that is busy

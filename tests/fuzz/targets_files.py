@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.fuzz.target import Target
 from tests.fuzz.targets_store import folder
 from vmmobility.cli.definition_file import read_definition
-from vmmobility.daemon import config, keys
+from vmmobility.daemon import config, config_files, keys
 from vmmobility.daemon.config_template import template
 from vmmobility.drivers.hypervisor import definition
 from vmmobility.errors import ConfigError, DecodeError, LabError, VmMobilityError
@@ -111,7 +111,7 @@ TARGETS = (
     _text("manager-config", "manager.toml", config.load_manager, ConfigError,
           lambda: _templates("manager")),
     _text("nve-config", "nve.toml", config.load_nve, ConfigError, lambda: _templates("nve")),
-    _text("any-config", "any.toml", config.load, ConfigError,
+    _text("any-config", "any.toml", config_files.load, ConfigError,
           lambda: _templates("manager", "nve")),
     _text("keys", "manager--nve-a.toml", keys.read_pair, ConfigError, _pairs),
     _text("fabric", "fabric.toml", fabric.load_fabric, LabError,

@@ -39,7 +39,7 @@ def part(data: bytes) -> str:
     return " ".join(("value", *sorted({type(o).__name__ for o in message.options})))
 
 
-def _split(data: bytes) -> Iterator[bytes]:
+def split(data: bytes) -> Iterator[bytes]:
     """The datagrams of an input: each after its length in two octets."""
     while data:
         size = int.from_bytes(data[:2], "big")
@@ -53,7 +53,7 @@ def joined(datagrams: tuple[bytes, ...]) -> bytes:
 
 def parts(data: bytes) -> str:
     try:
-        found: list[Part] = [decode_part(with_length(d), TRAILER) for d in _split(data)]
+        found: list[Part] = [decode_part(with_length(d), TRAILER) for d in split(data)]
         message = join_parts(found) if found else None
     except DecodeError as error:
         return error.reason

@@ -13,6 +13,7 @@ from tests.fuzz.campaign import TARGETS
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.target import Target
 from tests.fuzz.targets_store import journal, with_checksums
+from vmmobility.engine.router import RouterEngine
 from vmmobility.store import frames
 from vmmobility.wire import formats, options
 
@@ -96,6 +97,20 @@ def believing(data, offset, lowest, highest):
     if not (lowest <= sequence <= highest and 0 < length <= len(data) - start):
         return None
     return frames.Frame(offset, sequence, data[start : start + length])
+
+
+def test_a_router_that_obeys_the_past_is_found(monkeypatch):
+    ordered = RouterEngine._ordered
+
+    def forgetful(self, received, now):
+        for entry in self.entries.values():
+            entry.epoch = 0
+        ordered(self, received, now)
+
+    monkeypatch.setattr(RouterEngine, "_ordered", forgetful)
+    target = TARGETS["router"]
+    found = campaign.run(target, campaign.mutated(target, 1), campaign.until(300, 60))
+    assert any("AssertionError" in wrong for wrong in found.failures)
 
 
 def test_an_input_that_takes_too_long_is_found(monkeypatch):

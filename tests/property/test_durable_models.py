@@ -1,5 +1,5 @@
 """What is durable against models: the journal with crashes at any octet, replay windows over
-restarts, the Binding Update List through the store.
+restarts, the Binding Update List and what routers are told, and hold, through the store.
 
 Not here: the journal's own system calls (tests/unit/test_journal_compaction.py).
 """
@@ -20,9 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.property.test_wire_properties import interfaces, names, nves, uints
 from vmmobility.engine import binding_update_list as bul
 from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
+from vmmobility.engine.fabric_record import FabricEntry, Lead, Told, fabric_to_json, load_fabric
 from vmmobility.engine.replay_window import ReplayWindow
+from vmmobility.engine.router import RouteEntry, load_routes, route_to_json
 from vmmobility.store.journal import Journal
-from vmmobility.wire.registry import GuestLife, Mobility, Phase
+from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
 from vmmobility.wire.values import VmKey
 
 JSON = st.recursive(
@@ -182,6 +184,7 @@ DURABLE: dict[str, st.SearchStrategy[Any]] = {
     "claiming": st.booleans(),
     "arrived": st.sampled_from(GuestLife),
     "paused": st.booleans(),
+    "relaying": st.booleans(),
 }
 
 
@@ -210,3 +213,57 @@ def test_what_an_entry_writes_is_what_this_test_knows() -> None:
     entry = Entry(VmKey(0, "x"), phase=Phase.SERVING)
     assert set(bul.entry_to_json(entry)) == set(DURABLE)
     assert set(DURABLE) <= {f.name for f in fields(Entry)}
+
+
+# ---- routers: what they hold, and what the manager has told them ---------------------------------
+
+HELD: dict[str, st.SearchStrategy[Any]] = {
+    "epoch": uints(64),
+    "state": st.sampled_from(RouteState),
+    "interfaces": st.lists(interfaces, max_size=3).map(tuple),
+    "serving": nves,
+    "previous": st.none() | nves,
+}
+
+
+@given(st.lists(st.builds(RouteEntry, vms, **HELD), max_size=4, unique_by=lambda e: e.vm))
+def test_a_routers_entries_survive_their_journey_through_the_store(held: list[RouteEntry]) -> None:
+    state = {entry.key: route_to_json(entry) for entry in held}
+    loaded = {e.vm: e for e in load_routes(json.loads(json.dumps(state)))}
+    assert set(loaded) == {e.vm for e in held}
+    for entry in held:
+        again = loaded[entry.vm]
+        assert (again.state, again.epoch) == (entry.state, entry.epoch)
+        if entry.state is not RouteState.NONE:
+            assert again == entry
+            assert again.routes() == entry.routes()
+        assert route_to_json(again) == route_to_json(entry), "and a second time the same"
+
+
+leads = st.builds(Lead, st.sampled_from([s for s in RouteState if s]), nves, st.none() | nves)
+tolds = st.builds(
+    Told, st.none() | leads, uints(64), st.booleans(), st.lists(nves, max_size=3).map(tuple)
+)
+fabric_entries = st.builds(
+    FabricEntry,
+    vms,
+    st.lists(interfaces, max_size=3).map(tuple),
+    st.dictionaries(names(64), tolds, min_size=1, max_size=4),
+)
+
+
+@given(st.lists(fabric_entries, max_size=4, unique_by=lambda e: e.vm))
+def test_what_routers_were_told_survives_its_journey_too(told: list[FabricEntry]) -> None:
+    state = {entry.key: fabric_to_json(entry) for entry in told}
+    assert load_fabric(json.loads(json.dumps(state))) == {entry.vm: entry for entry in told}
+
+
+@given(st.lists(leads, min_size=1, max_size=5))
+def test_a_router_may_lead_wherever_it_was_told_until_it_obeys(orders: list[Lead]) -> None:
+    told = Told(None, 0)
+    for epoch, lead in enumerate(orders, 1):
+        told = told.then(lead, epoch)
+    before = [lead.target for lead in orders[:-1] if lead.target is not None]
+    assert told.held == tuple(dict.fromkeys(before))
+    told.done()
+    assert not told.held

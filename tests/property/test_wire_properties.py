@@ -29,7 +29,9 @@ from vmmobility.wire.options import (
     PhaseOption,
     PreviousNve,
     Reason,
+    Route,
     ServingNve,
+    Sight,
     Supported,
     Ticket,
     Timestamp,
@@ -47,6 +49,7 @@ from vmmobility.wire.registry import (
     Mobility,
     Phase,
     Purpose,
+    RouteState,
     Status,
 )
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
@@ -109,6 +112,8 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     Nonce: st.builds(Nonce, st.binary(min_size=16, max_size=16)),
     KnownBoot: st.builds(KnownBoot, uints(64)),
     Guest: st.builds(Guest, st.sampled_from(GuestLife)),
+    Route: st.builds(Route, st.sampled_from(RouteState)),
+    Sight: st.builds(Sight, st.booleans(), st.booleans()),
 }
 unknown_options = st.builds(UnknownOption, unknown_types, st.binary(max_size=200))
 options = st.one_of(*OPTION_VALUES.values(), unknown_options)

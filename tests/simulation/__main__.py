@@ -75,6 +75,10 @@ def _campaign(start: int, count: int, processes: int) -> int:
         f"{took:.0f} s on {processes} processors; a schedule has {tally.events / count:.0f} events "
         f"and {tally.crashes / count:.1f} crashes and takes {cpu_ms:.1f} ms of processor time"
     )
+    print(
+        f"{tally.routed} of them with routers, where {tally.micro_loops} loops were met while the "
+        "fabric was still turning"
+    )
     print(tally.words())
     return 1 if tally.violations else 0
 

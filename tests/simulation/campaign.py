@@ -29,6 +29,8 @@ class Tally:
     crashes: int = 0
     violations: dict[int, str] = field(default_factory=dict)
     struck: Counter[tuple[str, str]] = field(default_factory=Counter)
+    routed: int = 0
+    micro_loops: int = 0
 
     def add(self, other: Tally) -> None:
         self.schedules += other.schedules
@@ -36,6 +38,8 @@ class Tally:
         self.crashes += other.crashes
         self.violations |= other.violations
         self.struck.update(other.struck)
+        self.routed += other.routed
+        self.micro_loops += other.micro_loops
 
     def table(self) -> str:
         coverage = Coverage()
@@ -56,7 +60,10 @@ def run_chunk(seeds: range) -> Tally:
     for seed in seeds:
         if seed % 10 == 0:
             gc.collect()
-        outcome = run(draw(seed))
+        schedule = draw(seed)
+        outcome = run(schedule)
+        tally.routed += bool(schedule.routers)
+        tally.micro_loops += outcome.micro_loops
         tally.schedules += 1
         tally.events += outcome.events
         tally.crashes += outcome.crashes

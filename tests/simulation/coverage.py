@@ -15,7 +15,8 @@ from vmmobility.wire.values import VmKey
 
 RESTING, UNBOUND, ENDING = "at rest", "unbound", "ending"
 PHASES = (
-    UNBOUND, RESTING, "preparing", "copying", "delivering", "switching", "redirecting",
+    UNBOUND, RESTING, "preparing", "copying", "delivering", "announcing",
+    "withdrawing", "switching", "redirecting",
     "ending-guest", "turning-back", "clearing", ENDING,
 )  # fmt: skip
 # The event that tells of a phase's beginning -> the phase.
@@ -23,6 +24,8 @@ BEGINS = {
     "move.ticketed": "preparing",
     "move.prepared": "copying",
     "move.converged": "delivering",
+    "move.announcing": "announcing",
+    "move.withdrawing": "withdrawing",
     "move.delivering": "switching",
     "move.registered": "redirecting",
     "move.ending-guest": "ending-guest",
@@ -44,6 +47,7 @@ class Coverage:
 
     def __init__(self) -> None:
         self.struck: Counter[tuple[str, str]] = Counter()
+        self.routers: frozenset[str] = frozenset()
         self._phase: dict[str, tuple[str, str, str]] = {}
 
     def add(self, other: Counter[tuple[str, str]]) -> None:
@@ -71,7 +75,8 @@ class Coverage:
             name = fault
             if fault in OF_A_NODE:
                 part = {MANAGER: "manager", source: "source", destination: "destination"}
-                name = f"{fault}, {part.get(node, 'another')}"
+                other = "router" if node in self.routers else "another"
+                name = f"{fault}, {part.get(node, other)}"
             self.struck[name, phase] += 1
 
     def table(self) -> str:

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 
 from tests.engine.network import MANAGER
+from tests.simulation.draw_fabric import DrawFabric
 from tests.simulation.operations import THERE
 from tests.simulation.schedule import CALM, Operation, Schedule
 
@@ -64,10 +65,12 @@ class _Draw:
             self.at += self.chance.expovariate(1 / 2.0)
         if not any(o.verb in CRASHES for o in self.operations):
             self._add("crash", self._node(), self._away(), after=-self.at * self.chance.random())
+        fabric = DrawFabric(self.seed, self.nves, self.vms, self.at)
         self._manager_loses_records()
-        self.operations.sort(key=lambda o: o.at)
-        homes = tuple(self.homes.items())
-        return Schedule(self.seed, self.nves, homes, settings, tuple(self.operations))
+        self.operations = sorted([*self.operations, *fabric.operations], key=lambda o: o.at)
+        homes, settings = tuple(self.homes.items()), (*settings, *fabric.settings)
+        operations, routers = tuple(self.operations), fabric.routers
+        return Schedule(self.seed, self.nves, homes, settings, operations, routers)
 
     def _manager_loses_records(self) -> None:
         """In a few schedules, once.  (Set back to an older copy it is in kept schedules only: a

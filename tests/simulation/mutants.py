@@ -2,7 +2,8 @@
 
 A mutant that survives shows a check that is too weak, or a line of an engine that nothing needs.
 KNOWN names for each a schedule that kills it, so that a test replays one; the engines change, and
-then `hunt` finds another.  Not here: the mutations themselves (mutations.py).
+then `hunt` finds another.  Not here: the mutations themselves (mutations.py,
+mutations_fabric.py).
 """
 
 from __future__ import annotations
@@ -14,26 +15,29 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from tests.simulation.draw import draw
-from tests.simulation.mutations import MUTANTS
+from tests.simulation.mutations import MUTANTS as OTHER_MUTANTS
+from tests.simulation.mutations_fabric import FABRIC_MUTANTS
 from tests.simulation.runner import run
 from tests.simulation.schedule import Schedule, parse
 
 __all__ = ["KNOWN", "MUTANTS", "applied", "find", "hunt"]
 
+MUTANTS = {**OTHER_MUTANTS, **FABRIC_MUTANTS}
+
 # Mutant -> the seed of a schedule that kills it (`make simulate MUTANTS=1` prints them).
 KNOWN: dict[str, int] = {
-    "skip the epoch check": 74,
+    "skip the epoch check": 286,
     "forget the tombstone": 0,
     "forget the epoch sequence": 0,
     "redirect before persist": 0,
     "go on with a full disk": 90,
-    "forget moves at a restart": 3,
+    "forget moves at a restart": 223,
     "leave moves at a restart": 9,
-    "forget the turn at a restart": 8,
+    "forget the turn at a restart": 41,
     "relay a relayed packet": 1,
     "switch before it delivers": 0,
     "stop before the redirect": 5,
-    "turn back at once": 31,
+    "turn back at once": 112,
     "turn back though it runs": 112,
     "give up before it has ended": 537,
     "boot before it is accepted": 1,
@@ -43,8 +47,14 @@ KNOWN: dict[str, int] = {
     "take replayed datagrams": 231,
     "serving NVE lets go first": 318,
     "a chain, not a star": 4,
-    "drain alone": 4,
+    "drain alone": 14,
     "drain on silence alone": 11,
+    "drop the hold before the gate": 170,
+    "skip the gate": 104,
+    "say it once": 1,
+    "never withdraw": 2,
+    "drain though a router leads there": 667,
+    "no net under the gate": 170,
 }
 
 

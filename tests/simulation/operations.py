@@ -16,6 +16,7 @@ from typing import Any
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.fake_hypervisor import Guest, Life
 from tests.engine.network import MANAGER, Node, Weather, World, a_secret
+from tests.simulation.fabric_operations import FabricOperations
 from tests.simulation.fates import Fates
 from tests.simulation.schedule import Operation, Schedule
 from vmmobility.engine.manager import ManagerEngine
@@ -30,7 +31,7 @@ BY_HAND = ("expect", "hand-start", "hand-move")
 ROTATION_S = 0.7  # from one step of a key's rotation to the next
 
 
-class Operations:
+class Operations(FabricOperations):
     """Carries operations out.  hit(what, node) is told of every fault that strikes."""
 
     def __init__(self, world: World, schedule: Schedule, hit: Callable[[str, str], None]) -> None:
@@ -73,6 +74,7 @@ class Operations:
     def entered(self, vm: str, phase: str, parts: Mapping[str, str]) -> None:
         """To be told of every phase of every move.  parts: which NVEs "source" and "destination"
         mean in it."""
+        parts = {**parts, **self.routers_of(parts)}
         for delay, operation in self._when.pop((vm, phase), ()):
             words = tuple(parts.get(word, word) for word in operation.words)
             meant = Operation(self.world.now + delay, operation.verb, words)
@@ -95,6 +97,7 @@ class Operations:
         self._armed.clear()
         self._away.clear()
         self._when.clear()
+        self.calm_fabric()
         for node in world.nodes.values():
             node.fail_persist = node.tear_persist = False
             node.kernel.fail_next.clear()

@@ -1,7 +1,7 @@
 """What must hold of records and of what is said, event by event (design, invariants 2 and 4).
 
-- The highest epoch on record falls never: neither an NVE's for a VM (the tombstone), nor the
-  manager's sequence - unless the disk itself was lost.
+- The highest epoch on record falls never: neither an NVE's or a router's for a VM (the tombstone),
+  nor the manager's sequence - unless the disk itself was lost.
 - No epoch is granted twice.  A manager that has lost its records, or was set back, may grant one of
   its earlier life again: to another VM, or if no NVE that is up holds this one under it or a later
   one and runs its guest.
@@ -25,7 +25,9 @@ from vmmobility.wire.options import Epoch, PhaseOption
 from vmmobility.wire.registry import Kind, Phase, Purpose
 from vmmobility.wire.values import VmKey
 
-ANSWERED = frozenset({Purpose.ATTACH, Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT})
+ANSWERED = frozenset(
+    {Purpose.ROUTE, Purpose.ATTACH, Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT}
+)
 FIRST_REFUSAL = 128
 
 
@@ -53,7 +55,7 @@ class Records:
         for key, value in changes:
             if key == "epoch":
                 epoch = value
-            elif key.startswith("vm/"):
+            elif key.startswith(("vm/", "route/")):
                 epoch = value["epoch"] if value else 0
             else:
                 continue
@@ -94,6 +96,8 @@ class Records:
         message = part.message
         if node.node_id == MANAGER:
             self._granted_on_disk(node, message)
+        elif message.purpose is Purpose.ROUTE:
+            self._led_on_disk(node, message)
         else:
             self._stands_on_disk(node, message)
 
@@ -104,6 +108,13 @@ class Records:
             if node.disk.get("epoch", 0) < epoch.epoch:
                 what = f"{vm}: epoch {epoch.epoch} is said and not on the manager's disk"
                 raise self._broken("said before durable", what)
+
+    def _led_on_disk(self, node: Node, message: Message) -> None:
+        vm, epoch = message.vm, message.epoch
+        record = node.disk.get(f"route/{vm.vni}/{vm.vm_id}")
+        if record is None or record["epoch"] < epoch:
+            what = f"{node.node_id} says {vm} is led under epoch {epoch}, its disk {record}"
+            raise self._broken("said before durable", what)
 
     def _stands_on_disk(self, node: Node, message: Message) -> None:
         """An NVE's reply says (epoch, phase)."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.engine import safety
 from tests.engine.conversation import vm_key
+from tests.engine.fabric_talk import sites
 from tests.engine.fake_hypervisor import Pace
 from tests.engine.network import MANAGER, Node, Weather, World
 from tests.engine.safety import Violation
@@ -37,6 +38,7 @@ class Outcome:
     crashes: int
     violation: Violation | None
     struck: Counter[tuple[str, str]] = field(default_factory=Counter)
+    micro_loops: int = 0
 
 
 def run(schedule: Schedule, prepare: Callable[[World], None] = lambda world: None) -> Outcome:
@@ -69,13 +71,16 @@ class Runner:
         world.watch = self._watch
         world.overheard = []
         self.operations.lost_state = self.records.forget
+        self.coverage.routers = frozenset(world.fabric.sites if world.fabric else ())
         for vm, _ in schedule.homes:
             self.coverage.knows(vm_key(vm))
         for node in world.nodes.values():
             self.records.durable(node, list(node.disk.items()))
 
     def outcome(self, violation: Violation | None) -> Outcome:
-        return Outcome(self.events, self.operations.crashes, violation, self.coverage.struck)
+        struck, fabric = self.coverage.struck, self.world.fabric
+        loops = fabric.micro_loops if fabric else 0
+        return Outcome(self.events, self.operations.crashes, violation, struck, loops)
 
     def run(self) -> None:
         world, schedule = self.world, self.schedule
@@ -204,7 +209,7 @@ def a_world(schedule: Schedule) -> World:
     """The World of a schedule's settings."""
     value = schedule.setting
     retransmission = Retransmission(value("first"), value("most"))
-    manager = {
+    manager: dict[str, Any] = {
         "lifetime_s": value("lifetime"),
         "step_s": value("step"),
         "copy_s": value("copy"),
@@ -223,4 +228,10 @@ def a_world(schedule: Schedule) -> World:
     delay = (min(0.001, value("delay")), value("delay"))
     weather = Weather(value("loss"), value("repetition"), delay)
     persist = (min(0.0005, value("persist")), value("persist"))
-    return World(schedule.nves, schedule.seed, weather, persist, pace, manager, nve)
+    fabric: dict[str, Any] = {}
+    if schedule.routers:
+        manager["gate_s"] = value("gate")
+        manager["gate_policy"] = "proceed" if value("proceed") else "abort"
+        most = value("fabric")
+        fabric = {"routers": sites("/".join(schedule.routers)), "fabric_delay_s": (most / 5, most)}
+    return World(schedule.nves, schedule.seed, weather, persist, pace, manager, nve, **fabric)

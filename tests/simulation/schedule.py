@@ -5,6 +5,7 @@ replays it:
 
     seed 17
     nves a b c
+    routers ra:a rb:b,c x
     homes vm1=a vm2=b
     settings lifetime=8 drain=2 ... loss=0.2
     > 0.000 start vm1 a
@@ -26,6 +27,9 @@ CALM: dict[str, float] = {
     "loss": 0.0, "repetition": 0.0, "delay": 0.001, "persist": 0.001,
     "order": 0.002, "copying": 0.5, "moment": 0.02, "stop": 0.01, "load": 0.01,
 }  # fmt: skip
+# The same of one with routers: how long a move waits for its gate, the most that a word takes in
+# the fabric, and whether a move goes on when the gate's time is over.
+CALM_FABRIC: dict[str, float] = {"gate": 2.0, "fabric": 0.1, "proceed": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +46,18 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """seed: of the weather's dice; homes: VM -> the NVE to which the fabric leads for it."""
+    """seed: of the weather's dice; homes: VM -> the NVE to which the fabric leads for it; routers:
+    each as "ra:a,b", with the NVEs behind it, a border router without any; most have none."""
 
     seed: int
     nves: tuple[str, ...]
     homes: tuple[tuple[str, str], ...]
     settings: tuple[tuple[str, float], ...]
     operations: tuple[Operation, ...]
+    routers: tuple[str, ...] = ()
 
     def setting(self, name: str) -> float:
-        return dict(self.settings).get(name, CALM[name])
+        return {**CALM, **CALM_FABRIC, **dict(self.settings)}[name]
 
     def with_settings(self, **changed: float) -> Schedule:
         return replace(self, settings=tuple({**dict(self.settings), **changed}.items()))
@@ -60,6 +66,7 @@ class Schedule:
         lines = [
             f"seed {self.seed}",
             f"nves {' '.join(self.nves)}",
+            *([f"routers {' '.join(self.routers)}"] if self.routers else []),
             f"homes {' '.join(f'{vm}={home}' for vm, home in self.homes)}",
             f"settings {' '.join(f'{name}={value:g}' for name, value in self.settings)}",
             *map(str, self.operations),
@@ -85,6 +92,7 @@ def parse(text: str) -> Schedule:
         tuple((vm, home) for vm, _, home in (w.partition("=") for w in head["homes"])),
         tuple((n, float(v)) for n, _, v in (w.partition("=") for w in head["settings"])),
         tuple(operations),
+        tuple(head.get("routers", ())),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
-from tests.simulation.schedule import CALM, Operation, Schedule
+from tests.simulation.schedule import CALM, CALM_FABRIC, Operation, Schedule
 
 Fails = Callable[[Schedule], bool]
 
@@ -45,8 +45,9 @@ def _fewer_operations(schedule: Schedule, fails: Fails) -> Schedule:
 
 def _plainer_settings(schedule: Schedule, fails: Fails) -> Schedule:
     for name, value in schedule.settings:
-        if value != CALM[name]:
-            plainer = schedule.with_settings(**{name: CALM[name]})
+        calm = {**CALM, **CALM_FABRIC}[name]
+        if value != calm:
+            plainer = schedule.with_settings(**{name: calm})
             if fails(plainer):
                 schedule = plainer
     return schedule
@@ -84,6 +85,8 @@ def _fewer_names(schedule: Schedule, fails: Fails) -> Schedule:
             fewer = replace(schedule, homes=tuple(h for h in schedule.homes if h[0] != vm))
             if fewer.homes and fails(fewer):
                 schedule = fewer
+    if schedule.routers and fails(replace(schedule, routers=())):
+        schedule = replace(schedule, routers=())
     used = {w for o in schedule.operations for w in o.words} | {h for _, h in schedule.homes}
     while len(schedule.nves) > 2 and schedule.nves[-1] not in used:
         fewer = replace(schedule, nves=schedule.nves[:-1])

@@ -47,6 +47,45 @@ ALARM: dict[str, Any] = {
     "what": "five NVEs took it",
     "remedy": "end one copy, then `vmmob vm release vm1`",
 }
+TRACE: dict[str, Any] = {
+    "address": "10.1.0.5",
+    "vni": 0,
+    "vm": "vm1",
+    "serving": "nve-b",
+    "from": None,
+    "arrives": None,
+    "ok": True,
+    "silent": [],
+    "steps": [
+        {
+            "node": "manager",
+            "role": "manager",
+            "decision": "bound to",
+            "to": "nve-b",
+            "detail": "VM vm1, epoch 7; away from nve-a",
+            "ok": True,
+            "wrong": "",
+        },
+        {
+            "node": "tor-1",
+            "role": "default router",
+            "decision": "hold table",
+            "to": "nve-b",
+            "detail": "10.1.0.5/32 by vmmobility in table 7701 dev eth1; told announce (epoch 8)",
+            "ok": True,
+            "wrong": "",
+        },
+        {
+            "node": "nve-b",
+            "role": "serving NVE",
+            "decision": "delivers to",
+            "to": "vm1",
+            "detail": "",
+            "ok": True,
+            "wrong": "",
+        },
+    ],
+}
 
 
 class FakeManager:
@@ -64,6 +103,8 @@ class FakeManager:
         self.pause_s = 0.0
         self.records: dict[VmKey, dict[str, Any]] = {}
         self.raised: list[dict[str, Any]] = []
+        self.asked: list[tuple[str, str, float]] = []
+        self.traced: dict[str, Any] = TRACE
 
     def status(self) -> dict[str, Any]:
         return {**STATUS, "bindings": 1, "moves": len(self.started)}
@@ -115,12 +156,29 @@ class FakeManager:
         await asyncio.sleep(self.pause_s)
         return self.compared
 
+    async def trace(self, address: str, start: str, seconds: float) -> dict[str, Any]:
+        if address == "10.1.0":
+            raise BadRequest(f"{address!r} is no address", "write an IPv4 or IPv6 address")
+        if start == "nowhere":
+            raise NotFound(f"no NVE or router {start} is known", "see `vmmob show nves`")
+        self.asked.append((address, start, seconds))
+        return self.traced
+
     def alarms(self) -> list[dict[str, Any]]:
         return self.raised
 
     def nves(self) -> list[dict[str, Any]]:
         row = {"nve": "nve-a", "addresses": ["10.0.0.1"], "last_heard_s": 1.25, "vms": 1}
         return [{**row, "proven": False}]
+
+    def routers(self) -> list[dict[str, Any]]:
+        row = {"router": "tor-a", "role": "default-router", "dc": "dc1", "serves": ["nve-a"]}
+        heard = {"last_heard_s": None, "proven": True}
+        return [{**row, **heard, "vms": 1, "announced": 1, "unanswered": 0}]
+
+    def routes(self) -> list[dict[str, Any]]:
+        row = {"vni": 0, "vm": "vm1", "router": "tor-a", "state": "watch", "serving": "nve-b"}
+        return [{**row, "epoch": 4, "acknowledged": True, "direct": False}]
 
     def moves(self) -> list[dict[str, Any]]:
         return self.started
@@ -178,6 +236,31 @@ class FakeManager:
         except TimeoutError:
             pass
         return move
+
+
+class FakeRouter:
+    """A router that leads one VM."""
+
+    def __init__(self) -> None:
+        self.compared: dict[str, Any] = {"checked": 1, "drift": [], "repaired": 0}
+
+    def status(self) -> dict[str, Any]:
+        return {**STATUS, "role": "default-router", "routes": {"announced": 1, "held": 0}}
+
+    def routes(self) -> list[dict[str, Any]]:
+        row = {"vni": 0, "vm": "vm1", "state": "announce", "epoch": 3, "serving": "nve-a"}
+        fabric = {"direct": True, "covered": False}
+        return [{**row, **fabric, "prefixes": ["10.1.0.5/32"], "previous": None}]
+
+    async def check(self, limit_s: float) -> dict[str, Any]:
+        return self.compared
+
+    def explain(self, address: str) -> list[dict[str, Any]]:
+        if address != "10.1.0.5":
+            raise BadRequest(f"{address}: no address", "write an IPv4 or IPv6 address")
+        hop = {"interface": "nve-a", "gateway": "10.0.1.2"}
+        row = {"priority": 78, "table": 7701, "prefix": "10.1.0.5/32", "protocol": 77}
+        return [{**row, "ours": True, "next_hops": [hop], "leads": True}]
 
 
 class FakeNve:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vmmobility.daemon import config
+from vmmobility.daemon import config, config_files
 from vmmobility.daemon.config_template import template
+from vmmobility.daemon.router_config import RouterTimers
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT, Role
@@ -28,7 +29,7 @@ def file(tmp_path: Path) -> Path:
 def test_the_documented_manager(file: Path):
     file.write_text(MANAGER)
     loaded = config.load_manager(file)
-    assert loaded == config.load(file)
+    assert loaded == config_files.load(file)
     assert loaded.node_id == "manager"
     assert loaded.addresses == (ip_address("10.0.9.2"), ip_address("fd00:0:9::2"))
     assert loaded.port == UDP_PORT
@@ -42,7 +43,7 @@ def test_the_documented_manager(file: Path):
 def test_the_documented_nve(file: Path):
     file.write_text(NVE)
     loaded = config.load_nve(file)
-    assert loaded == config.load(file)
+    assert loaded == config_files.load(file)
     assert loaded.node_id == "nve-a"
     assert loaded.nve.ipv4 == ip_address("10.0.1.2")
     assert loaded.nve.ipv6 == ip_address("fd00:0:1::2")
@@ -53,16 +54,17 @@ def test_the_documented_nve(file: Path):
     assert loaded.accelerator == "auto"
 
 
-@pytest.mark.parametrize("role", ["manager", "nve"])
+@pytest.mark.parametrize("role", ["manager", "nve", "router"])
 @pytest.mark.parametrize("uncomment", [False, True])
 def test_templates_are_valid_and_show_the_defaults(file: Path, role: str, uncomment: bool):
     text = template(role)
     if uncomment:
         text = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
-        assert "drain_s" in text or "ticket_s" in text
+        assert "check_s" in text
     file.write_text(text)
-    loaded = config.load(file)
-    assert loaded.timers in (config.ManagerTimers(), config.NveTimers())
+    loaded = config_files.load(file)
+    timers = (config.ManagerTimers(), config.NveTimers(), RouterTimers())
+    assert loaded.timers in timers
     assert loaded.port == UDP_PORT
 
 
@@ -91,7 +93,7 @@ def test_given_values_are_taken(file: Path):
         .replace("[timers]", "[timers]\nticket_s = 1.5\nretransmit_s = 1\nretransmit_max_s = 2")
     )
     loaded = config.load_manager(file)
-    assert config.load(file) == loaded
+    assert config_files.load(file) == loaded
     assert loaded.strict is True
     assert (loaded.port, loaded.log_file) == (99, Path("/l"))
     assert loaded.timers == config.ManagerTimers(
@@ -205,8 +207,8 @@ def test_a_manager_may_have_no_peer_yet(file: Path):
 
 def test_a_file_that_cannot_be_read(file: Path):
     with pytest.raises(ConfigError, match="No such file") as failure:
-        config.load(file)
+        config_files.load(file)
     assert "config init" in failure.value.remedy
     file.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="no TOML"):
-        config.load(file)
+        config_files.load(file)

@@ -9,25 +9,30 @@ from ipaddress import ip_network
 import pytest
 
 from tests.engine.network import World
+from tests.engine.router_pair import Pair
+from tests.forge.domain import SITES
 from vmmobility.engine.outputs import Send
 from vmmobility.wire.authentication import TRAILER
 from vmmobility.wire.message import Message, decode_part
-from vmmobility.wire.options import BY_CLASS, PhaseOption
-from vmmobility.wire.registry import Kind, Phase, Purpose, Status
+from vmmobility.wire.options import BY_CLASS, PhaseOption, Route, Sight
+from vmmobility.wire.registry import Kind, Phase, Purpose, RouteState, Status
 from vmmobility.wire.values import Interface, VmKey
 
 VM = VmKey(0, "vm-1")
 ETH0 = Interface(b"\x52\x54\0\0\0\x01", (ip_network("10.1.0.5/32"), ip_network("fd01:1::5/128")))
 
-# (kind, purpose, from the manager, phase asked for) -> options that MUST, that MAY be there.
-# A reply stands under its request's phase; ANY: Phase plays no part.
+# (kind, purpose, from the manager, phase or route asked for) -> options that MUST, that MAY stand.
+# A reply stands under its request's phase; ANY: it plays no part.
 ANY = None
 STAND = "VM-ID, Epoch, Phase"
-Row = tuple[Kind, Purpose, bool, Phase | None]
+ROUTED = "VM-ID, Epoch, Route"
+STEPS = (Phase.PREPARED, Phase.DELIVERING, Phase.SWITCHED, Phase.SERVING, Phase.FAILED)
+Row = tuple[Kind, Purpose, bool, Phase | RouteState | None]
 SECTION_10: dict[Row, tuple[str, str]] = {
     (Kind.REQUEST, Purpose.ATTACH, False, ANY): (
         "VM-ID, Interface Group, Serving NVE, Attach-ID",
-        "Mobility Kind, Ticket, Definition, Epoch, Previous NVE, Guest, Timestamp, Measurements",
+        "Mobility Kind, Ticket, Definition, Epoch, Previous NVE, Guest, Sight, Timestamp, "
+        "Measurements",
     ),
     (Kind.REPLY, Purpose.ATTACH, True, ANY): ("VM-ID, Epoch", "Previous NVE"),
     (Kind.REQUEST, Purpose.REFRESH, False, ANY): ("VM-ID, Attach-ID, Epoch", ""),
@@ -36,10 +41,11 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         (Kind.REQUEST, Purpose.REFRESH, False, phase): ("VM-ID, Epoch, Phase", "")
         for phase in (Phase.REDIRECTING, Phase.DEPARTED)
     },
-    **{
-        (Kind.REPLY, Purpose.REFRESH, True, phase): ("VM-ID, Epoch, Serving NVE", "")
-        for phase in (Phase.REDIRECTING, Phase.DEPARTED)
-    },
+    (Kind.REPLY, Purpose.REFRESH, True, Phase.REDIRECTING): (
+        "VM-ID, Epoch, Serving NVE",
+        "Sight",
+    ),
+    (Kind.REPLY, Purpose.REFRESH, True, Phase.DEPARTED): ("VM-ID, Epoch, Serving NVE", ""),
     (Kind.REQUEST, Purpose.CHECK, True, ANY): ("VM-ID", "Guest"),
     (Kind.REPLY, Purpose.CHECK, False, ANY): (
         f"{STAND}, Guest",
@@ -57,14 +63,14 @@ SECTION_10: dict[Row, tuple[str, str]] = {
     (Kind.REPLY, Purpose.DEREGISTER, False, ANY): (STAND, ""),
     (Kind.REQUEST, Purpose.REDIRECT, True, ANY): (
         "VM-ID, Serving NVE, Epoch",
-        "Interface Group, Previous NVE",
+        "Interface Group, Previous NVE, Sight",
     ),
-    (Kind.REPLY, Purpose.REDIRECT, False, ANY): (STAND, "Measurements"),
+    (Kind.REPLY, Purpose.REDIRECT, False, ANY): (STAND, "Measurements, Sight"),
     (Kind.REQUEST, Purpose.PREPARE, True, Phase.PREPARED): (
         "VM-ID, Phase, Epoch, Ticket, Interface Group, Previous NVE, Definition",
         "Mobility Kind",
     ),
-    (Kind.REPLY, Purpose.PREPARE, False, Phase.PREPARED): (f"{STAND}, Endpoint", ""),
+    (Kind.REPLY, Purpose.PREPARE, False, Phase.PREPARED): (f"{STAND}, Endpoint", "Sight"),
     (Kind.REQUEST, Purpose.PREPARE, True, Phase.COPYING): (
         "VM-ID, Phase, Epoch, Ticket, Endpoint, Serving NVE",
         "",
@@ -72,12 +78,9 @@ SECTION_10: dict[Row, tuple[str, str]] = {
     (Kind.REPLY, Purpose.PREPARE, False, Phase.COPYING): (STAND, ""),
     **{
         (Kind.REQUEST, Purpose.SWITCH, True, phase): ("VM-ID, Phase, Epoch, Ticket", "")
-        for phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.SERVING, Phase.FAILED)
+        for phase in STEPS
     },
-    **{
-        (Kind.REPLY, Purpose.SWITCH, False, phase): (STAND, "Measurements")
-        for phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.SERVING, Phase.FAILED)
-    },
+    **{(Kind.REPLY, Purpose.SWITCH, False, phase): (STAND, "Measurements") for phase in STEPS},
     **{
         (Kind.REQUEST, Purpose.SWITCH, False, phase): (
             "VM-ID, Phase, Epoch, Ticket",
@@ -86,6 +89,26 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         for phase in (Phase.CONVERGED, Phase.FAILED)
     },
     (Kind.REPLY, Purpose.SWITCH, True, ANY): ("VM-ID", ""),
+    (Kind.REQUEST, Purpose.ROUTE, True, RouteState.NONE): (ROUTED, ""),
+    (Kind.REQUEST, Purpose.ROUTE, True, RouteState.KEEP): (
+        f"{ROUTED}, Interface Group, Serving NVE, Previous NVE",
+        "",
+    ),
+    **{
+        (Kind.REQUEST, Purpose.ROUTE, True, state): (
+            f"{ROUTED}, Interface Group, Serving NVE",
+            "",
+        )
+        for state in (RouteState.WATCH, RouteState.LEAD, RouteState.ANNOUNCE)
+    },
+    (Kind.REPLY, Purpose.ROUTE, False, ANY): (f"{ROUTED}, Sight", ""),
+    (Kind.REQUEST, Purpose.SIGHT, False, ANY): (f"{ROUTED}, Sight", "Serving NVE"),
+    (Kind.REPLY, Purpose.SIGHT, True, ANY): ("VM-ID", ""),
+}
+# CHECK to a router, on behalf of people.
+ROUTER_CHECKS: dict[Kind, tuple[str, str]] = {
+    Kind.REQUEST: ("Interface Group", "VM-ID"),
+    Kind.REPLY: ("Epoch, Route, Measurements", "VM-ID, Sight"),
 }
 # What replies that reject must carry; Reason may always be there.
 REJECTIONS: dict[Status, str] = {
@@ -100,12 +123,17 @@ def names(text: str) -> set[str]:
     return {name for name in text.split(", ") if name}
 
 
+def asked_for(message: Message) -> Phase | RouteState | None:
+    phase, route = message.find(PhaseOption), message.find(Route)
+    return phase.phase if phase else route.state if route else ANY
+
+
 class Ear:
     """Hears all that is sent in a World."""
 
     def __init__(self, world: World) -> None:
         self.heard: list[tuple[str, str, Message]] = []
-        self._asked: dict[tuple[str, int], Phase | None] = {}
+        self._asked: dict[tuple[str, int], Phase | RouteState | None] = {}
         carry_out = world._carry_out
 
         def listen(node, output):
@@ -119,8 +147,7 @@ class Ear:
 
     def rows(self) -> Iterator[tuple[Row, Message]]:
         for sender, receiver, message in self.heard:
-            manager, option = sender == "manager", message.find(PhaseOption)
-            phase = option.phase if option else ANY
+            manager, phase = sender == "manager", asked_for(message)
             if message.kind is Kind.REQUEST:
                 self._asked[sender, message.sequence] = phase
             else:
@@ -137,7 +164,10 @@ def check(ear: Ear) -> set[Row]:
     for row, message in ear.rows():
         found = {BY_CLASS[type(o)].name for o in message.options}
         if not message.status.accepted:
-            assert names(REJECTIONS.get(message.status, "")) <= found, (row, message)
+            needed = REJECTIONS.get(message.status, "")
+            if message.purpose is Purpose.ROUTE:
+                needed = ROUTED
+            assert names(needed) <= found, (row, message)
             continue
         must, may = map(names, SECTION_10[row])
         if row[0] is Kind.REQUEST and message.purpose is Purpose.ATTACH and "Ticket" in found:
@@ -209,11 +239,51 @@ def a_move_by_hand() -> Ear:
     return ear
 
 
+def a_life_among_routers() -> Ear:
+    """Leaving home, to another router's NVE and home; then a move on that the fabric holds up."""
+    world = World(routers=SITES, nve_settings={"lifetime_s": 40.0, "drain_s": 5.0, "check_s": 5.0})
+    ear = Ear(world)
+    number = world.start_vm(VM, "a", (ETH0,))
+    world.run_until(lambda: number in world.results)
+    for to in ("b", "c", "a", "c"):
+        world.move(VM, to)
+        world.run(1.0)
+        world.senders = {("a", VM)} if to == "b" else set()
+        world.run(39.0)
+    world.restart("r1")
+    world.restart("manager")
+    world.run(30.0)
+    world.lose_state("manager")
+    world.restart("manager")
+    world.run(60.0)
+    world.stop_vm(VM, "c")
+    world.run(20.0)
+    return ear
+
+
 STAGES = ("copy", "moment", "switch", "load")
 
 
 def test_a_life_with_moves():
     check(a_life_with_moves())
+
+
+def test_a_life_among_routers():
+    """Also where Sight stands in the words of NVEs."""
+    ear = a_life_among_routers()
+    check(ear)
+    heard = {
+        (row[:2], (sight.direct, sight.covered))
+        for row, message in ear.rows()
+        if (sight := message.find(Sight)) and message.purpose not in (Purpose.ROUTE, Purpose.SIGHT)
+    }
+    assert heard == {
+        ((Kind.REQUEST, Purpose.ATTACH), (False, True)),
+        ((Kind.REPLY, Purpose.PREPARE), (False, True)),
+        ((Kind.REPLY, Purpose.REDIRECT), (False, True)),
+        ((Kind.REQUEST, Purpose.REDIRECT), (True, False)),
+        ((Kind.REPLY, Purpose.REFRESH), (True, False)),
+    }
 
 
 def test_a_move_by_hand():
@@ -226,10 +296,25 @@ def test_a_move_that_breaks(stage):
 
 
 def test_every_row_of_the_tables_is_met():
-    met = check(a_life_with_moves()) | check(a_move_by_hand())
+    met = check(a_life_with_moves()) | check(a_move_by_hand()) | check(a_life_among_routers())
     for stage in STAGES:
         met |= check(a_move_that_breaks(stage))
     assert set(SECTION_10) == met
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("vm", [VM, None])
+def test_people_ask_routers(vm: VmKey | None, known: bool):
+    pair = Pair(known=known)
+    pair.ask(vm)
+    assert [message.kind for message in pair.heard] == [Kind.REQUEST, Kind.REPLY]
+    for message in pair.heard:
+        found = {BY_CLASS[type(o)].name for o in message.options}
+        must, may = map(names, ROUTER_CHECKS[message.kind])
+        assert must <= found <= must | may
+        assert ("VM-ID" in found) is (vm is not None)
+        assert message.lifetime == 0
+    assert ("Sight" in found) is (known and vm is not None)
 
 
 def test_a_manager_that_lost_its_state_is_told_epochs_and_previous_nves():

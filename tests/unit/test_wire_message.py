@@ -123,7 +123,7 @@ def test_another_version_is_unsupported(version):
         (patched(1, 0), "bad-value"),
         (patched(1, 3), "bad-value"),
         (patched(2, 0), "bad-value"),
-        (patched(2, 9), "bad-value"),
+        (patched(2, max(Purpose) + 1), "bad-value"),
         (patched(3, 1), "bad-value"),  # a request with a status
         (patched(3, 200), "bad-value"),
         (patched(6, 0, 0), "length"),

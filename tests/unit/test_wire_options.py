@@ -26,7 +26,9 @@ from vmmobility.wire.options import (
     PhaseOption,
     PreviousNve,
     Reason,
+    Route,
     ServingNve,
+    Sight,
     Supported,
     Ticket,
     Timestamp,
@@ -36,7 +38,7 @@ from vmmobility.wire.options import (
     decode_options,
     encode_option,
 )
-from vmmobility.wire.registry import GuestLife, Mobility, Phase
+from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 NVE = Nve("nve-a", IPv4Address("10.0.1.2"), IPv6Address("fd00:0:1::2"))
@@ -73,6 +75,9 @@ EXAMPLES: list[tuple[Option, str]] = [
     (Nonce(bytes(range(16, 32))), "8011 0010 101112131415161718191a1b1c1d1e1f"),
     (KnownBoot(2**64 - 1), "8012 0008 ffffffffffffffff"),
     (Guest(GuestLife.DEPARTED), "8013 0001 03"),
+    (Route(RouteState.KEEP), "8014 0001 02"),
+    (Sight(True, False), "8015 0001 01"),
+    (Sight(False, True), "8015 0001 02"),
     (UnknownOption(0x7ABC, b"\x00\xff"), "7abc 0002 00ff"),
     (UnknownOption(0x7ABC, b""), "7abc 0000"),
 ]
@@ -115,7 +120,8 @@ def test_an_option_has_these_octets(option, octets):
 
 
 def test_options_keep_their_order_and_unknown_ones_survive():
-    every = tuple(option for option, _ in EXAMPLES if not isinstance(option, Endpoint))
+    twice = (Endpoint, Sight)  # each has two examples, and stands once
+    every = tuple(option for option, _ in EXAMPLES if not isinstance(option, twice))
     octets = b"".join(map(encode_option, every))
     assert decode(octets) == every
     assert b"".join(map(encode_option, decode(octets))) == octets
@@ -232,6 +238,8 @@ def test_authentication_stands_only_at_the_end(bit):
         (0x8008, b"\0\0\0", "bad-value"),
         (0x8009, b"\xff", "bad-value"),
         (0x8013, b"\xff", "bad-value"),
+        (0x8014, b"\x05", "bad-value"),
+        (0x8015, b"\x04", "bad-value"),
         (0x800C, b"\0\0\x04\x0a\0\0\x01", "bad-value"),
         (0x800C, b"\0\x01\x05\x0a\0\0\x01", "bad-value"),
         (0x800C, b"\0\x01\x04\x0a\0\0\x01\0", "trailing"),

@@ -11,10 +11,12 @@ from vmmobility.engine import (
     admission,
     challenge,
     channel,
+    manager_fabric,
     manager_redirects,
     nve_unmanaged,
     peer,
     replay_window,
+    router,
 )
 from vmmobility.engine.manager import ManagerSettings
 from vmmobility.engine.nve_transitions import RULES
@@ -28,6 +30,7 @@ from vmmobility.wire.registry import (
     MAX_PARTS,
     UDP_PORT,
     VERSION,
+    RouteState,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +63,11 @@ def test_every_heading_is_linked_and_every_link_leads_somewhere():
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) == headings
 
 
+def test_the_states_of_a_router_are_explained_in_their_order():
+    table = PAGE.split("| State | This router itself leads")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == [s.name for s in RouteState]
+
+
 def test_every_action_of_an_nve_is_explained():
     explained = PAGE.split("| Action | What it does")[1].split("\n\n")[0]
     assert {rule.action for rule in RULES} <= set(re.findall(r"`(\w+)`", explained))
@@ -88,6 +96,12 @@ def test_every_action_of_an_nve_is_explained():
         f"MUST remember the last {replay_window.WINDOW:,} such",
         f"the same is sent again {manager_redirects.REDIRECT_RETRY_S:.0f} s later",
         f"A state has {MANAGER.step_s:.0f} s, copying {MANAGER.copy_s:.0f} s",
+        f"announcing and withdrawing {MANAGER.gate_s:.0f} s each",
+        f"the state (**{MANAGER.gate_s:.0f} s**) is over, the operator's policy counts: "
+        f"`{MANAGER.gate_policy}` (the default)",
+        f"the same `ROUTE` is sent again **{manager_fabric.ROUTE_RETRY_S:.0f} s** later",
+        f"the router tries again every {router.RETRY_S:.0f} s",
+        f"an interval of {router.RouterSettings('').report_s:.0f} s or so",
         f"the ticket's life ({MANAGER.ticket_s:.0f} s)",
         f"more often than once in **{channel.Retransmission().first_s * 1000:.0f} ms** a peer",
         f"stored (0 if none) + 1 + {challenge.STEP_BITS} random bits",

@@ -26,12 +26,13 @@ from vmmobility.wire.registry import (
     Phase,
     Purpose,
     Role,
+    RouteState,
     Status,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "docs" / "vectors"
-MESSAGES = ("options", "registrations", "hot-move", "parts", "challenges", "checks")
+MESSAGES = ("options", "registrations", "hot-move", "parts", "challenges", "checks", "routes")
 
 Json = dict[str, Any]
 
@@ -161,6 +162,9 @@ def test_the_vectors_cover_every_option_phase_and_rejection():
     assert {o["option"] for o in entries} == {d.name for d in OPTIONS} | {"unknown"}
     assert {o["phase"] for o in entries if o["option"] == "Phase"} == {p.name for p in Phase}
     assert {o["life"] for o in entries if o["option"] == "Guest"} == {g.name for g in GuestLife}
+    assert {o["state"] for o in entries if o["option"] == "Route"} == {s.name for s in RouteState}
+    sights = {(o["direct"], o["covered"]) for o in entries if o["option"] == "Sight"}
+    assert len(sights) == 4
     assert {m["purpose"] for m in messages} == {p.name for p in Purpose}
     assert {m["status"] for m in messages} >= {s.name for s in Status if not s.accepted}
 

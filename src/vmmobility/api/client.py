@@ -155,6 +155,23 @@ class ManagerClient(_Client):
         answer: Json = self._ask("GET", _vm_path(vm, "vms"))
         return answer
 
+    def routers(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/routers")
+        return answer
+
+    def routes(self) -> list[Json]:
+        """What each router was told of each VM, and what it says of the fabric."""
+        answer: list[Json] = self._ask("GET", "/v1/routes")
+        return answer
+
+    def trace(self, address: str, start: str, timeout_s: float) -> Json:
+        """Where packets for an address go.  start: the node where they begin, "" for all nodes."""
+        path = f"/v1/trace/{_quoted(address)}?timeout={timeout_s:g}"
+        path += f"&from={_quoted(start)}" if start else ""
+        # Hop by hop each node may take that long; one that does not answer ends the way.
+        answer: Json = self._ask("GET", path, timeout_s=ANSWER_S + 2 * timeout_s)
+        return answer
+
     def nves(self) -> list[Json]:
         answer: list[Json] = self._ask("GET", "/v1/nves")
         return answer
@@ -208,4 +225,20 @@ class NveClient(_Client):
 
     def unexpect_vm(self, vm: VmKey) -> Json:
         answer: Json = self._ask("DELETE", _vm_path(vm, "expected"), timeout_s=START_S)
+        return answer
+
+
+class RouterClient(_Client):
+    """A router's API."""
+
+    def __init__(self, socket_path: Path) -> None:
+        super().__init__(socket_path, "router")
+
+    def routes(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/routes")
+        return answer
+
+    def explain(self, address: str) -> list[Json]:
+        """The rules and routes that lead an address there."""
+        answer: list[Json] = self._ask("GET", f"/v1/explain/{_quoted(address)}")
         return answer

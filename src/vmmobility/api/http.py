@@ -24,6 +24,7 @@ from vmmobility.wire.values import VmKey
 MAX_BODY = 1 << 20  # octets
 MAX_VNI = (1 << 24) - 1
 MAX_WAIT_S = 3600.0
+TRACE_S = 5.0  # how long a node may take to say how it leads an address, likewise
 CHECK_S = 60.0  # how long a check may take, unless the asker says otherwise
 
 

@@ -58,6 +58,16 @@ class _Routes:
         limit_s = http.seconds_of(request, "timeout")
         return JSONResponse(await self._service.check(http.CHECK_S if limit_s is None else limit_s))
 
+    async def trace(self, request: Request) -> Response:
+        """`?from=NODE`: where the packets begin."""
+        start = request.query_params.get("from")
+        if start is not None:
+            http.name_of(start, "from", "name an NVE or a router")
+        limit_s = http.seconds_of(request, "timeout")
+        seconds = http.TRACE_S if limit_s is None else limit_s
+        address = request.path_params["address"]
+        return JSONResponse(await self._service.trace(address, start or "", seconds))
+
     async def alarms(self, _: Request) -> Response:
         return JSONResponse(self._service.alarms())
 
@@ -68,6 +78,12 @@ class _Routes:
     async def vm(self, request: Request) -> Response:
         binding = self._binding(http.vm_of(request))
         return JSONResponse(self._vm(binding, self._last_moves()))
+
+    async def routers(self, _: Request) -> Response:
+        return JSONResponse(self._service.routers())
+
+    async def routes(self, _: Request) -> Response:
+        return JSONResponse(self._service.routes())
 
     async def nves(self, _: Request) -> Response:
         return JSONResponse(self._service.nves())
@@ -127,6 +143,8 @@ def manager_api(service: ManagerService) -> Starlette:
             Route("/v1/bindings/{vm}/release", routes.release, methods=["POST"]),
             Route("/v1/vms", routes.vms, methods=["GET"]),
             Route("/v1/vms/{vm}", routes.vm, methods=["GET"]),
+            Route("/v1/routers", routes.routers, methods=["GET"]),
+            Route("/v1/routes", routes.routes, methods=["GET"]),
             Route("/v1/nves", routes.nves, methods=["GET"]),
             Route("/v1/moves", routes.moves, methods=["GET"]),
             Route("/v1/moves", routes.start_move, methods=["POST"]),
@@ -136,6 +154,7 @@ def manager_api(service: ManagerService) -> Starlette:
             Route("/v1/onboarded/{vm}", routes.onboard, methods=["PUT"]),
             Route("/v1/onboarded/{vm}", routes.offboard, methods=["DELETE"]),
             Route("/v1/check", routes.check, methods=["POST"]),
+            Route("/v1/trace/{address}", routes.trace, methods=["GET"]),
             Route("/v1/alarms", routes.alarms, methods=["GET"]),
         ]
     )

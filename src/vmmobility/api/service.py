@@ -36,9 +36,19 @@ class ManagerService(Protocol):
     async def check(self, limit_s: float) -> Json:
         """Compare bindings and redirects with every NVE (docs/architecture.md, API)."""
 
+    async def trace(self, address: str, start: str, seconds: float) -> Json:
+        """Where packets for an address go, and what is wrong with that (docs/architecture.md, API).
+
+        start: the node where they begin, "" for all nodes; seconds: how long a node may take.
+        """
+
     def alarms(self) -> list[Json]: ...
 
     def nves(self) -> list[Json]: ...
+
+    def routers(self) -> list[Json]: ...
+
+    def routes(self) -> list[Json]: ...
 
     def moves(self) -> list[Json]:
         """All that are remembered, oldest first."""
@@ -53,6 +63,20 @@ class ManagerService(Protocol):
 
     async def wait_move(self, id: str, seconds: float) -> Json | None:
         """The move once it has ended (`ok` is not null), or as it is after so many seconds."""
+
+
+class RouterService(Protocol):
+    """A router, as its API sees it."""
+
+    def status(self) -> Json: ...
+
+    def routes(self) -> list[Json]: ...
+
+    async def check(self, limit_s: float) -> Json:
+        """Compare the record and the kernel."""
+
+    def explain(self, address: str) -> list[Json]:
+        """The rules and routes that lead an address there."""
 
 
 class NveService(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vmmobility.cli import output
-from vmmobility.daemon import config as files
+from vmmobility.daemon import config_files as files
 from vmmobility.daemon.config_template import template
 from vmmobility.errors import ConfigError
 
@@ -22,20 +22,16 @@ def config() -> None:
     """Configuration files: check, make, show."""
 
 
-def _role(loaded: files.ManagerConfig | files.NveConfig) -> str:
-    return "manager" if isinstance(loaded, files.ManagerConfig) else "nve"
-
-
 @config.command()
 @file_argument
 def check(file: Path) -> None:
     """Check a file; exit code 0 if a daemon would take it."""
     loaded = files.load(file)
-    click.echo(f"{file}: is the configuration of {_role(loaded)} {loaded.node_id}")
+    click.echo(f"{file}: is the configuration of {files.role_of(loaded)} {loaded.node_id}")
 
 
 @config.command()
-@click.argument("role", type=click.Choice(["manager", "nve"]))
+@click.argument("role", type=click.Choice(["manager", "nve", "router"]))
 @click.option(
     "--output",
     "target",
@@ -81,7 +77,7 @@ def _plain(value: Any) -> Any:
 def show(file: Path, json_output: bool) -> None:
     """Show what a daemon would take from a file, defaults included."""
     loaded = files.load(file)
-    values = {"role": _role(loaded), **_plain(loaded)}
+    values = {**_plain(loaded), "role": files.role_of(loaded)}
     if json_output:
         output.print_json(values)
         return

@@ -20,7 +20,9 @@ from vmmobility.cli.key import key
 from vmmobility.cli.manager import manager
 from vmmobility.cli.move import move
 from vmmobility.cli.nve import nve
+from vmmobility.cli.router import router
 from vmmobility.cli.show import show
+from vmmobility.cli.trace import trace
 from vmmobility.cli.vm import vm
 from vmmobility.errors import EnvironmentProblem, VmMobilityError
 
@@ -77,7 +79,7 @@ def vmmob() -> None:
     """Move running virtual machines between routed racks without changing their IP addresses."""
 
 
-for command in (check, config, key, manager, move, nve, show, vm):
+for command in (check, config, key, manager, move, nve, router, show, trace, vm):
     vmmob.add_command(command)
 
 

@@ -5,7 +5,9 @@ Rests on click; not here: the commands.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +16,7 @@ from vmmobility.wire.values import VmKey
 
 MANAGER_SOCKET = Path("/run/vmmobility/manager.sock")
 NVE_SOCKET = Path("/run/vmmobility/nve.sock")
+ROUTER_SOCKET = Path("/run/vmmobility/router.sock")
 
 manager_socket = click.option(
     "--socket",
@@ -35,6 +38,16 @@ nve_socket = click.option(
     type=click.Path(path_type=Path),
     help="The NVE's API socket.",
 )
+router_socket = click.option(
+    "--socket",
+    "socket_path",
+    envvar="VMMOB_ROUTER_SOCKET",
+    default=ROUTER_SOCKET,
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path),
+    help="The router's API socket.",
+)
 config_file = click.option(
     "--config",
     "path",
@@ -52,6 +65,25 @@ record_file = click.option(
 vni_option = click.option(
     "--vni", type=click.IntRange(0, (1 << 24) - 1), help="Virtual network; VNI/VM says it too."
 )
+
+
+class PlainText(click.ParamType[Any]):
+    """A value that a function reads from its text; its ValueError is wrong usage.
+
+    name: how the text is written, for help and errors
+    """
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is no {self.name}: {error}", param, ctx)
 
 
 class _VmName(click.ParamType[VmKey]):

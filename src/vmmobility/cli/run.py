@@ -1,4 +1,4 @@
-"""The commands that do a daemon's own work: `manager run`, `nve run`, `nve flush`.
+"""The commands that do a daemon's own work: `manager|nve|router run`, `nve|router flush`.
 
 The only module of the command line that knows the daemons; they are imported when asked for, so
 that every other command starts quickly.  Not here: the daemons (daemon/).
@@ -42,5 +42,26 @@ def nve_run(path: Path, record: Path | None) -> None:
 def nve_flush(path: Path) -> None:
     """Remove what the NVE has put into this host's kernel.  The daemon must not run."""
     from vmmobility.daemon import nve as daemon
+
+    daemon.flush(path)
+
+
+@click.command("run")
+@config_file
+@record_file
+def router_run(path: Path, record: Path | None) -> None:
+    """Run the router in the foreground, until SIGTERM or SIGINT.  Its routes go on without it."""
+    from vmmobility.api.router_api import router_api
+    from vmmobility.api.server import serve
+    from vmmobility.daemon import router as daemon
+
+    daemon.run(path, lambda service, socket: serve(router_api(service), socket), record)
+
+
+@click.command("flush")
+@config_file
+def router_flush(path: Path) -> None:
+    """Remove what the router has put into this host's kernel.  The daemon must not run."""
+    from vmmobility.daemon import router as daemon
 
     daemon.flush(path)

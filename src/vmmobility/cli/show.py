@@ -1,4 +1,4 @@
-"""`vmmob show bindings|nves|moves|onboarded|alarms`: the manager's tables.
+"""`vmmob show bindings|nves|routers|routes|moves|onboarded|alarms`: the manager's tables.
 
 Speaks to the manager's API alone.
 """
@@ -30,6 +30,25 @@ NVES: list[Column] = [
     ("LAST HEARD S", lambda row: "never" if row["last_heard_s"] is None else row["last_heard_s"]),
     ("PROVEN", lambda row: row["proven"]),
     ("VMS", lambda row: row["vms"]),
+]
+ROUTERS: list[Column] = [
+    ("ROUTER", lambda row: row["router"]),
+    ("ROLE", lambda row: row["role"]),
+    ("DC", lambda row: row["dc"] or None),
+    ("SERVES", lambda row: row["serves"]),
+    ("LAST HEARD S", lambda row: "never" if row["last_heard_s"] is None else row["last_heard_s"]),
+    ("VMS", lambda row: row["vms"]),
+    ("ANNOUNCED", lambda row: row["announced"]),
+    ("UNANSWERED", lambda row: row["unanswered"]),
+]
+ROUTES: list[Column] = [
+    ("VM", output.vm_name),
+    ("ROUTER", lambda row: row["router"]),
+    ("STATE", lambda row: row["state"]),
+    ("SERVING", lambda row: row["serving"]),
+    ("EPOCH", lambda row: row["epoch"]),
+    ("DONE", lambda row: row["acknowledged"]),
+    ("FABRIC", lambda row: {True: "direct", False: "elsewhere"}.get(row["direct"], "not said")),
 ]
 ONBOARDED: list[Column] = [
     ("VM", output.vm_name),
@@ -74,6 +93,26 @@ def nves(socket_path: Path, json_output: bool) -> None:
     with ManagerClient(socket_path) as client:
         rows = client.nves()
     output.print_json(rows) if json_output else output.print_table(rows, NVES)
+
+
+@show.command()
+@manager_socket
+@output.as_json
+def routers(socket_path: Path, json_output: bool) -> None:
+    """The routers that the manager knows, and how many VMs each leads."""
+    with ManagerClient(socket_path) as client:
+        rows = client.routers()
+    output.print_json(rows) if json_output else output.print_table(rows, ROUTERS)
+
+
+@show.command()
+@manager_socket
+@output.as_json
+def routes(socket_path: Path, json_output: bool) -> None:
+    """What each router was told of each VM away from home, and where the fabric leads it there."""
+    with ManagerClient(socket_path) as client:
+        rows = client.routes()
+    output.print_json(rows) if json_output else output.print_table(rows, ROUTES)
 
 
 @show.command()

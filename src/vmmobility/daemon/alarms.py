@@ -24,6 +24,8 @@ ASKED_ON = {
     MoveState.TURNING_BACK: "it must serve again before anything else is said",
 }
 
+NEARLY_FULL = 0.8  # of max_host_routes
+
 
 def _row(
     alarm: str, vm: VmKey, nve: str, what: str, remedy: str, for_s: float | None = None
@@ -62,10 +64,26 @@ def manager_alarms(engine: ManagerEngine, now: float) -> list[dict[str, Any]]:
     ]
     for binding in engine.cache.bindings.values():
         rows += _duplicates(binding, now)
+    rows += _of_limits(engine)
     for move in engine.moves.values():
         if move.state in ASKED_ON and (row := _of_move(move, engine.settings.step_s, now)):
             rows.append(row)
-    return sorted(rows, key=lambda row: (row["vni"], row["vm"], row["alarm"]))
+    return sorted(rows, key=lambda row: (row["vni"] or 0, row["vm"] or "", row["alarm"]))
+
+
+def _of_limits(engine: ManagerEngine) -> Iterator[dict[str, Any]]:
+    most = engine.settings.max_host_routes
+    for centre, held in sorted(engine.announced().items()) if most else ():
+        if held >= NEARLY_FULL * most:
+            yield {
+                "alarm": "host-routes.limit",
+                "vni": None,
+                "vm": None,
+                "nve": None,
+                "for_s": None,
+                "what": f"{centre or 'the fabric'} announces {held} host routes of at most {most}",
+                "remedy": "move VMs home, or raise max_host_routes if the routers bear it",
+            }
 
 
 def _of_binding(binding: Binding, now: float) -> dict[str, Any] | None:

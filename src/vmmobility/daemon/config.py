@@ -21,6 +21,7 @@ from vmmobility.wire.registry import LIFETIME_UNIT_S, MAX_LIFETIME_UNITS, UDP_PO
 from vmmobility.wire.values import Address, Nve, Prefix
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+GATE_POLICIES = ("abort", "proceed")
 ACCELERATORS = ("auto", "kvm", "tcg")
 RECORD_MIB = 256  # a recording ends at this size
 MAX_SOCKET_PATH = 107  # octets: sun_path without its closing zero
@@ -28,11 +29,16 @@ MAX_SOCKET_PATH = 107  # octets: sun_path without its closing zero
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A node that may speak to this one, or a manager that this one speaks to."""
+    """A node that may speak to this one, or a manager that this one speaks to.
+
+    serves: the NVEs whose default router it is; dc: the data centre of a router
+    """
 
     id: str
     role: Role
     addresses: tuple[Address, ...]
+    serves: tuple[str, ...] = ()
+    dc: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class ManagerTimers:
     check_s: float = 60  # NVEs that are silent about a VM are asked about it so often
     freeze_after: int = 5  # so many unmanaged changes of NVE ...
     freeze_s: float = 180  # ... within so long freeze a binding
+    gate_s: float = 5  # a move waits so long for the fabric to lead to its destination
     retransmit_s: float = 0.25  # first retransmission; then doubled each time
     retransmit_max_s: float = 8  # longest gap between two retransmissions
 
@@ -62,7 +69,9 @@ class NveTimers:
 @dataclass(frozen=True, slots=True)
 class ManagerConfig:
     """manager.toml.  addresses: where it listens; log_file: None is standard error;
-    strict: only onboarded VMs may register; record: a file, or a folder, for a recording."""
+    strict: only onboarded VMs may register; record: a file, or a folder, for a recording;
+    gate_policy: what a move does when gate_s is over; max_host_routes: of a data centre, 0 is any.
+    """
 
     file: Path
     node_id: str
@@ -75,6 +84,8 @@ class ManagerConfig:
     peers: tuple[Peer, ...]
     strict: bool
     timers: ManagerTimers
+    gate_policy: str = "abort"
+    max_host_routes: int = 0
     record: Path | None = None
     record_mib: int = RECORD_MIB
 
@@ -113,7 +124,7 @@ _NVE = NveTimers()
 
 def load_manager(path: Path) -> ManagerConfig:
     """Raises ConfigError."""
-    top = _parse(path)
+    top = parse_file(path)
     node, manager = top.table("node"), top.table("manager")
     node_id = node.name("id", MAX_NODE_NAME)
     config = ManagerConfig(
@@ -121,13 +132,15 @@ def load_manager(path: Path) -> ManagerConfig:
         node_id=node_id,
         state_dir=node.path("state_dir"),
         addresses=node.addresses("addresses", loopback=True),
-        api_socket=_socket(node),
+        api_socket=socket_of(node),
         keys_dir=node.path("keys_dir"),
         port=node.integer("port", 1, 65535, UDP_PORT),
         log_file=node.optional_path("log_file"),
-        peers=_peers(top.tables("peer"), node_id, None),
+        peers=peers_of(top.tables("peer"), node_id, None),
         strict=manager.boolean("strict", False),
         timers=_manager_timers(top.table("timers")),
+        gate_policy=manager.choice("gate_policy", GATE_POLICIES, "abort"),
+        max_host_routes=manager.integer("max_host_routes", 0, 1 << 24, 0),
         record=node.optional_path("record"),
         record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
     )
@@ -138,7 +151,7 @@ def load_manager(path: Path) -> ManagerConfig:
 
 def load_nve(path: Path) -> NveConfig:
     """Raises ConfigError."""
-    top = _parse(path)
+    top = parse_file(path)
     node, hypervisor = top.table("node"), top.table("hypervisor")
     nve = _nve(node)
     policies = tuple(policy.value for policy in RedirectPolicy)
@@ -147,12 +160,12 @@ def load_nve(path: Path) -> NveConfig:
         nve=nve,
         state_dir=node.path("state_dir"),
         home_prefixes=node.prefixes("home_prefixes"),
-        api_socket=_socket(node),
+        api_socket=socket_of(node),
         keys_dir=node.path("keys_dir"),
         port=node.integer("port", 1, 65535, UDP_PORT),
         log_file=node.optional_path("log_file"),
         redirect=RedirectPolicy(node.choice("redirect", policies, RedirectPolicy.AUTO.value)),
-        managers=_peers(top.tables("manager"), nve.nve_id, Role.MANAGER),
+        managers=peers_of(top.tables("manager"), nve.nve_id, Role.MANAGER),
         timers=_nve_timers(top.table("timers")),
         accelerator=cast(Accelerator, hypervisor.choice("accelerator", ACCELERATORS, "auto")),
         record=node.optional_path("record"),
@@ -165,14 +178,7 @@ def load_nve(path: Path) -> NveConfig:
     return config
 
 
-def load(path: Path) -> ManagerConfig | NveConfig:
-    """Either kind: a file with [[manager]] or node.locators is an NVE's.  Raises ConfigError."""
-    top = _parse(path)
-    is_nve = top.is_list("manager") or "locators" in top.table("node")
-    return load_nve(path) if is_nve else load_manager(path)
-
-
-def _parse(path: Path) -> Table:
+def parse_file(path: Path) -> Table:
     try:
         return Table(path, tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -200,7 +206,7 @@ def _nve(node: Table) -> Nve:
     return Nve(nve_id, cast(IPv4Address | None, ipv4), cast(IPv6Address | None, ipv6))
 
 
-def _socket(node: Table) -> Path:
+def socket_of(node: Table) -> Path:
     path = node.path("api_socket")
     if len(str(path).encode()) > MAX_SOCKET_PATH:
         raise node.wrong(
@@ -209,7 +215,7 @@ def _socket(node: Table) -> Path:
     return path
 
 
-def _peers(tables: Iterable[Table], own: str, role: Role | None) -> tuple[Peer, ...]:
+def peers_of(tables: Iterable[Table], own: str, role: Role | None) -> tuple[Peer, ...]:
     """role: what all of them are; None: each says its own."""
     found: dict[str, Peer] = {}
     for table in tables:
@@ -217,11 +223,11 @@ def _peers(tables: Iterable[Table], own: str, role: Role | None) -> tuple[Peer, 
         if name in found or name == own:
             what = "stands here twice" if name in found else "is this node's own id"
             raise table.wrong("id", f"{name!r} {what}", "every node has an id of its own")
-        found[name] = Peer(
-            name,
-            role or ROLES[table.choice("role", tuple(ROLES))],
-            table.addresses("addresses", loopback=True),
-        )
+        is_what = role or ROLES[table.choice("role", tuple(ROLES))]
+        addresses = table.addresses("addresses", loopback=True)
+        routes = is_what in (Role.DEFAULT_ROUTER, Role.BORDER_ROUTER)
+        serves = table.names("serves", MAX_NODE_NAME) if routes else ()
+        found[name] = Peer(name, is_what, addresses, serves, table.text("dc", ""))
         table.finish()
     return tuple(found.values())
 
@@ -239,7 +245,7 @@ def _lifetime(timers: Table, default: int) -> int:
     return seconds
 
 
-def _retransmission(timers: Table) -> tuple[float, float]:
+def retransmission_of(timers: Table) -> tuple[float, float]:
     first = timers.seconds("retransmit_s", 0.01, 60, _MANAGER.retransmit_s)
     longest = timers.seconds("retransmit_max_s", 0.01, 600, _MANAGER.retransmit_max_s)
     if first > longest:
@@ -248,7 +254,7 @@ def _retransmission(timers: Table) -> tuple[float, float]:
 
 
 def _manager_timers(timers: Table) -> ManagerTimers:
-    retransmit_s, retransmit_max_s = _retransmission(timers)
+    retransmit_s, retransmit_max_s = retransmission_of(timers)
     made = ManagerTimers(
         lifetime_s=_lifetime(timers, _MANAGER.lifetime_s),
         ticket_s=timers.seconds("ticket_s", 1, 86400, _MANAGER.ticket_s),
@@ -258,6 +264,7 @@ def _manager_timers(timers: Table) -> ManagerTimers:
         check_s=timers.seconds("check_s", 0.1, 86400, _MANAGER.check_s),
         freeze_after=timers.integer("freeze_after", 2, 1000, _MANAGER.freeze_after),
         freeze_s=timers.seconds("freeze_s", 1, 86400, _MANAGER.freeze_s),
+        gate_s=timers.seconds("gate_s", 0.1, 3600, _MANAGER.gate_s),
         retransmit_s=retransmit_s,
         retransmit_max_s=retransmit_max_s,
     )
@@ -266,7 +273,7 @@ def _manager_timers(timers: Table) -> ManagerTimers:
 
 
 def _nve_timers(timers: Table) -> NveTimers:
-    retransmit_s, retransmit_max_s = _retransmission(timers)
+    retransmit_s, retransmit_max_s = retransmission_of(timers)
     made = NveTimers(
         lifetime_s=_lifetime(timers, _NVE.lifetime_s),
         drain_s=timers.seconds("drain_s", 0.1, 86400, _NVE.drain_s),

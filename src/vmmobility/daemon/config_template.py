@@ -7,6 +7,7 @@ Rests on config.py for the defaults.
 from __future__ import annotations
 
 from vmmobility.daemon.config import RECORD_MIB, ManagerTimers, NveTimers
+from vmmobility.daemon.router_config import RouterTimers
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT
 
@@ -30,8 +31,18 @@ id = "nve-a"
 role = "nve"
 addresses = ["198.51.100.2", "2001:db8:a::2"]
 
+# A router has a role of default-router or border-router, and runs `vmmob router run`.
+[[peer]]
+id = "tor-a"
+role = "default-router"
+addresses = ["198.51.100.1", "2001:db8:a::1"]
+serves = ["nve-a"]  # the NVEs whose default router it is; none of a border router
+dc = "dc1"  # the data centre that it is a part, or the edge, of
+
 [manager]
 # strict = false  # true: only VMs that `vmmob vm onboard` has named may register
+# gate_policy = "abort"  # abort | proceed: when the fabric does not follow a move within gate_s
+# max_host_routes = 0  # so many VM addresses may a data centre's routers announce; 0: any number
 
 [timers]  # seconds; these are the defaults
 # lifetime_s = {timers.lifetime_s}  # longest registration lifetime granted, a multiple of 4
@@ -42,6 +53,7 @@ addresses = ["198.51.100.2", "2001:db8:a::2"]
 # check_s = {timers.check_s:g}  # NVEs that are silent about a VM are asked about it so often
 # freeze_after = {timers.freeze_after}  # so many changes of NVE that no move made ...
 # freeze_s = {timers.freeze_s:g}  # ... within so long freeze the VM's binding
+# gate_s = {timers.gate_s:g}  # a move waits so long for the fabric to lead to its destination
 # retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time
 # retransmit_max_s = {timers.retransmit_max_s:g}  # longest gap between two of them
 """
@@ -80,10 +92,39 @@ accelerator = "auto"  # auto | kvm | tcg
 """
 
 
+_ROUTER = """\
+# vmmobility: configuration of a router.  Check it with `vmmob config check FILE`.
+
+[node]
+id = "tor-a"
+role = "default-router"  # default-router | border-router
+state_dir = "/var/lib/vmmobility/router"  # its journal; for this daemon alone
+addresses = ["198.51.100.1", "2001:db8:a::1"]  # where it listens
+api_socket = "/run/vmmobility/router.sock"
+keys_dir = "/etc/vmmobility/keys"  # pairwise keys, made by `vmmob key new`
+# port = {port}  # UDP
+# log_file = "/var/log/vmmobility/router.log"  # JSON lines; standard error unless given
+# record = "/var/log/vmmobility/recordings"  # what it hears, for `vmmob replay`; off unless given
+# record_mib = {record_mib}  # a recording ends at this size
+
+# The managers that it obeys: one [[manager]] each.
+[[manager]]
+id = "manager"
+addresses = ["192.0.2.10", "2001:db8::10"]
+
+[timers]  # seconds; these are the defaults
+# check_s = {timers.check_s:g}  # kernel and record are compared, and the manager is told, so often
+# retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time
+# retransmit_max_s = {timers.retransmit_max_s:g}  # longest gap between two of them
+"""
+
+
 def template(role: str) -> str:
-    """The file of a "manager" or an "nve".  Raises ConfigError on another role."""
+    """The file of a "manager", an "nve" or a "router".  Raises ConfigError on another role."""
     if role == "manager":
         return _MANAGER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=ManagerTimers())
     if role == "nve":
         return _NVE.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NveTimers())
-    raise ConfigError(f"no configuration for the role {role!r}", "use manager or nve")
+    if role == "router":
+        return _ROUTER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=RouterTimers())
+    raise ConfigError(f"no configuration for the role {role!r}", "use manager, nve or router")

@@ -28,6 +28,7 @@ from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import open_recorder
 from vmmobility.engine.channel import Retransmission
+from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
 from vmmobility.engine.outputs import CommandDone, Output
 from vmmobility.wire.registry import Role
@@ -58,7 +59,19 @@ def _settings(config: ManagerConfig) -> ManagerSettings:
         strict=config.strict,
         freeze_after=timers.freeze_after,
         freeze_s=timers.freeze_s,
+        routers=_routers(config),
+        gate_s=timers.gate_s,
+        gate_policy=config.gate_policy,
+        max_host_routes=config.max_host_routes,
         retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
+    )
+
+
+def _routers(config: ManagerConfig) -> tuple[RouterSite, ...]:
+    return tuple(
+        RouterSite(peer.id, peer.role is Role.BORDER_ROUTER, peer.serves, peer.dc)
+        for peer in config.peers
+        if peer.role in (Role.DEFAULT_ROUTER, Role.BORDER_ROUTER)
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from vmmobility.daemon.alarms import manager_alarms
@@ -17,6 +17,7 @@ from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.pump import Pump
+from vmmobility.daemon.trace import Tracer
 from vmmobility.drivers.hypervisor.definition import decode_interfaces
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import interface_to_json
@@ -25,8 +26,8 @@ from vmmobility.engine.manager_move import CommandRefused, Move
 from vmmobility.engine.manager_onboarding import Onboarded
 from vmmobility.engine.outputs import Event
 from vmmobility.errors import ApiError, BadRequest, Conflict, DecodeError, NotFound
-from vmmobility.wire.registry import Role
-from vmmobility.wire.values import VmKey
+from vmmobility.wire.registry import Role, RouteState
+from vmmobility.wire.values import Address, VmKey
 
 Result = TypeVar("Result")
 FINAL_EVENTS = frozenset({"move.done", "move.aborted", "move.failed"})
@@ -47,6 +48,7 @@ class Manager:
         self._pump = pump
         self._commands = commands
         self._endpoint = endpoint
+        self._tracer = Tracer(engine, self._ask_nodes)
         self._log = log
         self._since = time.monotonic()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
@@ -88,6 +90,48 @@ class Manager:
             }
             for peer in self._engine.channel.peers.values()
             if peer.role is Role.NVE
+        ]
+
+    def routers(self) -> list[dict[str, Any]]:
+        """One row a router of the configuration."""
+        now, engine = time.monotonic(), self._engine
+        rows = []
+        for site in engine.settings.routers:
+            peer = engine.channel.peers[site.router_id]
+            told = [entry.routers.get(site.router_id) for entry in engine.fabric.values()]
+            leads = [t for t in told if t is not None and t.lead is not None]
+            rows.append(
+                {
+                    "router": site.router_id,
+                    "role": peer.role.name.lower().replace("_", "-"),
+                    "dc": site.dc,
+                    "serves": list(site.serves),
+                    "last_heard_s": None
+                    if peer.last_heard is None
+                    else round(now - peer.last_heard, 3),
+                    "proven": is_proven(peer),
+                    "vms": len(leads),
+                    "announced": sum(t.lead.state is RouteState.ANNOUNCE for t in leads if t.lead),
+                    "unanswered": sum(t is not None and not t.acknowledged for t in told),
+                }
+            )
+        return rows
+
+    def routes(self) -> list[dict[str, Any]]:
+        """One row a VM and router: what the router was told, and what it says of the fabric."""
+        return [
+            {
+                "vni": vm.vni,
+                "vm": vm.vm_id,
+                "router": name,
+                "state": told.lead.state.name.lower() if told.lead else "none",
+                "serving": told.lead.serving.nve_id if told.lead else None,
+                "epoch": told.epoch,
+                "acknowledged": told.acknowledged,
+                "direct": told.direct,
+            }
+            for vm, entry in sorted(self._engine.fabric.items())
+            for name, told in sorted(entry.routers.items())
         ]
 
     def moves(self) -> list[dict[str, Any]]:
@@ -133,6 +177,19 @@ class Manager:
     async def check(self, limit_s: float) -> dict[str, Any]:
         found = await self._commands.run(self._pump, self._engine.check, limit_s)
         return {**found, "repaired": sum(bool(row["repaired"]) for row in found["drift"])}
+
+    async def trace(self, address: str, start: str, seconds: float) -> dict[str, Any]:
+        return await self._tracer.trace(address, start, seconds)
+
+    async def _ask_nodes(
+        self, vm: VmKey | None, address: Address, nodes: Sequence[str], seconds: float
+    ) -> dict[str, Any]:
+        found = await self._commands.run(
+            self._pump,
+            lambda number, now: self._engine.ask_nodes(number, vm, address, nodes, seconds, now),
+        )
+        answers: dict[str, Any] = found["answers"]
+        return answers
 
     def alarms(self) -> list[dict[str, Any]]:
         return manager_alarms(self._engine, time.monotonic())

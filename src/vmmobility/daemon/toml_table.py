@@ -111,6 +111,18 @@ class Table:
         except ValueError as error:
             raise self.wrong(name, str(error), "choose another name") from None
 
+    def names(self, name: str, most: int) -> tuple[str, ...]:
+        """A list of names, each of at most so many octets; none if the key is missing."""
+        if name not in self:
+            return ()
+        found = []
+        for key, text in self._texts(name):
+            try:
+                found.append(check_name(text, most))
+            except ValueError as error:
+                raise self.wrong(key, str(error)) from None
+        return tuple(found)
+
     def choice(self, name: str, choices: tuple[str, ...], default: str = _MISSING) -> str:
         value = self.text(name, default)
         if value not in choices:
@@ -158,7 +170,7 @@ class Table:
         for index, value in enumerate(self._take(name, (list,), _MISSING)):
             entry = f"{name}[{index}]"
             if not isinstance(value, str):
-                raise self.wrong(entry, f"is {_kind(value)}", "write an address as text")
+                raise self.wrong(entry, f"is {_kind(value)}", "write it as text")
             yield entry, value
 
     def addresses(self, name: str, *, loopback: bool) -> tuple[Address, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any
 
 from vmmobility.engine.admission import MAX_PREVIOUS
@@ -20,7 +21,7 @@ from vmmobility.engine.binding_update_list import (
 )
 from vmmobility.engine.replay_window import WINDOW
 from vmmobility.wire.registry import Mobility
-from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
+from vmmobility.wire.values import Address, Interface, Nve, Prefix, VmKey
 
 DUPLICATE_S = 30.0  # a second copy for which nobody has asked for so long is there no more
 
@@ -30,12 +31,14 @@ class Previous:
     """An NVE that served the VM and redirects.
 
     acknowledged: the epoch of its last reply
+    direct:       it was told that the fabric leads to the serving NVE (not durable)
     heard:        when it last showed its redirect (monotonic seconds, not durable)
     """
 
     nve: Nve
     acknowledged: int = 0
     heard: float = 0.0
+    direct: bool = False
 
 
 @dataclass(slots=True)
@@ -49,6 +52,9 @@ class Binding:
     frozen:     no NVE may attach it without a ticket, until an operator releases it
     sure:       its NVE has shown since this manager's start that it holds the VM; before that the
                 record may be of an old backup, and ends no guest (not durable)
+    at_home:    its addresses lie in the serving NVE's covering prefixes; home: the last NVE of
+                which that was so
+    fabric_direct: every router asked sees the fabric lead to the serving NVE (not durable)
     takeovers:  when it changed its NVE without a ticket; heard: when its NVE last held it; lost:
                 its NVE says that it has no such guest; departed: that the guest has left it;
                 duplicates: NVEs that have a second copy, and when they last asked for it (none of
@@ -71,6 +77,9 @@ class Binding:
     released: bool = False
     frozen: bool = False
     sure: bool = False
+    at_home: bool = False
+    home: Nve | None = None
+    fabric_direct: bool = False
     takeovers: list[float] = field(default_factory=list)
     heard: float = 0.0
     lost: bool = False
@@ -167,6 +176,15 @@ class BindingCache:
                     return holder
         return None
 
+    def holder(self, vni: int, address: Address) -> VmKey | None:
+        """The VM that has the address: of the longest prefix around it."""
+        lengths = self._lengths.get((vni, address.version), {})
+        for length in sorted(lengths, reverse=True):
+            found = self._owners.get((vni, ip_network((address, length), strict=False)))
+            if found is not None:
+                return found
+        return None
+
     def put(self, binding: Binding) -> None:
         """Insert or replace a binding and its ownership of addresses."""
         old = self.bindings.get(binding.vm)
@@ -237,6 +255,8 @@ def binding_to_json(binding: Binding) -> dict[str, Any]:
         "ending": binding.ending,
         "released": binding.released,
         "frozen": binding.frozen,
+        "at_home": binding.at_home,
+        "home": nve_to_json(binding.home),
     }
 
 
@@ -256,4 +276,6 @@ def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
         value["ending"],
         released=value.get("released", False),
         frozen=value.get("frozen", False),
+        at_home=value.get("at_home", False),
+        home=nve_from_json(value["home"]) if value.get("home") else None,
     )

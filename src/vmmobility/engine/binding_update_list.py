@@ -39,6 +39,7 @@ class Check:
     started:  whether the guest was known to be here when it was asked for
     life, drift: the answers, None until they are there
     requests: the manager's CHECKs, and commands: people's, that wait for both
+    traffic:  the packet counters, for people; nothing waits for them
     """
 
     started: bool
@@ -46,6 +47,7 @@ class Check:
     drift: tuple[str, ...] | None = None
     requests: list[Received] = field(default_factory=list)
     commands: list[int] = field(default_factory=list)
+    traffic: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class Entry:
                 serving NVE
     accept:     NVEs that may tunnel this VM's packets to here
     came_from:  phase to fall back to when a preparation is given up (NONE or REDIRECTING)
+    relaying:   PREPARED only: the fabric turns to here, and packets go on to the source
     turned:     SWITCHED only: the guest is about to stop, so the redirect is wanted now
     unplugged:  REDIRECTING only: the local guest is gone, so its taps may go
     move_epoch: epoch of the move that is prepared or under way here
@@ -83,6 +86,7 @@ class Entry:
     leftover:   NONE, REDIRECTING: a guest of it may still be at the hypervisor, which is to end it
     commands:   people's commands that wait for the guest to start, or (ending) to stop
     booting:    its guest was ordered to start, and the hypervisor has not said how that ended
+    fabric_direct: REDIRECTING only: the manager says that the fabric leads to the serving NVE
     rolling_back: SERVING only: once packets come here again, the guest is let go on
     resumes:    how often the hypervisor has refused that
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
@@ -119,9 +123,11 @@ class Entry:
     arrived: GuestLife = GuestLife.NONE
     paused: bool = False
     leftover: bool = False
+    relaying: bool = False
     # not durable
     started: bool = False
     booting: bool = False
+    fabric_direct: bool = False
     proceeding: bool = False
     rolling_back: bool = False
     resumes: int = 0
@@ -155,9 +161,9 @@ class Entry:
             # it.  What led there before still does.
             forwarding = Forwarding.NONE if self.target is None else Forwarding.REDIRECT
         if self.phase is Phase.PREPARED or self._failed_prepared:
-            # It redirects to the source as before.  A node that held no redirect leaves packets to
-            # the fabric: the source would not accept them from here (invariant 3).
-            redirects = self.came_from is Phase.REDIRECTING
+            # It redirects to the source as before, or once it was told that the fabric turns.
+            # Until then the source would not accept it from here (invariant 3).
+            redirects = self.relaying or self.came_from is Phase.REDIRECTING
             forwarding = Forwarding.REDIRECT if redirects else Forwarding.NONE
         if self.phase is Phase.DEPARTED and self.target is not None:
             forwarding = Forwarding.REDIRECT  # it left before it was accepted here
@@ -169,6 +175,8 @@ class Entry:
         led_on = forwarding is Forwarding.REDIRECT and not unsure
         # Without a route of its own a node would hand to the fabric what comes out of a tunnel.
         accept = self.accept if led_on or forwarding is Forwarding.LOCAL else ()
+        if self.phase in (Phase.COPYING, Phase.CONVERGED) and self.target is not None:
+            accept = tuple(dict.fromkeys((*accept, self.target)))  # what its destination relays
         return VmDataPlane(self.vm, self.interfaces, plugged, forwarding, target, policy, accept)
 
     @property
@@ -258,6 +266,7 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         "claiming": entry.claiming,
         "arrived": int(entry.arrived),
         "paused": entry.paused,
+        "relaying": entry.relaying,
     }
 
 
@@ -288,6 +297,7 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         claiming=value.get("claiming", False),
         arrived=GuestLife(value.get("arrived", GuestLife.NONE)),
         paused=value.get("paused", False),
+        relaying=value.get("relaying", False),
     )
 
 

@@ -25,12 +25,15 @@ from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.manager_checks import ManagerChecks
 from vmmobility.engine.manager_contests import ManagerContests
+from vmmobility.engine.manager_fabric import ManagerFabric, RouterSite
 from vmmobility.engine.manager_leases import ManagerLeases
 from vmmobility.engine.manager_moves import ManagerMoves
 from vmmobility.engine.manager_onboarding import ManagerOnboarding
 from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
 from vmmobility.engine.manager_removals import ManagerRemovals
+from vmmobility.engine.manager_route_limits import ManagerRouteLimits
+from vmmobility.engine.manager_trace import ManagerTrace
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
@@ -41,6 +44,7 @@ from vmmobility.wire.options import (
     PhaseOption,
     PreviousNve,
     ServingNve,
+    Sight,
     Ticket,
     VmId,
 )
@@ -57,7 +61,7 @@ from vmmobility.wire.values import Address, Nve, VmKey
 RIGHTS = {
     purpose: frozenset({Role.NVE})
     for purpose in (Purpose.ATTACH, Purpose.REFRESH, Purpose.DEREGISTER, Purpose.SWITCH)
-}
+} | {Purpose.SIGHT: frozenset({Role.DEFAULT_ROUTER, Role.BORDER_ROUTER})}
 EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
 
 
@@ -68,6 +72,9 @@ class ManagerSettings:
     take to say how it stands; check_s: how often the silent ones are asked.
     strict: only onboarded VMs may attach; freeze_after changes of NVE without a ticket within
     freeze_s freeze a binding.
+    routers: default and border routers; gate_s: how long a move waits for the fabric to lead to
+    its destination, and gate_policy ("abort", "proceed") what then; max_host_routes: as many VM
+    prefixes may a data centre's routers announce, 0 is any number.
     shortest_ipv4, shortest_ipv6: length in bits of the shortest prefixes that a VM may have."""
 
     node_id: str
@@ -80,6 +87,10 @@ class ManagerSettings:
     strict: bool = False
     freeze_after: int = 5
     freeze_s: float = 180.0
+    routers: tuple[RouterSite, ...] = ()
+    gate_s: float = 5.0
+    gate_policy: str = "abort"
+    max_host_routes: int = 0
     shortest_ipv4: int = 16
     shortest_ipv6: int = 48
     retransmission: Retransmission = field(default_factory=Retransmission)
@@ -94,6 +105,9 @@ class ManagerEngine(
     ManagerContests,
     ManagerChecks,
     ManagerOnboarding,
+    ManagerFabric,
+    ManagerRouteLimits,
+    ManagerTrace,
 ):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
@@ -126,11 +140,12 @@ class ManagerEngine(
         self._expiry_scan_at = now + EXPIRY_SCAN_S
         self._check_at = now + settings.check_s
         self._load_relearning(state, now)
-        self._questions = {}
+        self._questions, self._askings = {}, {}
         self._redirect_retry: dict[VmKey, float] = {}
         self._deregistering: dict[VmKey, Received] = {}
         self._ended = EndedAttaches()
         self._load_moves(state, now)
+        self._load_fabric(state)
         self._load_onboarded(state)
 
     # ---- inputs --------------------------------------------------------------------------------
@@ -141,6 +156,7 @@ class ManagerEngine(
         for binding in self.cache.bindings.values():
             self._redirect_previous(binding, now)
         self._resume_moves(now)
+        self._resume_routes(now)
 
     def datagram_received(
         self, data: bytes, source: Endpoint, local: Address | None, now: float
@@ -153,6 +169,7 @@ class ManagerEngine(
             Purpose.REFRESH: self._refresh,
             Purpose.DEREGISTER: self._deregister,
             Purpose.SWITCH: self._switch_reported,
+            Purpose.SIGHT: self._sighted,
         }[received.message.purpose]
         try:
             handler(received, now)
@@ -162,8 +179,9 @@ class ManagerEngine(
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self._next_move_timer(), self._expiry_scan_at]
-        due += self._redirect_retry.values()
+        due += [*self._redirect_retry.values(), *self._route_retry.values()]
         due += [self._check_at, *(q.deadline for q in self._questions.values())]
+        due += [asking.deadline for asking in self._askings.values()]
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
@@ -173,14 +191,17 @@ class ManagerEngine(
             del self._redirect_retry[vm]
             if vm in self.cache.bindings:
                 self._redirect_previous(self.cache.bindings[vm], now)
+        self._route_timer(now)
         if self._expiry_scan_at <= now:
             self._expiry_scan_at = now + EXPIRY_SCAN_S
             self._relearned(now)
             self._end_leases(now)
         self._question_timer(now)
+        self._asking_timer(now)
         if self._check_at <= now:
             self._check_at = now + self.settings.check_s
             self._check_silent(now)
+            self._check_routes(now)
 
     def flush(self) -> list[Output]:
         return self.outbox.flush()
@@ -266,6 +287,9 @@ class ManagerEngine(
         clash = self.cache.owner(vm, message.interfaces)
         if clash is not None:
             return Status.ADDRESS_IN_USE, f"{clash[0]} belongs to VM {clash[1]}"
+        full = self._attach_over_limit(message, received.peer.node_id)
+        if full:
+            return Status.INSUFFICIENT_RESOURCES, full
         if self._ended.holds(received.peer.node_id, vm, message.need(AttachId).attach_id):
             return Status.OUT_OF_SEQUENCE, "that attach was deregistered"
         return None
@@ -301,7 +325,8 @@ class ManagerEngine(
         for each in previous.values():
             each.heard = now
         previous.pop(nve.nve_id, None)
-        mobility = message.find(MobilityKind)
+        mobility, sight = message.find(MobilityKind), message.find(Sight)
+        at_home = sight is not None and sight.covered
         moved = old is not None and message.find(Ticket) is not None
         binding = Binding(
             message.vm,
@@ -314,11 +339,14 @@ class ManagerEngine(
             mobility.mobility if mobility else Mobility.HOT,
             previous=previous,
             frozen=old.frozen if old else False,
+            at_home=at_home,
+            home=nve if at_home else (old.home if old else None),
             takeovers=old.takeovers if old else [],
         )
         self.cache.put(binding)
         self.channel.withdraw_subject(received.peer, (binding.vm, "redirect"))
         self._extend(binding, message, now)
+        self._begin_fabric(binding, now)
         self._save_binding(binding)
         self._redirect_previous(binding, now)
         self._attached(binding, message, now)
@@ -332,7 +360,7 @@ class ManagerEngine(
 
     def _grant(self, received: Received, binding: Binding) -> None:
         options: list[Option] = [VmId(binding.vm), Epoch(binding.epoch)]
-        options += [PreviousNve(n) for n in binding.previous_nves]
+        options += [PreviousNve(n) for n in self._senders(binding)]
         units = int(binding.lifetime_s // LIFETIME_UNIT_S)
         self.channel.reply(received, Status.ACCEPTED, options, lifetime=units)
 

@@ -18,7 +18,7 @@ from vmmobility.engine.binding_cache import Binding, Previous
 from vmmobility.engine.manager_move import nve_of_peer
 from vmmobility.engine.outputs import CommandDone, Event
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Epoch, Guest, PhaseOption, Reason, ServingNve, VmId
+from vmmobility.wire.options import Epoch, Guest, PhaseOption, Reason, ServingNve, Sight, VmId
 from vmmobility.wire.registry import GuestLife, Phase, Purpose, Status
 from vmmobility.wire.values import Interface, VmKey
 
@@ -193,8 +193,12 @@ class ManagerChecks:
         if reply is not None:
             self._compare(vm, node, reply, now)
 
+    if TYPE_CHECKING:
+        _routes_lost: Callable[[str, float], None]
+
     def _peer_lost_state(self, peer: Peer, now: float) -> None:
         """It came back without its memory: what it held for us is looked at now."""
+        self._routes_lost(peer.node_id, now)
         for binding in self.cache.bindings.values():
             node = peer.node_id
             if node == binding.nve.nve_id or node in binding.previous:
@@ -301,6 +305,8 @@ class ManagerChecks:
             self.channel.reply(received, Status.ACCEPTED, options)
             return
         self._still_previous(binding, received, now)
+        if binding.fabric_direct:
+            options.append(Sight(direct=True, covered=False))
         self.channel.reply(received, Status.ACCEPTED, options)
 
     def _still_previous(self, binding: Binding, received: Received, now: float) -> None:

@@ -36,7 +36,7 @@ class ManagerLeases:
         channel: Channel
         _save_binding: Callable[[Binding], None]
         _redirect_previous: Callable[[Binding, float], None]
-        _try_removal: Callable[[Binding], None]
+        _try_removal: Callable[[Binding, float], None]
 
         def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
 
@@ -104,7 +104,7 @@ class ManagerLeases:
             if peer is not None:
                 self.channel.withdraw_subject(peer, (binding.vm, subject))
         self._redirect_previous(binding, now)
-        self._try_removal(binding)
+        self._try_removal(binding, now)
 
     def _fence_in_move(self, binding: Binding, move: Move, fenced: str, now: float) -> None:
         why = f"the host of {fenced} is fenced"

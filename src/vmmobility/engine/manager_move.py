@@ -26,6 +26,9 @@ class Move:
 
     epoch: reserved for the destination's attach; endpoint: where its hypervisor takes the memory
     cleared: False from the first request to the destination until it has nothing left of the move
+    home:    the VM's addresses lie in the destination's covering prefixes
+    relaying: the destination sends on to the source what the fabric leads there already
+    released: the source's routers lead there no more (not durable: a restart turns them again)
     sure:    begun in this manager's life, or its source has told since that it has not switched;
              one that was set back into a move would else turn it back though its guest runs
     """
@@ -47,6 +50,9 @@ class Move:
     deadline: float | None = None
     cleared: bool = True
     sure: bool = True
+    home: bool = False
+    relaying: bool = False
+    released: bool = False
 
     @property
     def ok(self) -> bool | None:
@@ -91,6 +97,8 @@ def move_to_json(move: Move) -> dict[str, Any]:
         "phases": list(move.phases),
         "measured": dict(move.measured),
         "cleared": move.cleared,
+        "home": move.home,
+        "relaying": move.relaying,
     }
 
 
@@ -112,4 +120,6 @@ def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
         value["measured"],
         cleared=value["cleared"],
         sure=False,
+        home=value.get("home", False),
+        relaying=value.get("relaying", False),
     )

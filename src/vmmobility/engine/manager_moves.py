@@ -45,6 +45,8 @@ MOST = 1e15  # no figure of a move is greater
 PHASE_NAMES = {
     MoveState.PREPARING: "ticketed",
     MoveState.COPYING: "prepared",
+    MoveState.ANNOUNCING: "announcing",
+    MoveState.WITHDRAWING: "withdrawing",
     MoveState.DELIVERING: "converged",
     MoveState.SWITCHING: "delivering",
     MoveState.REDIRECTING: "registered",
@@ -57,6 +59,16 @@ PHASE_NAMES = {
 }
 
 
+BEFORE_THE_SWITCH = (
+    MoveState.COPYING, MoveState.ANNOUNCING, MoveState.WITHDRAWING, MoveState.DELIVERING,
+)  # fmt: skip
+# Where no router takes part a move goes straight on.
+PASSED_OVER = {
+    MoveState.ANNOUNCING: MoveState.DELIVERING,
+    MoveState.WITHDRAWING: MoveState.DELIVERING,
+}
+
+
 class ManagerMoves(ManagerSteps):
     """Everything about moves; a part of ManagerEngine, which has the cache and the channel."""
 
@@ -65,6 +77,11 @@ class ManagerMoves(ManagerSteps):
         outbox: Outbox
         jitter: random.Random
         _redirect_previous: Callable[[Binding, float], None]
+        _prepare_fabric: Callable[[Move, float], None]
+        _turn_fabric: Callable[[Move, float], None]
+        _gate_timeout: Callable[[Move, float], None]
+        _try_gate: Callable[[Move, float], None]
+        _move_over_limit: Callable[[Binding, str], str]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
 
     moves: dict[str, Move]
@@ -123,6 +140,11 @@ class ManagerMoves(ManagerSteps):
         off_record = self._off_record(vm, binding.interfaces, to)
         if off_record:
             raise MoveRefused("conflict", off_record, "see `vmmob show onboarded`")
+        full = self._move_over_limit(binding, to)
+        if full:
+            raise MoveRefused(
+                "conflict", full, "move VMs home, or raise max_host_routes if the routers bear it"
+            )
         if binding.is_full(to):
             raise MoveRefused(
                 "conflict",
@@ -155,11 +177,13 @@ class ManagerMoves(ManagerSteps):
     @staticmethod
     def _turned(move: Move, becomes: MoveState) -> MoveState:
         """A source is told to serve again only if the guest cannot run at the destination."""
-        before = move.state in (MoveState.COPYING, MoveState.DELIVERING)
+        before = move.state in BEFORE_THE_SWITCH
         unsure = before and becomes is MoveState.TURNING_BACK and not move.sure
         return MoveState.ENDING_GUEST if unsure else becomes
 
     def _enter(self, move: Move, state: MoveState, now: float) -> None:
+        if state in PASSED_OVER and not self._is_routed(move):
+            state = PASSED_OVER[state]
         move.state = state
         limit = self.settings.copy_s if state is MoveState.COPYING else self.settings.step_s
         move.deadline = None if state in FINAL else now + limit
@@ -167,7 +191,9 @@ class ManagerMoves(ManagerSteps):
         enter: Callable[[Move, float], None] | None = {
             MoveState.PREPARING: self._ask_prepare,
             MoveState.COPYING: self._ask_copy,
+            MoveState.ANNOUNCING: self._prepare_fabric,
             MoveState.DELIVERING: self._ask_deliver,
+            MoveState.WITHDRAWING: self._turn_fabric,
             MoveState.SWITCHING: self._ask_switch,
             MoveState.REDIRECTING: self._await_redirects,
             MoveState.ENDING_GUEST: self._ask_end_guest,
@@ -189,6 +215,7 @@ class ManagerMoves(ManagerSteps):
         if not move.cleared:
             self._clear(move, now)
         if binding is not None:
+            self._follow_routes(binding, now)
             self._redirect_previous(binding, now)
         ended = [m for m in self.moves.values() if m.state in FINAL]
         for old in ended[: max(0, len(ended) - KEPT_MOVES)]:
@@ -280,6 +307,13 @@ class ManagerMoves(ManagerSteps):
         self, binding: Binding, node: str, reply: Message, now: float
     ) -> None:
         move = self._current.get(binding.vm)
+        if move is not None and move.state is MoveState.ANNOUNCING:
+            self._try_gate(move, now)
+        elif move is not None and move.state is MoveState.CLEARING:
+            told = binding.previous[node].acknowledged
+            if node == move.destination.nve_id and told >= move.back_epoch > 0:
+                move.cleared = True
+                self._happen(move, Happening.ACCEPTED, now)
         if move is None or move.state is not MoveState.REDIRECTING:
             return
         self._measure(move, reply)
@@ -321,7 +355,9 @@ class ManagerMoves(ManagerSteps):
     def _move_timer(self, now: float) -> None:
         for move in list(self._current.values()):
             if move.deadline is not None and move.deadline <= now:
-                if (move.state, Happening.TIMEOUT) in TABLE:
+                if move.state in PASSED_OVER:
+                    self._gate_timeout(move, now)
+                elif (move.state, Happening.TIMEOUT) in TABLE:
                     self._happen(move, Happening.TIMEOUT, now)
                 else:
                     # Nothing may be guessed here: go on asking, and say so.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vmmobility.engine.binding_cache import Binding
+from vmmobility.engine.binding_cache import Binding, Previous
 from vmmobility.engine.channel import Channel, Peer
 from vmmobility.engine.outputs import Event, Outbox
 from vmmobility.wire.message import Message
@@ -17,6 +17,7 @@ from vmmobility.wire.options import (
     InterfaceGroup,
     PreviousNve,
     ServingNve,
+    Sight,
     VmId,
 )
 from vmmobility.wire.registry import (
@@ -43,8 +44,9 @@ class ManagerRedirects:
         channel: Channel
         outbox: Outbox
         _redirect_retry: dict[VmKey, float]
+        _follow_routes: Callable[[Binding, float], None]
         _save_binding: Callable[[Binding], None]
-        _try_removal: Callable[[Binding], None]
+        _try_removal: Callable[[Binding, float], None]
         _heed_epoch: Callable[[Message, float], None]
         _new_epoch: Callable[[], int]
         _current: dict[VmKey, Move]
@@ -61,8 +63,10 @@ class ManagerRedirects:
                 if previous.nve.nve_id in binding.free_to_go():
                     self._end_redirect(binding, peer, now)
                 continue
-            if previous.acknowledged >= binding.epoch:
+            told = previous.direct is binding.fabric_direct
+            if previous.acknowledged >= binding.epoch and told:
                 continue
+            previous.direct = binding.fabric_direct
             others = [n for n in binding.previous_nves if n != previous.nve]
             self.channel.request(
                 peer,
@@ -73,12 +77,21 @@ class ManagerRedirects:
                     ServingNve(binding.nve),
                     Epoch(binding.epoch),
                     *(PreviousNve(n) for n in others),
+                    *((Sight(True, False),) if binding.fabric_direct else ()),
                 ],
                 now,
                 partial(self._redirected, binding, peer.node_id, binding.epoch),
                 lifetime=int(binding.lifetime_s // LIFETIME_UNIT_S),
                 subject=(binding.vm, "redirect"),
             )
+
+    def _learn_home(self, binding: Binding) -> None:
+        """The fabric leads to the serving NVE no more: the covering prefix does to its home, which
+        has to redirect again."""
+        home = binding.home
+        if home is not None and home.nve_id not in (binding.nve.nve_id, *binding.previous):
+            binding.previous[home.nve_id] = Previous(home)
+            self._save_binding(binding)
 
     def _end_redirect(self, binding: Binding, peer: Peer, now: float) -> None:
         """Lifetime 0 to a previous NVE: the VM is no more."""
@@ -104,7 +117,7 @@ class ManagerRedirects:
         binding.previous.pop(node, None)
         self._save_binding(binding)
         self._redirect_previous(binding, now)
-        self._try_removal(binding)
+        self._try_removal(binding, now)
 
     def _redirect_refused(self, binding: Binding, node: str, reply: Message, now: float) -> None:
         """A guest that still runs there learns by its own refresh first; then it is asked again."""
@@ -132,5 +145,9 @@ class ManagerRedirects:
             self._redirect_refused(binding, node, reply, now)
             return
         previous.acknowledged, previous.heard = max(previous.acknowledged, epoch), now
+        sight = reply.find(Sight)
+        if sight is not None and sight.covered and binding.home is None:
+            binding.home = previous.nve  # a manager that has lost its state learns it so
+            self._follow_routes(binding, now)
         self._save_binding(binding)
         self._previous_acknowledged(binding, node, reply, now)

@@ -36,6 +36,8 @@ class ManagerRemovals:
         _new_epoch: Callable[[], int]
         _reject: Callable[[Received, Status, str], None]
         _relearning: Callable[[float], bool]
+        _end_routes: Callable[[VmKey, float], None]
+        _may_lead: Callable[[VmKey, str, float], bool]
 
     def _deregister(self, received: Received, now: float) -> None:
         """From the serving NVE: the VM is no more.  From a previous one (Phase REDIRECTING): its
@@ -46,13 +48,17 @@ class ManagerRemovals:
         phase = message.find(PhaseOption)
         if phase is not None and phase.phase is Phase.REDIRECTING:
             if binding is not None and node in binding.previous:
+                if self._may_lead(message.vm, node, now):
+                    why = "a router may still lead here"
+                    self._reject(received, Status.TRY_AGAIN, why)
+                    return
                 if node not in binding.free_to_go():
-                    self._reject(received, Status.WRONG_PHASE, "another NVE may still send here")
+                    self._reject(received, Status.TRY_AGAIN, "another NVE may still send here")
                     return
                 del binding.previous[node]
                 self._save_binding(binding)
                 self.channel.withdraw_subject(received.peer, (message.vm, "redirect"))
-                self._try_removal(binding)
+                self._try_removal(binding, now)
             elif binding is None and self._relearning(now):
                 # Its VM's attach may be on its way, and others may still send here.
                 self._reject(received, Status.TRY_AGAIN, "this manager has lost its state")
@@ -73,15 +79,16 @@ class ManagerRemovals:
             binding.ending = self._new_epoch()
             self._save_binding(binding)
             self._redirect_previous(binding, now)
-        self._try_removal(binding)
+        self._try_removal(binding, now)
 
-    def _try_removal(self, binding: Binding) -> None:
+    def _try_removal(self, binding: Binding, now: float) -> None:
         """The serving NVE lets go last: a redirect to a node that no longer knows the VM would send
         its packets back to the fabric, which leads them to the redirect (invariant 3)."""
         if not binding.ending or binding.previous:
             return
         self.cache.remove(binding.vm)
         self.outbox.record(BindingCache.key(binding.vm), None)
+        self._end_routes(binding.vm, now)
         detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": binding.nve.nve_id}
         self.outbox.emit(Event("binding.removed", detail))
         received = self._deregistering.pop(binding.vm, None)

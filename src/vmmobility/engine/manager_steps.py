@@ -22,6 +22,7 @@ from vmmobility.wire.options import (
     PreviousNve,
     Reason,
     ServingNve,
+    Sight,
     Ticket,
     VmId,
 )
@@ -56,6 +57,11 @@ class ManagerSteps:
         def _save_move(self, move: Move) -> None: ...
         def _save_binding(self, binding: Binding) -> None: ...
         def _new_epoch(self) -> int: ...
+        def _follow_routes(self, binding: Binding, now: float) -> None: ...
+        def _is_routed(self, move: Move) -> bool: ...
+        def _redirects_on(self, move: Move, now: float) -> bool: ...
+        def _announce(self, move: Move, now: float) -> None: ...
+        def _senders(self, binding: Binding) -> list[Nve]: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
     def _ask(
@@ -105,10 +111,15 @@ class ManagerSteps:
                     self._happen(move, Happening.REFUSED, now, "it names no endpoint")
                     return
                 move.endpoint = endpoint
+                sight = reply.find(Sight)
+                move.home = sight is not None and sight.covered
             elif move.state is MoveState.COPYING:
                 self._phase(move, "copying", now)
             elif move.state is MoveState.SWITCHING:
                 self._phase(move, "turned", now)
+            elif move.state is MoveState.ANNOUNCING:
+                self._announce(move, now)
+                return
             self._happen(move, Happening.ACCEPTED, now)
             return
         self._heed_epoch(reply, now)
@@ -144,7 +155,7 @@ class ManagerSteps:
 
     def _ask_prepare(self, move: Move, now: float) -> None:
         binding = self.cache.bindings[move.vm]
-        previous = [n for n in binding.previous_nves if n.nve_id != move.destination.nve_id]
+        previous = [n for n in self._senders(binding) if n.nve_id != move.destination.nve_id]
         self._ask(
             move,
             now,
@@ -170,6 +181,9 @@ class ManagerSteps:
             ServingNve(move.destination),
             move.endpoint,
         )
+
+    def _ask_relay(self, move: Move, now: float) -> None:
+        self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.PREPARED)
 
     def _ask_deliver(self, move: Move, now: float) -> None:
         self._ask(move, now, move.destination, Purpose.SWITCH, move.epoch, Phase.DELIVERING)
@@ -198,7 +212,9 @@ class ManagerSteps:
             # Another attach was accepted, or the VM is no more: its old source stays as it is.
             self._enter(move, MoveState.CLEARING, now)
             return
-        self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING)
+        self._follow_routes(self.cache.bindings[move.vm], now)
+        sends = (PreviousNve(move.destination),) if self._is_routed(move) else ()
+        self._ask(move, now, move.source, Purpose.SWITCH, move.back_epoch, Phase.SERVING, *sends)
 
     def _ask_clear(self, move: Move, now: float) -> None:
         self._withdraw(move, move.source)
@@ -216,7 +232,7 @@ class ManagerSteps:
 
         self._back(move)
         peer = self.channel.peers.get(move.destination.nve_id)
-        if peer is None:
+        if peer is None or self._redirects_on(move, now):
             return
         self.channel.request(
             peer,

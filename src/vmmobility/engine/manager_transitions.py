@@ -1,8 +1,12 @@
 """A move at the manager as a table: what each happening does to a move in each state.
 
-Forward, a hot move goes PREPARING, COPYING, DELIVERING, SWITCHING, REDIRECTING, DONE.  Backward,
-it goes ENDING_GUEST (the destination's waiting guest is ended for certain), TURNING_BACK (the
-source serves again under a fresh epoch), CLEARING (the destination forgets), ABORTED.
+Forward, a hot move goes PREPARING, COPYING, ANNOUNCING, WITHDRAWING, DELIVERING, SWITCHING,
+REDIRECTING, DONE; where no router takes part ANNOUNCING and WITHDRAWING are passed over.  The
+destination relays before any router leads there: else it would send back to its router what the
+fabric brings early.
+
+Backward, it goes ENDING_GUEST (the destination's waiting guest is ended for certain), TURNING_BACK
+(the source serves again under a fresh epoch), CLEARING (the destination forgets), ABORTED.
 
 Total: a pair that no rule names is ignored.  Not here: the actions (manager_moves.py).
 """
@@ -19,6 +23,8 @@ class MoveState(Enum):
     PREPARING = "preparing"
     COPYING = "copying"
     DELIVERING = "delivering"
+    ANNOUNCING = "announcing"
+    WITHDRAWING = "withdrawing"
     SWITCHING = "switching"
     REDIRECTING = "redirecting"
     DONE = "done"
@@ -38,6 +44,8 @@ class Happening(Enum):
     ACCEPTED = "the step's request was accepted"
     REFUSED = "the step's request was refused"
     CONVERGED = "the source's copy has converged"
+    ROUTED = "the fabric leads to the destination"
+    UNROUTED = "a router refused"
     SOURCE_FAILED = "the source's side failed"
     DESTINATION_FAILED = "the destination's side failed"
     ATTACHED = "the destination's attach was accepted"
@@ -60,13 +68,17 @@ _S, _H = MoveState, Happening
 TABLE: dict[tuple[MoveState, Happening], Step] = {
     # forward
     (_S.PREPARING, _H.ACCEPTED): Step(_S.COPYING),
-    (_S.COPYING, _H.CONVERGED): Step(_S.DELIVERING),
+    (_S.COPYING, _H.CONVERGED): Step(_S.ANNOUNCING),
+    (_S.ANNOUNCING, _H.ROUTED): Step(_S.WITHDRAWING),
+    (_S.WITHDRAWING, _H.ROUTED): Step(_S.DELIVERING),
     (_S.DELIVERING, _H.ACCEPTED): Step(_S.SWITCHING),
     (_S.SWITCHING, _H.ATTACHED): Step(_S.REDIRECTING),
     (_S.REDIRECTING, _H.ACKNOWLEDGED): Step(_S.DONE),
     (_S.REDIRECTING, _H.TIMEOUT): Step(_S.DONE, "a previous NVE has not yet answered"),
     # a guest that attached runs at the destination, whatever else was on its way
     (_S.DELIVERING, _H.ATTACHED): Step(_S.REDIRECTING),
+    (_S.ANNOUNCING, _H.ATTACHED): Step(_S.REDIRECTING),
+    (_S.WITHDRAWING, _H.ATTACHED): Step(_S.REDIRECTING),
     (_S.ENDING_GUEST, _H.ATTACHED): Step(_S.REDIRECTING),
     # before the copy: only the destination has done anything
     (_S.PREPARING, _H.REFUSED): Step(_S.CLEARING, "the destination refused"),
@@ -79,6 +91,19 @@ TABLE: dict[tuple[MoveState, Happening], Step] = {
     (_S.COPYING, _H.SOURCE_FAILED): Step(_S.TURNING_BACK, "the source failed"),
     (_S.COPYING, _H.DESTINATION_FAILED): Step(_S.TURNING_BACK, "the destination failed"),
     (_S.COPYING, _H.ABORT): Step(_S.TURNING_BACK, "given up"),
+    # while the fabric is turned: the source still serves, and its routers turn back with it
+    **{
+        (state, happening): Step(_S.TURNING_BACK, because)
+        for state in (_S.ANNOUNCING, _S.WITHDRAWING)
+        for happening, because in (
+            (_H.TIMEOUT, "the fabric does not lead to the destination"),
+            (_H.UNROUTED, "a router refused"),
+            (_H.REFUSED, "the destination refused"),
+            (_H.SOURCE_FAILED, "the source failed"),
+            (_H.DESTINATION_FAILED, "the destination failed"),
+            (_H.ABORT, "given up"),
+        )
+    },
     (_S.DELIVERING, _H.REFUSED): Step(_S.TURNING_BACK, "the destination refused"),
     (_S.DELIVERING, _H.TIMEOUT): Step(_S.TURNING_BACK, "the destination does not answer"),
     (_S.DELIVERING, _H.SOURCE_FAILED): Step(_S.TURNING_BACK, "the source failed"),
@@ -102,7 +127,9 @@ TABLE: dict[tuple[MoveState, Happening], Step] = {
     # a newer attach settles where the VM is
     (_S.PREPARING, _H.VOIDED): Step(_S.CLEARING, "another attach was accepted"),
     (_S.COPYING, _H.VOIDED): Step(_S.CLEARING, "another attach was accepted"),
+    (_S.ANNOUNCING, _H.VOIDED): Step(_S.CLEARING, "another attach was accepted"),
     (_S.DELIVERING, _H.VOIDED): Step(_S.CLEARING, "another attach was accepted"),
+    (_S.WITHDRAWING, _H.VOIDED): Step(_S.CLEARING, "another attach was accepted"),
     (_S.SWITCHING, _H.VOIDED): Step(_S.ENDING_GUEST, "the VM was deregistered"),
 }
 

@@ -60,6 +60,7 @@ RIGHTS = {
 REQUEST_TRIGGERS: Mapping[tuple[Purpose, Phase | None], Trigger] = {
     (Purpose.PREPARE, Phase.PREPARED): Trigger.PREPARE_IN,
     (Purpose.PREPARE, Phase.COPYING): Trigger.PREPARE_OUT,
+    (Purpose.SWITCH, Phase.PREPARED): Trigger.RELAY,
     (Purpose.SWITCH, Phase.DELIVERING): Trigger.DELIVER,
     (Purpose.SWITCH, Phase.SWITCHED): Trigger.TURN,
     (Purpose.SWITCH, Phase.SERVING): Trigger.ROLL_BACK,

@@ -14,13 +14,15 @@ from typing import Any
 
 from vmmobility.engine.binding_update_list import Check, Contest, Entry
 from vmmobility.engine.channel import Received
+from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.nve_unmanaged import IDLE, NveUnmanaged
-from vmmobility.engine.outputs import Audit, Event, Order
+from vmmobility.engine.outputs import Audit, CountTraffic, Event, Order
 from vmmobility.wire.options import Guest, Measurements, Option, Reason, ServingNve
 from vmmobility.wire.registry import GuestLife, Phase, Status
 from vmmobility.wire.values import VmKey
 
+MOST_SHOWN = 8  # taps, and NVEs, that an answer names: it has 1,024 octets
 LIVES = {life.name.lower(): life for life in GuestLife}
 RUNS = (GuestLife.RUNNING, GuestLife.ARRIVED)
 # Phases in which a guest of this node runs, or may yet run by what the manager has granted.
@@ -77,6 +79,7 @@ class NveChecks(NveUnmanaged):
         """
         if received.message.find(Guest) is None:
             self._check(entry).requests.append(received)
+            self.outbox.emit(CountTraffic(entry.vm, "check"))
         else:
             self._query(entry)
             entry.contests.append(Contest(received, entry.started, entry.queries))
@@ -113,14 +116,28 @@ class NveChecks(NveUnmanaged):
         options: list[Option] = [Guest(self._told_life(entry, check.life))]
         if entry.phase is Phase.REDIRECTING and entry.target is not None:
             options.append(ServingNve(entry.target))
+        if check.requests:
+            options.append(Measurements(self._shown(entry, check, len(rows))))
         if rows:
-            options.append(Measurements(json.dumps({"drift": len(rows)}).encode()))
             options.append(Reason("; ".join(f"{r['what']}: {r['found']}" for r in rows)))
         for received in check.requests:
             self._answer(received, entry, Status.ACCEPTED, options)
         if entry.phase is Phase.SWITCHED and not answered:
             # Only now, for the answer may want another look.
             self._ask_standing(entry, now)
+
+    def _shown(self, entry: Entry, check: Check, drift: int) -> bytes:
+        """What the kernel does for a VM, for people (`vmmob trace`)."""
+        state = entry.data_plane(self.settings.policy)
+        ports = [port_name(entry.vm, n) for n in range(len(entry.interfaces))]
+        found: dict[str, Any] = {"drift": drift, "forwarding": state.forwarding.value}
+        if state.target is not None:
+            found["target"] = state.target.nve_id
+        if state.plugged:
+            found["ports"] = ports[:MOST_SHOWN]
+        if state.accept_from:
+            found["accepts_from"] = [nve.nve_id for nve in state.accept_from][:MOST_SHOWN]
+        return json.dumps(found | check.traffic, ensure_ascii=False, separators=(",", ":")).encode()
 
     @staticmethod
     def _told_life(entry: Entry, life: GuestLife) -> GuestLife:

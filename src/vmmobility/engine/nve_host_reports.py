@@ -130,6 +130,8 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
             self._data_plane_failed(entry, failure, now)
         elif entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
             self._attach(entry, now)
+        elif entry.phase is Phase.PREPARED and entry.relaying:
+            self._answer_waiting(entry)
         elif entry.phase is Phase.PREPARED and entry.request is not None:
             self._order(
                 entry,
@@ -146,7 +148,8 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
                 self._order(entry, Order.PROCEED)
                 self._answer_waiting(entry)
         elif entry.phase is Phase.REDIRECTING:
-            self._answer_waiting(entry, options=self._measured_options(entry))
+            options = (*self._home_options(entry), *self._measured_options(entry))
+            self._answer_waiting(entry, options=options)
             self._watch(entry)
             if not entry.unplugged:
                 self._order(entry, Order.STOP)

@@ -89,7 +89,7 @@ class NveMoves(NveRedirects, NveRestart):
         entry.ticket, entry.move_epoch, entry.attach_id = ticket.ticket, message.epoch, 0
         entry.target, entry.accept = source[0], message.previous
         entry.quiet_since, entry.draining = None, False
-        entry.started = entry.unplugged = entry.turned = False
+        entry.started = entry.unplugged = entry.turned = entry.relaying = False
         entry.measured = {}
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
@@ -108,7 +108,13 @@ class NveMoves(NveRedirects, NveRestart):
             self._fail_request(entry, entry.came_from, Status.HYPERVISOR_FAILURE, error, now)
             return
         endpoint = Endpoint(ip_address(result["address"]), result["port"])
-        self._answer_waiting(entry, options=(endpoint,))
+        self._answer_waiting(entry, options=(endpoint, *self._home_options(entry)))
+
+    def _relay(self, entry: Entry, received: Received, now: float) -> None:
+        """The fabric is about to lead the VM's packets here, while the source still serves it."""
+        entry.relaying = True
+        self._await_with(entry, received)
+        self._set_data_plane(entry)
 
     def _deliver(self, entry: Entry, received: Received, now: float) -> None:
         """From here on packets wait in the tap's queue; the relay to the source ends first."""
@@ -174,6 +180,7 @@ class NveMoves(NveRedirects, NveRestart):
         entry.ticket, entry.move_epoch = ticket.ticket, message.epoch
         entry.measured, entry.turned = {}, False
         self._await_with(entry, received)
+        self._set_data_plane(entry)
         self._order(entry, Order.COPY_OUT, address=str(endpoint.address), port=endpoint.port)
 
     def _converged(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
@@ -192,6 +199,7 @@ class NveMoves(NveRedirects, NveRestart):
 
     def _copy_failed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         reason = str(detail.get("reason", "the copy broke"))
+        self._set_data_plane(entry)
         self._order(entry, Order.CANCEL)
         if entry.request is not None:
             self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, reason=reason)
@@ -208,6 +216,8 @@ class NveMoves(NveRedirects, NveRestart):
         """Serve again: under a fresh epoch, before the destination turns (invariant 3)."""
         entry.epoch = received.message.epoch
         entry.granted = received.message.epoch
+        sends = received.message.previous  # routers may still lead to the destination
+        entry.accept = tuple(dict.fromkeys((*entry.accept, *sends)))
         entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
         entry.rolling_back, entry.resumes = True, 0
         if entry.refresh_at is None and not entry.ending:

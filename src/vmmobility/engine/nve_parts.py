@@ -17,9 +17,10 @@ from vmmobility.wire.options import (
     Measurements,
     Option,
     PhaseOption,
+    Sight,
 )
 from vmmobility.wire.registry import GuestLife, Phase, Status
-from vmmobility.wire.values import VmKey
+from vmmobility.wire.values import Prefix, VmKey
 
 if TYPE_CHECKING:
     import random
@@ -30,8 +31,13 @@ if TYPE_CHECKING:
     from vmmobility.engine.channel import Channel, Peer
     from vmmobility.engine.nve import NveSettings
     from vmmobility.engine.outputs import Outbox
+    from vmmobility.wire.message import Message
 
 RETRY_S = 1.0  # what failed in the kernel or at the hypervisor is tried again after so long
+
+
+def _lies_in(prefix: Prefix, home: Prefix) -> bool:
+    return prefix.prefixlen >= home.prefixlen and prefix.overlaps(home)
 
 
 class NveParts:
@@ -65,6 +71,7 @@ class NveParts:
         _ask_for_move: Callable[[Entry, float], None]
         _watch_traffic: Callable[[Entry, float], None]
         _fall_back: Callable[[Entry, Received | None, float], None]
+        _hear_fabric: Callable[[Entry, Message, float], None]
         _incoming_failed: Callable[[Entry, Mapping[str, Any], float], None]
         _command_done: Callable[[int, dict[str, Any]], None]
         _command_failed: Callable[[int, str, str], None]
@@ -95,6 +102,15 @@ class NveParts:
         """This request waits now; one of another kind that waited is overtaken, and hears it."""
         self._answer_waiting(entry, Status.WRONG_PHASE, reason="overtaken by a later request")
         entry.request = received
+
+    def _home_options(self, entry: Entry) -> tuple[Option, ...]:
+        """Whether the VM is at home here: the fabric's covering prefixes lead all its addresses to
+        this node without a host route."""
+        covered = all(
+            any(h.version == p.version and _lies_in(p, h) for h in self.settings.home_prefixes)
+            for p in entry.prefixes
+        )
+        return (Sight(direct=False, covered=True),) if covered else ()
 
     def _measured_options(self, entry: Entry) -> tuple[Option, ...]:
         """Figures for people, if there are any."""

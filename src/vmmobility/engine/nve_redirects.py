@@ -18,6 +18,7 @@ from vmmobility.wire.options import (
     Epoch,
     PhaseOption,
     ServingNve,
+    Sight,
     VmId,
 )
 from vmmobility.wire.registry import Phase, Purpose
@@ -30,7 +31,11 @@ class Counted(Protocol):
     @property
     def delivered(self) -> int: ...
     @property
+    def consumed(self) -> int: ...
+    @property
     def redirected(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
 
 
 class NveRedirects(NveParts):
@@ -46,6 +51,11 @@ class NveRedirects(NveParts):
         elif label == "resumed":
             peak = max(0, counted.delivered - entry.delivered_before)
             self._event("queue", entry, queue_peak=peak)
+        elif label == "check" and entry.check is not None:
+            entry.check.traffic = {
+                name: getattr(counted, name)
+                for name in ("delivered", "consumed", "redirected", "dropped")
+            }
 
     def traffic(self, counts: Mapping[VmKey, Counted], now: float) -> None:
         """Periodic counts: a redirect whose count stands still is quiet.
@@ -65,8 +75,8 @@ class NveRedirects(NveParts):
                 self._watch_traffic(entry, now)
 
     def _watch_traffic(self, entry: Entry, now: float) -> None:
-        """(Re)start the silence timer - unless the fabric's covering prefix leads here, for then
-        the redirect lives as long as the binding (invariant 8)."""
+        """(Re)start the silence timer - unless the fabric's covering prefix leads here, and no
+        host route past it: then the redirect lives as long as the binding (invariant 8)."""
         if entry.phase is not Phase.REDIRECTING:
             entry.quiet_since = None
             return
@@ -75,10 +85,18 @@ class NveRedirects(NveParts):
             for home in self.settings.home_prefixes
             for prefix in entry.prefixes
         )
-        entry.quiet_since = None if covered else now
+        entry.quiet_since = None if covered and not entry.fabric_direct else now
         entry.draining = False
         if entry.redirecting_since is None:
             entry.redirecting_since = now
+
+    def _hear_fabric(self, entry: Entry, message: Message, now: float) -> None:
+        """Whether the fabric leads to the serving NVE by now, past this one."""
+        sight = message.find(Sight)
+        direct = sight is not None and sight.direct
+        if entry.phase is Phase.REDIRECTING and direct is not entry.fabric_direct:
+            entry.fabric_direct = direct
+            self._watch_traffic(entry, now)
 
     def _redirect(self, entry: Entry, received: Received, now: float) -> None:
         """Section 5: redirect to "the new serving NVE address from the VM Mobility Registration
@@ -88,6 +106,8 @@ class NveRedirects(NveParts):
         was_local = entry.started
         entry.epoch, entry.granted, entry.move_epoch = message.epoch, 0, 0
         entry.target, entry.accept = serving, message.previous
+        sight = message.find(Sight)
+        entry.fabric_direct = sight is not None and sight.direct
         if message.interfaces:
             entry.interfaces = message.interfaces
         entry.refresh_at, entry.ticket = None, b""

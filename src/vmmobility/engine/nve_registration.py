@@ -80,6 +80,7 @@ class NveRegistration(NveParts):
             ServingNve(self.settings.own),
             AttachId(entry.attach_id),
             MobilityKind(entry.mobility),
+            *self._home_options(entry),
         ]
         if entry.ticket and entry.phase is Phase.ATTACHING:
             options.append(Ticket(entry.ticket))
@@ -314,6 +315,7 @@ class NveRegistration(NveParts):
         entry.ending, entry.rolling_back = False, False
         entry.claiming, entry.arrived, entry.paused = False, GuestLife.NONE, False
         entry.redirecting_since, entry.alarmed = None, False
+        entry.fabric_direct = entry.relaying = False
         self._event("entry.removed", entry, redirected=entry.redirected)
         self._set_data_plane(entry)
         self._save(entry)

@@ -23,6 +23,7 @@ class Trigger(Enum):
     # requests of the manager
     PREPARE_IN = "prepare: be the destination"
     PREPARE_OUT = "prepare: begin the copy"
+    RELAY = "switch: relay to the source"
     DELIVER = "switch: deliver locally"
     TURN = "switch: redirect, then let the guest stop"
     ROLL_BACK = "switch: serve again"
@@ -80,6 +81,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.PREPARE_IN, "PREPARED DELIVERING FAILED", "prepare_in_again", Phase.PREPARED),
     _rule(Trigger.PREPARE_OUT, "SERVING", "prepare_out", Phase.COPYING),
     _rule(Trigger.PREPARE_OUT, "COPYING CONVERGED", "acknowledge_again"),
+    _rule(Trigger.RELAY, "PREPARED", "relay"),
     _rule(Trigger.DELIVER, "PREPARED", "deliver", Phase.DELIVERING),
     _rule(Trigger.DELIVER, "DELIVERING ATTACHING SERVING", "acknowledge_again"),
     _rule(Trigger.TURN, "CONVERGED", "turn", Phase.SWITCHED),
@@ -132,6 +134,7 @@ OTHERWISE: dict[Trigger, Otherwise] = {
         Trigger.STOP,
         Trigger.PREPARE_IN,
         Trigger.PREPARE_OUT,
+        Trigger.RELAY,
         Trigger.DELIVER,
         Trigger.TURN,
         Trigger.ROLL_BACK,

@@ -208,6 +208,7 @@ class NveUnmanaged(NveParts):
             self._set_data_plane(entry)
             self._save(entry)
         if reply.status is not Status.UNKNOWN_BINDING:
+            self._hear_fabric(entry, reply, now)
             return
         here = reply.find(ServingNve) is not None  # the manager knows of no move from here
         if entry.phase is Phase.REDIRECTING and not entry.draining and not here:

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from vmmobility.engine.dataplane import VmDataPlane
+from vmmobility.engine.fabric_routes import VmRoutes
 from vmmobility.wire.values import Address, VmKey
 
 
@@ -46,6 +47,24 @@ class SetDataPlane:
 
     state: VmDataPlane
     tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetRoutes:
+    """Make a router's kernel hold this; answer routes_applied(vm, tag, failures, sight)."""
+
+    state: VmRoutes
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Look how a router's kernel leads these addresses; answer explained(number, rows, sight,
+    error).  watched: the VM of which the sight is wanted, too."""
+
+    number: int
+    addresses: tuple[Address, ...]
+    watched: VmRoutes | None
 
 
 class Order(Enum):
@@ -123,6 +142,8 @@ Output = (
     Send
     | Persist
     | SetDataPlane
+    | SetRoutes
+    | Explain
     | HypervisorOrder
     | CountTraffic
     | Audit

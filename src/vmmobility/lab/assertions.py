@@ -14,19 +14,20 @@ from typing import Any
 
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import ApiError, LabError
-from vmmobility.lab import state_assertions
+from vmmobility.lab import fabric_assertions, state_assertions
+from vmmobility.lab.collected import collected
 from vmmobility.lab.counting import LATE_NS, Window, count_outside, count_tcp, count_udp
 from vmmobility.lab.inside import udp_ask
 from vmmobility.lab.lab_run import LabRun
 from vmmobility.lab.probe import ECHO_PORT
 from vmmobility.lab.route_recorder import kind_of
+from vmmobility.lab.settled import TOMBSTONES
 from vmmobility.lab.soundness import command_line, examine, processes_in
 from vmmobility.lab.step_types import Assertion
 from vmmobility.wire.values import FAMILIES, VmKey
 
 ROUTE_PROTOCOL = "77"
 _ANSWER_S = 3.0
-_GONE = ("none", "gone")  # a tombstone: the highest epoch seen, nothing in the kernel
 
 
 def judge(run: LabRun, what: Assertion) -> str:
@@ -140,7 +141,7 @@ def _remains(run: LabRun, node: str, vm: str) -> list[str]:
     table, nftables elements, a guest."""
     found = []
     for entry in run.lab.daemons.ask(node, "GET", "/v1/vms"):
-        if entry["vm"] == vm and entry.get("phase") not in _GONE:
+        if entry["vm"] == vm and entry.get("phase") not in TOMBSTONES:
             found.append(f"{node} still holds an entry ({entry.get('phase')})")
     space, taps = run.lab.spaces.name(node), port_name(VmKey(0, vm), 0).removesuffix("0")
     links = _output(["ip", "-n", space, "-br", "link", "show"])
@@ -234,4 +235,9 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "guest": state_assertions.guest,
     "redirects": state_assertions.redirects,
     "hops": state_assertions.hops,
+    "direct-path": fabric_assertions.direct_path,
+    "no-host-routes": fabric_assertions.no_host_routes,
+    "drained": fabric_assertions.drained,
+    "routes-at-most": fabric_assertions.routes_at_most,
+    "collected": collected,
 }

@@ -29,11 +29,12 @@ from vmmobility.lab.namespaces import Namespaces
 
 START_S = 20.0
 END_S = 3.0
+_AGENTS = {"default": "default-router", "border": "border-router"}
 _READY_POLL_S = 0.005  # a restart's first answer is measured by it
 
 
 class Daemons:
-    """The manager and the NVEs of one lab."""
+    """The manager, the NVEs and the router agents of one lab."""
 
     def __init__(self, fabric: Fabric, spaces: Namespaces, folder: Path) -> None:
         self.fabric = fabric
@@ -43,7 +44,8 @@ class Daemons:
         self._meant_to_end: set[str] = set()
         self.forked_ns: dict[str, int] = {}
         self.answered_ns: dict[str, int] = {}
-        self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve")
+        self.agents = tuple(node for node in fabric.of_kind("router") if node.role in _AGENTS)
+        self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve") + self.agents
 
     @property
     def manager(self) -> str:
@@ -83,15 +85,19 @@ class Daemons:
             for key in (self._folder / "keys").glob("*.toml"):
                 if node.name in key.stem.split("--"):
                     shutil.copy2(key, home / "keys" / key.name)
-            text = self._manager_toml() if node.kind == "manager" else self._nve_toml(node)
-            (home / "config.toml").write_text(text)
+            (home / "config.toml").write_text(self._toml(node))
+
+    def _toml(self, node: Node) -> str:
+        if node.kind == "manager":
+            return self._manager_toml()
+        return self._nve_toml(node) if node.kind == "nve" else self._router_toml(node)
 
     def _make_keys(self) -> None:
         folder = self._folder / "keys"
         folder.mkdir(exist_ok=True)
-        for nve in self.fabric.of_kind("nve"):
+        for node in self.fabric.of_kind("nve") + self.agents:
             command = python("vmmobility", "key", "new", f"{self.manager}:manager",
-                             f"{nve.name}:nve", "--dir", str(folder))  # fmt: skip
+                             f"{node.name}:{_role(node)}", "--dir", str(folder))  # fmt: skip
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, env=python_environment()
             )
@@ -111,15 +117,47 @@ class Daemons:
     def _addresses(self, node: str) -> list[str]:
         return [str(a.ip) for a in self.fabric.first_end(node).addresses]
 
+    def _all_addresses(self, node: str) -> list[str]:
+        """Those of a router, whichever of its links fail; its first link's first."""
+        ends = [end for link in self.fabric.links if (end := link.end(node)) is not None]
+        return [str(a.ip) for end in ends for a in end.addresses]
+
     def _manager_toml(self) -> str:
         node = self.fabric.node(self.manager)
         table = {**self._node_table(node), "addresses": self._addresses(node.name)}
-        peers = [
-            {"id": nve.name, "role": "nve", "addresses": self._addresses(nve.name)}
+        peers: list[dict[str, Any]] = [
+            {"id": nve.name, "role": "nve", "addresses": self._addresses(nve.name), **self._dc(nve)}
             for nve in self.fabric.of_kind("nve")
         ]
+        peers += [self._router_peer(router) for router in self.agents]
         timers = {k: v for k, v in self.fabric.timers if k in MANAGER_TIMERS}
-        return to_toml({"node": table, "timers": timers, "peer": peers})
+        manager = {"gate_policy": self.fabric.gate_policy}
+        return to_toml({"node": table, "manager": manager, "timers": timers, "peer": peers})
+
+    def _dc(self, node: Node) -> dict[str, str]:
+        dc = self.fabric.dc_of(node.name) if self.agents else ""
+        return {"dc": dc} if dc else {}
+
+    def _router_peer(self, router: Node) -> dict[str, Any]:
+        """serves: the NVEs whose default router it is."""
+        nves = self.fabric.of_kind("nve")
+        serves = [nve.name for nve in nves if router in self.fabric.routers_of(nve.name)]
+        return {
+            "id": router.name,
+            "role": _role(router),
+            "addresses": self._all_addresses(router.name),
+            "serves": serves,
+            **self._dc(router),
+        }
+
+    def _router_toml(self, node: Node) -> str:
+        table = {
+            **self._node_table(node),
+            "role": _role(node),
+            "addresses": self._all_addresses(node.name),
+        }
+        manager = [{"id": self.manager, "addresses": self._addresses(self.manager)}]
+        return to_toml({"node": table, "manager": manager})
 
     def _nve_toml(self, node: Node) -> str:
         table = {
@@ -252,6 +290,11 @@ class Daemons:
             timeout_s: float = 30.0) -> Any:  # fmt: skip
         """One request to that node's API."""
         return request(self.socket(node), method, target, body, timeout_s)
+
+
+def _role(node: Node) -> str:
+    """The role that is bound to its key."""
+    return _AGENTS[node.role] if node.kind == "router" else node.kind
 
 
 def to_toml(tables: dict[str, Any]) -> str:

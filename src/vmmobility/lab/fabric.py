@@ -1,7 +1,8 @@
 """A fabric: racks, routers, NVEs, virtual machines and correspondents, read from TOML.
 
-Values only, fully checked and numbered.  Not here: routes (routing.py), namespaces
-(namespaces.py).  The format is in docs/lab.md.  Rests on toml_table and ipaddress.
+Reads and numbers.  Not here: the values (fabric_values.py), what must hold among them
+(fabric_checks.py), routes (routing.py, frr_plans.py), namespaces (namespaces.py).  The format is
+in docs/lab.md.  Rests on toml_table and ipaddress.
 """
 
 from __future__ import annotations
@@ -10,129 +11,36 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import resources
-from ipaddress import (
-    IPv4Interface,
-    IPv6Interface,
-    ip_address,
-    ip_interface,
-    ip_network,
-)
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
-from vmmobility.daemon.config import ManagerTimers, NveTimers
+from vmmobility.daemon.config import GATE_POLICIES, ManagerTimers, NveTimers
 from vmmobility.errors import LabError
+from vmmobility.lab import fat_tree
+from vmmobility.lab.fabric_checks import check_fabric
+from vmmobility.lab.fabric_values import End as End
+from vmmobility.lab.fabric_values import Fabric as Fabric
+from vmmobility.lab.fabric_values import IpInterface as IpInterface
+from vmmobility.lab.fabric_values import Link as Link
+from vmmobility.lab.fabric_values import Node as Node
+from vmmobility.lab.fabric_values import Vm as Vm
 from vmmobility.lab.toml_table import Table, load, whole
-from vmmobility.wire.values import FAMILIES, Address, Prefix
+from vmmobility.wire.values import FAMILIES, Prefix
 
-IpInterface = IPv4Interface | IPv6Interface
-
-NODE_KINDS = ("router", "nve", "manager", "correspondent")
+NODE_KINDS = ("router", "nve", "manager", "correspondent", "collector")
 VM_KINDS = ("guest", "netns", "external")
+IGPS = ("ospf", "isis")
+SOFTWARE = ("frr", "bird")
+COLLECTOR_SOFTWARE = ("gobgp",)
+ROLES = ("default", "border", "transit")
+MAX_ASN = 4294967294
 REDIRECTS = ("auto", "host-route", "tunnel")
 LAB_TIMERS = {"drain_s": 2.0, "step_s": 15.0}
 MANAGER_TIMERS = frozenset(field.name for field in dataclasses.fields(ManagerTimers))
 NVE_TIMERS = frozenset(field.name for field in dataclasses.fields(NveTimers))
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A router, NVE, manager or correspondent: one namespace."""
-
-    name: str
-    kind: str
-    home_prefixes: tuple[Prefix, ...] = ()
-    redirect: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """A node's end of a link: its interface's name there and its addresses with prefix length."""
-
-    node: str
-    interface: str
-    addresses: tuple[IpInterface, ...]
-
-    def address(self, version: int) -> Address:
-        """The address of IP version 4 or 6."""
-        return next(a.ip for a in self.addresses if a.version == version)
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A wire between two nodes, or a segment (a bridge) shared by more."""
-
-    name: str
-    prefixes: tuple[Prefix, ...]
-    ends: tuple[End, ...]
-
-    @property
-    def shared(self) -> bool:
-        return len(self.ends) > 2
-
-    def end(self, node: str) -> End | None:
-        """That node's end, if it is on this link."""
-        return next((end for end in self.ends if end.node == node), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Vm:
-    """A virtual machine: a QEMU guest or a namespace that stands in for one.
-
-    kind: "guest", "netns", or "external": a QEMU guest that only by-hand steps start and move
-    """
-
-    name: str
-    kind: str
-    home: str
-    mac: str
-    addresses: tuple[IpInterface, ...]
-    on_link: bool = False
-    vcpus: int = 1
-    memory_mib: int = 128
-    dirty_mibps: int = 0
-
-    def address(self, version: int) -> Address:
-        """The VM's address of IP version 4 or 6."""
-        return next(a.ip for a in self.addresses if a.version == version)
-
-
-@dataclass(frozen=True, slots=True)
-class Fabric:
-    """Everything that the lab builds, and the daemons' timers that differ from their own."""
-
-    name: str
-    description: str
-    mtu: int
-    nodes: tuple[Node, ...]
-    links: tuple[Link, ...]
-    vms: tuple[Vm, ...]
-    timers: tuple[tuple[str, float], ...] = ()
-
-    def of_kind(self, kind: str) -> tuple[Node, ...]:
-        """All nodes of a kind."""
-        return tuple(node for node in self.nodes if node.kind == kind)
-
-    def node(self, name: str) -> Node:
-        """The node of that name."""
-        return next(node for node in self.nodes if node.name == name)
-
-    def vm(self, name: str) -> Vm:
-        """The VM of that name."""
-        return next(vm for vm in self.vms if vm.name == name)
-
-    def first_end(self, node: str) -> End:
-        """The node's end of its first link: there its own address (an NVE's locator) lies."""
-        return next(end for link in self.links for end in link.ends if end.node == node)
-
-    def names(self) -> frozenset[str]:
-        """All names that have a namespace of their own (guests live in their NVE's)."""
-        vms = {vm.name for vm in self.vms if vm.kind == "netns"}
-        shared = {link.name for link in self.links if link.shared}
-        return frozenset({node.name for node in self.nodes} | vms | shared)
 
 
 def built_in() -> dict[str, Path]:
@@ -145,20 +53,26 @@ def find(name: str, beside: Path | None = None) -> Path:
     """The fabric file for a built-in name or a path (relative to the file `beside`)."""
     if name in built_in():
         return built_in()[name]
+    if fat_tree.is_name(name):
+        return Path(name)  # of no file: made when it is loaded
     path = Path(name) if beside is None else beside.parent / name
     try:
         there = path.is_file()
     except OSError:  # a name that no file can have
         there = False
     if not there:
-        known = ", ".join(built_in())
+        known = ", ".join([*built_in(), fat_tree.PATTERN])
         raise LabError(f"no fabric {name!r}", f"give a TOML file or one of: {known}")
     return path
 
 
 def load_fabric(path: Path) -> Fabric:
-    """Read and check a fabric file."""
-    return parse_fabric(load(path), str(path), path.stem, beside=path)
+    """Read and check a fabric file, or make one that is made by its name."""
+    return parse_fabric(_read(path), str(path), path.stem, beside=path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return fat_tree.data(path.name) if fat_tree.is_name(str(path)) else load(path)
 
 
 def _with_base(data: dict[str, Any], where: str, beside: Path | None) -> dict[str, Any]:
@@ -171,7 +85,7 @@ def _with_base(data: dict[str, Any], where: str, beside: Path | None) -> dict[st
     path = find(base, beside)
     if beside is not None and path.resolve() == beside.resolve():
         raise LabError(f"{where}: `like` names this fabric itself", "name another")
-    inherited = _with_base(load(path), str(path), path)
+    inherited = _with_base(_read(path), str(path), path)
     inherited.pop("name", None)
     own = {key: value for key, value in data.items() if key != "like"}
     return {**inherited, **own}
@@ -186,11 +100,16 @@ def parse_fabric(
         description = table.take("description", str, "")
         mtu = table.take("mtu", int, 1600)
         timers = _timers(table)
+        igp_given = table.has("igp")
+        igp = table.choice("igp", IGPS, "ospf")
+        gate_policy = table.choice("gate_policy", GATE_POLICIES, "abort")
         nodes = tuple(_nodes(table))
-        links = tuple(_links(table, {node.name for node in nodes}))
+        links = tuple(_links(table, nodes))
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
-    fabric = Fabric(name, description, mtu, nodes, links, vms, timers)
-    _check(fabric, where)
+    fabric = Fabric(name, description, mtu, nodes, links, vms, timers, igp, gate_policy)
+    check_fabric(fabric, where)
+    if igp_given and not fabric.dynamic:
+        raise LabError(f"{where}: `igp` without FRR", "add `frr = true` to every router")
     return fabric
 
 
@@ -215,15 +134,51 @@ def _nodes(table: Table) -> Iterable[Node]:
             if kind == "nve":
                 prefixes = tuple(_network(p, entry) for p in entry.strings("prefixes", ()))
                 yield Node(name, kind, prefixes, entry.choice("redirect", REDIRECTS, "auto"))
+            elif kind == "router":
+                yield _router(name, entry)
+            elif kind == "collector":
+                software = entry.choice("software", COLLECTOR_SOFTWARE, COLLECTOR_SOFTWARE[0])
+                asn, peers = _asn(entry), entry.strings("peers")
+                yield Node(name, kind, software=software, asn=asn, peers=peers)
             else:
                 yield Node(name, kind)
 
 
-def _links(table: Table, nodes: set[str]) -> Iterable[Link]:
+def _router(name: str, entry: Table) -> Node:
+    asn = _asn(entry)
+    dc = entry.take("dc", str, "")
+    if dc and not _NAME.fullmatch(dc):
+        raise LabError(f"{entry.where}: dc {dc!r}", "use a-z, 0-9 and -, at most 20 characters")
+    role = entry.choice("role", ROLES, "transit")
+    frr = entry.take("frr", bool, False)
+    software = entry.choice("software", SOFTWARE, "frr") if frr or entry.has("software") else ""
+    if frr and software != "frr":
+        raise LabError(f"{entry.where}: both `frr` and {software}", "leave `frr = true` out")
+    return Node(name, "router", software=software, role=role, dc=dc, asn=asn)
+
+
+def _asn(entry: Table) -> int:
+    asn = entry.take("asn", int, 0)
+    if not 0 <= asn <= MAX_ASN:
+        raise LabError(f"{entry.where}: asn {asn}", "give an AS number such as 65001")
+    return asn
+
+
+def _link_entries(table: Table, nodes: Iterable[Node]) -> Iterable[Table]:
+    """Those that are given, then one from each collector to each of its peers."""
+    yield from table.tables("link")
+    for node in nodes:
+        for peer in node.peers:
+            data = {"nodes": [peer, node.name]}
+            yield Table(data, f"{table.where}: collector {node.name}: peers")
+
+
+def _links(table: Table, nodes: tuple[Node, ...]) -> Iterable[Link]:
     used: dict[str, set[str]] = {}
-    for number, entry in enumerate(table.tables("link"), 1):
+    names = {node.name for node in nodes}
+    for number, entry in enumerate(_link_entries(table, nodes), 1):
         members = entry.strings("nodes")
-        if len(set(members)) != len(members) or len(members) < 2 or not set(members) <= nodes:
+        if len(set(members)) != len(members) or len(members) < 2 or not set(members) <= names:
             raise LabError(f"{entry.where}: nodes are {list(members)}", "name two or more nodes")
         name = _name(entry, default="--".join(members))
         auto = (f"10.0.{number}.0/24", f"fd00:0:{number:x}::/64")
@@ -289,35 +244,6 @@ def _vms(table: Table, nodes: dict[str, Node]) -> Iterable[Vm]:
             entry.take("memory_mib", int, 128),
             entry.take("dirty_mibps", int, 0),
         )
-
-
-def _check(fabric: Fabric, where: str) -> None:
-    names = [node.name for node in fabric.nodes] + [vm.name for vm in fabric.vms]
-    names += [link.name for link in fabric.links]
-    for name in names:
-        if names.count(name) > 1:
-            raise LabError(f"{where}: the name {name!r} is used twice", "rename one")
-    linked = {end.node for link in fabric.links for end in link.ends}
-    for node in fabric.nodes:
-        if node.name not in linked:
-            raise LabError(f"{where}: {node.name} is on no link", "add a [[link]] with it")
-    if len(fabric.of_kind("manager")) > 1:
-        raise LabError(f"{where}: more than one manager", "leave one [[manager]]")
-    _check_overlap(fabric, where)
-
-
-def _check_overlap(fabric: Fabric, where: str) -> None:
-    prefixes = [p for link in fabric.links for p in link.prefixes]
-    prefixes += [p for node in fabric.nodes for p in node.home_prefixes]
-    for index, one in enumerate(prefixes):
-        for other in prefixes[index + 1 :]:
-            if one.version == other.version and one.overlaps(other):
-                raise LabError(f"{where}: {one} and {other} overlap", "renumber one of them")
-    addresses = [a.ip for vm in fabric.vms for a in vm.addresses]
-    addresses += [a.ip for link in fabric.links for end in link.ends for a in end.addresses]
-    for address in addresses:
-        if addresses.count(address) > 1:
-            raise LabError(f"{where}: {address} is used twice", "change one of them")
 
 
 def _name(entry: Table, default: str | None = None) -> str:

@@ -61,6 +61,29 @@ class Faults:
                 f"delete chain netdev {_TABLE} {_chain(device)}\n",
             )
 
+    def carrier(self, link: Link, up: bool) -> None:
+        """Take a link down, so that both of its ends know, or up again.  Addresses stay."""
+        for end in link.ends[:1]:  # the other end of a wire loses its carrier with it
+            namespace = self._spaces.name(end.node)
+            keep = f"net/ipv6/conf/{end.interface}/keep_addr_on_down=1"
+            for command in (
+                ["ip", "netns", "exec", namespace, "sysctl", "-q", "-w", keep],
+                [
+                    "ip",
+                    "-n",
+                    namespace,
+                    "link",
+                    "set",
+                    "dev",
+                    end.interface,
+                    "up" if up else "down",
+                ],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode != 0:
+                    words = done.stderr.strip()
+                    raise LabError(f"{end.interface} of {end.node}: {words}", "does it exist?")
+
     def _ingresses(self, link: Link) -> list[tuple[str, str]]:
         """(namespace, device) of every place where the link's frames arrive."""
         if link.shared:

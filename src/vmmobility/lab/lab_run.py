@@ -17,6 +17,7 @@ from vmmobility.lab.correspondents import Correspondents
 from vmmobility.lab.counting import Window
 from vmmobility.lab.laboratory import Laboratory
 from vmmobility.lab.marks import Marks
+from vmmobility.lab.report_fabric import HostRoute, SettledPath
 from vmmobility.lab.scenario import Scenario
 from vmmobility.lab.soundness import Soundness, examine, qemu_cpu
 from vmmobility.lab.step_types import Move
@@ -59,6 +60,8 @@ class LabRun:
         self.moves: list[MoveRecord] = []
         self.hand_moves: list[HandMove] = []
         self.cpu_before: dict[str, float | None] = {}
+        self.settled: list[SettledPath] = []
+        self.host_routes_left: list[HostRoute] = []
         self.begun_ns = time.time_ns()
         self.ended_ns = 0
         self._first_move = first_move

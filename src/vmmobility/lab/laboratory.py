@@ -1,7 +1,7 @@
 """A running lab: a fabric's namespaces with daemons and virtual machines in them.
 
-Up and down as a whole; what happens in between is steps.py's.  Rests on namespaces, daemons,
-faults, teardown, workdir.
+Up and down as a whole; what happens in between is steps.py's.  Rests on namespaces, frr, bird,
+gobgp, daemons, faults, teardown, workdir.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from typing import Any
 
 from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.lab import namespaces, teardown, workdir
+from vmmobility.lab.bird import Bird
 from vmmobility.lab.by_hand import ByHand
 from vmmobility.lab.control_capture import Captured
 from vmmobility.lab.control_capture import read as read_capture
+from vmmobility.lab.convergence import Convergence
 from vmmobility.lab.daemons import Daemons
 from vmmobility.lab.fabric import Fabric, Vm
 from vmmobility.lab.faults import Faults
+from vmmobility.lab.frr import Frr
+from vmmobility.lab.gobgp import Collectors
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
 from vmmobility.lab.hosts import Hosts
 from vmmobility.lab.inside import NETNS, python, python_environment
@@ -45,6 +49,10 @@ class Laboratory:
         self.info = info
         self.say = say
         self.spaces = Namespaces(fabric, info.lab_id)
+        self.frr = Frr(fabric, self.spaces, info.folder / "frr")
+        self.bird = Bird(fabric, self.spaces, info.folder / "bird")
+        self.collectors = Collectors(fabric, self.spaces, info.folder / "gobgp")
+        self.convergence = Convergence(fabric, self.spaces, self.frr, self.bird)
         self.daemons = Daemons(fabric, self.spaces, info.folder)
         self.faults = Faults(self.spaces)
         self.hosts = Hosts(self.spaces, self.daemons, self.faults)
@@ -55,7 +63,7 @@ class Laboratory:
         self._helpers: list[subprocess.Popen[bytes]] = []
 
     def up(self) -> None:
-        """Namespaces, daemons, virtual machines: all running and registered on return."""
+        """Namespaces, FRR and its like, daemons, VMs: all running and registered on return."""
         self.say(f"fabric {self.fabric.name}: {len(self.fabric.names())} namespaces, "
                  f"prefix {self.info.lab_id}")  # fmt: skip
         self.spaces.up()
@@ -64,13 +72,23 @@ class Laboratory:
         self.info = replace(self.info, namespaces=inodes)
         self.info.save()
         self.routes.start()
+        self.collectors.start()
+        self.bird.start()
+        self.frr.start()
         self.daemons.configure()
+        self._await_convergence()
         self._start_capture()
         self.daemons.start_all()
         self.logbook.start()
         self.say("the manager and " + ", ".join(n.name for n in self.fabric.of_kind("nve"))
                  + " answer")  # fmt: skip
         self._start_vms([vm for vm in self.fabric.vms if vm.kind != "external"])
+
+    def _await_convergence(self) -> None:
+        if self.frr.plans:
+            seconds = self.convergence.wait()
+            bird = f", BIRD at {', '.join(self.bird.plans)}" if self.bird.plans else ""
+            self.say(f"FRR has converged at {len(self.frr.plans)} routers{bird}, {seconds:.1f} s")
 
     def _start_capture(self) -> None:
         """Write down every control message, where all of them pass: at the manager."""
@@ -163,6 +181,9 @@ class Laboratory:
             self.logbook.stop()
         self.by_hand.end_all()
         self.daemons.end_all()
+        self.frr.stop()
+        self.bird.stop()
+        self.collectors.stop()
         left = teardown.tear_down(self.info)
         for process in self._helpers:
             process.kill()

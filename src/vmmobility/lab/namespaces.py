@@ -1,4 +1,4 @@
-"""A fabric's namespaces, links, addresses, sysctls and static routes in the kernel: up and down.
+"""A fabric's namespaces, links, addresses, sysctls and own routes in the kernel: up and down.
 
 Not here: daemons and processes (daemons.py, teardown.py).  Rests on iproute2's batches, which
 build 200 namespaces in 1.4 s.
@@ -14,7 +14,7 @@ from pathlib import Path
 from vmmobility.errors import LabError
 from vmmobility.lab.fabric import Fabric, Vm
 from vmmobility.lab.inside import NETNS, inside
-from vmmobility.lab.routing import static_routes
+from vmmobility.lab.routing import kernel_routes
 
 _ALL = {
     "net/ipv4/conf/{}/rp_filter": "0",
@@ -55,7 +55,7 @@ class Namespaces:
         for vm in self.fabric.vms:
             if vm.kind == "netns":
                 per_node[vm.name] += _vm_lines(self.fabric, vm)
-        for node, routes in static_routes(self.fabric).items():
+        for node, routes in kernel_routes(self.fabric).items():
             per_node[node] += [
                 f"route add {r.prefix} via {r.next_hop} dev {r.interface}" for r in routes
             ]

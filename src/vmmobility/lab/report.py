@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vmmobility.lab.moments import GapSplit
+from vmmobility.lab.report_fabric import FabricReport
 
 FORMAT = 1
 
@@ -219,6 +220,7 @@ class Report:
     restarts: tuple[RestartReport, ...] = ()
     by_hand: tuple[HandMoveReport, ...] = ()
     manager: str = ""
+    fabric_report: FabricReport = field(default_factory=FabricReport)
 
     @property
     def ok(self) -> bool:
@@ -244,6 +246,7 @@ class Report:
             "streams": [asdict(stream) for stream in self.streams],
             "restarts": [asdict(restart) for restart in self.restarts],
             "by_hand": [move.as_json() for move in self.by_hand],
+            **self.fabric_report.as_json(),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -264,6 +267,7 @@ class Report:
             "streams": self._all_streams(),
             "manager_restarts": self._manager_restarts(),
             "by_hand": self._all_by_hand(),
+            "fabric": self.fabric_report.summary(),
         }
 
     def _all_streams(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def html(report: Report) -> str:
         _tiles(report),
         *(f"<p>{escape(line)}</p>" for line in rest_lines(report)),
         *(_move(move) for move in report.moves),
+        _fabric(report),
         _steps(report),
     ]
     return (
@@ -181,6 +182,26 @@ def _details(move: MoveReport) -> str:
         f"<details><summary>Which node held which route when</summary>{routes}</details>"
         f"<details><summary>Every event</summary>{phases}</details>"
     )
+
+
+def _fabric(report: Report) -> str:
+    """Where packets went once all had settled."""
+    paths = report.fabric_report.last_paths()
+    if not paths:
+        return ""
+    rows = [
+        (p.run, p.correspondent, p.vm, p.family, (" > ".join(p.hops), not p.direct)) for p in paths
+    ]
+    table = _table(("run", "correspondent", "VM", "family", "settled path"), rows)
+    times = _table(
+        ("move", "announced", "inside the DC", "withdrawn", "inside the DC", "converged"),
+        [
+            (t.move, _ms(t.announced_ms), _ms(t.announced_inside_ms), _ms(t.withdrawn_ms),
+             _ms(t.withdrawn_inside_ms), _ms(t.converged_ms))
+            for t in report.fabric_report.routes
+        ],
+    )  # fmt: skip
+    return f"<section><h2>The fabric</h2>{table}{times}</section>"
 
 
 def _steps(report: Report) -> str:

@@ -145,6 +145,7 @@ def rest_lines(report: Report) -> list[str]:
             f"{_ms(gap['median'])}, max {_ms(gap['max'])}; resume to local delivery p50 "
             f"{_ms(late['median'])}, max {_ms(late['max'])}"
         )
+    lines += report.fabric_report.lines()
     if report.streams:
         every = total["streams"]
         lines.append(

@@ -19,7 +19,10 @@ from vmmobility.lab.namespaces import Namespaces
 
 @dataclass(frozen=True, slots=True)
 class RouteChange:
-    """A route to a VM's address came (via: local, tunnel, host-route) or went (via: none)."""
+    """A route to a VM's address came (via: local, tunnel, host-route) or went (via: none).
+
+    protocol: who made it, as iproute2 names it: "77" is ours
+    """
 
     at_ns: int
     node: str
@@ -27,6 +30,7 @@ class RouteChange:
     address: str
     via: str
     text: str
+    protocol: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,12 @@ def parse_line(
     if "table" in words and words[words.index("table") + 1] not in ("main", "254"):
         return None  # the relay's own table; packets of others never look there
     device = words[words.index("dev") + 1] if "dev" in words else ""
+    protocol = words[words.index("proto") + 1] if "proto" in words else ""
     via = "none" if deleted else kind_of(device, interfaces)
     moment = datetime.fromisoformat(stamp.lstrip("[")).replace(tzinfo=UTC)
     at_ns = int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000
     family = "ipv4" if addresses[address] == 4 else "ipv6"
-    return RouteChange(at_ns, node, family, address, via, " ".join(words))
+    return RouteChange(at_ns, node, family, address, via, " ".join(words), protocol)
 
 
 def kind_of(device: str, interfaces: Iterable[str]) -> str:

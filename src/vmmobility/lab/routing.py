@@ -1,15 +1,18 @@
-"""Static routes of a fabric: the shortest path from every node to every prefix.
+"""Routes that the lab itself puts into a fabric's kernels.
 
-Prefixes are the links' subnets and the NVEs' home prefixes.  Only routers carry what is not
-theirs.  Not here: how routes get into a kernel (namespaces.py).  Rests on fabric.
+Static fabrics: the shortest path from every node to every prefix; prefixes are the links' subnets
+and the NVEs' home prefixes, and only routers carry what is not theirs.  Fabrics with FRR: default
+routes of what is no router.  Not here: how routes get into a kernel (namespaces.py), what FRR
+does (frr_plans.py).  Rests on fabric_values.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from ipaddress import ip_network
 
-from vmmobility.lab.fabric import Fabric, Link
+from vmmobility.lab.fabric_values import Fabric, Link
 from vmmobility.wire.values import Address, Prefix
 
 
@@ -20,6 +23,31 @@ class Route:
     prefix: Prefix
     next_hop: Address
     interface: str
+
+
+_DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
+
+def kernel_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
+    """What the lab puts into every node's kernel."""
+    return default_routes(fabric) if fabric.dynamic else static_routes(fabric)
+
+
+def default_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
+    """By the first router on its first link, for every node that is none."""
+    routes = {}
+    for node in fabric.nodes:
+        if node.kind == "router":
+            continue
+        link = next(link for link in fabric.links if link.end(node.name) is not None)
+        here, there = link.end(node.name), link.end(fabric.routers_of(node.name)[0].name)
+        assert here is not None
+        assert there is not None
+        routes[node.name] = tuple(
+            Route(prefix, there.address(version), here.interface)
+            for version, prefix in _DEFAULT.items()
+        )
+    return routes
 
 
 def static_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:

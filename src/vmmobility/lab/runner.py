@@ -29,8 +29,10 @@ from vmmobility.lab.report import (
     RestartReport,
     StreamReport,
 )
+from vmmobility.lab.report_fabric import FabricReport
 from vmmobility.lab.run_findings import hand_move_reports, restart_reports, stream_reports
 from vmmobility.lab.scenario import Scenario
+from vmmobility.lab.settled import fabric_at_end, fabric_report
 from vmmobility.lab.steps import Steps
 
 
@@ -53,6 +55,7 @@ class _Campaign:
     streams: list[StreamReport] = field(default_factory=list)
     restarts: list[RestartReport] = field(default_factory=list)
     by_hand: list[HandMoveReport] = field(default_factory=list)
+    fabric: FabricReport = field(default_factory=FabricReport)
     leftovers: list[str] = field(default_factory=list)
     runs: int = 0
     lab: Laboratory | None = None
@@ -91,6 +94,7 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         streams=tuple(campaign.streams),
         restarts=tuple(campaign.restarts),
         by_hand=tuple(campaign.by_hand),
+        fabric_report=campaign.fabric,
         manager=next((node.name for node in scenario.fabric.of_kind("manager")), ""),
     )
 
@@ -105,6 +109,7 @@ def _one_run(
     try:
         run.start()
         steps.carry_out(scenario.steps)
+        fabric_at_end(run)
         run.stop()
     except BaseException:
         run.abort()
@@ -116,6 +121,7 @@ def _one_run(
     campaign.streams += stream_reports(run)
     campaign.restarts += restart_reports(run)
     campaign.by_hand += hand_move_reports(run)
+    campaign.fabric += fabric_report(run)
     as_at_first = all(
         vm.kind != "external" and run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms
     )

@@ -10,15 +10,19 @@ import shlex
 import signal
 from collections.abc import Iterator
 
+from vmmobility.drivers.frr.plan import daemons
 from vmmobility.errors import LabError
 from vmmobility.lab.fabric import Fabric, Link
 from vmmobility.lab.faults import find_link
+from vmmobility.lab.frr_plans import router_plans
 from vmmobility.lab.step_types import (
     Assertion,
+    Carrier,
     Exec,
     Fault,
     Guest,
     Kill,
+    KillFrr,
     LoseState,
     Move,
     Pause,
@@ -27,6 +31,7 @@ from vmmobility.lab.step_types import (
     Repeat,
     Replay,
     Start,
+    StartFrr,
     Step,
 )
 from vmmobility.lab.toml_table import Table
@@ -34,17 +39,21 @@ from vmmobility.lab.toml_table import Table
 GUEST_STEPS = ("start-vm", "stop-vm", "expect", "start-by-hand", "migrate-by-hand", "stop-by-hand")
 STEPS = (
     "move", "wait", "kill", "start", "restart", "power-off", "power-on", "lose-state", "cut",
-    "loss", "heal", "exec", "vmmob", *GUEST_STEPS, "remember", "replay", "assert", "repeat",
+    "loss", "heal", "link-down", "link-up", "kill-frr", "start-frr", "exec", "vmmob",
+    *GUEST_STEPS, "remember", "replay", "assert", "repeat",
 )  # fmt: skip
 ASSERTIONS = (
     "no-loss", "no-broken-tcp", "serving", "only-serving-route", "route", "binding", "reachable",
     "unreachable", "hops", "command", "vmmob", "event", "no-event", "moves-done", "sound",
     "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
-    "redirects",
+    "redirects", "direct-path", "no-host-routes", "drained", "routes-at-most",
+    "collected",
 )  # fmt: skip
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
+COLLECTED_STATES = ("away", "home")
 GUEST_STATES = ("running", "paused", "none")
+_PATIENT = ("only-serving-route", "direct-path", "no-host-routes", "drained")
 _PLAIN = ("no-broken-tcp", "moves-done", "bindings-unchanged", "routes-unchanged", "refreshed",
           "replay-dropped")  # fmt: skip
 
@@ -73,6 +82,8 @@ def _step(entry: Table, fabric: Fabric) -> Step:
         return _assertion(entry, fabric, "until", 30.0)
     if do in ("cut", "loss", "heal"):
         return _fault(entry, fabric, do)
+    if do in ("link-down", "link-up", "kill-frr", "start-frr"):
+        return _fabric_step(entry, fabric, do)
     if do in ("exec", "vmmob"):
         status = None if entry.take("any_status", bool, False) else entry.take("status", int, 0)
         node = _daemon(entry, fabric) if do == "vmmob" else _named(entry, fabric)
@@ -97,6 +108,22 @@ def _host_step(entry: Table, fabric: Fabric, do: str) -> Step:
         return Start(_daemons(entry, fabric), kill_first=do == "restart")
     nve = _nve(entry, fabric, "node")
     return LoseState(nve) if do == "lose-state" else Power(nve, do == "power-on")
+
+
+def _fabric_step(entry: Table, fabric: Fabric, do: str) -> Step:
+    if do in ("link-down", "link-up"):
+        link = find_link(fabric, entry.take("link", str), entry.where)
+        if link.shared:
+            raise LabError(f"{entry.where}: {link.name} is a segment", "name a link of two nodes")
+        return Carrier(link.name, do == "link-up")
+    plans = router_plans(fabric)
+    router = _one_of(entry, "node", entry.take("node", str), list(plans))
+    if do == "start-frr":
+        return StartFrr(router)
+    known = list(daemons(plans[router]))
+    names = entry.strings("daemons", tuple(known))
+    chosen = tuple(_one_of(entry, "daemons", name, known) for name in names)
+    return KillFrr(router, chosen, _signal(entry))
 
 
 def _guest(entry: Table, fabric: Fabric, do: str) -> Guest:
@@ -124,7 +151,7 @@ def _fault(entry: Table, fabric: Fabric, do: str) -> Fault:
 
 def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Assertion:
     what = entry.choice(key, ASSERTIONS)
-    if what == "only-serving-route" and key == "what":
+    if what in _PATIENT and key == "what":
         within_s = 30.0
     within_s = entry.take("within_s", float, within_s)
     if what in _PLAIN:
@@ -138,6 +165,13 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
     if what == "redirects":
         node, target = _nve(entry, fabric, "node"), _nve(entry, fabric, "to")
         return Assertion(what, within_s, vm_of(entry, fabric), node, target=target)
+    if what == "collected":
+        state = entry.choice("state", COLLECTED_STATES)
+        names = [node.name for node in fabric.of_kind("collector")]
+        node = _one_of(entry, "node", entry.take("node", str), names) if entry.has("node") else ""
+        return Assertion(what, within_s, vm_of(entry, fabric), node, state=state)
+    if what in ("direct-path", "no-host-routes", "drained", "routes-at-most"):
+        return _of_fabric(entry, fabric, what, within_s)
     if what in ("only-serving-route", "sound"):
         return Assertion(what, within_s, vm_of(entry, fabric))
     if what == "route":
@@ -151,6 +185,16 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
         return Assertion(what, within_s, node=node, command=_command(entry), contains=contains)
     node = _node(entry, fabric) if entry.has("node") else ""
     return Assertion(what, within_s, node=node, event=entry.take("event", str))
+
+
+def _of_fabric(entry: Table, fabric: Fabric, what: str, within_s: float) -> Assertion:
+    """About a VM's ways, its host routes, its redirects."""
+    if what == "routes-at-most":
+        vm = vm_of(entry, fabric) if entry.has("vm") else ""
+        node = _node(entry, fabric) if entry.has("node") else ""
+        return Assertion(what, within_s, vm, node, maximum=entry.take("max", int))
+    node = _nve(entry, fabric, "node") if what == "drained" and entry.has("node") else ""
+    return Assertion(what, within_s, vm_of(entry, fabric), node)
 
 
 def _placed(entry: Table, fabric: Fabric, what: str, within_s: float) -> Assertion:
@@ -219,7 +263,8 @@ def _daemons(entry: Table, fabric: Fabric) -> tuple[str, ...]:
 
 
 def _all_daemons(fabric: Fabric) -> list[str]:
-    return [n.name for n in (*fabric.of_kind("manager"), *fabric.of_kind("nve"))]
+    agents = [n for n in fabric.of_kind("router") if n.role != "transit"]
+    return [n.name for n in (*fabric.of_kind("manager"), *fabric.of_kind("nve"), *agents)]
 
 
 def _one_of(entry: Table, key: str, value: str, known: list[str]) -> str:

@@ -77,6 +77,30 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Carrier:
+    """A link goes down or up, and both of its ends know."""
+
+    link: str
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KillFrr:
+    """A signal to some of FRR's daemons at a router."""
+
+    node: str
+    daemons: tuple[str, ...]
+    signal: signal.Signals
+
+
+@dataclass(frozen=True, slots=True)
+class StartFrr:
+    """Start what of FRR has ended at a router, as FRR's own watchdog does."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class Exec:
     """Run a command in a node's namespace; `vmmob`: one of ours, told that node's API."""
 
@@ -147,6 +171,9 @@ Step = (
     | Power
     | LoseState
     | Fault
+    | Carrier
+    | KillFrr
+    | StartFrr
     | Exec
     | Guest
     | Remember

@@ -13,6 +13,7 @@ from typing import Any
 
 from vmmobility.errors import LabError, VmMobilityError
 from vmmobility.lab.assertions import judge
+from vmmobility.lab.fabric_steps import FabricSteps
 from vmmobility.lab.faults import find_link
 from vmmobility.lab.guest_steps import GuestSteps
 from vmmobility.lab.lab_run import LabRun
@@ -21,10 +22,12 @@ from vmmobility.lab.replaying import replay
 from vmmobility.lab.state_assertions import run_vmmob
 from vmmobility.lab.step_types import (
     Assertion,
+    Carrier,
     Exec,
     Fault,
     Guest,
     Kill,
+    KillFrr,
     LoseState,
     Move,
     Pause,
@@ -33,6 +36,7 @@ from vmmobility.lab.step_types import (
     Repeat,
     Replay,
     Start,
+    StartFrr,
     Step,
 )
 
@@ -48,6 +52,7 @@ class Steps:
         self.failures: list[str] = []
         self.results: list[dict[str, Any]] = []
         self._guests = GuestSteps(run)
+        self._fabric = FabricSteps(run)
         self._heal_at: list[tuple[float, str]] = []
 
     def carry_out(self, steps: Sequence[Step]) -> None:
@@ -86,6 +91,8 @@ class Steps:
                         self._one(inner)
             case Guest():
                 self._guests.carry_out(step)
+            case KillFrr() | StartFrr() | Carrier():
+                self._fabric.carry_out(step)
             case Remember():
                 self._run.marks.remember(self._lab.daemons)
             case Replay():

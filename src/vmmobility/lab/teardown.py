@@ -54,11 +54,17 @@ def tear_down(info: LabInfo) -> list[str]:
             time.sleep(0.02)
         if not processes(info):
             break
+    survivors = processes(info)
     namespaces.delete(namespaces.existing(info.lab_id))
     shutil.rmtree(info.folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # another lab may live there
         workdir.base().rmdir()
-    return leftovers(info)
+    # From here on another's namespace may bear one of the inodes' numbers.
+    return leftovers(replace(info, namespaces={})) + [
+        f"process {pid}: {command}"
+        for pid, command in sorted(survivors.items())
+        if Path(f"/proc/{pid}").exists()
+    ]
 
 
 def _still_its_own(info: LabInfo) -> dict[str, int]:

@@ -30,14 +30,16 @@ from vmmobility.wire.options import (
     PhaseOption,
     PreviousNve,
     Reason,
+    Route,
     ServingNve,
+    Sight,
     Supported,
     Ticket,
     Timestamp,
     UnknownOption,
     VmId,
 )
-from vmmobility.wire.registry import GuestLife, Kind, Mobility, Phase, Purpose, Status
+from vmmobility.wire.registry import GuestLife, Kind, Mobility, Phase, Purpose, RouteState, Status
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 Readable = dict[str, Any]
@@ -136,6 +138,8 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     Nonce: lambda e: Nonce(bytes.fromhex(e["nonce"])),
     KnownBoot: lambda e: KnownBoot(int(e["boot"])),
     Guest: lambda e: Guest(GuestLife[e["life"]]),
+    Route: lambda e: Route(RouteState[e["state"]]),
+    Sight: lambda e: Sight(bool(e["direct"]), bool(e["covered"])),
 }
 _BY_NAME = {BY_CLASS[option].name: reader for option, reader in _READERS.items()}
 

@@ -11,8 +11,8 @@
 U: must be understood.  A receiver that does not know a type with U set rejects the message with
 UNSUPPORTED_OPTION; one with U clear is kept as it is (`UnknownOption`) and survives a round trip.
 
-Not here: the authentication option, which is over the whole message (authentication.py).
-Rests on values, registry, cursor, formats.
+Not here: what options say (option_values.py, exported here, too), and the authentication option,
+which is over the whole message (authentication.py).  Rests on those, registry, cursor, formats.
 """
 
 from __future__ import annotations
@@ -24,174 +24,73 @@ from typing import Any
 from vmmobility.errors import DecodeError
 from vmmobility.wire import formats
 from vmmobility.wire.cursor import Cursor
-from vmmobility.wire.registry import GuestLife, Mobility, Phase
-from vmmobility.wire.values import Address, Interface, Nve, VmKey
+from vmmobility.wire.option_values import (
+    AttachId,
+    Definition,
+    Endpoint,
+    Epoch,
+    Guest,
+    InterfaceGroup,
+    KnownBoot,
+    Measurements,
+    MobilityKind,
+    Nonce,
+    Option,
+    PhaseOption,
+    PreviousNve,
+    Reason,
+    Route,
+    ServingNve,
+    Sight,
+    Supported,
+    Ticket,
+    Timestamp,
+    UnknownOption,
+    VmId,
+)
+from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
+from vmmobility.wire.values import VmKey
+
+__all__ = [
+    "AUTHENTICATION_TYPE",
+    "BY_CLASS",
+    "BY_TYPE",
+    "MUST_UNDERSTAND",
+    "OPTIONS",
+    "OPTION_HEADER",
+    "AttachId",
+    "Declaration",
+    "Definition",
+    "Endpoint",
+    "Epoch",
+    "Guest",
+    "InterfaceGroup",
+    "KnownBoot",
+    "Measurements",
+    "MobilityKind",
+    "Nonce",
+    "Option",
+    "PhaseOption",
+    "PreviousNve",
+    "Reason",
+    "Route",
+    "ServingNve",
+    "Sight",
+    "Supported",
+    "Ticket",
+    "Timestamp",
+    "UnknownOption",
+    "UnsupportedOption",
+    "VmId",
+    "check_repeats",
+    "decode_options",
+    "encode_option",
+    "is_unknown",
+]
 
 MUST_UNDERSTAND = 0x8000
 OPTION_HEADER = 4
 AUTHENTICATION_TYPE = 14
-
-
-@dataclass(frozen=True, slots=True)
-class VmId:
-    """The VM's key: virtual network identifier and VM-ID (Section 5)."""
-
-    vm: VmKey
-
-
-@dataclass(frozen=True, slots=True)
-class InterfaceGroup:
-    """One interface: its MAC and the VM's addresses on it (Section 5, Virtual Machine Address)."""
-
-    interface: Interface
-
-
-@dataclass(frozen=True, slots=True)
-class ServingNve:
-    """The NVE that serves the VM, or will: NVE-ID and locators."""
-
-    nve: Nve
-
-
-@dataclass(frozen=True, slots=True)
-class PreviousNve:
-    """An NVE that served the VM and may still send packets for it on (repeated; source first)."""
-
-    nve: Nve
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """The binding's place in the domain-wide order of accepted attaches."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """The manager's leave for one move: 16 octets, single-use."""
-
-    ticket: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class AttachId:
-    """The NVE's name for one attach; a repetition carries the same."""
-
-    attach_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class MobilityKind:
-    """Hot, warm, cold or standby, and the member of a load-shared group (0: none)."""
-
-    mobility: Mobility
-    member: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseOption:
-    """Request: the phase asked for.  Reply: the phase held."""
-
-    phase: Phase
-
-
-@dataclass(frozen=True, slots=True)
-class Timestamp:
-    """The sender's clock in nanoseconds since 1970: for display and one sender's order only."""
-
-    time_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """The VM's definition for the hypervisor: UTF-8 JSON, opaque to the protocol.
-
-    Longer ones are cut into several options of this type; their data is joined in order.
-    """
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the destination hypervisor expects the VM's memory (Section 6): address, TCP port."""
-
-    address: Address
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Measurements:
-    """Figures for people: UTF-8 JSON object of numbers; never acted on."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Supported:
-    """With UNSUPPORTED_VERSION: the versions spoken.  With UNSUPPORTED_OPTION: the type refused."""
-
-    values: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why a request was rejected, in words, UTF-8."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Nonce:
-    """CHALLENGE: 16 octets that were never used before; the reply brings them back."""
-
-    nonce: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class KnownBoot:
-    """CHALLENGE: the highest boot of the receiver that the sender has seen; 0 is none."""
-
-    boot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """What the sender's hypervisor has of the VM's guest."""
-
-    life: GuestLife
-
-
-@dataclass(frozen=True, slots=True)
-class UnknownOption:
-    """An option of a type that this node does not know, kept as it came."""
-
-    type: int  # with the U bit as received
-    data: bytes
-
-
-Option = (
-    VmId
-    | InterfaceGroup
-    | ServingNve
-    | PreviousNve
-    | Epoch
-    | Ticket
-    | AttachId
-    | MobilityKind
-    | PhaseOption
-    | Timestamp
-    | Definition
-    | Endpoint
-    | Measurements
-    | Supported
-    | Reason
-    | Nonce
-    | KnownBoot
-    | Guest
-    | UnknownOption
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +116,13 @@ class Declaration:
 
 def _mobility(cursor: Cursor) -> MobilityKind:
     return MobilityKind(formats.member(Mobility, cursor.uint(1)), cursor.uint(2))
+
+
+def _sight(cursor: Cursor) -> Sight:
+    flags = cursor.uint(1)
+    if flags > 3:
+        raise DecodeError("bad-value", f"sight {flags}")
+    return Sight(bool(flags & 1), bool(flags & 2))
 
 
 def _endpoint_octets(option: Endpoint) -> bytes:
@@ -322,6 +228,16 @@ OPTIONS: tuple[Declaration, ...] = (
         19, "Guest", True, False, (1, 1), Guest,
         lambda o: bytes([o.life]),
         lambda c: Guest(formats.member(GuestLife, c.uint(1))),
+    ),
+    Declaration(
+        20, "Route", True, False, (1, 1), Route,
+        lambda o: bytes([o.state]),
+        lambda c: Route(formats.member(RouteState, c.uint(1))),
+    ),
+    Declaration(
+        21, "Sight", True, False, (1, 1), Sight,
+        lambda o: bytes([o.direct | o.covered << 1]),
+        _sight,
     ),
 )  # fmt: skip
 

@@ -34,6 +34,8 @@ class Purpose(IntEnum):
     SWITCH = 6  # a step of a move's switch, named by the Phase option
     CHALLENGE = 7  # prove that you speak now: send this nonce back
     CHECK = 8  # where do you stand with this VM, now?
+    ROUTE = 9  # router: lead this VM's packets thus (the Route option), and say how the fabric does
+    SIGHT = 10  # a router says, unasked, how the fabric leads a VM's packets there now
 
 
 class Phase(IntEnum):
@@ -91,6 +93,16 @@ class GuestLife(IntEnum):
     RUNNING = 2  # it runs here
     DEPARTED = 3  # its memory was sent to another host and it was stopped for that
     ARRIVED = 4  # it runs here, and its memory came from another host
+
+
+class RouteState(IntEnum):
+    """What a router does for a VM; the pair is the request's (Previous NVE, Serving NVE)."""
+
+    NONE = 0  # nothing, and it says nothing of it any more
+    WATCH = 1  # no route of its own; it says how the fabric leads the VM's packets
+    KEEP = 2  # it leads them to the previous NVE as before, and announces that no more
+    LEAD = 3  # it leads them to the serving NVE, and announces nothing: the VM is at home there
+    ANNOUNCE = 4  # it leads them to the serving NVE, and announces host routes
 
 
 class Mobility(IntEnum):

@@ -16,7 +16,9 @@ from vmmobility.wire.options import (
     PhaseOption,
     PreviousNve,
     Reason,
+    Route,
     ServingNve,
+    Sight,
     Ticket,
     VmId,
 )
@@ -60,6 +62,10 @@ def _word(option: Option, full: bool) -> str:
             return f"known boot {boot}"
         case Guest(life):
             return f"guest {life.name.lower()}"
+        case Route(state):
+            return state.name
+        case Sight(direct, covered):
+            return "direct" * direct + " covered" * covered if direct or covered else "indirect"
         case Reason(text) if full:
             return f"({text})"
         case _:

@@ -12,9 +12,10 @@ import pytest
 from starlette.types import ASGIApp
 
 from tests.unit.cli.command_line import Ran, Vmmob
-from tests.unit.fake_services import FakeManager, FakeNve
+from tests.unit.fake_services import FakeManager, FakeNve, FakeRouter
 from vmmobility.api.manager_api import manager_api
 from vmmobility.api.nve_api import nve_api
+from vmmobility.api.router_api import router_api
 from vmmobility.api.server import serve
 from vmmobility.cli import main as cli
 
@@ -76,4 +77,12 @@ def nve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNve]:
     service = FakeNve()
     with served(nve_api(service), tmp_path / "nve.sock") as path:
         monkeypatch.setenv("VMMOB_NVE_SOCKET", str(path))
+        yield service
+
+
+@pytest.fixture
+def router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRouter]:
+    service = FakeRouter()
+    with served(router_api(service), tmp_path / "router.sock") as path:
+        monkeypatch.setenv("VMMOB_ROUTER_SOCKET", str(path))
         yield service

@@ -26,10 +26,13 @@ from vmmobility.daemon.recording.sealed import sent
 from vmmobility.drivers.dataplane import Traffic
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane
+from vmmobility.engine.fabric_record import RouterSite
+from vmmobility.engine.fabric_routes import RouteAction, Sight, VmRoutes
 from vmmobility.engine.manager import ManagerSettings
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.nve import NveSettings
 from vmmobility.engine.outputs import Endpoint, Order, Output, Send
+from vmmobility.engine.router import RouterSettings
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
 CLASSES: dict[str, type] = {
@@ -39,14 +42,20 @@ CLASSES: dict[str, type] = {
         Interface,
         Nve,
         VmDataPlane,
+        VmRoutes,
+        Sight,
+        RouterSite,
         Traffic,
         Retransmission,
         ManagerSettings,
         NveSettings,
+        RouterSettings,
         *get_args(Output),
     )
 }
-ENUMS: dict[str, type[Enum]] = {e.__name__: e for e in (Order, Forwarding, RedirectPolicy)}
+ENUMS: dict[str, type[Enum]] = {
+    e.__name__: e for e in (Order, Forwarding, RedirectPolicy, RouteAction)
+}
 MOVE = "$Move"  # a move that the engine holds, by its id
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in CLASSES.values() if is_dataclass(cls)}
 _PLAIN = frozenset((type(None), bool, int, float, str))

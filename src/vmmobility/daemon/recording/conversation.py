@@ -23,6 +23,7 @@ from vmmobility.engine.outputs import (
     CountTraffic,
     Endpoint,
     Event,
+    Explain,
     Halt,
     HypervisorOrder,
     Output,
@@ -146,6 +147,8 @@ class Narrator:
                 what, detail = f"records {number}: {keys}", True
             case CountTraffic(vm, label):
                 what, detail = f"counts the traffic of {vm} ({label})", True
+            case Explain(addresses=addresses):
+                what, detail = f"explains {', '.join(map(str, addresses))}", True
             case Audit(vm):
                 what, detail = f"audits {vm}", True
             case Halt(reason):

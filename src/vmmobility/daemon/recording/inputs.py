@@ -14,15 +14,26 @@ from typing import Any
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.manager import ManagerEngine, ManagerSettings
 from vmmobility.engine.nve import NveEngine, NveSettings
+from vmmobility.engine.router import RouterEngine, RouterSettings
 from vmmobility.wire.registry import Role
 
-Engine = ManagerEngine | NveEngine
+Engine = ManagerEngine | NveEngine | RouterEngine
 
 FLUSH = "flush"  # an input with an answer: the outputs
 SET_SECRETS = "set_secrets"  # the channel's, when keys turn over
-_BOTH = ("started", "datagram_received", "timer", "persisted", "persist_failed", "check")
+_ALL = ("started", "datagram_received", "timer", "persisted", "persist_failed")
+_BOTH = (*_ALL, "check")
+_ROUTER = (*_ALL, "routes_applied", "sighted", "explained")
 INPUTS: dict[Role, tuple[str, ...]] = {
-    Role.MANAGER: (*_BOTH, "start_move", "abort_move", "release", "onboard", "offboard"),
+    Role.MANAGER: (
+        *_BOTH,
+        "ask_nodes",
+        "start_move",
+        "abort_move",
+        "release",
+        "onboard",
+        "offboard",
+    ),
     Role.NVE: (
         *_BOTH,
         "start_vm",
@@ -36,12 +47,21 @@ INPUTS: dict[Role, tuple[str, ...]] = {
         "traffic",
         "traffic_counted",
     ),
+    Role.DEFAULT_ROUTER: _ROUTER,
+    Role.BORDER_ROUTER: _ROUTER,
 }
 QUESTIONS: dict[Role, tuple[str, ...]] = {
-    Role.MANAGER: ("next_timer",),
+    Role.MANAGER: ("next_timer", "announced", "fabric", "routers_of"),
     Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions"),
+    Role.DEFAULT_ROUTER: ("next_timer", "desired", "watched"),
+    Role.BORDER_ROUTER: ("next_timer", "desired", "watched"),
 }
-ENGINES: dict[Role, type[Engine]] = {Role.MANAGER: ManagerEngine, Role.NVE: NveEngine}
+ENGINES: dict[Role, type[Engine]] = {
+    Role.MANAGER: ManagerEngine,
+    Role.NVE: NveEngine,
+    Role.DEFAULT_ROUTER: RouterEngine,
+    Role.BORDER_ROUTER: RouterEngine,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,7 @@ class Origin:
     """All that an engine is made from, but for its randomness.  now: monotonic seconds."""
 
     role: Role
-    settings: ManagerSettings | NveSettings
+    settings: ManagerSettings | NveSettings | RouterSettings
     peers: Sequence[Peer]
     state: Mapping[str, Any]
     boot: int
@@ -57,8 +77,11 @@ class Origin:
 
     @property
     def node_id(self) -> str:
-        settings = self.settings
-        return settings.node_id if isinstance(settings, ManagerSettings) else settings.own.nve_id
+        match self.settings:
+            case ManagerSettings(node_id=node) | RouterSettings(router_id=node):
+                return node
+            case NveSettings(own=own):
+                return own.nve_id
 
     def make(self, randomness: random.Random) -> Engine:
         """The engine as it began.  Raises ValueError if settings and role differ."""
@@ -67,4 +90,6 @@ class Origin:
             return ManagerEngine(settings, self.peers, self.state, self.boot, randomness, self.now)
         if self.role is Role.NVE and isinstance(settings, NveSettings):
             return NveEngine(settings, self.peers, self.state, self.boot, randomness)
+        if ENGINES.get(self.role) is RouterEngine and isinstance(settings, RouterSettings):
+            return RouterEngine(settings, self.peers, self.state, self.boot, randomness)
         raise ValueError(f"{type(settings).__name__} are no settings of {self.role.name}")

@@ -19,6 +19,12 @@ TUNNELLED_TABLE = 7700
 RULE_PRIORITY = 77
 """Priority of the rule: what comes in by the TUN device looks up table 7700."""
 
+HOLD_TABLE = 7701
+"""A router's table of VM routes that its routing daemon must not see: looked up before main."""
+
+HOLD_RULE_PRIORITY = 78
+"""Priority of the router's rule: all packets look up table 7701 first."""
+
 TAP_PREFIX = "vmt"
 TUN_NAME = "vmmob-tun"
 

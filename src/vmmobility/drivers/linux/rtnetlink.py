@@ -88,7 +88,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A policy rule: packets that come in by `interface` use `table`."""
+    """A policy rule: packets that come in by `interface` ("": all packets) use `table`."""
 
     version: int
     interface: str
@@ -124,7 +124,7 @@ def _route_body(route: Route) -> bytes:
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """An answer that is cut off, or holds no address where one belongs, is a DataPlaneError."""
     try:
         yield
@@ -139,7 +139,7 @@ def routes_of_ours(netlink: Netlink) -> Iterator[Route]:
 
     This and all that read the kernel's answers raise DataPlaneError for one that is none.
     """
-    with _reading():
+    with reading():
         yield from _routes_of_ours(netlink)
 
 
@@ -165,7 +165,7 @@ def look_up(netlink: Netlink, destination: Address) -> NextHop | Refusal:
     answer = netlink.get(RTM_GETROUTE, header + attribute(1, destination.packed))
     if isinstance(answer, Refusal):
         return answer
-    with _reading():
+    with reading():
         return _next_hop(answer)
 
 
@@ -208,7 +208,7 @@ def delete_link(index: int) -> Request:
 def links(netlink: Netlink) -> Iterator[Link]:
     """Every interface."""
     for body in netlink.dump(RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        with _reading():
+        with reading():
             link = _link(body)
         yield link
 
@@ -219,7 +219,7 @@ def link_named(netlink: Netlink, name: str) -> Link | None:
     answer = netlink.get(RTM_GETLINK, request)
     if isinstance(answer, Refusal):
         return None
-    with _reading():
+    with reading():
         return _link(answer)
 
 
@@ -259,7 +259,7 @@ def new_address(index: int, address: Address, length: int) -> Request:
 
 def addresses(netlink: Netlink) -> Iterator[tuple[int, Address]]:
     """Every address as (interface index, address)."""
-    with _reading():
+    with reading():
         yield from _addresses(netlink)
 
 
@@ -292,7 +292,7 @@ def _neighbour(index: int, address: Address, mac: bytes | None) -> bytes:
 
 def permanent_neighbours(netlink: Netlink) -> Iterator[tuple[int, Address, bytes]]:
     """Every permanent neighbour as (interface index, address, MAC)."""
-    with _reading():
+    with reading():
         yield from _permanent_neighbours(netlink)
 
 
@@ -318,7 +318,9 @@ def delete_rule(rule: Rule) -> Request:
 def _rule(rule: Rule) -> bytes:
     to_table = 1
     body = _RULE.pack(_AF[rule.version], 0, 0, 0, 0, 0, 0, to_table, 0)
-    body += text(3, rule.interface) + u32(6, rule.priority) + u32(15, rule.table)
+    if rule.interface:
+        body += text(3, rule.interface)
+    body += u32(6, rule.priority) + u32(15, rule.table)
     return body + attribute(21, bytes([ROUTE_PROTOCOL]))
 
 

@@ -1,0 +1,33 @@
+"""Any daemon's configuration file: which role's it is, and its value.
+
+Not here: what each role's file holds (config.py, router_config.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vmmobility.daemon.config import ManagerConfig, NveConfig, load_manager, load_nve, parse_file
+from vmmobility.daemon.router_config import RouterConfig, load_router
+
+AnyConfig = ManagerConfig | NveConfig | RouterConfig
+
+
+def load(path: Path) -> AnyConfig:
+    """A router's file says its role; one with [[manager]] or node.locators is an NVE's.
+
+    Raises ConfigError.
+    """
+    top = parse_file(path)
+    node = top.table("node")
+    if "role" in node:
+        return load_router(path)
+    is_nve = top.is_list("manager") or "locators" in node
+    return load_nve(path) if is_nve else load_manager(path)
+
+
+def role_of(config: AnyConfig) -> str:
+    """What `vmmob ROLE run` runs with it."""
+    if isinstance(config, RouterConfig):
+        return "router"
+    return "manager" if isinstance(config, ManagerConfig) else "nve"

@@ -1,0 +1,260 @@
+"""What follows from what routers see: the gate of Section 7.2, and when redirects may end.
+
+Not here: what routers are told (manager_fabric.py), the steps of a move (manager_moves.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmmobility.engine.binding_cache import Previous
+from vmmobility.engine.fabric_record import FabricEntry, RouterSite
+from vmmobility.engine.manager_transitions import Happening, MoveState
+from vmmobility.engine.outputs import Event
+from vmmobility.wire.registry import Role, RouteState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmmobility.engine.binding_cache import Binding, BindingCache
+    from vmmobility.engine.channel import Channel
+    from vmmobility.engine.manager import ManagerSettings
+    from vmmobility.engine.manager_move import Move
+    from vmmobility.engine.outputs import Outbox
+    from vmmobility.wire.values import Nve, VmKey
+
+# In these a move waits for its routers.
+GATED = frozenset({MoveState.ANNOUNCING, MoveState.WITHDRAWING})
+_S, _M = RouteState, MoveState
+
+
+class ManagerGate:
+    """Sights of routers; the base of ManagerFabric."""
+
+    if TYPE_CHECKING:
+        cache: BindingCache
+        channel: Channel
+        outbox: Outbox
+        settings: ManagerSettings
+        routers_of: Callable[[str], list[str]]
+        _current: dict[VmKey, Move]
+        _follow_routes: Callable[[Binding, float], None]
+        _turning: Callable[[Binding], Move | None]
+        _centres: Callable[[Nve], set[str]]
+        _redirect_previous: Callable[[Binding, float], None]
+        _doubt_left: Callable[[float], float]
+        _save_binding: Callable[[Binding], None]
+        _learn_home: Callable[[Binding], None]
+        _ask_relay: Callable[[Move, float], None]
+        _save_move: Callable[[Move], None]
+
+        def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
+
+    _fabric: dict[VmKey, FabricEntry]
+    _sites: dict[str, RouterSite]
+
+    # ---- the gate ------------------------------------------------------------------------------
+
+    def _prepare_fabric(self, move: Move, now: float) -> None:
+        """Entering ANNOUNCING: the fabric may turn once the destination sends on what it gets."""
+        move.deadline = now + self.settings.gate_s
+        self._ask_relay(move, now)
+
+    def _announce(self, move: Move, now: float) -> None:
+        """It does."""
+        move.relaying = True
+        self._save_move(move)
+        self._turn_fabric(move, now)
+
+    def _turn_fabric(self, move: Move, now: float) -> None:
+        """Entering WITHDRAWING, and in ANNOUNCING when the destination relays."""
+        move.deadline = now + self.settings.gate_s
+        binding = self.cache.bindings.get(move.vm)
+        if binding is not None:
+            if move.state is _M.ANNOUNCING:
+                self._spread_net(binding, move, now)
+            self._follow_routes(binding, now)
+            self._try_gate(move, now)
+
+    def _spread_net(self, binding: Binding, move: Move, now: float) -> None:
+        """A word of the source's routers that they announce no more may overtake that of the
+        destination's that they do, and then the covering prefix leads: so the home's NVE redirects
+        before anything is withdrawn."""
+        home = binding.home
+        if home is not None and home.nve_id != move.destination.nve_id:
+            self._learn_home(binding)
+            self._redirect_previous(binding, now)
+
+    def _is_net_spread(self, binding: Binding) -> bool:
+        net = binding.previous.get(binding.home.nve_id) if binding.home else None
+        return net is None or net.acknowledged >= binding.epoch
+
+    def _try_gate(self, move: Move, now: float) -> None:
+        """Go on if the routers have done their part and the fabric leads there."""
+        binding = self.cache.bindings.get(move.vm)
+        if binding is None or move.state not in GATED:
+            return
+        if move.state is _M.ANNOUNCING and not move.relaying:
+            return
+        withdraws = move.state is _M.WITHDRAWING and not (move.released or binding.at_home)
+        if withdraws and not self._is_border_led(move):
+            return
+        early = move.state is _M.ANNOUNCING and not binding.at_home
+        led = move.home or bool(self.routers_of(move.destination.nve_id))
+        if self._unready(move, with_sight=led and not early and not move.released):
+            return
+        if move.state is _M.ANNOUNCING and not self._is_net_spread(binding):
+            return
+        if move.state is _M.WITHDRAWING and not move.released:
+            move.released = True
+            self._follow_routes(binding, now)
+            if self._unready(move, with_sight=False):
+                return
+        self._happen(move, Happening.ROUTED, now)
+
+    def _unready(self, move: Move, *, with_sight: bool) -> list[str]:
+        """Routers that have not done what they were told, or where the fabric leads elsewhere.
+
+        A router that only watches counts by its sight alone, and not at all if it is the border
+        router of another data centre: what it leads to the old place comes to a border router
+        that does count.
+        """
+        entry, ends = self._fabric.get(move.vm), self._ends_of(move)
+        found = []
+        for name, told in entry.routers.items() if entry else ():
+            site = self._sites.get(name)
+            elsewhere = site is not None and site.border and site.dc and site.dc not in ends
+            if told.lead is None or (elsewhere and told.lead.state is _S.WATCH):
+                continue
+            does = told.lead.state is not _S.WATCH
+            goal = told.lead.serving.nve_id == move.destination.nve_id
+            if (does and not told.acknowledged) or (with_sight and goal and not told.direct):
+                found.append(name)
+        return found
+
+    def _is_border_led(self, move: Move) -> bool:
+        """Whether the border routers of both ends lead to the destination themselves, whatever
+        they hear: then the source's routers may withdraw."""
+        ends = self._ends_of(move)
+        counted = [
+            site.router_id
+            for site in self._sites.values()
+            if site.border and (not site.dc or site.dc in ends)
+        ]
+        return all(self._is_leading(move, name) for name in counted)
+
+    def _is_leading(self, move: Move, name: str) -> bool:
+        """Whether a border router leads to the destination; one that is also the default router
+        of an end does its own part there."""
+        nves = (move.source.nve_id, move.destination.nve_id)
+        if any(name in self.routers_of(nve) for nve in nves):
+            return True
+        entry = self._fabric.get(move.vm)
+        told = entry.routers.get(name) if entry else None
+        if told is None or told.lead is None or not told.acknowledged:
+            return False
+        return told.lead.state is _S.LEAD and told.lead.serving == move.destination
+
+    def _ends_of(self, move: Move) -> set[str]:
+        """The data centres of a move's source and destination."""
+        return self._centres(move.source) | self._centres(move.destination)
+
+    def _gate_timeout(self, move: Move, now: float) -> None:
+        """Section 7.2 has the VM wait for the route; for how long, and what then, is policy."""
+        binding = self.cache.bindings.get(move.vm)
+        early = move.state is _M.ANNOUNCING and binding is not None and not binding.at_home
+        if early and move.relaying and not self._unready(move, with_sight=False):
+            self._happen(move, Happening.ROUTED, now)  # only its home's NVE does not answer
+            return
+        waits = ", ".join(self._unready(move, with_sight=not early))
+        detail = {"vm": move.vm.vm_id, "vni": move.vm.vni, "move": move.move_id, "routers": waits}
+        self.outbox.emit(Event("gate.timeout", {**detail, "policy": self.settings.gate_policy}))
+        if self.settings.gate_policy != "proceed":
+            self._happen(move, Happening.TIMEOUT, now, waits)
+            return
+        if move.state is _M.WITHDRAWING and binding is not None and not move.released:
+            move.released = True
+            self._follow_routes(binding, now)
+        self._happen(move, Happening.ROUTED, now)
+
+    # ---- where routers may still lead ------------------------------------------------------------
+
+    def _may_lead(self, vm: VmKey, nve_id: str, now: float) -> bool:
+        """Whether a router may still lead to that NVE, for it has not yet done what it was told
+        last - or this manager has lost its records, and has not heard of all routes yet."""
+        if self._doubt_left(now) and self.routers_of(nve_id):
+            return True
+        entry = self._fabric.get(vm)
+        routers = entry.routers.values() if entry else ()
+        return any(nve.nve_id == nve_id for told in routers for nve in told.held)
+
+    def _learn_led(self, binding: Binding) -> None:
+        """NVEs to which routers may still lead, that have not yet heard of the VM's end there, or
+        of a move's: they redirect."""
+        entry = self._fabric.get(binding.vm)
+        led = [n for t in entry.routers.values() for n in t.held] if entry else []
+        for nve in led:
+            peer = self.channel.peers.get(nve.nve_id)
+            known = nve.nve_id in (binding.nve.nve_id, *binding.previous)
+            if (
+                peer is not None
+                and peer.role is Role.NVE
+                and not known
+                and not binding.is_full(nve.nve_id)
+            ):
+                binding.previous[nve.nve_id] = Previous(nve)
+
+    def _redirects_on(self, move: Move, now: float) -> bool:
+        """Whether the destination of a move that is off redirects, as a previous NVE, for its
+        routers may still lead there.  That ends its part in the move, too."""
+        binding, node = self.cache.bindings.get(move.vm), move.destination.nve_id
+        if binding is None or binding.ending or binding.nve.nve_id == node:
+            return False
+        known = binding.previous.get(node)
+        if known is not None and known.acknowledged:
+            return False  # it did before the move, and falls back to that
+        if not self._may_lead(move.vm, node, now) or (known is None and binding.is_full(node)):
+            return False
+        if known is None:
+            binding.previous[node] = Previous(move.destination)
+            self._save_binding(binding)
+            self._redirect_previous(binding, now)
+        return True
+
+    # ---- what the fabric means for redirects ---------------------------------------------------
+
+    def _is_direct(self, binding: Binding) -> bool | None:
+        """Whether every router that was asked sees the fabric lead to the serving NVE; None: not
+        all have said so yet, and those that have do."""
+        entry = self._fabric.get(binding.vm)
+        told = [t for t in entry.routers.values() if t.lead is not None] if entry else []
+        if not told or any(t.direct is False for t in told):
+            return False
+        return None if any(t.direct is None for t in told) else True
+
+    def _begin_fabric(self, binding: Binding, now: float) -> None:
+        """A new binding: its routers, and its home's NVE, which may have let its redirect go."""
+        self._follow_routes(binding, now)
+        self._learn_led(binding)
+        binding.fabric_direct = self._is_direct(binding) is True
+        if self._sites and not binding.fabric_direct:
+            self._learn_home(binding)
+
+    def _senders(self, binding: Binding) -> list[Nve]:
+        """NVEs that redirect to the serving one, or may at any time: its home's, if the fabric
+        leads there."""
+        home, previous = binding.home, list(binding.previous_nves)
+        known = {binding.nve.nve_id, *binding.previous}
+        return [*previous, home] if self._sites and home and home.nve_id not in known else previous
+
+    def _follow_fabric(self, binding: Binding, now: float) -> None:
+        """Invariant 8: a redirect goes when the fabric is confirmed direct - and comes back if it
+        is so no more."""
+        direct = self._is_direct(binding)
+        if direct is None or self._turning(binding):
+            return
+        if not direct and binding.home is not None and binding.fabric_direct:
+            self._learn_home(binding)
+        if direct != binding.fabric_direct:
+            binding.fabric_direct = direct
+            self._redirect_previous(binding, now)

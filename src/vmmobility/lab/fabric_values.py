@@ -1,0 +1,140 @@
+"""A fabric as values: nodes, links, virtual machines, and what follows from them.
+
+Not here: how they are read and checked (fabric.py, fabric_checks.py).  Rests on ipaddress.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
+
+from vmmobility.wire.values import Address, Prefix
+
+IpInterface = IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A router, NVE, manager, correspondent or collector: one namespace.
+
+    software: what speaks routing protocols there: frr, bird, gobgp, or "".  Of routers only: role:
+    default, border (a router agent runs there) or transit; dc: its data centre.  asn: its
+    autonomous system, 0 if it speaks no BGP.  peers: the border routers whom a collector hears.
+    """
+
+    name: str
+    kind: str
+    home_prefixes: tuple[Prefix, ...] = ()
+    redirect: str = "auto"
+    software: str = ""
+    role: str = "transit"
+    dc: str = ""
+    asn: int = 0
+    peers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A node's end of a link: its interface's name there and its addresses with prefix length."""
+
+    node: str
+    interface: str
+    addresses: tuple[IpInterface, ...]
+
+    def address(self, version: int) -> Address:
+        """The address of IP version 4 or 6."""
+        return next(a.ip for a in self.addresses if a.version == version)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A wire between two nodes, or a segment (a bridge) shared by more."""
+
+    name: str
+    prefixes: tuple[Prefix, ...]
+    ends: tuple[End, ...]
+
+    @property
+    def shared(self) -> bool:
+        return len(self.ends) > 2
+
+    def end(self, node: str) -> End | None:
+        """That node's end, if it is on this link."""
+        return next((end for end in self.ends if end.node == node), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A virtual machine: a QEMU guest or a namespace that stands in for one.
+
+    kind: "guest", "netns", or "external": a QEMU guest that only by-hand steps start and move
+    """
+
+    name: str
+    kind: str
+    home: str
+    mac: str
+    addresses: tuple[IpInterface, ...]
+    on_link: bool = False
+    vcpus: int = 1
+    memory_mib: int = 128
+    dirty_mibps: int = 0
+
+    def address(self, version: int) -> Address:
+        """The VM's address of IP version 4 or 6."""
+        return next(a.ip for a in self.addresses if a.version == version)
+
+
+@dataclass(frozen=True, slots=True)
+class Fabric:
+    """Everything that the lab builds, and the daemons' timers that differ from their own."""
+
+    name: str
+    description: str
+    mtu: int
+    nodes: tuple[Node, ...]
+    links: tuple[Link, ...]
+    vms: tuple[Vm, ...]
+    timers: tuple[tuple[str, float], ...] = ()
+    igp: str = "ospf"
+    gate_policy: str = "abort"
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether its routers speak routing protocols; else all routes are static."""
+        return any(node.software for node in self.of_kind("router"))
+
+    def of_kind(self, kind: str) -> tuple[Node, ...]:
+        """All nodes of a kind."""
+        return tuple(node for node in self.nodes if node.kind == kind)
+
+    def node(self, name: str) -> Node:
+        """The node of that name."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def vm(self, name: str) -> Vm:
+        """The VM of that name."""
+        return next(vm for vm in self.vms if vm.name == name)
+
+    def first_end(self, node: str) -> End:
+        """The node's end of its first link: there its own address (an NVE's locator) lies."""
+        return next(end for link in self.links for end in link.ends if end.node == node)
+
+    def routers_of(self, node: str) -> tuple[Node, ...]:
+        """The routers on a node's first link: those that it hangs on."""
+        link = next(link for link in self.links if link.end(node) is not None)
+        names = {end.node for end in link.ends} - {node}
+        return tuple(router for router in self.of_kind("router") if router.name in names)
+
+    def dc_of(self, node: str) -> str:
+        """A node's data centre: a router's own, else that of the router that it hangs on."""
+        found = self.node(node)
+        if found.kind == "router":
+            return found.dc
+        return next((router.dc for router in self.routers_of(node)), "")
+
+    def names(self) -> frozenset[str]:
+        """All names that have a namespace of their own (guests live in their NVE's)."""
+        vms = {vm.name for vm in self.vms if vm.kind == "netns"}
+        shared = {link.name for link in self.links if link.shared}
+        return frozenset({node.name for node in self.nodes} | vms | shared)

@@ -1,0 +1,195 @@
+"""What options say: one dataclass for each, named in the table of options.py.
+
+Not here: their numbers, octets and bounds (options.py), the header (message.py).
+Rests on values and registry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
+from vmmobility.wire.values import Address, Interface, Nve, VmKey
+
+
+@dataclass(frozen=True, slots=True)
+class VmId:
+    """The VM's key: virtual network identifier and VM-ID (Section 5)."""
+
+    vm: VmKey
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceGroup:
+    """One interface: its MAC and the VM's addresses on it (Section 5, Virtual Machine Address)."""
+
+    interface: Interface
+
+
+@dataclass(frozen=True, slots=True)
+class ServingNve:
+    """The NVE that serves the VM, or will: NVE-ID and locators."""
+
+    nve: Nve
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousNve:
+    """An NVE that served the VM and may still send packets for it on (repeated; source first)."""
+
+    nve: Nve
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """The binding's place in the domain-wide order of accepted attaches."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The manager's leave for one move: 16 octets, single-use."""
+
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AttachId:
+    """The NVE's name for one attach; a repetition carries the same."""
+
+    attach_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class MobilityKind:
+    """Hot, warm, cold or standby, and the member of a load-shared group (0: none)."""
+
+    mobility: Mobility
+    member: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseOption:
+    """Request: the phase asked for.  Reply: the phase held."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Timestamp:
+    """The sender's clock in nanoseconds since 1970: for display and one sender's order only."""
+
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """The VM's definition for the hypervisor: UTF-8 JSON, opaque to the protocol.
+
+    Longer ones are cut into several options of this type; their data is joined in order.
+    """
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the destination hypervisor expects the VM's memory (Section 6): address, TCP port."""
+
+    address: Address
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Figures for people: UTF-8 JSON object of numbers; never acted on."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Supported:
+    """With UNSUPPORTED_VERSION: the versions spoken.  With UNSUPPORTED_OPTION: the type refused."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a request was rejected, in words, UTF-8."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nonce:
+    """CHALLENGE: 16 octets that were never used before; the reply brings them back."""
+
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBoot:
+    """CHALLENGE: the highest boot of the receiver that the sender has seen; 0 is none."""
+
+    boot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What the sender's hypervisor has of the VM's guest."""
+
+    life: GuestLife
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """ROUTE: what a router is to do for the VM; in its reply, what it does (Section 7.2)."""
+
+    state: RouteState
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How the fabric leads a VM's packets, whatever host routes this node itself holds.
+
+    direct:  they reach the serving NVE without passing another (Section 7.2's gate)
+    covered: the prefixes that cover the VM's addresses lead to the serving NVE: it is at home
+    """
+
+    direct: bool
+    covered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownOption:
+    """An option of a type that this node does not know, kept as it came."""
+
+    type: int  # with the U bit as received
+    data: bytes
+
+
+Option = (
+    VmId
+    | InterfaceGroup
+    | ServingNve
+    | PreviousNve
+    | Epoch
+    | Ticket
+    | AttachId
+    | MobilityKind
+    | PhaseOption
+    | Timestamp
+    | Definition
+    | Endpoint
+    | Measurements
+    | Supported
+    | Reason
+    | Nonce
+    | KnownBoot
+    | Guest
+    | Route
+    | Sight
+    | UnknownOption
+)

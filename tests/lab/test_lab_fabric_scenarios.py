@@ -1,0 +1,80 @@
+"""Moves in fabrics with FRR and router agents: scenarios judge themselves, reports are judged here.
+
+Not here: FRR in the lab without moves, fabrics with static routes (test_lab_daemons.py).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.lab_command import Lab
+
+pytestmark = [pytest.mark.netns, pytest.mark.lab, pytest.mark.timeout(180)]
+
+FAMILIES = {"ipv4", "ipv6"}
+
+
+def check_settled(report, correspondents):
+    """After each move every correspondent's way is direct; in the end nothing is left at home."""
+    paths = report["settled_path"]
+    assert {path["move"] for path in paths} == {move["number"] for move in report["moves"]}
+    for move in report["moves"]:
+        mine = [path for path in paths if path["move"] == move["number"]]
+        seen = {(path["correspondent"], path["family"]) for path in mine}
+        assert seen == {(name, family) for name in correspondents for family in FAMILIES}
+        for path in mine:
+            assert (path["direct"], path["detours"]) == (True, [])
+            assert path["hops"][0] == path["correspondent"]
+            assert path["hops"][-2:] == [move["to"], "vm1"]
+    assert report["host_routes_left"] == []
+
+
+def test_a_move_inside_a_data_centre_is_optimised_without_loss(lab: Lab) -> None:
+    report = lab.run("intra-dc-optimised-light")
+    assert report["summary"]["lost"] == 0
+    check_settled(report, ["near", "side", "far", "outside"])
+    away, home = report["routes"]
+    assert 0 < away["announced_inside_ms"] <= away["announced_ms"] <= away["converged_ms"]
+    assert away["withdrawn_ms"] is None  # at home nothing was announced
+    assert 0 < home["withdrawn_inside_ms"] <= home["withdrawn_ms"]
+    assert "settled path" in (lab.out / "r.html").read_text()
+    assert "fabric follows" in (lab.out / "output.txt").read_text()
+
+
+def test_moves_between_data_centres_are_optimised_without_loss(lab: Lab) -> None:
+    report = lab.run("inter-dc-light")
+    assert report["summary"]["lost"] == 0
+    check_settled(report, ["near", "side", "far", "outside"])
+    assert len(report["routes"]) == 4
+
+
+@pytest.mark.slow
+def test_a_gate_that_stays_shut_leaves_the_vm_where_it_is(lab: Lab) -> None:
+    report = lab.run("gate-timeout")
+    assert report["host_routes_left"] == []
+    assert [move["ok"] for move in report["moves"]] == [False, False, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inter-dc-external", "three-dc-chain-light", "router-restart"])
+def test_nothing_is_lost(lab: Lab, name: str) -> None:
+    assert lab.run(name)["summary"]["streams"]["lost"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["frr-crash", "dc-partition", "gate-timeout-proceed"])
+def test_traffic_heals_and_nothing_stale_stays(lab: Lab, name: str) -> None:
+    report = lab.run(name)
+    assert report["host_routes_left"] == []
+    assert all(stream["tcp_survived"] for stream in report["streams"])
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["intra-dc-optimised", "inter-dc"])
+def test_real_guests_move_across_the_fabric_without_loss(lab: Lab, name: str) -> None:
+    report = lab.run(name)
+    assert report["summary"]["lost"] == 0
+    assert report["summary"]["sound"] == len(report["moves"])
+    check_settled(report, ["near", "side", "far", "outside"])

@@ -1,0 +1,67 @@
+"""The mutations of what leads packets through the fabric: the gate, what is withdrawn, routers.
+
+Not here: those of everything else (mutations.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+from tests.simulation.mutations import Mutant
+from vmmobility.engine.fabric_record import Lead
+from vmmobility.engine.manager_fabric import ManagerFabric
+from vmmobility.engine.manager_gate import ManagerGate
+from vmmobility.engine.router import RouterEngine
+from vmmobility.wire.registry import RouteState
+
+FABRIC_MUTANTS: dict[str, Mutant] = {}
+
+
+def _method(name: str, breaks: str, owner: type, method: str, new: Any) -> None:
+    """The method `new` in place of the owner's."""
+    FABRIC_MUTANTS[name] = Mutant(breaks, partial(patch.object, owner, method, new))
+
+
+_leads_in_move = ManagerFabric._leads_in_move
+_has_changed = ManagerFabric._has_changed
+
+
+def _no_hold(engine: ManagerFabric, binding: Any, move: Any) -> dict[str, Lead]:
+    leads = _leads_in_move(engine, binding, move)
+    kept = {name: lead for name, lead in leads.items() if lead.state is RouteState.KEEP}
+    return leads | {n: replace(k, state=RouteState.WATCH, previous=None) for n, k in kept.items()}
+
+
+_method(
+    "drop the hold before the gate", "the source's routers lead to it no more when they withdraw",
+    ManagerFabric, "_leads_in_move", _no_hold,
+)  # fmt: skip
+
+_method(
+    "skip the gate", "a move does not wait for the fabric",
+    ManagerGate, "_unready", lambda engine, move, *, with_sight: [],
+)  # fmt: skip
+
+_method(
+    "never withdraw", "routers that are to do nothing are not told so",
+    ManagerFabric, "_has_changed",
+    staticmethod(lambda entry, name, lead: lead is not None and _has_changed(entry, name, lead)),
+)  # fmt: skip
+
+_method(
+    "obey an old order", "a router obeys any epoch",
+    RouterEngine, "_stale", staticmethod(lambda entry, epoch, state: False),
+)  # fmt: skip
+
+_method(
+    "drain though a router leads there", "a redirect ends though a router may still need it",
+    ManagerGate, "_may_lead", lambda engine, vm, nve_id, now: False,
+)  # fmt: skip
+
+_method(
+    "no net under the gate", "a home's NVE does not redirect again before a route is withdrawn",
+    ManagerGate, "_spread_net", lambda engine, binding, move, now: None,
+)  # fmt: skip
