@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -30,6 +31,7 @@ pytestmark = [
 
 VM = (ip_network("10.11.0.5"), ip_network("fd0b::5"))
 IGP = 0
+WRITTEN_S, POLL_S = 20.0, 0.5
 TYPE_1 = 1
 
 
@@ -37,6 +39,16 @@ def move(folder: Path, to: str) -> None:
     environment = {**os.environ, "VMMOB_SOCKET": str(folder / "nodes/manager/api.sock")}
     command = [sys.executable, "-m", "vmmobility", "move", "vm1", to, "--wait"]
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=60)
+
+
+def until_written(bgp: Capture) -> None:
+    """Wait until the last words of the way home are in the file: tshark writes with a delay."""
+    deadline = time.monotonic() + WRITTEN_S
+    missing = set(VM)
+    while missing:
+        assert time.monotonic() < deadline, f"no withdrawal of {missing} was captured"
+        time.sleep(POLL_S)
+        missing = set(VM) - {p for update in bgp.updates() for p in update.withdrawn}
 
 
 def there_and_home(lab: Lab, fabric: str) -> tuple[list[Update], list[Lsa]]:
@@ -49,6 +61,7 @@ def there_and_home(lab: Lab, fabric: str) -> tuple[list[Update], list[Lsa]]:
     try:
         move(folder, "nve-2a")
         move(folder, "nve-1a")
+        until_written(bgp)
     finally:
         bgp.stop()
         ospf.stop()
