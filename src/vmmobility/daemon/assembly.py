@@ -11,7 +11,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,6 +117,24 @@ def on_hangup(channel: Channel, keys_dir: Path, log: EventLog) -> None:
 def make_jitter() -> random.Random:
     """The randomness that engines are given: attach-ids, tickets and jitter from the system."""
     return random.SystemRandom()
+
+
+class Stopped(Exception):
+    """Ends a daemon's task group in order."""
+
+
+def run_to_end(daemon: Coroutine[Any, Any, None]) -> None:
+    """Run a daemon whose tasks are a group; of several errors the first is told."""
+    try:
+        asyncio.run(daemon)
+    except ExceptionGroup as errors:
+        raise _first(errors) from errors
+
+
+def _first(errors: ExceptionGroup[Exception]) -> Exception:
+    """The one error that people should read."""
+    inner = errors.exceptions[0]
+    return _first(inner) if isinstance(inner, ExceptionGroup) else inner
 
 
 @contextlib.contextmanager

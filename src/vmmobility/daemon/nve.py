@@ -18,11 +18,13 @@ from typing import Any
 
 from vmmobility.daemon.assembly import (
     ServeApi,
+    Stopped,
     make_peers,
     note_recovery,
     on_hangup,
     on_signals,
     open_store,
+    run_to_end,
 )
 from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.config import NveConfig, load_nve
@@ -263,16 +265,12 @@ async def serve(config: NveConfig, serve_api: ServeApi) -> None:
                 log.note("stopped")
             finally:
                 await daemon.end()
-            raise _Stopped
-    except* _Stopped:
+            raise Stopped
+    except* Stopped:
         pass
     finally:
         store.close()
         log.close()
-
-
-class _Stopped(Exception):
-    """Ends the daemon's task group in order."""
 
 
 def run(path: Path, serve_api: ServeApi, record: Path | None = None) -> None:
@@ -281,16 +279,7 @@ def run(path: Path, serve_api: ServeApi, record: Path | None = None) -> None:
     record: where to record, whatever the configuration says
     """
     config = load_nve(path)
-    try:
-        asyncio.run(serve(replace(config, record=record or config.record), serve_api))
-    except ExceptionGroup as errors:
-        raise _first(errors) from errors
-
-
-def _first(errors: ExceptionGroup[Exception]) -> Exception:
-    """The one error that people should read."""
-    inner = errors.exceptions[0]
-    return _first(inner) if isinstance(inner, ExceptionGroup) else inner
+    run_to_end(serve(replace(config, record=record or config.record), serve_api))
 
 
 def flush(path: Path) -> None:

@@ -18,12 +18,14 @@ from typing import Any
 
 from vmmobility.daemon.assembly import (
     ServeApi,
+    Stopped,
     is_proven,
     make_peers,
     note_recovery,
     on_hangup,
     on_signals,
     open_store,
+    run_to_end,
     status_of,
 )
 from vmmobility.daemon.endpoint import UdpEndpoint
@@ -244,17 +246,13 @@ async def serve(config: RouterConfig, serve_api: ServeApi) -> None:
                 await daemon.begin(group)
                 log.note("started", role="router", boot=boot, vms=len(daemon.engine.watched()))
                 await daemon.pump.run()
-                raise _Stopped
-    except* _Stopped:
+                raise Stopped
+    except* Stopped:
         log.note("stopped")
     finally:
         await daemon.end()
         store.close()
         log.close()
-
-
-class _Stopped(Exception):
-    """Ends the daemon's task group in order."""
 
 
 def run(path: Path, serve_api: ServeApi, record: Path | None = None) -> None:
@@ -263,16 +261,7 @@ def run(path: Path, serve_api: ServeApi, record: Path | None = None) -> None:
     record: where to record, whatever the configuration says
     """
     config = load_router(path)
-    try:
-        asyncio.run(serve(replace(config, record=record or config.record), serve_api))
-    except ExceptionGroup as errors:
-        raise _first(errors) from errors
-
-
-def _first(errors: ExceptionGroup[Exception]) -> Exception:
-    """The one error that people should read."""
-    inner = errors.exceptions[0]
-    return _first(inner) if isinstance(inner, ExceptionGroup) else inner
+    run_to_end(serve(replace(config, record=record or config.record), serve_api))
 
 
 def flush(path: Path) -> None:
