@@ -7,7 +7,6 @@ here: QEMU's command line and the operator's monitor (hand_run.py).
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import ip_network
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tests.contract.hand_run import HandRun
+from tests.contract.waiting import LIMIT_S
 from vmmobility.drivers.hypervisor.external import ExternalHypervisor
 from vmmobility.drivers.hypervisor.fake_external import FakeExternalHypervisor, FakeHands
 from vmmobility.drivers.hypervisor.interface import (
@@ -28,9 +28,7 @@ from vmmobility.engine.dataplane import port_name
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import Interface, VmKey
 
-LIMIT_S = 40.0  # a whole guest boots on a busy machine
 QUIET_S = 0.3  # so long nothing must be reported
-POLL_S = 0.01
 VM = VmKey(0, "by-hand")
 INTERFACE = Interface(
     bytes.fromhex("525400000201"), (ip_network("10.1.0.9/32"), ip_network("fd01::9/128"))
@@ -38,14 +36,6 @@ INTERFACE = Interface(
 HASTY = ExternalSettings(absent_s=0.05, retry_s=0.1, answer_s=1.0, patrol_s=1.0)
 
 T = TypeVar("T")
-
-
-async def until(ask: Callable[[], Awaitable[T]], holds: Callable[[T], bool]) -> None:
-    """Ask until it holds; fails with what was last seen."""
-    end = time.monotonic() + LIMIT_S
-    while not holds(seen := await ask()):
-        assert time.monotonic() < end, f"last seen: {seen!r}"
-        await asyncio.sleep(POLL_S)
 
 
 class Hands(Protocol):

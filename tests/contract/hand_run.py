@@ -13,6 +13,7 @@ from typing import Any
 
 from qemu.qmp import ConnectError, QMPClient
 
+from tests.contract.waiting import until
 from vmmobility.drivers.hypervisor.accelerator import find_binary
 
 LIMIT_S = 30.0
@@ -81,11 +82,11 @@ class HandRun:
         """Send the guest there and see it through."""
         await self.say("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
         await self.say("migrate", uri=f"unix:{to.memory}")
-        async with asyncio.timeout(LIMIT_S):
-            while True:
-                if (await self.say("query-migrate")).get("status") == "completed":
-                    return
-                await asyncio.sleep(POLL_S)
+
+        async def status() -> Any:
+            return (await self.say("query-migrate")).get("status")
+
+        await until(status, "completed".__eq__)
 
     async def is_watched(self) -> bool:
         """Whether somebody is connected to the monitor that is not the operator's."""

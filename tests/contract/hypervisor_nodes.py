@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import ip_network
 from pathlib import Path
 
+from tests.contract.waiting import until_true
 from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.fake import FakeHypervisor, FakeWorld
 from vmmobility.drivers.hypervisor.interface import (
@@ -28,7 +29,6 @@ from vmmobility.lab.guest.image import guest_image, kernel_arguments
 from vmmobility.wire.values import Interface, VmKey
 
 LIMIT_S = 30.0
-POLL_S = 0.02
 LOOPBACK = "127.0.0.1"
 VM = VmKey(0, "contract")
 INTERFACE = Interface(
@@ -93,11 +93,7 @@ class Pair:
         """
         await self.start()
         if booted:
-            async with asyncio.timeout(LIMIT_S):
-                while True:
-                    if self.source.has_booted():
-                        break
-                    await asyncio.sleep(POLL_S)
+            await until_true(self.source.has_booted)
         await self.source.hypervisor.copy_out(VM, *await self.prepare())
         converged = await self.source.next(GuestEvent.CONVERGED)
         assert {"remaining_bytes", "rounds"} <= converged.detail.keys()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.contract.waiting import until_true
 from vmmobility.drivers.hypervisor import external_guest
 from vmmobility.drivers.hypervisor.external import ExternalHypervisor
 from vmmobility.drivers.hypervisor.interface import GuestEvent, GuestReport, VmDefinition
@@ -26,8 +27,6 @@ from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import Interface, VmKey
 
-LIMIT_S = 10.0
-POLL_S = 0.01
 VM, OTHER = VmKey(0, "by-hand"), VmKey(0, "other")
 INTERFACE = Interface(bytes.fromhex("525400000301"), (ip_network("10.1.0.9/32"),))
 HASTY = ExternalSettings(
@@ -111,11 +110,7 @@ class Scene:
         await self.hypervisor.watch(self.definition(), ["vmt.0"])
 
     async def until(self, holds: Callable[[], object]) -> None:
-        async with asyncio.timeout(LIMIT_S):
-            while True:
-                if holds():
-                    return
-                await asyncio.sleep(POLL_S)
+        await until_true(holds)
 
     async def unclear(self, words: str) -> dict[str, Any]:
         """What people are told of the monitor; it holds these words."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.hand_hosts import INTERFACE, VM, Pair, QemuHost, Run, play, until
+from tests.contract.hand_hosts import INTERFACE, VM, Pair, QemuHost, Run, play
+from tests.contract.waiting import until
 from vmmobility.drivers.hypervisor.external import ExternalHypervisor
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.engine.dataplane import port_name

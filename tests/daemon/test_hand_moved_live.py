@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.hand_hosts import until
 from tests.contract.hand_run import HandRun
+from tests.contract.waiting import until
 from tests.daemon.live_fabric import LiveFabric, live_fabric
 from vmmobility.lab import workdir
 from vmmobility.lab.guest.image import guest_image, kernel_arguments

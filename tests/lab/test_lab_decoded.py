@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
+from tests.contract.namespaces import wait_for
 from tests.lab.decoding import MAX_AGE, Capture, Lsa, Update, missing_tools
 from tests.lab.lab_command import Lab
 from vmmobility.drivers.bird import check as bird
@@ -31,7 +31,7 @@ pytestmark = [
 
 VM = (ip_network("10.11.0.5"), ip_network("fd0b::5"))
 IGP = 0
-WRITTEN_S, POLL_S = 20.0, 0.5
+WRITTEN_S = 20.0
 TYPE_1 = 1
 
 
@@ -43,12 +43,11 @@ def move(folder: Path, to: str) -> None:
 
 def until_written(bgp: Capture) -> None:
     """Wait until the last words of the way home are in the file: tshark writes with a delay."""
-    deadline = time.monotonic() + WRITTEN_S
-    missing = set(VM)
-    while missing:
-        assert time.monotonic() < deadline, f"no withdrawal of {missing} was captured"
-        time.sleep(POLL_S)
-        missing = set(VM) - {p for update in bgp.updates() for p in update.withdrawn}
+
+    def withdrawn() -> bool:
+        return set(VM) <= {prefix for update in bgp.updates() for prefix in update.withdrawn}
+
+    wait_for(withdrawn, "the withdrawals are captured", WRITTEN_S)
 
 
 def there_and_home(lab: Lab, fabric: str) -> tuple[list[Update], list[Lsa]]:
