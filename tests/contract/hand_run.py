@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -15,9 +14,6 @@ from qemu.qmp import ConnectError, QMPClient
 
 from tests.contract.waiting import until
 from vmmobility.drivers.hypervisor.accelerator import find_binary
-
-LIMIT_S = 30.0
-POLL_S = 0.01
 
 
 class HandRun:
@@ -55,14 +51,17 @@ class HandRun:
                 stdout=log,
                 stderr=log,
             )
-        async with asyncio.timeout(LIMIT_S):
-            while self._client is None:
-                assert self._process.poll() is None, self._log.read_text()
-                await asyncio.sleep(POLL_S)
-                client = QMPClient("hands")
-                with suppress(ConnectError):  # not yet
-                    await client.connect(str(self._hands))
-                    self._client = client
+        await until(self._connected, bool)
+
+    async def _connected(self) -> bool:
+        """Whether the operator's monitor answers; its QEMU lives."""
+        assert self._process is not None
+        assert self._process.poll() is None, self._log.read_text()
+        client = QMPClient("hands")
+        with suppress(ConnectError):  # not yet
+            await client.connect(str(self._hands))
+            self._client = client
+        return self._client is not None
 
     async def await_copy(self, *more: str) -> None:
         """Start a QEMU that waits for the guest's memory."""
