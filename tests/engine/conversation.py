@@ -203,6 +203,8 @@ class Conversation(FabricTalk, HandTalk):
         engines = [n.engine for n in self.world.nodes.values() if n.engine]
         if manager and (manager._redirect_retry or manager._route_retry):
             return False  # what was refused waits to be sent again
+        if manager and manager._withdrawals:
+            return False
         if self.world.fabric and any(self.world.fabric.under_way.values()):
             return False
         return all(m.ok is not None for m in moves) and all(

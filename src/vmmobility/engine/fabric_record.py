@@ -68,11 +68,19 @@ class Told:
     direct: bool | None = None
     heard: float = 0.0
 
+    @property
+    def target(self) -> Nve | None:
+        """The NVE to which it was told to lead the VM's packets."""
+        return self.lead.target if self.lead else None
+
+    @property
+    def may_lead_to(self) -> tuple[Nve, ...]:
+        """NVEs to which it may lead the VM's packets now."""
+        return (*self.held, *((self.target,) if self.target else ()))
+
     def then(self, lead: Lead | None, epoch: int) -> Told:
         """The next order."""
-        target = self.lead.target if self.lead else None
-        held = dict.fromkeys((*self.held, *((target,) if target else ())))
-        return Told(lead, epoch, held=tuple(held))
+        return Told(lead, epoch, held=tuple(dict.fromkeys(self.may_lead_to)))
 
     def done(self) -> None:
         """It has obeyed."""

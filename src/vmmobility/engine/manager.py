@@ -179,7 +179,7 @@ class ManagerEngine(
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self._next_move_timer(), self._expiry_scan_at]
-        due += [*self._redirect_retry.values(), *self._route_retry.values()]
+        due += [*self._redirect_retry.values(), self._next_route_timer()]
         due += [self._check_at, *(q.deadline for q in self._questions.values())]
         due += [asking.deadline for asking in self._askings.values()]
         return min((d for d in due if d is not None), default=None)

@@ -20,8 +20,9 @@ from vmmobility.engine.fabric_record import (
     fabric_to_json,
     load_fabric,
 )
-from vmmobility.engine.manager_gate import GATED, ManagerGate
+from vmmobility.engine.manager_gate import GATED
 from vmmobility.engine.manager_transitions import Happening, MoveState
+from vmmobility.engine.manager_withdrawal import ManagerWithdrawal
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.outputs import Outbox
-    from vmmobility.wire.values import Nve, VmKey
+    from vmmobility.wire.values import VmKey
 
 ROUTE_RETRY_S = 5.0  # a refused order is sent again after so long
 MAX_STRAYS = 1000  # VMs that are not bound, and of which routers are told so at once
@@ -54,7 +55,7 @@ _S, _M = RouteState, MoveState
 ROUTED = frozenset({_M.ANNOUNCING, _M.DELIVERING, _M.WITHDRAWING, _M.SWITCHING, _M.ENDING_GUEST})
 
 
-class ManagerFabric(ManagerGate):
+class ManagerFabric(ManagerWithdrawal):
     """Routers; a part of ManagerEngine."""
 
     if TYPE_CHECKING:
@@ -75,22 +76,10 @@ class ManagerFabric(ManagerGate):
     _route_retry: dict[VmKey, float]
 
     def _load_fabric(self, state: Mapping[str, Any]) -> None:
-        self._fabric, self._route_retry = load_fabric(state), {}
+        self._fabric, self._route_retry, self._withdrawals = load_fabric(state), {}, {}
         self._sites = {site.router_id: site for site in self.settings.routers}
 
     # ---- what each router should do --------------------------------------------------------------
-
-    def routers_of(self, nve_id: str) -> list[str]:
-        """The default routers of an NVE."""
-        return [site.router_id for site in self._sites.values() if nve_id in site.serves]
-
-    def _border_routers(self, centres: set[str] | None = None) -> list[str]:
-        """All, or those of these data centres."""
-        borders = [site for site in self._sites.values() if site.border]
-        return [s.router_id for s in borders if centres is None or s.dc in centres]
-
-    def _centres(self, nve: Nve) -> set[str]:
-        return {self._sites[name].dc for name in self.routers_of(nve.nve_id)}
 
     def _is_routed(self, move: Move) -> bool:
         """Whether routers take part in a move at all."""
@@ -105,41 +94,39 @@ class ManagerFabric(ManagerGate):
             return self._as_told(binding.vm)  # which end has the guest is not known: fail static
         if move is not None:
             return self._leads_in_move(binding, move)
-        if binding.at_home:
-            return {}  # the covering prefix leads there: it costs no route anywhere
-        serving = binding.nve
-        leads = {r: Lead(_S.WATCH, serving) for r in self._watching(binding)}
-        return leads | {r: Lead(_S.ANNOUNCE, serving) for r in self.routers_of(serving.nve_id)}
+        return self._leads_at_rest(binding)
 
     def _turning(self, binding: Binding) -> Move | None:
         """The VM's move, while routers are told of its destination and the source still has it."""
         move = self._current.get(binding.vm)
         if move is None or move.state not in ROUTED:
             return None
+        if move.state is _M.ANNOUNCING and not move.relaying:
+            return None
         return move if binding.nve.nve_id == move.source.nve_id else None
 
-    def _watching(self, binding: Binding) -> list[str]:
-        """The routers by which packets from elsewhere come, wherever the VM is."""
-        home = self.routers_of(binding.home.nve_id) if binding.home else []
-        return [*self._border_routers(), *home]
+    def _is_at_rest(self, binding: Binding) -> bool:
+        return not binding.ending and self._turning(binding) is None
 
     def _as_told(self, vm: VmKey) -> dict[str, Lead]:
         entry = self._fabric.get(vm)
         told = entry.routers.items() if entry else ()
         return {name: one.lead for name, one in told if one.lead is not None}
 
+    def _leading_elsewhere(self, move: Move) -> dict[str, Lead]:
+        """Routers that had not turned yet when the move began: they go on until it has ended."""
+        ends = (move.source.nve_id, move.destination.nve_id)
+        told = self._as_told(move.vm).items()
+        return {r: lead for r, lead in told if lead.target and lead.target.nve_id not in ends}
+
     def _leads_in_move(self, binding: Binding, move: Move) -> dict[str, Lead]:
         source, destination = binding.nve, move.destination
         theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
-        leads = {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
+        leads = self._leading_elsewhere(move)
+        leads |= {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
         there = _S.LEAD if move.home else _S.ANNOUNCE
         if move.state is not _M.ANNOUNCING and not binding.at_home:
-            # A withdrawal goes from border router to border router, and each would lead to one
-            # that has not heard of it yet.  So each leads itself, the destination's own first.
-            near = self._border_routers(self._centres(destination))
-            leads |= {r: Lead(_S.LEAD, destination) for r in near}
-            if all(self._is_leading(move, r) for r in near):
-                leads |= {r: Lead(_S.LEAD, destination) for r in self._border_routers()}
+            leads |= self._overrides(move.vm, destination, (source, destination))
         if move.relaying:
             leads |= {r: Lead(there, destination) for r in ours}
         if move.state not in GATED or move.released:
@@ -148,13 +135,16 @@ class ManagerFabric(ManagerGate):
             # A router of both leads to the source by the covering prefix until the switch.
             return leads | {r: Lead(_S.WATCH, source) for r in theirs if r in ours}
         leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
-        if move.state is _M.WITHDRAWING and self._is_border_led(move):
+        overridden = self._is_overridden(move.vm, destination, (source, destination))
+        if move.state is _M.WITHDRAWING and overridden:
             leads |= {r: Lead(_S.KEEP, destination, source) for r in theirs if r not in ours}
         return leads
 
     def _follow_routes(self, binding: Binding, now: float) -> None:
         """Tell the routers what has changed for a VM."""
         self._tell(binding.vm, self._leads(binding), binding, now)
+        while self._advance_withdrawal(binding, now):
+            self._tell(binding.vm, self._leads(binding), binding, now)
 
     def _end_routes(self, vm: VmKey, now: float) -> None:
         """The VM is no more."""
@@ -300,7 +290,8 @@ class ManagerFabric(ManagerGate):
     def _routes_changed(self, entry: FabricEntry, now: float) -> None:
         """A router has done what it was told, or sees the fabric otherwise than before."""
         move, binding = self._current.get(entry.vm), self.cache.bindings.get(entry.vm)
-        if move is not None and move.state is _M.WITHDRAWING and binding is not None:
+        withdrawing = move is not None and move.state is _M.WITHDRAWING
+        if binding is not None and (withdrawing or entry.vm in self._withdrawals):
             self._follow_routes(binding, now)
         if move is not None:
             self._try_gate(move, now)
@@ -309,7 +300,13 @@ class ManagerFabric(ManagerGate):
 
     # ---- time, restart, records ----------------------------------------------------------------
 
+    def _next_route_timer(self) -> float | None:
+        due = [*self._route_retry.values(), *(w.next_timer for w in self._withdrawals.values())]
+        return min(due, default=None)
+
     def _route_timer(self, now: float) -> None:
+        for vm in [vm for vm, w in self._withdrawals.items() if w.next_timer <= now]:
+            self._withdrawal_timer(vm, now)
         for vm in [vm for vm, due in self._route_retry.items() if due <= now]:
             del self._route_retry[vm]
             entry = self._fabric.get(vm)

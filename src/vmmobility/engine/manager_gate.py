@@ -14,7 +14,7 @@ from vmmobility.engine.outputs import Event
 from vmmobility.wire.registry import Role, RouteState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.channel import Channel
@@ -36,11 +36,10 @@ class ManagerGate:
         channel: Channel
         outbox: Outbox
         settings: ManagerSettings
-        routers_of: Callable[[str], list[str]]
         _current: dict[VmKey, Move]
         _follow_routes: Callable[[Binding, float], None]
         _turning: Callable[[Binding], Move | None]
-        _centres: Callable[[Nve], set[str]]
+        _is_overridden: Callable[[VmKey, Nve, Sequence[Nve]], bool]
         _redirect_previous: Callable[[Binding, float], None]
         _doubt_left: Callable[[float], float]
         _save_binding: Callable[[Binding], None]
@@ -97,76 +96,71 @@ class ManagerGate:
         if move.state is _M.ANNOUNCING and not move.relaying:
             return
         withdraws = move.state is _M.WITHDRAWING and not (move.released or binding.at_home)
-        if withdraws and not self._is_border_led(move):
+        ends = (move.source, move.destination)
+        if withdraws and not self._is_overridden(move.vm, move.destination, ends):
             return
         early = move.state is _M.ANNOUNCING and not binding.at_home
         led = move.home or bool(self.routers_of(move.destination.nve_id))
-        if self._unready(move, with_sight=led and not early and not move.released):
+        if self._waits_for(move, with_sight=led and not early and not move.released):
             return
         if move.state is _M.ANNOUNCING and not self._is_net_spread(binding):
             return
         if move.state is _M.WITHDRAWING and not move.released:
             move.released = True
             self._follow_routes(binding, now)
-            if self._unready(move, with_sight=False):
+            if self._waits_for(move, with_sight=False):
                 return
         self._happen(move, Happening.ROUTED, now)
 
-    def _unready(self, move: Move, *, with_sight: bool) -> list[str]:
+    def _waits_for(self, move: Move, *, with_sight: bool) -> list[str]:
+        """The routers for which a move waits."""
+        entry, ends = self._fabric.get(move.vm), (move.source, move.destination)
+        return self._unready(entry, move.destination, ends, with_sight=with_sight) if entry else []
+
+    def _unready(
+        self, entry: FabricEntry, goal: Nve, ends: Sequence[Nve], *, with_sight: bool
+    ) -> list[str]:
         """Routers that have not done what they were told, or where the fabric leads elsewhere.
 
         A router that only watches counts by its sight alone, and not at all if it is the border
-        router of another data centre: what it leads to the old place comes to a border router
-        that does count.
+        router of another data centre than those of `ends`: what it leads to the old place comes to
+        a border router that does count.
         """
-        entry, ends = self._fabric.get(move.vm), self._ends_of(move)
+        centres = {centre for nve in ends for centre in self._centres(nve)}
         found = []
-        for name, told in entry.routers.items() if entry else ():
+        for name, told in entry.routers.items():
             site = self._sites.get(name)
-            elsewhere = site is not None and site.border and site.dc and site.dc not in ends
+            elsewhere = site is not None and site.border and site.dc and site.dc not in centres
             if told.lead is None or (elsewhere and told.lead.state is _S.WATCH):
                 continue
             does = told.lead.state is not _S.WATCH
-            goal = told.lead.serving.nve_id == move.destination.nve_id
-            if (does and not told.acknowledged) or (with_sight and goal and not told.direct):
+            meant = told.lead.serving.nve_id == goal.nve_id
+            if (does and not told.acknowledged) or (with_sight and meant and not told.direct):
                 found.append(name)
         return found
 
-    def _is_border_led(self, move: Move) -> bool:
-        """Whether the border routers of both ends lead to the destination themselves, whatever
-        they hear: then the source's routers may withdraw."""
-        ends = self._ends_of(move)
-        counted = [
-            site.router_id
-            for site in self._sites.values()
-            if site.border and (not site.dc or site.dc in ends)
-        ]
-        return all(self._is_leading(move, name) for name in counted)
+    # ---- the routers of a configuration ----------------------------------------------------------
 
-    def _is_leading(self, move: Move, name: str) -> bool:
-        """Whether a border router leads to the destination; one that is also the default router
-        of an end does its own part there."""
-        nves = (move.source.nve_id, move.destination.nve_id)
-        if any(name in self.routers_of(nve) for nve in nves):
-            return True
-        entry = self._fabric.get(move.vm)
-        told = entry.routers.get(name) if entry else None
-        if told is None or told.lead is None or not told.acknowledged:
-            return False
-        return told.lead.state is _S.LEAD and told.lead.serving == move.destination
+    def routers_of(self, nve_id: str) -> list[str]:
+        """The default routers of an NVE."""
+        return [site.router_id for site in self._sites.values() if nve_id in site.serves]
 
-    def _ends_of(self, move: Move) -> set[str]:
-        """The data centres of a move's source and destination."""
-        return self._centres(move.source) | self._centres(move.destination)
+    def _border_routers(self, centres: set[str] | None = None) -> list[str]:
+        """All, or those of these data centres."""
+        borders = [site for site in self._sites.values() if site.border]
+        return [s.router_id for s in borders if centres is None or s.dc in centres]
+
+    def _centres(self, nve: Nve) -> set[str]:
+        return {self._sites[name].dc for name in self.routers_of(nve.nve_id)}
 
     def _gate_timeout(self, move: Move, now: float) -> None:
         """Section 7.2 has the VM wait for the route; for how long, and what then, is policy."""
         binding = self.cache.bindings.get(move.vm)
         early = move.state is _M.ANNOUNCING and binding is not None and not binding.at_home
-        if early and move.relaying and not self._unready(move, with_sight=False):
+        if early and move.relaying and not self._waits_for(move, with_sight=False):
             self._happen(move, Happening.ROUTED, now)  # only its home's NVE does not answer
             return
-        waits = ", ".join(self._unready(move, with_sight=not early))
+        waits = ", ".join(self._waits_for(move, with_sight=not early))
         detail = {"vm": move.vm.vm_id, "vni": move.vm.vni, "move": move.move_id, "routers": waits}
         self.outbox.emit(Event("gate.timeout", {**detail, "policy": self.settings.gate_policy}))
         if self.settings.gate_policy != "proceed":
@@ -186,13 +180,13 @@ class ManagerGate:
             return True
         entry = self._fabric.get(vm)
         routers = entry.routers.values() if entry else ()
-        return any(nve.nve_id == nve_id for told in routers for nve in told.held)
+        return any(nve.nve_id == nve_id for told in routers for nve in told.may_lead_to)
 
     def _learn_led(self, binding: Binding) -> None:
         """NVEs to which routers may still lead, that have not yet heard of the VM's end there, or
         of a move's: they redirect."""
         entry = self._fabric.get(binding.vm)
-        led = [n for t in entry.routers.values() for n in t.held] if entry else []
+        led = [n for t in entry.routers.values() for n in t.may_lead_to] if entry else []
         for nve in led:
             peer = self.channel.peers.get(nve.nve_id)
             known = nve.nve_id in (binding.nve.nve_id, *binding.previous)
@@ -224,13 +218,14 @@ class ManagerGate:
     # ---- what the fabric means for redirects ---------------------------------------------------
 
     def _is_direct(self, binding: Binding) -> bool | None:
-        """Whether every router that was asked sees the fabric lead to the serving NVE; None: not
-        all have said so yet, and those that have do."""
-        entry = self._fabric.get(binding.vm)
+        """Whether every router that was asked sees the fabric lead to the serving NVE, and none
+        leads elsewhere itself; None: not all have said so yet, and those that have do."""
+        entry, serving = self._fabric.get(binding.vm), binding.nve.nve_id
         told = [t for t in entry.routers.values() if t.lead is not None] if entry else []
         if not told or any(t.direct is False for t in told):
             return False
-        return None if any(t.direct is None for t in told) else True
+        astray = any(nve.nve_id != serving for t in told for nve in t.may_lead_to)
+        return None if astray or any(t.direct is None for t in told) else True
 
     def _begin_fabric(self, binding: Binding, now: float) -> None:
         """A new binding: its routers, and its home's NVE, which may have let its redirect go."""

@@ -1,0 +1,209 @@
+"""The order in which host routes are withdrawn, so that no packet goes round (Section 7.3).
+
+A withdrawal passes from border router to border router, and each would send packets to one that
+has not heard of it yet.  So first the routers of the serving NVE lead to it, then the border
+routers lead there themselves, its own data centre's before the others, and only then do the old
+NVE's routers announce no more.  They go on forwarding (KEEP) to the old NVE, which redirects, until
+all see the fabric lead to the serving one.
+Not here: the same in a move that goes on (manager_fabric.py), what counts as seen
+(manager_gate.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from vmmobility.engine.fabric_record import Lead
+from vmmobility.engine.manager_gate import ManagerGate
+from vmmobility.engine.outputs import Event
+from vmmobility.wire.registry import RouteState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from vmmobility.engine.binding_cache import Binding
+    from vmmobility.engine.fabric_record import FabricEntry
+    from vmmobility.wire.values import Nve, VmKey
+
+LINGER_S = 1.0  # what is still on its way when all routers are first seen direct has come by then
+_S = RouteState
+
+
+class Step(Enum):
+    """How far a withdrawal has come."""
+
+    LEADING = "the serving NVE's routers and the border routers lead there"
+    KEEPING = "the others announce no more, and go on forwarding"
+    OVER = "nobody waits for what has not turned by now"
+
+
+@dataclass(slots=True)
+class Withdrawal:
+    """Stale routes of one VM that are going (not durable; times in monotonic seconds).
+
+    due: when the step is waited for no longer; settles: when all routers have been direct for long
+    enough
+    """
+
+    due: float
+    step: Step = Step.LEADING
+    settles: float | None = None
+
+    @property
+    def next_timer(self) -> float:
+        return self.due if self.settles is None else min(self.due, self.settles)
+
+
+class ManagerWithdrawal(ManagerGate):
+    """What routers do for a VM of which no move turns them; a base of ManagerFabric."""
+
+    if TYPE_CHECKING:
+        _is_at_rest: Callable[[Binding], bool]
+
+    _withdrawals: dict[VmKey, Withdrawal]
+
+    def _watching(self, binding: Binding) -> list[str]:
+        """The routers by which packets from elsewhere come, wherever the VM is."""
+        home = self.routers_of(binding.home.nve_id) if binding.home else []
+        return [*self._border_routers(), *home]
+
+    def _leads_at_rest(self, binding: Binding) -> dict[str, Lead]:
+        """What every router does while the VM stays where it is - once those that lead elsewhere,
+        after a move that was given up or one that nobody announced, have turned."""
+        serving, stale = binding.nve, self._stale(binding)
+        withdrawal = self._withdrawals.get(binding.vm)
+        step = withdrawal.step if withdrawal else Step.LEADING
+        if not stale or step is Step.OVER:
+            return self._leads_when_settled(binding)
+        leads = {r: Lead(_S.WATCH, serving) for r in self._watching(binding)} | stale
+        leads |= self._overrides(binding.vm, serving, self._ends(binding, stale))
+        if step is Step.KEEPING:
+            leads |= {r: Lead(_S.LEAD, serving) for r in self._border_routers()}
+            leads |= self._keeping(binding, stale)
+        return leads | self._own(binding)
+
+    def _own(self, binding: Binding) -> dict[str, Lead]:
+        """The serving NVE's routers."""
+        there = _S.LEAD if binding.at_home else _S.ANNOUNCE
+        return {r: Lead(there, binding.nve) for r in self.routers_of(binding.nve.nve_id)}
+
+    def _keeping(self, binding: Binding, stale: Mapping[str, Lead]) -> dict[str, Lead]:
+        """The old NVE's routers."""
+        return {
+            name: Lead(_S.KEEP, binding.nve, lead.target)
+            for name, lead in stale.items()
+            if lead.target and name in self.routers_of(lead.target.nve_id)
+        }
+
+    @staticmethod
+    def _ends(binding: Binding, stale: Mapping[str, Lead]) -> list[Nve]:
+        return [binding.nve, *(lead.target for lead in stale.values() if lead.target)]
+
+    def _leads_when_settled(self, binding: Binding) -> dict[str, Lead]:
+        if binding.at_home:
+            return {}  # the covering prefix leads there: it costs no route anywhere
+        serving = binding.nve
+        leads = {r: Lead(_S.WATCH, serving) for r in self._watching(binding)}
+        return leads | {r: Lead(_S.ANNOUNCE, serving) for r in self.routers_of(serving.nve_id)}
+
+    def _stale(self, binding: Binding) -> dict[str, Lead]:
+        """Routers that were told to lead to an NVE that does not have the VM, and whose turn it is
+        not anyway, as a router of the one that has."""
+        entry, serving = self._fabric.get(binding.vm), binding.nve.nve_id
+        told = self._sites.keys() & entry.routers.keys() if entry else ()
+        leads = {r: entry.routers[r].lead for r in sorted(told)} if entry else {}
+        ours = self.routers_of(serving)
+        return {
+            name: lead
+            for name, lead in leads.items()
+            if lead and lead.target and lead.target.nve_id != serving and name not in ours
+        }
+
+    # ---- border routers lead themselves ----------------------------------------------------------
+
+    def _overrides(self, vm: VmKey, towards: Nve, ends: Sequence[Nve]) -> dict[str, Lead]:
+        """Border routers that lead to that NVE, whatever they hear: once its own routers do, those
+        of its data centre, and then all others.  ends: the NVEs between which the fabric turns; a
+        router of both turns last."""
+        wanted = Lead(_S.LEAD, towards)
+        entry, names = self._fabric.get(vm), self._border_routers()
+        told = entry.routers if entry else {}
+        chosen = {r for r in names if r in told and told[r].lead == wanted}
+        others = {r for nve in ends if nve != towards for r in self.routers_of(nve.nve_id)}
+        if entry is not None and self._are_led_by(entry, towards, others):
+            near = self._border_routers(self._centres(towards))
+            led = all(self._is_leading(entry, r, towards, ends) for r in near)
+            chosen |= set(names if led else near)
+        return {r: wanted for r in names if r in chosen}
+
+    def _are_led_by(self, entry: FabricEntry, towards: Nve, but: Collection[str] = ()) -> bool:
+        """Whether the routers of an NVE lead there."""
+        ours = [r for r in self.routers_of(towards.nve_id) if r not in but]
+        return all(self._is_led_by(entry, r, towards) for r in ours)
+
+    def _is_overridden(self, vm: VmKey, towards: Nve, ends: Sequence[Nve]) -> bool:
+        """Whether the border routers of both ends lead to that NVE: then others may withdraw."""
+        entry = self._fabric.get(vm)
+        centres = {centre for nve in ends for centre in self._centres(nve)}
+        counted = [
+            site.router_id
+            for site in self._sites.values()
+            if site.border and (not site.dc or site.dc in centres)
+        ]
+        if entry is None:
+            return not counted
+        return all(self._is_leading(entry, name, towards, ends) for name in counted)
+
+    def _is_leading(self, entry: FabricEntry, name: str, towards: Nve, ends: Sequence[Nve]) -> bool:
+        """Whether a border router leads to that NVE; one that is also the default router of an end
+        does its own part there."""
+        if any(name in self.routers_of(nve.nve_id) for nve in ends):
+            return True
+        return self._is_led_by(entry, name, towards)
+
+    @staticmethod
+    def _is_led_by(entry: FabricEntry, name: str, towards: Nve) -> bool:
+        told = entry.routers.get(name)
+        return told is not None and told.acknowledged and told.target == towards
+
+    # ---- time ------------------------------------------------------------------------------------
+
+    def _advance_withdrawal(self, binding: Binding, now: float) -> bool:
+        """Whether the routers of a VM may be told of a next step.  A router that does not answer is
+        waited for no longer than a move would."""
+        entry, stale = self._fabric.get(binding.vm), self._stale(binding)
+        if entry is None or not stale or not self._is_at_rest(binding):
+            self._withdrawals.pop(binding.vm, None)
+            return False
+        begins = Withdrawal(now + self.settings.gate_s)
+        withdrawal = self._withdrawals.setdefault(binding.vm, begins)
+        serving, ends = binding.nve, self._ends(binding, stale)
+        if withdrawal.step is Step.LEADING:
+            led = self._are_led_by(entry, serving)
+            if not led or not self._is_overridden(binding.vm, serving, ends):
+                return False
+            withdrawal.step, withdrawal.due = Step.KEEPING, begins.due
+            return True
+        if self._unready(entry, serving, ends, with_sight=True):
+            withdrawal.settles = None
+        elif withdrawal.settles is None:
+            withdrawal.settles = now + LINGER_S
+        return False
+
+    def _withdrawal_timer(self, vm: VmKey, now: float) -> None:
+        binding, entry = self.cache.bindings.get(vm), self._fabric.get(vm)
+        if binding is None or entry is None:
+            del self._withdrawals[vm]
+            return
+        withdrawal = self._withdrawals[vm]
+        if withdrawal.due <= now:
+            ends = self._ends(binding, self._stale(binding))
+            waits = ", ".join(self._unready(entry, binding.nve, ends, with_sight=True))
+            detail = {"vm": vm.vm_id, "vni": vm.vni, "routers": waits, "policy": "proceed"}
+            self.outbox.emit(Event("gate.timeout", detail))
+        leading = withdrawal.step is Step.LEADING
+        withdrawal.step = Step.KEEPING if leading else Step.OVER
+        withdrawal.due, withdrawal.settles = now + self.settings.gate_s, None
+        self._follow_routes(binding, now)
