@@ -42,7 +42,7 @@ _method(
 
 _method(
     "skip the gate", "a move does not wait for the fabric",
-    ManagerGate, "_unready", lambda engine, move, *, with_sight: [],
+    ManagerGate, "_unready", lambda engine, entry, goal, ends, *, with_sight: [],
 )  # fmt: skip
 
 _method(

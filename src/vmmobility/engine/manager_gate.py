@@ -39,6 +39,7 @@ class ManagerGate:
         _current: dict[VmKey, Move]
         _follow_routes: Callable[[Binding, float], None]
         _turning: Callable[[Binding], Move | None]
+        _begin_withdrawal: Callable[[VmKey, float], object]
         _is_overridden: Callable[[VmKey, Nve, Sequence[Nve]], bool]
         _redirect_previous: Callable[[Binding, float], None]
         _doubt_left: Callable[[float], float]
@@ -222,13 +223,15 @@ class ManagerGate:
         leads elsewhere itself; None: not all have said so yet, and those that have do."""
         entry, serving = self._fabric.get(binding.vm), binding.nve.nve_id
         told = [t for t in entry.routers.values() if t.lead is not None] if entry else []
-        if not told or any(t.direct is False for t in told):
-            return False
         astray = any(nve.nve_id != serving for t in told for nve in t.may_lead_to)
-        return None if astray or any(t.direct is None for t in told) else True
+        if not told or astray or any(t.direct is False for t in told):
+            return False
+        return None if any(t.direct is None for t in told) else True
 
     def _begin_fabric(self, binding: Binding, now: float) -> None:
         """A new binding: its routers, and its home's NVE, which may have let its redirect go."""
+        if self._border_routers() and binding.previous and not self._is_direct(binding):
+            self._begin_withdrawal(binding.vm, now)  # the fabric has yet to turn
         self._follow_routes(binding, now)
         self._learn_led(binding)
         binding.fabric_direct = self._is_direct(binding) is True

@@ -75,7 +75,7 @@ class ManagerWithdrawal(ManagerGate):
         serving, stale = binding.nve, self._stale(binding)
         withdrawal = self._withdrawals.get(binding.vm)
         step = withdrawal.step if withdrawal else Step.LEADING
-        if not stale or step is Step.OVER:
+        if step is Step.OVER or not (stale or withdrawal):
             return self._leads_when_settled(binding)
         leads = {r: Lead(_S.WATCH, serving) for r in self._watching(binding)} | stale
         leads |= self._overrides(binding.vm, serving, self._ends(binding, stale))
@@ -170,21 +170,28 @@ class ManagerWithdrawal(ManagerGate):
 
     # ---- time ------------------------------------------------------------------------------------
 
+    def _begin_withdrawal(self, vm: VmKey, now: float) -> Withdrawal:
+        """Border routers override from now on, until the fabric has turned."""
+        begun = self._withdrawals[vm] = Withdrawal(now + self.settings.gate_s)
+        return begun
+
     def _advance_withdrawal(self, binding: Binding, now: float) -> bool:
         """Whether the routers of a VM may be told of a next step.  A router that does not answer is
         waited for no longer than a move would."""
         entry, stale = self._fabric.get(binding.vm), self._stale(binding)
-        if entry is None or not stale or not self._is_at_rest(binding):
+        withdrawal = self._withdrawals.get(binding.vm)
+        over = withdrawal is None or withdrawal.step is Step.OVER
+        if entry is None or not self._is_at_rest(binding) or (over and not stale):
             self._withdrawals.pop(binding.vm, None)
             return False
-        begins = Withdrawal(now + self.settings.gate_s)
-        withdrawal = self._withdrawals.setdefault(binding.vm, begins)
+        if withdrawal is None:
+            withdrawal = self._begin_withdrawal(binding.vm, now)
         serving, ends = binding.nve, self._ends(binding, stale)
         if withdrawal.step is Step.LEADING:
             led = self._are_led_by(entry, serving)
             if not led or not self._is_overridden(binding.vm, serving, ends):
                 return False
-            withdrawal.step, withdrawal.due = Step.KEEPING, begins.due
+            withdrawal.step, withdrawal.due = Step.KEEPING, now + self.settings.gate_s
             return True
         if self._unready(entry, serving, ends, with_sight=True):
             withdrawal.settles = None

@@ -176,6 +176,9 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
             entry.turned = entry.proceeding = False
             self._set_data_plane(entry)
             self._save(entry)
+        if entry.phase is Phase.PREPARED and entry.relaying:
+            self._relay_failed(entry, failure, now)
+            return
         if entry.phase is Phase.PREPARED and entry.request is not None:
             self._fail_request(entry, entry.came_from, Status.DATA_PLANE_FAILURE, failure, now)
             return
@@ -186,6 +189,16 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
             return
         if entry.phase in (Phase.DELIVERING, Phase.SWITCHED, Phase.REDIRECTING, Phase.NONE):
             self._answer_waiting(entry, Status.DATA_PLANE_FAILURE, reason=failure)
+
+    def _relay_failed(self, entry: Entry, failure: str, now: float) -> None:
+        if entry.request is None:  # it has relayed before: routers lead here
+            self._retry[entry.vm] = now + RETRY_S
+            return
+        # The waiting guest is there: the manager turns back, and clears it.
+        entry.relaying = False
+        self._answer_waiting(entry, Status.DATA_PLANE_FAILURE, reason=failure)
+        self._set_data_plane(entry)
+        self._save(entry)
 
     def _forwarding(self, entry: Entry, failures: Sequence[str]) -> dict[str, Any]:
         wanted = entry.data_plane(self.settings.policy)

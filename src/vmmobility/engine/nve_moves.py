@@ -112,9 +112,13 @@ class NveMoves(NveRedirects, NveRestart):
 
     def _relay(self, entry: Entry, received: Received, now: float) -> None:
         """The fabric is about to lead the VM's packets here, while the source still serves it."""
+        again = entry.relaying and entry.request is None
         entry.relaying = True
         self._await_with(entry, received)
-        self._set_data_plane(entry)
+        if again:
+            self._answer_waiting(entry)
+        else:
+            self._set_data_plane(entry)
 
     def _deliver(self, entry: Entry, received: Received, now: float) -> None:
         """From here on packets wait in the tap's queue; the relay to the source ends first."""

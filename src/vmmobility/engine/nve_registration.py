@@ -116,7 +116,11 @@ class NveRegistration(NveParts):
         self._reattached(entry, reply, now)
         entry.ticket, entry.target, entry.move_epoch = b"", None, 0
         self._event("registered", entry, previous=[n.nve_id for n in entry.accept])
-        if entry.paused:
+        if entry.ending:
+            entry.refresh_at = None
+            if not entry.started:
+                self._deregister(entry, now)
+        elif entry.paused:
             entry.paused = False
             self._order(entry, Order.RESUME)
         elif arrived:
@@ -143,6 +147,9 @@ class NveRegistration(NveParts):
         words = reply.find(Reason)
         why = reply.status.name.lower().replace("_", "-") + (f": {words.text}" if words else "")
         self._event("registration.refused", entry, reason=why)
+        if entry.ending and not entry.started:
+            self._deregister(entry, now)
+            return
         if entry.started or entry.phase is not Phase.ATTACHING:
             if reply.status is Status.INVALID_TICKET:
                 entry.ticket = b""
@@ -246,7 +253,8 @@ class NveRegistration(NveParts):
         if entry.ending:
             return
         entry.ending, entry.refresh_at = True, None
-        self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
+        if not self._is_moving_in(entry):
+            self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
         if entry.expected and not entry.started:
             # It is gone, and the next one there may be one that other hands are bringing already.
             self._deregister(entry, now)
@@ -260,7 +268,15 @@ class NveRegistration(NveParts):
             self._save(entry)
             return
         entry.started = False
-        self._deregister(entry, now)
+        if self._is_moving_in(entry):
+            self._attach(entry, now)  # else its source, which still has a copy, would serve again
+        else:
+            self._deregister(entry, now)
+
+    @staticmethod
+    def _is_moving_in(entry: Entry) -> bool:
+        """Whether its guest has run here, and the manager has not said so yet."""
+        return entry.phase is Phase.ATTACHING and bool(entry.ticket) and not entry.claiming
 
     def _guest_gone(self, entry: Entry, _: Any, now: float) -> None:
         entry.started = False
