@@ -21,6 +21,7 @@ from vmmobility.engine.outputs import (
     CommandDone,
     CountTraffic,
     Event,
+    Explain,
     Halt,
     HypervisorOrder,
     Order,
@@ -153,6 +154,8 @@ class Pump:
             self.later(0.001, lambda: self._applied(node, life, output))
         elif isinstance(output, SetRoutes):
             self.later(0.001, lambda: self._routed(node, life, output))
+        elif isinstance(output, Explain):
+            self.later(0.001, lambda: self._explained(node, life, output))
         elif isinstance(output, HypervisorOrder):
             assert node.hypervisor is not None
             node.hypervisor.order(output)
@@ -206,6 +209,14 @@ class Pump:
         self.feed(
             node, lambda: router.routes_applied(routes.vm, output.tag, failures, sight, self.now)
         )
+
+    def _explained(self, node: Node, life: int, output: Explain) -> None:
+        router, fabric = node.router, self.fabric
+        if router is None or fabric is None or node.life != life:
+            return
+        asked = output.watched
+        sight = fabric.sight(node.node_id, asked) if asked is not None else None
+        self.feed(node, lambda: router.explained(output.number, [], sight, "", self.now))
 
     def _routes_changed(self, name: str, vm: VmKey) -> None:
         """The agent hears a moment later that its router's table has changed."""

@@ -163,7 +163,7 @@ def test_a_manager_without_records_waits_for_an_nve_that_is_silent() -> None:
     world.crash("c")
     world.run(1.0)
     error = start(world)
-    assert "c has not said whether it runs there" in error
+    assert "c has not said what it knows of the VM" in error
     assert "that counts for 34 s more" in error
     world.crash(MANAGER)
     world.restart(MANAGER)
@@ -186,5 +186,5 @@ def test_a_manager_is_told_of_its_loss_also_when_it_has_waited_long_enough() -> 
     world.run(10.0)
     number = world.start_vm(VM, "b", interfaces_of("vm1", 1, 1))
     world.run_until(lambda: number in world.results)
-    assert "a has not said whether it runs there" in world.results[number].error
+    assert "a has not said what it knows of the VM" in world.results[number].error
     assert safety.running(world, VM) == ["a"]

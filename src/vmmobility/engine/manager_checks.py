@@ -18,7 +18,16 @@ from vmmobility.engine.binding_cache import Binding, Previous
 from vmmobility.engine.manager_move import nve_of_peer
 from vmmobility.engine.outputs import CommandDone, Event
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Epoch, Guest, PhaseOption, Reason, ServingNve, Sight, VmId
+from vmmobility.wire.options import (
+    Epoch,
+    Guest,
+    PhaseOption,
+    Reason,
+    Route,
+    ServingNve,
+    Sight,
+    VmId,
+)
 from vmmobility.wire.registry import GuestLife, Phase, Purpose, Status
 from vmmobility.wire.values import Interface, VmKey
 
@@ -95,8 +104,9 @@ class ManagerChecks:
         listener: Listener,
         claim: GuestLife | None = None,
     ) -> None:
-        """Ask an NVE how it stands with a VM; the listener is told, once, within ask_s.
+        """Ask a node how it stands with a VM; the listener is told, once, within ask_s.
 
+        node:  an NVE or a router
         claim: what another NVE says of its guest; the answer is then about the guest alone, and
         does not wait for a comparison with the kernel.
         """
@@ -119,10 +129,12 @@ class ManagerChecks:
     def _answered(self, key: QuestionKey, reply: Message, now: float) -> None:
         asked = self._questions.pop(key)
         told = (reply.find(Guest), reply.find(PhaseOption), reply.find(Epoch))
-        tells = reply.status.accepted and None not in told
+        by_router = reply.find(Route) is not None
+        tells = reply.status.accepted and (by_router or None not in told)
         if tells:
             self._heed_epoch(reply, now)
-            self._confirm(key[0], key[1], reply)
+            if not by_router:
+                self._confirm(key[0], key[1], reply)
         for listener in asked.listeners:
             listener(reply if tells else None, now)
 

@@ -15,8 +15,8 @@ from vmmobility.engine.admission import MAX_PREVIOUS
 from vmmobility.engine.manager_checks import HOLDS
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Epoch, Guest, PhaseOption, ServingNve
-from vmmobility.wire.registry import GuestLife, Phase, Role, Status
+from vmmobility.wire.options import Epoch, Guest, PhaseOption, Route, ServingNve
+from vmmobility.wire.registry import GuestLife, Phase, Role, RouteState, Status
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.channel import Channel, Received
+    from vmmobility.engine.fabric_record import FabricEntry, RouterSite
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_checks import Listener
     from vmmobility.engine.outputs import Outbox
@@ -49,6 +50,8 @@ class ManagerContests:
         _in_doubt: Callable[[Binding | None, Message, float], bool]
         _doubt_left: Callable[[float], float]
         _leap: Callable[[], None]
+        _fabric: dict[VmKey, FabricEntry]
+        _sites: dict[str, RouterSite]
         _refusal: Callable[[Received, VmKey], tuple[Status, str] | None]
 
         def _question(
@@ -153,13 +156,13 @@ class ManagerContests:
 
     def _ask_everyone(self, received: Received, binding: Binding | None, now: float) -> None:
         """A VM of which too little may be known.  One that is to be booted: no NVE may have it, or
-        be silent.  One that has arrived is granted above the epochs that others tell."""
+        be silent, nor a router lead to who knows where.  One that has arrived is granted above the
+        epochs that others tell."""
+        vm = received.message.vm
         arrived = _life(received.message) is GuestLife.ARRIVED
-        others = [
-            peer.node_id
-            for peer in self.channel.peers.values()
-            if peer.role is Role.NVE and peer is not received.peer
-        ]
+        routers = [] if arrived or not self._doubt_left(now) else [*self._sites]
+        nves = [peer.node_id for peer in self.channel.peers.values() if peer.role is Role.NVE]
+        others = [node for node in (*nves, *routers) if node != received.peer.node_id]
         epoch, waiting = binding.epoch if binding else 0, set(others)
 
         def answered(node: str, reply: Message | None, at: float) -> None:
@@ -170,13 +173,15 @@ class ManagerContests:
                 waiting.clear()
                 left = self._doubt_left(at)
                 why = (
-                    f"this manager has no earlier records, and {node} has not said whether it runs "
-                    "there" + (f": that counts for {left:.0f} s more" if left else "")
+                    f"this manager has no earlier records, and {node} has not said what it knows"
+                    " of the VM" + (f": that counts for {left:.0f} s more" if left else "")
                 )
                 self._reject(received, Status.TRY_AGAIN, why)
-            elif reply is not None and _stands_against(reply, arrived):
+                return
+            objection = self._objection(vm, node, reply, arrived) if reply else None
+            if objection is not None:
                 waiting.clear()
-                self._reject(received, Status.BOUND_ELSEWHERE, f"{node} serves it")
+                self._reject(received, *objection)
             else:
                 if reply is None:
                     self._leap()
@@ -184,9 +189,23 @@ class ManagerContests:
                     self._nobody_has_it(received, epoch, at)
 
         for node in others:
-            self._question(received.message.vm, node, now, partial(answered, node), GuestLife.NONE)
+            self._question(vm, node, now, partial(answered, node), GuestLife.NONE)
         if not others:
             self._nobody_has_it(received, epoch, now)
+
+    def _objection(
+        self, vm: VmKey, node: str, reply: Message, arrived: bool
+    ) -> tuple[Status, str] | None:
+        """What stands against an attach, by the answer of an NVE or a router."""
+        route = reply.find(Route)
+        if route is None:
+            stands = _stands_against(reply, arrived)
+            return (Status.BOUND_ELSEWHERE, f"{node} serves it") if stands else None
+        entry = self._fabric.get(vm)
+        known = entry is not None and node in entry.routers
+        if known or route.state in (RouteState.NONE, RouteState.WATCH):
+            return None
+        return Status.TRY_AGAIN, f"router {node} has yet to tell this manager where it leads it"
 
     def _nobody_has_it(self, received: Received, epoch: int, now: float) -> None:
         vm = received.message.vm

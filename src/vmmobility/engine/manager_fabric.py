@@ -269,6 +269,10 @@ class ManagerFabric(ManagerWithdrawal):
         if self._doubtful_routes(message.vm, now):
             self._save_fabric(entry)
             return
+        if binding is not None and led is not None:
+            self._learn_led(binding)
+            self._save_binding(binding)
+            self._redirect_previous(binding, now)
         told.lead, told.epoch = self._leads(binding).get(name), self._new_epoch()
         self._save_fabric(entry)
         self._order(entry, name, now)
