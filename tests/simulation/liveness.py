@@ -55,6 +55,7 @@ def unsettled(world: World) -> list[str]:
     if manager is not None:
         moves = [m for m in manager.moves.values() if m.ok is None]
         found += [f"routers are told of {vm} again" for vm in manager._route_retry]
+        found += [f"routers still turn for {vm}" for vm in manager._withdrawals]
         found += [f"the move of {m.vm} is {m.state.value}" for m in moves]
     return found
 

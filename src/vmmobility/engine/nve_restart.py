@@ -40,7 +40,12 @@ class NveRestart(NveParts):
             self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
             phase = entry.phase
         if phase in (Phase.ATTACHING, Phase.SERVING):
-            if running is None:
+            if entry.claiming and running is not None:
+                # Its own guest is booted once that is granted: what is here is what `_start` was
+                # about to end.
+                self._order(entry, Order.STOP)
+                entry.started, running = False, None
+            elif running is None:
                 self._fire(entry, Trigger.GONE, None, now)
                 return
             entry.refresh_at = now
