@@ -57,15 +57,33 @@ def test_a_gate_that_stays_shut_leaves_the_vm_where_it_is(lab: Lab) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["inter-dc-external", "three-dc-chain-light", "router-restart", "gate-timeout-proceed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "inter-dc-external",
+        "three-dc-chain-light",
+        "router-restart",
+        "gate-timeout-proceed",
+        "isis-light",
+    ],
+)
 def test_nothing_is_lost(lab: Lab, name: str) -> None:
     assert lab.run(name)["summary"]["streams"]["lost"] == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["frr-crash", "dc-partition"])
+@pytest.mark.parametrize("name", ["frr-crash", "dc-partition", "fat-tree"])
 def test_traffic_heals_and_nothing_stale_stays(lab: Lab, name: str) -> None:
     report = lab.run(name)
+    assert report["host_routes_left"] == []
+    assert all(stream["tcp_survived"] for stream in report["streams"])
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+def test_a_guest_that_hands_move_to_another_data_centre_is_followed(lab: Lab) -> None:
+    report = lab.run("unmanaged-inter-dc")
+    assert len(report["by_hand"]) == 3
     assert report["host_routes_left"] == []
     assert all(stream["tcp_survived"] for stream in report["streams"])
 
