@@ -26,7 +26,12 @@ from vmmobility.lab.step_types import (
 )
 
 HEAD = 'fabric = "three-racks-light"\n'
-AWAY = {"unmanaged-move", "tug-of-war", "reimaged-nve"}  # moved by other hands, or lost
+AWAY = {
+    "unmanaged-move",
+    "unmanaged-inter-dc",
+    "tug-of-war",
+    "reimaged-nve",
+}  # moved by other hands, or lost
 TALKATIVE = {"stale-nve"}  # a resident of the old NVE talks on: its redirect has traffic
 
 
