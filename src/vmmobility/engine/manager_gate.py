@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmmobility.engine.binding_cache import Previous
 from vmmobility.engine.fabric_record import FabricEntry, RouterSite
+from vmmobility.engine.manager_move import nve_of_peer
 from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.registry import Role, RouteState
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmmobility.engine.binding_cache import Binding, BindingCache
-    from vmmobility.engine.channel import Channel
+    from vmmobility.engine.channel import Channel, Peer
     from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.outputs import Outbox
@@ -182,6 +183,22 @@ class ManagerGate:
         entry = self._fabric.get(vm)
         routers = entry.routers.values() if entry else ()
         return any(nve.nve_id == nve_id for told in routers for nve in told.may_lead_to)
+
+    def _is_led_to(self, vm: VmKey, peer: Peer, now: float) -> bool:
+        """Whether an NVE that asks about a move which this manager does not know must not forget
+        the VM, for routers may lead there: it redirects, once somebody is known to have the VM."""
+        binding, node = self.cache.bindings.get(vm), peer.node_id
+        if not self._may_lead(vm, node, now):
+            return False
+        if binding is None or binding.ending:
+            return binding is None
+        if binding.nve.nve_id == node or binding.is_full(node):
+            return False
+        if node not in binding.previous:
+            binding.previous[node] = Previous(nve_of_peer(peer))
+            self._save_binding(binding)
+            self._redirect_previous(binding, now)
+        return True
 
     def _learn_led(self, binding: Binding) -> None:
         """NVEs to which routers may still lead, that have not yet heard of the VM's end there, or

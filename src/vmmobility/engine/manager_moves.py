@@ -80,6 +80,7 @@ class ManagerMoves(ManagerSteps):
         _prepare_fabric: Callable[[Move, float], None]
         _turn_fabric: Callable[[Move, float], None]
         _gate_timeout: Callable[[Move, float], None]
+        _is_led_to: Callable[[VmKey, Peer, float], bool]
         _try_gate: Callable[[Move, float], None]
         _move_over_limit: Callable[[Binding, str], str]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
@@ -249,7 +250,11 @@ class ManagerMoves(ManagerSteps):
         ticket = message.find(Ticket)
         used = move is not None and move.state is MoveState.REDIRECTING
         if move is None or ticket is None or ticket.ticket != move.ticket or used:
-            self.channel.reply(received, Status.INVALID_TICKET)
+            if self._is_led_to(message.vm, received.peer, now):
+                why = "a router may still lead here"
+                self.channel.reply(received, Status.TRY_AGAIN, reason=why)
+            else:
+                self.channel.reply(received, Status.INVALID_TICKET)
             return
         if node not in (move.source.nve_id, move.destination.nve_id):
             self.channel.reply(received, Status.NOT_OWNER)

@@ -273,8 +273,8 @@ class NveMoves(NveRedirects, NveRestart):
     def _report_replied(self, entry: Entry, reply: Message, now: float) -> None:
         """The manager knows no such move (any more): the copy, or the preparation, is given up; a
         guest that moved in, and whose attach had been accepted before it died, is deregistered."""
-        if reply.status.accepted:
-            return
+        if reply.status.accepted or reply.status is Status.TRY_AGAIN:
+            return  # what is not settled there yet is asked again at the next comparison
         if entry.phase is Phase.CONVERGED:
             self._fire(entry, Trigger.FAILED, {"reason": "the manager knows no such move"}, now)
         elif entry.phase is Phase.FAILED and entry.attach_id:
