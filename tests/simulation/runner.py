@@ -103,7 +103,9 @@ class Runner:
         """Long enough for refreshes, for comparisons, and for redirects to drain."""
         world, schedule = self.world, self.schedule
         world.senders.clear()
-        liveness.settle(world, schedule.setting("lifetime") + 2 * schedule.setting("check"))
+        # A manager that has lost its records lets nobody forget before it knows: two more.
+        checks = 4 if self.operations.fates.manager_forgot else 2
+        liveness.settle(world, schedule.setting("lifetime") + checks * schedule.setting("check"))
         liveness.settle(world, schedule.setting("drain") + 3.0)
         liveness.check(world, self.operations.fates)
         liveness.check_drained(world, self.operations.fates)
