@@ -55,6 +55,7 @@ TOLD = (
     "guest.lost", "guest.arrived", "guest.departed", "guest.refused", "binding.frozen",
     "binding.thawed", "binding.lost", "binding.departed", "vm.duplicate", "drift", "state.empty",
     "state.lost", "epoch.learned", "boot.raised", "peer.proven", "route.refused", "gate.timeout",
+    "withdrawal.late",
 )  # fmt: skip
 
 

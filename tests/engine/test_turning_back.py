@@ -53,10 +53,10 @@ def ended(world: World, move: Move) -> None:
     world.run_until(lambda: move.ok is not None)
 
 
-def turning(world: World, to: str, after_s: float) -> Move:
-    """A move whose fabric turns since so long."""
+def turning(world: World, to: str, after_s: float, state: str = "announcing") -> Move:
+    """A move, so long after it came to a state in which the fabric turns."""
     move = world.manager.moves[world.move(VM, to)]
-    world.run_until(lambda: move.state is MoveState.ANNOUNCING)
+    world.run_until(lambda: move.state.value == state)
     world.run(after_s)
     return move
 
@@ -70,12 +70,23 @@ def held(world: World) -> dict[str, str]:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
-    ("places", "to"), [("a", "b"), ("a", "c"), ("ab", "c"), ("ac", "b"), ("ac", "a"), ("ab", "a")]
+    ("places", "to", "state"),
+    [
+        ("a", "b", "announcing"),
+        ("a", "c", "announcing"),
+        ("ab", "c", "withdrawing"),
+        ("ac", "b", "withdrawing"),
+        ("ac", "a", "withdrawing"),
+        ("ab", "a", "withdrawing"),
+    ],
 )
-def test_nothing_goes_round_when_a_move_is_given_up(places: str, to: str, seed: int) -> None:
-    world = world_with(list(places), seed)
-    move = turning(world, to, random.Random(f"{places} {to} {seed}").uniform(0, 0.04))
-    assert move.state.value in ("announcing", "withdrawing"), "the move went on too soon"
+def test_nothing_goes_round_when_a_move_is_given_up(
+    places: str, to: str, state: str, seed: int
+) -> None:
+    world = world_with(list(places), seed, slow=4)
+    after_s = random.Random(f"{places} {to} {seed}").uniform(0.01, 0.1)
+    move = turning(world, to, after_s, state)
+    assert move.state.value == state, "the move went on too soon"
     world.manager.abort_move(move, world.now)
     before = held(world)
     for _ in range(500):
@@ -104,7 +115,7 @@ def test_a_move_may_begin_while_the_fabric_still_turns_back(to: str, seed: int) 
     first = turning(world, "c", 0.4)
     world.manager.abort_move(first, world.now)
     ended(world, first)
-    assert held(world)["rc"] != "none"
+    assert "rc" in held(world)
     second = world.manager.moves[world.move(VM, to)]
     while second.ok is None:
         world.run(0.01)
@@ -129,3 +140,51 @@ def test_a_restarted_manager_goes_on_turning_back() -> None:
     world.run(10.0)
     assert held(world) == {}
     safety.check_settled(world)
+
+
+def test_a_silent_router_holds_up_other_moves_for_no_longer_than_itself() -> None:
+    world = world_with(["a"], 1)
+    first = turning(world, "c", 0.05)
+    world.crash("edge2")  # would have to lead to a before rc withdraws
+    world.manager.abort_move(first, world.now)
+    began = world.now
+    ended(world, first)
+    goes = False
+    while not goes:
+        move = world.manager.moves[world.move(VM, "b")]
+        ended(world, move)
+        goes = bool(move.ok)
+        assert world.now < began + 4 * GATE_S, move.reason
+
+
+def test_where_no_router_leads_to_the_vm_border_routers_do_not_either() -> None:
+    sites = tuple(site for site in SITES if site.router_id != "rc")
+    world = World(routers=sites, manager_settings={"gate_s": GATE_S})
+    number = world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    move = world.manager.moves[world.move(VM, "c")]
+    ended(world, move)
+    for _ in range(50):
+        world.run(0.1)
+        assert held(world) == {}
+    assert move.ok
+    late = [
+        event.name for _, _, event in world.events if event.name.endswith((".late", ".timeout"))
+    ]
+    assert late == []
+
+
+def test_an_attach_without_a_move_turns_the_border_routers_at_once() -> None:
+    world = world_with(["a"], 0)
+    world.power_cut("a")
+    world.run(130.0)  # its lease ends
+    world.manager.release(VM, world.now, "a")
+    number = world.start_vm(VM, "c", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    began = world.now
+    world.run_until(lambda: held(world).get("edge2") == "hold")
+    assert not held(world).keys() & {"edge1", "edge3"}  # the VM's own data centre is the first
+    world.run_until(lambda: held(world).keys() >= {"edge1", "edge3"})
+    assert world.now < began + 0.02  # sooner than any word of the fabric
+    world.run(3 * GATE_S)
+    assert held(world) == {"rc": "announce"}

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tests.engine.fake_hypervisor import Guest, Life
-from tests.engine.network import World
+from tests.engine.network import MANAGER, World
+from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.values import VmKey
+
+# The destination's copy is being ended, or has been.
+BACKWARD = (MoveState.ENDING_GUEST, MoveState.TURNING_BACK)
 
 
 class Fates:
@@ -36,7 +40,18 @@ class Fates:
         if self.manager_forgot:
             # Nobody knows any more that one that was handed over may be let go on.
             guests = [g for g in guests if g.life is not Life.HANDED or g.copy_to or g.by_hand]
-        return [g for g in guests if g.loading or g.life in (Life.HANDED, Life.PAUSED)]
+        ends = self._is_ended_at(vm)
+        return [
+            g
+            for g in guests
+            if (g.loading and g.at.own.nve_id != ends) or g.life in (Life.HANDED, Life.PAUSED)
+        ]
+
+    def _is_ended_at(self, vm: VmKey) -> str:
+        """Where the manager has a guest ended that has not run yet."""
+        manager = self._world.nodes[MANAGER].manager
+        move = manager._current.get(vm) if manager else None
+        return move.destination.nve_id if move and move.state in BACKWARD else ""
 
     def destroyed(self, guests: Iterable[Guest], why: str) -> None:
         """These are about to end."""

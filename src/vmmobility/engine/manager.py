@@ -346,7 +346,7 @@ class ManagerEngine(
         self.cache.put(binding)
         self.channel.withdraw_subject(received.peer, (binding.vm, "redirect"))
         self._extend(binding, message, now)
-        self._begin_fabric(binding, now)
+        self._begin_fabric(binding, old, now)
         self._save_binding(binding)
         self._redirect_previous(binding, now)
         self._attached(binding, message, now)

@@ -28,7 +28,7 @@ from vmmobility.wire.options import (
     Sight,
     VmId,
 )
-from vmmobility.wire.registry import GuestLife, Phase, Purpose, Status
+from vmmobility.wire.registry import GuestLife, Phase, Purpose, Role, Status
 from vmmobility.wire.values import Interface, VmKey
 
 if TYPE_CHECKING:
@@ -127,13 +127,15 @@ class ManagerChecks:
         )
 
     def _answered(self, key: QuestionKey, reply: Message, now: float) -> None:
-        asked = self._questions.pop(key)
-        told = (reply.find(Guest), reply.find(PhaseOption), reply.find(Epoch))
-        by_router = reply.find(Route) is not None
-        tells = reply.status.accepted and (by_router or None not in told)
+        asked = self._questions.pop(key, None)
+        if asked is None:
+            return
+        by_nve = self.channel.peers[key[1]].role is Role.NVE
+        wanted = (Guest, PhaseOption, Epoch) if by_nve else (Route, Epoch)
+        tells = reply.status.accepted and all(reply.find(option) for option in wanted)
         if tells:
             self._heed_epoch(reply, now)
-            if not by_router:
+            if by_nve:
                 self._confirm(key[0], key[1], reply)
         for listener in asked.listeners:
             listener(reply if tells else None, now)

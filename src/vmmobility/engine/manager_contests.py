@@ -50,6 +50,7 @@ class ManagerContests:
         _in_doubt: Callable[[Binding | None, Message, float], bool]
         _doubt_left: Callable[[float], float]
         _leap: Callable[[], None]
+        _note_router: Callable[..., None]
         _fabric: dict[VmKey, FabricEntry]
         _sites: dict[str, RouterSite]
         _refusal: Callable[[Received, VmKey], tuple[Status, str] | None]
@@ -157,10 +158,10 @@ class ManagerContests:
     def _ask_everyone(self, received: Received, binding: Binding | None, now: float) -> None:
         """A VM of which too little may be known.  One that is to be booted: no NVE may have it, or
         be silent, nor a router lead to who knows where.  One that has arrived is granted above the
-        epochs that others tell."""
+        epochs that others tell, and NVEs behind a silent router redirect to it."""
         vm = received.message.vm
         arrived = _life(received.message) is GuestLife.ARRIVED
-        routers = [] if arrived or not self._doubt_left(now) else [*self._sites]
+        routers = [*self._sites] if self._doubt_left(now) else []
         nves = [peer.node_id for peer in self.channel.peers.values() if peer.role is Role.NVE]
         others = [node for node in (*nves, *routers) if node != received.peer.node_id]
         epoch, waiting = binding.epoch if binding else 0, set(others)
@@ -169,6 +170,7 @@ class ManagerContests:
             if node not in waiting:
                 return
             waiting.discard(node)
+            self._note_router(node, silent=reply is None)
             if reply is None and not arrived:
                 waiting.clear()
                 left = self._doubt_left(at)
@@ -183,7 +185,7 @@ class ManagerContests:
                 waiting.clear()
                 self._reject(received, *objection)
             else:
-                if reply is None:
+                if reply is None and node not in self._sites:
                     self._leap()
                 if not waiting:
                     self._nobody_has_it(received, epoch, at)
@@ -197,13 +199,13 @@ class ManagerContests:
         self, vm: VmKey, node: str, reply: Message, arrived: bool
     ) -> tuple[Status, str] | None:
         """What stands against an attach, by the answer of an NVE or a router."""
-        route = reply.find(Route)
-        if route is None:
+        if self.channel.peers[node].role is Role.NVE:
             stands = _stands_against(reply, arrived)
             return (Status.BOUND_ELSEWHERE, f"{node} serves it") if stands else None
+        route = reply.need(Route)
         entry = self._fabric.get(vm)
         known = entry is not None and node in entry.routers
-        if known or route.state in (RouteState.NONE, RouteState.WATCH):
+        if arrived or known or route.state in (RouteState.NONE, RouteState.WATCH):
             return None
         return Status.TRY_AGAIN, f"router {node} has yet to tell this manager where it leads it"
 

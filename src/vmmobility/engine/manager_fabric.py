@@ -22,7 +22,7 @@ from vmmobility.engine.fabric_record import (
 )
 from vmmobility.engine.manager_gate import GATED
 from vmmobility.engine.manager_transitions import Happening, MoveState
-from vmmobility.engine.manager_withdrawal import ManagerWithdrawal
+from vmmobility.engine.manager_withdrawal import NEVER, ManagerWithdrawal
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
@@ -76,8 +76,9 @@ class ManagerFabric(ManagerWithdrawal):
     _route_retry: dict[VmKey, float]
 
     def _load_fabric(self, state: Mapping[str, Any]) -> None:
-        self._fabric, self._route_retry, self._withdrawals = load_fabric(state), {}, {}
-        self._sites = {site.router_id: site for site in self.settings.routers}
+        self._fabric, self._route_retry = load_fabric(state), {}
+        self._withdrawals, self._withdrawals_at = {}, NEVER
+        self._load_sites()
 
     # ---- what each router should do --------------------------------------------------------------
 
@@ -113,19 +114,14 @@ class ManagerFabric(ManagerWithdrawal):
         told = entry.routers.items() if entry else ()
         return {name: one.lead for name, one in told if one.lead is not None}
 
-    def _leading_elsewhere(self, move: Move) -> dict[str, Lead]:
-        """Routers that had not turned yet when the move began: they go on until it has ended."""
-        ends = (move.source.nve_id, move.destination.nve_id)
-        told = self._as_told(move.vm).items()
-        return {r: lead for r, lead in told if lead.target and lead.target.nve_id not in ends}
-
     def _leads_in_move(self, binding: Binding, move: Move) -> dict[str, Lead]:
         source, destination = binding.nve, move.destination
         theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
-        leads = self._leading_elsewhere(move)
+        leads = self._leads_elsewhere(move)
         leads |= {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
         there = _S.LEAD if move.home else _S.ANNOUNCE
-        if move.state is not _M.ANNOUNCING and not binding.at_home:
+        routed = self._is_routed_to(destination, at_home=move.home)
+        if move.state is not _M.ANNOUNCING and not binding.at_home and routed:
             leads |= self._overrides(move.vm, destination, (source, destination))
         if move.relaying:
             leads |= {r: Lead(there, destination) for r in ours}
@@ -135,8 +131,7 @@ class ManagerFabric(ManagerWithdrawal):
             # A router of both leads to the source by the covering prefix until the switch.
             return leads | {r: Lead(_S.WATCH, source) for r in theirs if r in ours}
         leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
-        overridden = self._is_overridden(move.vm, destination, (source, destination))
-        if move.state is _M.WITHDRAWING and overridden:
+        if move.state is _M.WITHDRAWING and self._may_withdraw(move):
             leads |= {r: Lead(_S.KEEP, destination, source) for r in theirs if r not in ours}
         return leads
 
@@ -270,7 +265,7 @@ class ManagerFabric(ManagerWithdrawal):
             self._save_fabric(entry)
             return
         if binding is not None and led is not None:
-            self._learn_led(binding)
+            self._learn_led(binding, now)
             self._save_binding(binding)
             self._redirect_previous(binding, now)
         told.lead, told.epoch = self._leads(binding).get(name), self._new_epoch()
@@ -283,6 +278,7 @@ class ManagerFabric(ManagerWithdrawal):
             entry.routers[name] = Told(entry.routers[name].lead, self._new_epoch())
             self._order(entry, name, now)
             self._save_fabric(entry)
+            self._routes_changed(entry, now)
 
     def _doubtful_routes(self, vm: VmKey, now: float) -> bool:
         """Whether a VM that is not bound may be bound where it was (lost state): fail static."""
@@ -305,12 +301,11 @@ class ManagerFabric(ManagerWithdrawal):
     # ---- time, restart, records ----------------------------------------------------------------
 
     def _next_route_timer(self) -> float | None:
-        due = [*self._route_retry.values(), *(w.next_timer for w in self._withdrawals.values())]
-        return min(due, default=None)
+        due = min(self._route_retry.values(), default=NEVER)
+        return None if (due := min(due, self._withdrawals_at)) == NEVER else due
 
     def _route_timer(self, now: float) -> None:
-        for vm in [vm for vm, w in self._withdrawals.items() if w.next_timer <= now]:
-            self._withdrawal_timer(vm, now)
+        self._withdrawals_timer(now)
         for vm in [vm for vm, due in self._route_retry.items() if due <= now]:
             del self._route_retry[vm]
             entry = self._fabric.get(vm)

@@ -41,6 +41,7 @@ class ManagerGate:
         _follow_routes: Callable[[Binding, float], None]
         _turning: Callable[[Binding], Move | None]
         _begin_withdrawal: Callable[[VmKey, float], object]
+        _is_routed_to: Callable[..., bool]
         _is_overridden: Callable[[VmKey, Nve, Sequence[Nve]], bool]
         _redirect_previous: Callable[[Binding, float], None]
         _doubt_left: Callable[[float], float]
@@ -98,11 +99,10 @@ class ManagerGate:
         if move.state is _M.ANNOUNCING and not move.relaying:
             return
         withdraws = move.state is _M.WITHDRAWING and not (move.released or binding.at_home)
-        ends = (move.source, move.destination)
-        if withdraws and not self._is_overridden(move.vm, move.destination, ends):
+        if withdraws and not self._may_withdraw(move):
             return
         early = move.state is _M.ANNOUNCING and not binding.at_home
-        led = move.home or bool(self.routers_of(move.destination.nve_id))
+        led = self._is_routed_to(move.destination, at_home=move.home)
         if self._waits_for(move, with_sight=led and not early and not move.released):
             return
         if move.state is _M.ANNOUNCING and not self._is_net_spread(binding):
@@ -113,6 +113,12 @@ class ManagerGate:
             if self._waits_for(move, with_sight=False):
                 return
         self._happen(move, Happening.ROUTED, now)
+
+    def _may_withdraw(self, move: Move) -> bool:
+        """Whether the source's routers may announce no more."""
+        ends = (move.source, move.destination)
+        routed = self._is_routed_to(move.destination, at_home=move.home)
+        return not routed or self._is_overridden(move.vm, move.destination, ends)
 
     def _waits_for(self, move: Move, *, with_sight: bool) -> list[str]:
         """The routers for which a move waits."""
@@ -126,14 +132,17 @@ class ManagerGate:
 
         A router that only watches counts by its sight alone, and not at all if it is the border
         router of another data centre than those of `ends`: what it leads to the old place comes to
-        a border router that does count.
+        a border router that does count.  Nor does one that still leads to none of `ends`.
         """
         centres = {centre for nve in ends for centre in self._centres(nve)}
+        known = {nve.nve_id for nve in ends}
         found = []
         for name, told in entry.routers.items():
             site = self._sites.get(name)
             elsewhere = site is not None and site.border and site.dc and site.dc not in centres
             if told.lead is None or (elsewhere and told.lead.state is _S.WATCH):
+                continue
+            if told.target is not None and told.target.nve_id not in known:
                 continue
             does = told.lead.state is not _S.WATCH
             meant = told.lead.serving.nve_id == goal.nve_id
@@ -143,14 +152,22 @@ class ManagerGate:
 
     # ---- the routers of a configuration ----------------------------------------------------------
 
+    def _load_sites(self) -> None:
+        self._sites = {site.router_id: site for site in self.settings.routers}
+        self._silent_routers: set[str] = set()
+        self._borders = [site for site in self._sites.values() if site.border]
+        self._routers: dict[str, list[str]] = {}
+        for site in self._sites.values():
+            for nve_id in dict.fromkeys(site.serves):
+                self._routers.setdefault(nve_id, []).append(site.router_id)
+
     def routers_of(self, nve_id: str) -> list[str]:
         """The default routers of an NVE."""
-        return [site.router_id for site in self._sites.values() if nve_id in site.serves]
+        return self._routers.get(nve_id, [])
 
     def _border_routers(self, centres: set[str] | None = None) -> list[str]:
         """All, or those of these data centres."""
-        borders = [site for site in self._sites.values() if site.border]
-        return [s.router_id for s in borders if centres is None or s.dc in centres]
+        return [s.router_id for s in self._borders if centres is None or s.dc in centres]
 
     def _centres(self, nve: Nve) -> set[str]:
         return {self._sites[name].dc for name in self.routers_of(nve.nve_id)}
@@ -200,12 +217,12 @@ class ManagerGate:
             self._redirect_previous(binding, now)
         return True
 
-    def _learn_led(self, binding: Binding) -> None:
+    def _learn_led(self, binding: Binding, now: float) -> None:
         """NVEs to which routers may still lead, that have not yet heard of the VM's end there, or
         of a move's: they redirect."""
         entry = self._fabric.get(binding.vm)
         led = [n for t in entry.routers.values() for n in t.may_lead_to] if entry else []
-        for nve in led:
+        for nve in (*led, *self._behind_silent_routers(now)):
             peer = self.channel.peers.get(nve.nve_id)
             known = nve.nve_id in (binding.nve.nve_id, *binding.previous)
             if (
@@ -215,6 +232,26 @@ class ManagerGate:
                 and not binding.is_full(nve.nve_id)
             ):
                 binding.previous[nve.nve_id] = Previous(nve)
+
+    def _note_router(self, node: str, *, silent: bool) -> None:
+        """A node has, or has not, answered a question; NVEs do not count here."""
+        if silent and node in self._sites:
+            self._silent_routers.add(node)
+        else:
+            self._silent_routers.discard(node)
+
+    def _behind_silent_routers(self, now: float) -> list[Nve]:
+        """After a loss of records: a router that has not spoken yet may lead to each of these."""
+        if not self._doubt_left(now):
+            return []
+        peers = self.channel.peers
+        silent = [
+            site
+            for name, site in self._sites.items()
+            if name in self._silent_routers or peers[name].last_heard is None
+        ]
+        served = dict.fromkeys(nve_id for site in silent for nve_id in site.serves)
+        return [nve_of_peer(peers[nve_id]) for nve_id in served if nve_id in peers]
 
     def _redirects_on(self, move: Move, now: float) -> bool:
         """Whether the destination of a move that is off redirects, as a previous NVE, for its
@@ -245,12 +282,14 @@ class ManagerGate:
             return False
         return None if any(t.direct is None for t in told) else True
 
-    def _begin_fabric(self, binding: Binding, now: float) -> None:
+    def _begin_fabric(self, binding: Binding, before: Binding | None, now: float) -> None:
         """A new binding: its routers, and its home's NVE, which may have let its redirect go."""
-        if self._border_routers() and binding.previous and not self._is_direct(binding):
+        moved = before is not None and before.nve.nve_id != binding.nve.nve_id
+        routed = self._is_routed_to(binding.nve, at_home=binding.at_home)
+        if moved and routed and self._borders and not self._is_direct(binding):
             self._begin_withdrawal(binding.vm, now)  # the fabric has yet to turn
         self._follow_routes(binding, now)
-        self._learn_led(binding)
+        self._learn_led(binding, now)
         binding.fabric_direct = self._is_direct(binding) is True
         if self._sites and not binding.fabric_direct:
             self._learn_home(binding)

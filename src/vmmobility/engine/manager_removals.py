@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.binding_cache import EndedAttaches
-    from vmmobility.engine.channel import Channel, Received
+    from vmmobility.engine.channel import Channel, Peer, Received
     from vmmobility.engine.outputs import Outbox
 
 
@@ -37,6 +37,7 @@ class ManagerRemovals:
         _reject: Callable[[Received, Status, str], None]
         _relearning: Callable[[float], bool]
         _end_routes: Callable[[VmKey, float], None]
+        _is_led_to: Callable[[VmKey, Peer, float], bool]
         _may_lead: Callable[[VmKey, str, float], bool]
 
     def _deregister(self, received: Received, now: float) -> None:
@@ -71,6 +72,7 @@ class ManagerRemovals:
             self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
             return
         if binding.nve.nve_id != node or binding.attach_id != attach_id:
+            self._is_led_to(message.vm, received.peer, now)  # then it redirects from now on
             self._reject(received, Status.NOT_OWNER, f"{binding.nve.nve_id} serves it")
             return
         self._deregistering[binding.vm] = received

@@ -148,7 +148,10 @@ class NveRegistration(NveParts):
         why = reply.status.name.lower().replace("_", "-") + (f": {words.text}" if words else "")
         self._event("registration.refused", entry, reason=why)
         if entry.ending and not entry.started:
-            self._deregister(entry, now)
+            if reply.status is Status.TRY_AGAIN:
+                entry.refresh_at = now + RETRY_S
+            else:
+                self._deregister(entry, now)
             return
         if entry.started or entry.phase is not Phase.ATTACHING:
             if reply.status is Status.INVALID_TICKET:
