@@ -120,7 +120,7 @@ class ManagerChecks:
         self.channel.request(
             peer,
             Purpose.CHECK,
-            [VmId(vm)] if claim is None else [VmId(vm), Guest(claim)],
+            [VmId(vm)] if claim is None or peer.role is not Role.NVE else [VmId(vm), Guest(claim)],
             now,
             partial(self._answered, key),
             subject=_subject(key),
