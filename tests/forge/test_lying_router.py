@@ -56,7 +56,7 @@ def test_it_holds_a_move_up_until_its_time_is_over():
     move = moved(world, "c")
     assert move.state is MoveState.ABORTED
     assert "edge" in move.reason
-    world.run(5.0)
+    world.run(12.0)  # what it says holds the turn back up, too, for as long
     assert running(world, VM) == ["a"]
     assert world.fabric is not None
     assert not world.fabric.left_of(VM)
