@@ -99,7 +99,7 @@ class Hypervisor:
         self._later, self._done, self._report, self._find = schedule, done, report, find
         self._pace = pace
         self._port = 49000
-        self._powered = 0  # how often the machine has lost its power
+        self._powered = self._daemon = 0  # how often the machine has lost its power
 
     def running(self) -> dict[VmKey, bool]:
         """What adopt() tells: VM -> does it run; absent guests are absent."""
@@ -173,11 +173,16 @@ class Hypervisor:
 
     def order(self, order: HypervisorOrder) -> None:
         """Take an order; it is carried out and answered a little later."""
-        powered = self._powered
-        self._later(self._pace.order_s, lambda: self._carry_out(order, powered))
+        powered, daemon = self._powered, self._daemon
+        self._later(self._pace.order_s, lambda: self._carry_out(order, powered, daemon))
 
-    def _carry_out(self, order: HypervisorOrder, powered: int) -> None:
-        if powered != self._powered:
+    def new_daemon(self) -> None:
+        """What the last one was about to start is not started any more: it was its child."""
+        self._daemon += 1
+
+    def _carry_out(self, order: HypervisorOrder, powered: int, daemon: int) -> None:
+        starts = order.order in (Order.START, Order.PREPARE_INCOMING)
+        if powered != self._powered or (starts and daemon != self._daemon):
             return
         failures = self.fail_next.get(order.order)
         if failures:

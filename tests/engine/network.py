@@ -227,6 +227,7 @@ class World(People):
             node.kernel.resync(node.edge.desired())
             known = set(node.edge.definitions())
             entries = node.edge.entries.values()
+            node.hypervisor.new_daemon()
             node.hypervisor.watched = {entry.vm for entry in entries if entry.expected}
             node.hypervisor.sweep(known)
             node.edge.started(node.hypervisor.running(), self.now)

@@ -81,6 +81,7 @@ class ManagerMoves(ManagerSteps):
         _turn_fabric: Callable[[Move, float], None]
         _gate_timeout: Callable[[Move, float], None]
         _is_led_to: Callable[[VmKey, Peer, float], bool]
+        _redirect_anew: Callable[[VmKey, str, float], None]
         _try_gate: Callable[[Move, float], None]
         _move_over_limit: Callable[[Binding, str], str]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
@@ -255,6 +256,7 @@ class ManagerMoves(ManagerSteps):
                 self.channel.reply(received, Status.TRY_AGAIN, reason=why)
             else:
                 self.channel.reply(received, Status.INVALID_TICKET)
+                self._redirect_anew(message.vm, node, now)
             return
         if node not in (move.source.nve_id, move.destination.nve_id):
             self.channel.reply(received, Status.NOT_OWNER)

@@ -85,6 +85,15 @@ class ManagerRedirects:
                 subject=(binding.vm, "redirect"),
             )
 
+    def _redirect_anew(self, vm: VmKey, node: str, now: float) -> None:
+        """A previous NVE was in a move that is unknown here, and so has done nothing of what it was
+        told (nve_redirects.py): now it does."""
+        binding = self.cache.bindings.get(vm)
+        previous = binding.previous.get(node) if binding else None
+        if binding is not None and previous is not None and not binding.ending:
+            previous.acknowledged = 0
+            self._redirect_previous(binding, now)
+
     def _learn_home(self, binding: Binding) -> None:
         """The fabric leads to the serving NVE no more: the covering prefix does to its home, which
         has to redirect again."""
