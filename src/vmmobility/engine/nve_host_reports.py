@@ -74,6 +74,9 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
         elif (order, entry.phase) in LAST_ORDERS:
             status = Status.HYPERVISOR_FAILURE if error else Status.ACCEPTED
             self._answer_waiting(entry, status, reason=error)
+            if order is Order.RESUME and entry.paused and not error:
+                entry.paused = False
+                self._save(entry)
             if error and order is Order.RESUME and not entry.started:
                 # Its machine died in the switch: there is no guest to serve again.
                 self._fire(entry, Trigger.GONE, None, now)

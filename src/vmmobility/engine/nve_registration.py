@@ -121,8 +121,9 @@ class NveRegistration(NveParts):
             if not entry.started:
                 self._deregister(entry, now)
         elif entry.paused:
-            entry.paused = False
-            self._order(entry, Order.RESUME)
+            self._order(
+                entry, Order.RESUME
+            )  # it is paused until that is done: a crash may be first
         elif arrived:
             self._order(entry, Order.ANNOUNCE)
         elif not entry.started:

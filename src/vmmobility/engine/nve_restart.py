@@ -110,7 +110,9 @@ class NveRestart(NveParts):
         else:
             entry.refresh_at = now
             entry.paused = entry.paused and not running
-            if not running and not entry.paused:
+            if entry.paused and entry.phase is Phase.SERVING:
+                self._order(entry, Order.RESUME)  # it was granted, and not let go on yet
+            elif not running and not entry.paused:
                 self._check(entry)  # has it departed?
         return True
 

@@ -36,6 +36,7 @@ class RouterChecks:
         outbox: Outbox
         entries: dict[VmKey, RouteEntry]
 
+    _retry: dict[VmKey, float]
     _explaining: dict[int, Received]
     _questions: int
 
@@ -74,6 +75,8 @@ class RouterChecks:
             return
         named = received.message.find(VmId)
         entry = self.entries.get(named.vm) if named else None
+        undone = entry is not None and entry.vm in self._retry and not received.message.interfaces
+        error = error or ("its kernel has not done what it was told last" if undone else "")
         options: list[Option] = [VmId(named.vm)] if named else []
         options.append(Epoch(entry.epoch if entry else 0))
         options.append(Route(entry.state if entry else RouteState.NONE))
