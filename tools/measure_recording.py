@@ -21,7 +21,8 @@ from typing import Any
 from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import open_recorder
 from vmmobility.engine.channel import Peer
-from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.outputs import Endpoint, Persist, Send
 from vmmobility.wire.authentication import TRAILER, Seal, seal
 from vmmobility.wire.message import Message, encode_parts

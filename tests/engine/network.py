@@ -29,7 +29,8 @@ from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.challenge import FLOOR, next_boot
 from vmmobility.engine.channel import Peer, Retransmission
 from vmmobility.engine.fabric_record import RouterSite
-from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
     Endpoint,

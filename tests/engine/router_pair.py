@@ -13,7 +13,8 @@ from tests.engine.line import SECRET, carried_out
 from vmmobility.engine.binding_update_list import make_nve, nve_to_json
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.fabric_routes import Sight as Seen
-from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.outputs import CommandDone, Endpoint, Explain, Output, Send
 from vmmobility.engine.router import RouterEngine, RouterSettings
 from vmmobility.wire.authentication import TRAILER

@@ -12,8 +12,9 @@ from vmmobility.daemon.alarms import manager_alarms, nve_alarms
 from vmmobility.engine.binding_cache import DUPLICATE_S, Binding
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Peer
-from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import Move
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import Endpoint

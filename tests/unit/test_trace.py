@@ -14,7 +14,8 @@ from vmmobility.daemon.trace import Tracer
 from vmmobility.engine.binding_update_list import make_nve, nve_to_json
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.fabric_record import RouterSite
-from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.outputs import Endpoint
 from vmmobility.errors import BadRequest, NotFound
 from vmmobility.wire.registry import Role

@@ -18,7 +18,7 @@ from vmmobility.engine import (
     replay_window,
     router,
 )
-from vmmobility.engine.manager import ManagerSettings
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.nve_transitions import RULES
 from vmmobility.wire import formats
 from vmmobility.wire.authentication import DATA, TRAILER

@@ -29,7 +29,8 @@ from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import open_recorder
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.fabric_record import RouterSite
-from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.outputs import CommandDone, Output
 from vmmobility.wire.registry import Role
 

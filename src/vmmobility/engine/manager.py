@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from vmmobility.engine.admission import MAX_PREVIOUS, not_a_vm_s, too_long
@@ -22,10 +21,10 @@ from vmmobility.engine.binding_cache import (
     binding_to_json,
 )
 from vmmobility.engine.binding_update_list import make_nve
-from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
+from vmmobility.engine.channel import Channel, Peer, Received
 from vmmobility.engine.manager_checks import ManagerChecks
 from vmmobility.engine.manager_contests import ManagerContests
-from vmmobility.engine.manager_fabric import ManagerFabric, RouterSite
+from vmmobility.engine.manager_fabric import ManagerFabric
 from vmmobility.engine.manager_leases import ManagerLeases
 from vmmobility.engine.manager_moves import ManagerMoves
 from vmmobility.engine.manager_onboarding import ManagerOnboarding
@@ -33,6 +32,7 @@ from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
 from vmmobility.engine.manager_removals import ManagerRemovals
 from vmmobility.engine.manager_route_limits import ManagerRouteLimits
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.manager_trace import ManagerTrace
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
@@ -63,37 +63,6 @@ RIGHTS = {
     for purpose in (Purpose.ATTACH, Purpose.REFRESH, Purpose.DEREGISTER, Purpose.SWITCH)
 } | {Purpose.SIGHT: frozenset({Role.DEFAULT_ROUTER, Role.BORDER_ROUTER})}
 EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
-
-
-@dataclass(frozen=True, slots=True)
-class ManagerSettings:
-    """All in seconds.  lifetime_s: longest lifetime granted; ticket_s: life of a move's ticket;
-    step_s: limit of one step of a move; copy_s: limit of its pre-copy; ask_s: how long an NVE may
-    take to say how it stands; check_s: how often the silent ones are asked.
-    strict: only onboarded VMs may attach; freeze_after changes of NVE without a ticket within
-    freeze_s freeze a binding.
-    routers: default and border routers; gate_s: how long a move waits for the fabric to lead to
-    its destination, and gate_policy ("abort", "proceed") what then; max_host_routes: as many VM
-    prefixes may a data centre's routers announce, 0 is any number.
-    shortest_ipv4, shortest_ipv6: length in bits of the shortest prefixes that a VM may have."""
-
-    node_id: str
-    lifetime_s: float = 120.0
-    ticket_s: float = 900.0
-    step_s: float = 15.0
-    copy_s: float = 600.0
-    ask_s: float = 5.0
-    check_s: float = 60.0
-    strict: bool = False
-    freeze_after: int = 5
-    freeze_s: float = 180.0
-    routers: tuple[RouterSite, ...] = ()
-    gate_s: float = 5.0
-    gate_policy: str = "abort"
-    max_host_routes: int = 0
-    shortest_ipv4: int = 16
-    shortest_ipv6: int = 48
-    retransmission: Retransmission = field(default_factory=Retransmission)
 
 
 class ManagerEngine(

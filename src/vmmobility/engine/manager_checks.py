@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import BindingCache
     from vmmobility.engine.channel import Channel, Peer, Received
-    from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_move import Move
+    from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
     from vmmobility.wire.options import Option
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.channel import Channel, Received
     from vmmobility.engine.fabric_record import FabricEntry, RouterSite
-    from vmmobility.engine.manager import ManagerSettings
     from vmmobility.engine.manager_checks import Listener
+    from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
     from vmmobility.wire.options import Option
 

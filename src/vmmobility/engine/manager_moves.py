@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmmobility.engine.channel import Peer, Received
-    from vmmobility.engine.manager import ManagerSettings
+    from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
 __all__ = ["ManagerMoves", "Move", "MoveRefused"]

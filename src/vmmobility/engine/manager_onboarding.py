@@ -20,7 +20,7 @@ from vmmobility.wire.values import Interface, VmKey
 
 if TYPE_CHECKING:
     from vmmobility.engine.channel import Channel
-    from vmmobility.engine.manager import ManagerSettings
+    from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.channel import Channel
-    from vmmobility.engine.manager import ManagerSettings
+    from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
 RELEARNING = "relearning"  # the record that says so, and how that was found out

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import Binding
     from vmmobility.engine.fabric_record import FabricEntry, RouterSite
-    from vmmobility.engine.manager import ManagerSettings
+    from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.wire.message import Message
     from vmmobility.wire.values import VmKey
 

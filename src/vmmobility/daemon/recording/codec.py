@@ -28,8 +28,8 @@ from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane
 from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.fabric_routes import RouteAction, Sight, VmRoutes
-from vmmobility.engine.manager import ManagerSettings
 from vmmobility.engine.manager_move import Move
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.nve import NveSettings
 from vmmobility.engine.outputs import Endpoint, Order, Output, Send
 from vmmobility.engine.router import RouterSettings

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmmobility.engine.channel import Peer
-from vmmobility.engine.manager import ManagerEngine, ManagerSettings
+from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.router import RouterEngine, RouterSettings
 from vmmobility.wire.registry import Role
