@@ -93,6 +93,7 @@ class Runner:
         self._thaw()
         self._expect_again()
         self._quiet()
+        self._thaw()  # a change of NVE that was under way may have been one too many
         self._move_all()
         while self.events < LEAST_EVENTS:
             self._thaw()
