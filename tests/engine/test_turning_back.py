@@ -11,21 +11,12 @@ import random
 import pytest
 
 from tests.engine import safety
-from tests.engine.conversation import interfaces_of, vm_key
+from tests.engine.conversation import interfaces_of
 from tests.engine.network import World
-from vmmobility.engine.fabric_record import RouterSite
+from tests.engine.test_gate import SITES, VM
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_transitions import MoveState
 
-VM = vm_key("vm1")
-SITES = (
-    RouterSite("ra", border=False, serves=("a",), dc="one"),
-    RouterSite("rb", border=False, serves=("b",), dc="one"),
-    RouterSite("rc", border=False, serves=("c",), dc="two"),
-    RouterSite("edge1", border=True, dc="one"),
-    RouterSite("edge2", border=True, dc="two"),
-    RouterSite("edge3", border=True, dc="three"),
-)
 GATE_S = 2.0
 
 
