@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, World
 from tests.engine.test_restarts import VM, a_world, settle
-from vmmobility.engine.binding_update_list import make_nve
+from vmmobility.engine.binding_update_list import Entry, make_nve
+from vmmobility.engine.channel import Received
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     AttachId,
@@ -25,11 +26,12 @@ from vmmobility.wire.options import (
     Option,
     PhaseOption,
     PreviousNve,
+    Route,
     ServingNve,
     Ticket,
     VmId,
 )
-from vmmobility.wire.registry import Mobility, Phase, Purpose, Status
+from vmmobility.wire.registry import Mobility, Phase, Purpose, RouteState, Status
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 NVES = [make_nve(n, (ip_address(f"10.0.{i}.2"),)) for i, n in enumerate("abc", 1)]
@@ -187,3 +189,21 @@ def test_another_vni_is_rejected_until_it_is_isolated() -> None:
     world = a_world("a")
     reply = attach(world, "b", AttachId(7), vm=VmKey(7, "vm1"))
     assert reply.status is Status.VNI_NOT_SUPPORTED
+
+
+def test_an_nve_that_answers_as_a_router_has_not_answered() -> None:
+    world = World()
+    number = world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: number in world.results)
+    nve = world.nodes["a"].edge
+    assert nve is not None
+
+    def lie(received: Received, entry: Entry) -> None:
+        words: list[Option] = [VmId(VM), Epoch(1), Route(RouteState.NONE)]
+        nve.channel.reply(received, Status.ACCEPTED, words)
+
+    nve._check_requested = lie  # type: ignore[method-assign]
+    world.feed(world.nodes[MANAGER], lambda: world.manager.check(99, world.now))
+    world.run(10.0)
+    assert world.results[99].result["unanswered"] == ["a"]
+    assert world.manager.cache.bindings[VM].nve.nve_id == "a"
