@@ -330,16 +330,19 @@ def test_a_state_under_way_is_not_drift(linux: Plane):
 
     async def both() -> list[Drift]:
         found: list[Drift] = []
+        begins = asyncio.Event()
 
         async def look() -> None:
             while True:
+                begins.set()
                 found.extend(await linux.plane.audit())
 
         async with asyncio.TaskGroup() as group:
             looking = group.create_task(look())
             for number in range(60):
                 assert await linux.plane.apply([turned if number % 2 else state()]) == []
-                await asyncio.sleep(0)
+                begins.clear()
+                await asyncio.wait_for(begins.wait(), 20)  # the next one comes in a look's midst
             looking.cancel()
         return found
 

@@ -7,8 +7,10 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -80,17 +82,24 @@ class Routers:
         return [self.spaces.name(router) for router in routers]
 
 
-@pytest.fixture(scope="module")
-def two_dc(tmp_path_factory) -> Iterator[Routers]:
+@contextmanager
+def running(name: str, folder: Path) -> Iterator[Routers]:
+    """A fabric that has converged; nothing of it is left afterwards."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        routers = Routers("two-dc")
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        routers = Routers(name)
         try:
-            print(f"two-dc: converged after {routers.up():.1f} s")
+            print(f"{name}: converged after {routers.up():.1f} s")
             yield routers
         finally:
             left = routers.down()
         assert left == []
+
+
+@pytest.fixture(scope="module")
+def two_dc(tmp_path_factory) -> Iterator[Routers]:
+    with running("two-dc", tmp_path_factory.mktemp("run")) as routers:
+        yield routers
 
 
 @pytest.fixture
@@ -208,19 +217,13 @@ def test_killed_daemons_are_revived_and_the_fabric_converges_again(two_dc, watch
 
 
 @pytest.mark.parametrize("name", ["three-dc", "isis-dc", "fat-tree-4"])
-def test_a_fabric_converges_and_leaves_nothing(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    routers = Routers(name)
-    try:
-        print(f"{name}: converged after {routers.up():.1f} s")
+def test_a_fabric_converges_and_leaves_nothing(name, tmp_path):
+    with running(name, tmp_path) as routers:
         hosts = routers.fabric.of_kind("correspondent")
         near, last = routers.spaces.name(hosts[0].name), hosts[-1].name
         for address in routers.fabric.first_end(last).addresses:
             command = ["ip", "netns", "exec", near, "ping", "-c1", "-W2", str(address.ip)]
             subprocess.run(command, check=True, capture_output=True)
-    finally:
-        left = routers.down()
-    assert left == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab.fib_watch import FibWatch
 from tests.lab.lab_command import Lab
-from tests.lab.test_lab_frr import AWAY, FAMILIES, SETTLED_S, Routers, assert_hop
+from tests.lab.test_lab_frr import AWAY, FAMILIES, SETTLED_S, Routers, assert_hop, running
 from vmmobility.drivers.bird import check as bird
 from vmmobility.drivers.frr.check import missing_tools as missing_frr
 from vmmobility.lab import gobgp
@@ -38,15 +38,8 @@ FAR = ("border-1", "tor-1a", "tor-1b")
 
 @pytest.fixture(scope="module")
 def routers(tmp_path_factory) -> Iterator[Routers]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        made = Routers("two-dc-bird")
-        try:
-            print(f"two-dc-bird: converged after {made.up():.1f} s")
-            yield made
-        finally:
-            left = made.down()
-        assert left == []
+    with running("two-dc-bird", tmp_path_factory.mktemp("run")) as made:
+        yield made
 
 
 @pytest.fixture
@@ -73,27 +66,21 @@ def test_a_tors_host_route_reaches_every_router_by_bird_and_never_the_internet(
 
 @needs_bird
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_route_of_the_agent_that_leads_in_is_told_to_the_other_data_centre_alone(
-    routers, watch, family
+@pytest.mark.parametrize(
+    ("by", "told", "not_told"),
+    [
+        pytest.param("tor-2a", FAR, ("tor-2a", "tor-2b"), id="in: the other data centre"),
+        pytest.param("border-1", ("tor-2a", "tor-2b"), FAR, id="out: its own"),
+    ],
+)
+def test_a_route_of_the_agent_that_leads_in_or_out_is_told_to_one_data_centre_alone(
+    routers, watch, by, told, not_told, family
 ):
     address = ip_address(AWAY[family])
     for verb in ("add", "del"):
-        routers.route(verb, "border-2", AWAY[family], "tor-2a")
-        watch.wait(routers.names(*FAR), address, verb == "add", SETTLED_S)
-    for router in ("tor-2a", "tor-2b", "internet"):
-        assert (routers.spaces.name(router), address) not in watch.seen
-
-
-@needs_bird
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_route_of_the_agent_that_leads_out_is_told_to_its_own_data_centre_alone(
-    routers, watch, family
-):
-    address = ip_address(AWAY[family])
-    for verb in ("add", "del"):
-        routers.route(verb, "border-2", AWAY[family], "border-1")
-        watch.wait(routers.names("tor-2a", "tor-2b"), address, verb == "add", SETTLED_S)
-    for router in (*FAR, "internet"):
+        routers.route(verb, "border-2", AWAY[family], by)
+        watch.wait(routers.names(*told), address, verb == "add", SETTLED_S)
+    for router in (*not_told, "internet"):
         assert (routers.spaces.name(router), address) not in watch.seen
 
 

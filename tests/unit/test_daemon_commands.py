@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.contract.waiting import until_true
 from vmmobility.daemon.commands import Commands
 from vmmobility.engine.outputs import CommandDone
 from vmmobility.errors import Conflict, Unavailable
@@ -29,7 +30,7 @@ def test_each_asker_hears_of_its_own():
         commands, pump = Commands(), FakePump()
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(begun(commands, pump)) for _ in range(2)]
-            await asyncio.sleep(0)
+            await until_true(lambda: len(pump.fed) == 2)
             first, second = pump.fed
             commands.done(CommandDone(second, {"which": "second"}))
             commands.done(CommandDone(first, {"which": "first"}))
@@ -49,7 +50,7 @@ def test_a_refusal_is_a_conflict_with_its_remedy():
 
         async with asyncio.TaskGroup() as group:
             group.create_task(refused())
-            await asyncio.sleep(0)
+            await until_true(lambda: pump.fed)
             commands.done(CommandDone(pump.fed[0], error="it is full", remedy="empty it"))
 
     asyncio.run(run())
@@ -70,7 +71,7 @@ def test_an_asker_that_goes_away_leaves_nothing_behind():
         commands, pump = Commands(), FakePump()
         async with asyncio.TaskGroup() as group:
             asked = group.create_task(begun(commands, pump))
-            await asyncio.sleep(0)
+            await until_true(lambda: pump.fed)
             asked.cancel()
         assert asked.cancelled()
         commands.done(CommandDone(pump.fed[0], {}))

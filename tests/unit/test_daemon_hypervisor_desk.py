@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.contract.waiting import until_true
 from vmmobility.daemon.hypervisor_desk import HypervisorDesk
 from vmmobility.drivers.hypervisor import definition as definitions
 from vmmobility.drivers.hypervisor.fake import FakeHypervisor
@@ -104,8 +105,7 @@ def test_a_vms_orders_are_carried_out_in_turn_vms_side_by_side():
     async def part(rig: Rig) -> None:
         for order in (start(VM), HypervisorOrder(Order.PAUSE, VM), start(OTHER)):
             rig.desk.take(order)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await until_true(lambda: len(rig.hypervisor.notes) >= 2)
         assert rig.hypervisor.notes == ["begin start vm1", "begin start vm2"]
         rig.hypervisor.gate.set()
         await rig.answered(3)
@@ -288,7 +288,7 @@ def test_a_watched_guest_is_told_of_until_it_is_watched_no_more():
         answers = await rig.ask(unwatch, unwatch, query(VM))
         assert [answer[2:] for answer in answers] == [({}, ""), ({}, ""), ({"life": "none"}, "")]
         rig.hands.kill(VM)
-        await asyncio.sleep(0)
+        await rig.ask(query(VM))  # whatever was on its way before is here by then
         assert len(rig.reports) == 1
 
     play(part)
@@ -328,7 +328,7 @@ def test_watched_guests_are_found_again():
         rig.hands.boot(VM)
         known = {vm: definitions.encode(definition(vm, "external")) for vm in (VM, OTHER)}
         assert await rig.desk.adopt(known) == {VM: True}
-        await asyncio.sleep(0)
+        await until_true(lambda: rig.reports)
         assert [report.event.value for report in rig.reports] == ["arrived"]
         assert (await rig.ask(query(OTHER)))[0][2] == {"life": "none"}
 

@@ -123,8 +123,11 @@ class Rig:
 
 
 async def turns(count: int = 3) -> None:
+    """Until what is scheduled by now has run, and what that schedules, so many deep."""
     for _ in range(count):
-        await asyncio.sleep(0)
+        ran = asyncio.Event()
+        asyncio.get_running_loop().call_soon(ran.set)
+        await asyncio.wait_for(ran.wait(), 5)
 
 
 def play(tmp_path: Path, part: Callable[[Rig], Any]) -> Rig:
