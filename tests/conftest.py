@@ -14,8 +14,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
+
+# How long an example takes, or is sought for, says how busy the machine is, and nothing else.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @cache

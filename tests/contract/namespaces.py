@@ -51,8 +51,9 @@ class Namespace:
         self._thread.start()
         assert self._entered.wait(_PATIENCE_S)
         self.ip("link", "set", "lo", "up")
-        # No wait for duplicate address detection on links that nobody else can be on.
-        self.run("sysctl", "-qw", "net.ipv6.conf.default.dad_transmits=0")
+        # No duplicate address detection on links that nobody else can be on: even with no
+        # solicitation to send the kernel waits for up to a second (rtr_solicitation_delay).
+        self.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
 
     def _live(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -87,10 +88,23 @@ class Namespace:
 def join(
     left: Namespace, left_name: str, right: Namespace, right_name: str, number: int, mtu: int = 1500
 ) -> None:
-    """A veth between two namespaces: 10.0.NUMBER.1 and fd00:NUMBER::1 left, .2 and ::2 right."""
+    """A veth between two namespaces: 10.0.NUMBER.1 and fd00:NUMBER::1 left, .2 and ::2 right.
+
+    Answers when the kernel has given both ends their link-local addresses, whose routes would
+    else come up under the test.
+    """
     left.ip("link", "add", left_name, "type", "veth", "peer", "name", right_name,
             "netns", right.name)  # fmt: skip
     for space, name, host in ((left, left_name, 1), (right, right_name, 2)):
         space.ip("addr", "add", f"10.0.{number}.{host}/24", "dev", name)
         space.ip("addr", "add", f"fd00:{number}::{host}/64", "dev", name, "nodad")
         space.ip("link", "set", name, "mtu", str(mtu), "up")
+    _wait_for_link_local(left, left_name)
+    _wait_for_link_local(right, right_name)
+
+
+def _wait_for_link_local(space: Namespace, link: str) -> None:
+    def shown() -> bool:
+        return "fe80::" in space.ip("-6", "route", "show", "table", "local", "dev", link)
+
+    wait_for(shown, f"a link-local address of {link}")

@@ -55,7 +55,7 @@ MESSAGES = st.tuples(
 
 
 @pytest.mark.parametrize(("sender", "receiver"), [(MANAGER, "a"), (MANAGER, "b"), ("b", MANAGER)])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(messages=st.lists(MESSAGES, max_size=6))
 def test_no_message_raises(
     sender: str, receiver: str, messages: list[tuple[Purpose, list[Option], int]]

@@ -182,7 +182,7 @@ class Cache(RuleBasedStateMachine):
 
 
 TestCache = Cache.TestCase
-TestCache.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestCache.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -216,7 +216,7 @@ class Ended(RuleBasedStateMachine):
 
 
 TestEnded = Ended.TestCase
-TestEnded.settings = settings(max_examples=10, stateful_step_count=8, deadline=None)
+TestEnded.settings = settings(max_examples=10, stateful_step_count=8)
 
 
 def test_the_model_would_see_a_stale_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ class JournalMachine(RuleBasedStateMachine):
 
 
 TestJournal = JournalMachine.TestCase
-TestJournal.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestJournal.settings = settings(max_examples=40, stateful_step_count=20)
 
 
 class Receiver(RuleBasedStateMachine):
@@ -158,7 +158,7 @@ class Receiver(RuleBasedStateMachine):
 
 
 TestReceiver = Receiver.TestCase
-TestReceiver.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestReceiver.settings = settings(max_examples=80, stateful_step_count=40)
 
 # ---- the Binding Update List -------------------------------------------------------------------
 
