@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from vmmobility.engine.channel import Peer
 
 
+class Release(IntEnum):
+    """Which routers lead to the source no more, whatever the fabric says: in this order, for one
+    that has let go sends what it gets to those nearer the destination."""
+
+    NONE = 0  # the border routers and the source's hold to the source
+    NEAR = 1  # the border routers of the destination's data centre have let go
+    BORDERS = 2  # all border routers have
+    ALL = 3  # the source's routers have, too
+    FORCED = 4  # nor is the fabric waited for: border routers lead to the destination themselves
+
+
 @dataclass(slots=True)
 class Move:
     """One move.  phases: (name, milliseconds since the request) for people.
@@ -28,7 +40,7 @@ class Move:
     cleared: False from the first request to the destination until it has nothing left of the move
     home:    the VM's addresses lie in the destination's covering prefixes
     relaying: the destination sends on to the source what the fabric leads there already
-    released: the source's routers lead there no more (not durable: a restart turns them again)
+    release: how far the routers that hold to the source have let go
     sure:    begun in this manager's life, or its source has told since that it has not switched;
              one that was set back into a move would else turn it back though its guest runs
     """
@@ -52,7 +64,7 @@ class Move:
     sure: bool = True
     home: bool = False
     relaying: bool = False
-    released: bool = False
+    release: Release = Release.NONE
 
     @property
     def ok(self) -> bool | None:
@@ -99,6 +111,7 @@ def move_to_json(move: Move) -> dict[str, Any]:
         "cleared": move.cleared,
         "home": move.home,
         "relaying": move.relaying,
+        "release": move.release.value,
     }
 
 
@@ -122,4 +135,5 @@ def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
         sure=False,
         home=value.get("home", False),
         relaying=value.get("relaying", False),
+        release=Release(value.get("release", 0)),
     )
