@@ -43,6 +43,7 @@ class ManagerGate:
         _begin_withdrawal: Callable[[VmKey, float], object]
         _is_routed_to: Callable[..., bool]
         _may_withdraw: Callable[[Move], bool]
+        _hold: Callable[[Move, Binding, float], bool]
         _let_go: Callable[[Move, Binding, float], bool]
         _still_held: Callable[[Move], list[str]]
         _redirect_previous: Callable[[Binding, float], None]
@@ -100,25 +101,37 @@ class ManagerGate:
             return
         if move.state is _M.ANNOUNCING and not move.relaying:
             return
-        released = move.release >= Release.ALL
-        withdraws = move.state is _M.WITHDRAWING and not (released or binding.at_home)
+        if move.release is Release.HOLDING and not self._hold(move, binding, now):
+            return
+        withdraws = move.state is _M.WITHDRAWING and not binding.at_home
         if withdraws and not self._may_withdraw(move):
             return
         early = move.state is _M.ANNOUNCING and not binding.at_home
         led = self._is_routed_to(move.destination, at_home=move.home)
-        letting_go = move.release > Release.NONE
+        letting_go = move.release in (Release.NEAR, Release.BORDERS, Release.ALL)
         if self._waits_for(move, with_sight=led and not early and not letting_go):
             return
         if move.state is _M.ANNOUNCING and not self._is_net_spread(binding):
             return
         if move.state is _M.WITHDRAWING and not self._let_go(move, binding, now):
             return
+        self._routed(move, now)
+
+    def _routed(self, move: Move, now: float) -> None:
+        """Go on; whatever still holds by policy lets go when the destination delivers."""
         self._happen(move, Happening.ROUTED, now)
+        binding = self.cache.bindings.get(move.vm)
+        if binding is not None:
+            self._follow_routes(binding, now)
 
     def _waits_for(self, move: Move, *, with_sight: bool) -> list[str]:
-        """The routers for which a move waits."""
+        """The routers for which a move waits; for none that is silent, once that is policy."""
         entry, ends = self._fabric.get(move.vm), (move.source, move.destination)
-        return self._unready(entry, move.destination, ends, with_sight=with_sight) if entry else []
+        if entry is None:
+            return []
+        found = self._unready(entry, move.destination, ends, with_sight=with_sight)
+        forced = move.release is Release.FORCED
+        return [n for n in found if entry.routers[n].acknowledged] if forced else found
 
     def _unready(
         self, entry: FabricEntry, goal: Nve, ends: Sequence[Nve], *, with_sight: bool
@@ -177,20 +190,20 @@ class ManagerGate:
         binding = self.cache.bindings.get(move.vm)
         early = move.state is _M.ANNOUNCING and binding is not None and not binding.at_home
         if early and move.relaying and not self._waits_for(move, with_sight=False):
-            self._happen(move, Happening.ROUTED, now)  # only its home's NVE does not answer
+            self._routed(move, now)  # only its home's NVE does not answer
             return
-        unready = self._waits_for(move, with_sight=not early) + self._still_held(move)
+        announced = move.release is not Release.HOLDING
+        unready = self._waits_for(move, with_sight=announced and not early)
+        unready += self._still_held(move)
         waits = ", ".join(dict.fromkeys(unready))
         detail = {"vm": move.vm.vm_id, "vni": move.vm.vni, "move": move.move_id, "routers": waits}
         self.outbox.emit(Event("gate.timeout", {**detail, "policy": self.settings.gate_policy}))
         if self.settings.gate_policy != "proceed":
             self._happen(move, Happening.TIMEOUT, now, waits)
             return
-        if move.state is _M.WITHDRAWING and binding is not None:
+        if move.state is _M.WITHDRAWING or move.release is Release.HOLDING:
             move.release = Release.FORCED
-            self._save_move(move)
-            self._follow_routes(binding, now)
-        self._happen(move, Happening.ROUTED, now)
+        self._routed(move, now)
 
     # ---- where routers may still lead ------------------------------------------------------------
 

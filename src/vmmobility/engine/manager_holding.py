@@ -37,38 +37,57 @@ class ManagerHolding(ManagerWithdrawal):
         theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
         leads = self._leads_elsewhere(move)
         leads |= {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
-        if move.release is Release.FORCED:
-            leads |= {r: Lead(_S.LEAD, destination) for r in self._border_routers()}
-        if move.relaying:
+        leads |= self._borders_in_move(move)
+        if move.relaying and move.release > Release.HOLDING:
             there = _S.LEAD if move.home else _S.ANNOUNCE
             leads |= {r: Lead(there, destination) for r in ours}
-        if move.state not in GATED or move.release >= Release.ALL:
+        if move.state not in GATED or move.release is Release.ALL:
             return leads
         hold = Lead(_S.KEEP, destination, source)
-        leads |= {r: hold for r in self._holding_borders(move) if r not in ours}
         both = [r for r in theirs if r in ours]
         if binding.at_home:
             # A router of both leads to the source by the covering prefix until the switch.
-            leads |= dict.fromkeys(theirs, hold)
+            leads |= {r: hold for r in theirs}
             return leads | {r: Lead(_S.WATCH, source) for r in both}
         leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
         if move.state is _M.WITHDRAWING and self._may_withdraw(move):
             leads |= {r: hold for r in theirs if r not in both}
         return leads
 
-    def _holding_borders(self, move: Move) -> list[str]:
-        """Border routers that have not been told to let go yet."""
-        if move.release >= Release.BORDERS:
-            return []
-        near = move.release is Release.NEAR
-        gone = self._border_routers(self._centres(move.destination)) if near else []
-        return [r for r in self._border_routers() if r not in gone]
+    def _borders_in_move(self, move: Move) -> dict[str, Lead]:
+        """What border routers do but watch: hold until they are told to let go - or, by policy,
+        lead to the destination, those of its own data centre before the others."""
+        entry, ends = self._fabric.get(move.vm), (move.source, move.destination)
+        hold, lead = Lead(_S.KEEP, move.destination, move.source), Lead(_S.LEAD, move.destination)
+        borders, gated = self._border_routers(), move.state in GATED
+        near = self._border_routers(self._centres(move.destination))
+        if move.release is Release.FORCED:
+            turned = entry and all(self._border_turned(entry, r, ends[1], ends) for r in near)
+            return {r: lead if r in near or turned or not gated else hold for r in borders}
+        if not gated or move.release >= Release.BORDERS:
+            return {}
+        return {r: hold for r in borders if r not in near or move.release < Release.NEAR}
+
+    def _hold(self, move: Move, binding: Binding, now: float) -> bool:
+        """Whether all hold that should: then, and not before, the destination's routers announce.
+        One that does not hold yet, and hears of that, would send what it gets to one that does."""
+        entry, ends = self._fabric.get(move.vm), (move.source, move.destination)
+        told = entry.routers if entry else {}
+        theirs = self.routers_of(move.source.nve_id)
+        keeping = [told[r] for r in theirs if r in told and told[r].target == move.source]
+        held = all(one.acknowledged for one in keeping)
+        if not held or not self._is_overridden(move.vm, move.source, ends):
+            return False
+        move.release = Release.HELD
+        self._save_move(move)
+        self._follow_routes(binding, now)
+        return True
 
     def _may_withdraw(self, move: Move) -> bool:
         """Whether the source's routers may announce no more: a withdrawal passes from border router
         to border router, and each would lead to one that has not heard of it yet."""
         ends = (move.source, move.destination)
-        return move.release > Release.NONE or self._is_overridden(move.vm, move.source, ends)
+        return move.release > Release.HELD or self._is_overridden(move.vm, move.source, ends)
 
     def _let_go(self, move: Move, binding: Binding, now: float) -> bool:
         """Have the routers let go one kind after the other; whether all have."""

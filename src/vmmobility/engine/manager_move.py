@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 
 class Release(IntEnum):
-    """Which routers lead to the source no more, whatever the fabric says: in this order, for one
+    """How far the routers that hold to the source have come.  They let go in this order, for one
     that has let go sends what it gets to those nearer the destination."""
 
-    NONE = 0  # the border routers and the source's hold to the source
-    NEAR = 1  # the border routers of the destination's data centre have let go
-    BORDERS = 2  # all border routers have
-    ALL = 3  # the source's routers have, too
-    FORCED = 4  # nor is the fabric waited for: border routers lead to the destination themselves
+    HOLDING = 0  # they are told to hold: nothing is announced before all do
+    HELD = 1  # they do
+    NEAR = 2  # the border routers of the destination's data centre are told to let go
+    BORDERS = 3  # all border routers are
+    ALL = 4  # the source's routers are, too
+    FORCED = 5  # by policy: border routers lead to the destination, whatever the fabric does
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class Move:
     cleared: False from the first request to the destination until it has nothing left of the move
     home:    the VM's addresses lie in the destination's covering prefixes
     relaying: the destination sends on to the source what the fabric leads there already
-    release: how far the routers that hold to the source have let go
+    release: how far the routers that hold to the source have come
     sure:    begun in this manager's life, or its source has told since that it has not switched;
              one that was set back into a move would else turn it back though its guest runs
     """
@@ -64,7 +65,7 @@ class Move:
     sure: bool = True
     home: bool = False
     relaying: bool = False
-    release: Release = Release.NONE
+    release: Release = Release.HOLDING
 
     @property
     def ok(self) -> bool | None:
