@@ -47,7 +47,7 @@ class ManagerHolding(ManagerWithdrawal):
         both = [r for r in theirs if r in ours]
         if binding.at_home:
             # A router of both leads to the source by the covering prefix until the switch.
-            leads |= {r: hold for r in theirs}
+            leads |= dict.fromkeys(theirs, hold)
             return leads | {r: Lead(_S.WATCH, source) for r in both}
         leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
         if move.state is _M.WITHDRAWING and self._may_withdraw(move):
