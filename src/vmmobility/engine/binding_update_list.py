@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from vmmobility.engine.channel import Received
-from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane
+from vmmobility.engine.dataplane import Forwarding, Outside, RedirectPolicy, VmDataPlane
 from vmmobility.wire.registry import GuestLife, Mobility, Phase
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
@@ -86,10 +86,11 @@ class Entry:
     leftover:   NONE, REDIRECTING: a guest of it may still be at the hypervisor, which is to end it
     commands:   people's commands that wait for the guest to start, or (ending) to stop
     booting:    its guest was ordered to start, and the hypervisor has not said how that ended
-    fabric_direct: REDIRECTING only: the manager says that the fabric leads to the serving NVE
+    fabric_direct: REDIRECTING, SWITCHED: the manager says that the fabric leads to `target`
     rolling_back: SERVING only: once packets come here again, the guest is let go on
     resumes:    how often the hypervisor has refused that
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
+    redirected, outside: packets sent on, and dropped for their senders outside, when last counted
     lifetime_s: granted lifetime; refresh_at, drained_at: monotonic seconds
     request:    the manager's request that waits for the data plane or the hypervisor
     tag:        number of the newest data plane state asked for
@@ -134,6 +135,7 @@ class Entry:
     refresh_at: float | None = None
     quiet_since: float | None = None
     redirected: int = 0
+    outside: int = 0
     delivered_before: int = 0
     draining: bool = False
     request: Received | None = None
@@ -177,7 +179,23 @@ class Entry:
         accept = self.accept if led_on or forwarding is Forwarding.LOCAL else ()
         if self.phase in (Phase.COPYING, Phase.CONVERGED) and self.target is not None:
             accept = tuple(dict.fromkeys((*accept, self.target)))  # what its destination relays
-        return VmDataPlane(self.vm, self.interfaces, plugged, forwarding, target, policy, accept)
+        return VmDataPlane(
+            self.vm, self.interfaces, plugged, forwarding, target, policy, accept,
+            self._outside(forwarding),
+        )  # fmt: skip
+
+    def _outside(self, forwarding: Forwarding) -> Outside:
+        """What becomes of packets from outside the data centres, which no tunnel may carry.
+
+        The fabric gets them back only while it is known to lead past this node: else its router
+        would send them here again (invariant 3).
+        """
+        if forwarding is not Forwarding.REDIRECT:
+            return Outside.DROP
+        if self.phase is Phase.PREPARED and self.relaying:
+            return Outside.QUEUE
+        told = self.fabric_direct and self.phase in (Phase.REDIRECTING, Phase.SWITCHED)
+        return Outside.FABRIC if told else Outside.DROP
 
     @property
     def _failed_prepared(self) -> bool:

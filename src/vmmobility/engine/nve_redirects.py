@@ -10,7 +10,7 @@ from typing import Protocol
 
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
-from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.nve_parts import NveParts, leads_past
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import Order
 from vmmobility.wire.message import Message
@@ -18,7 +18,6 @@ from vmmobility.wire.options import (
     Epoch,
     PhaseOption,
     ServingNve,
-    Sight,
     VmId,
 )
 from vmmobility.wire.registry import Phase, Purpose
@@ -36,6 +35,8 @@ class Counted(Protocol):
     def redirected(self) -> int: ...
     @property
     def dropped(self) -> int: ...
+    @property
+    def outside(self) -> int: ...
 
 
 class NveRedirects(NveParts):
@@ -54,7 +55,7 @@ class NveRedirects(NveParts):
         elif label == "check" and entry.check is not None:
             entry.check.traffic = {
                 name: getattr(counted, name)
-                for name in ("delivered", "consumed", "redirected", "dropped")
+                for name in ("delivered", "consumed", "redirected", "dropped", "outside")
             }
 
     def traffic(self, counts: Mapping[VmKey, Counted], now: float) -> None:
@@ -67,8 +68,9 @@ class NveRedirects(NveParts):
             entry = self.entries.get(vm)
             if entry is None or entry.phase is not Phase.REDIRECTING:
                 continue
-            if counted.redirected != entry.redirected:
-                entry.redirected = counted.redirected
+            # What is dropped for its sender outside is inbound traffic, too.
+            if (counted.redirected, counted.outside) != (entry.redirected, entry.outside):
+                entry.redirected, entry.outside = counted.redirected, counted.outside
                 if entry.draining:
                     # The manager is asked again after the next silence, if there is one.
                     self.channel.withdraw_subject(self.manager, (vm, "registration"))
@@ -92,11 +94,11 @@ class NveRedirects(NveParts):
 
     def _hear_fabric(self, entry: Entry, message: Message, now: float) -> None:
         """Whether the fabric leads to the serving NVE by now, past this one."""
-        sight = message.find(Sight)
-        direct = sight is not None and sight.direct
+        direct = leads_past(message)
         if entry.phase is Phase.REDIRECTING and direct is not entry.fabric_direct:
             entry.fabric_direct = direct
             self._watch_traffic(entry, now)
+            self._set_data_plane(entry)
 
     def _redirect(self, entry: Entry, received: Received, now: float) -> None:
         """Section 5: redirect to "the new serving NVE address from the VM Mobility Registration
@@ -106,8 +108,7 @@ class NveRedirects(NveParts):
         was_local = entry.started
         entry.epoch, entry.granted, entry.move_epoch = message.epoch, 0, 0
         entry.target, entry.accept = serving, message.previous
-        sight = message.find(Sight)
-        entry.fabric_direct = sight is not None and sight.direct
+        entry.fabric_direct = leads_past(message)
         if message.interfaces:
             entry.interfaces = message.interfaces
         entry.refresh_at, entry.ticket = None, b""
