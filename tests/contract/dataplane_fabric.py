@@ -31,11 +31,12 @@ HOST = {4: "10.0.9.1", 6: "fd00:9::1"}
 INSIDE = {4: "10.0.8.1", 6: "fd00:8::1"}
 """The host's other address, in the data centres where a fabric is told what they are."""
 
-DC_OF_FABRIC = tuple(
-    ip_network(prefix)
-    for number in (1, 2, 3, 8, 12)
-    for prefix in (f"10.0.{number}.0/24", f"fd00:{number}::/64")
-) + (ip_network("10.77.0.0/24"), ip_network("fd77::/64"))
+DC_OF_FABRIC = (
+    *(ip_network(f"10.0.{number}.0/24") for number in (1, 2, 3, 8, 12)),
+    *(ip_network(f"fd00:{number}::/64") for number in (1, 2, 3, 8, 12)),
+    ip_network("10.77.0.0/24"),
+    ip_network("fd77::/64"),
+)
 LOCAL = VmDataPlane(
     VM,
     (Interface(MAC, (ip_network("10.77.0.5/32"), ip_network("fd77::5/128"))),),
@@ -89,9 +90,7 @@ class Fabric:
     r2: Namespace
 
 
-def _node(
-    space: Namespace, locators: Nve, folder: Path, dc_prefixes: tuple[Prefix, ...]
-) -> Node:
+def _node(space: Namespace, locators: Nve, folder: Path, dc_prefixes: tuple[Prefix, ...]) -> Node:
     settings = LinuxSettings(
         locators.ipv4, locators.ipv6, folder / locators.nve_id, dc_prefixes=dc_prefixes
     )
@@ -125,9 +124,14 @@ def make_fabric(folder: Path, dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[
         h.ip("addr", "add", f"{INSIDE[6]}/128", "dev", "lo", "nodad")
         r1.ip("route", "add", "10.0.8.0/24", "via", HOST[4])
         r1.ip("-6", "route", "add", "fd00:8::/64", "via", HOST[6])
-        spaces_of = zip((a, b, c), (A, B, C), strict=True)
-        nodes = [_node(space, nve, folder, dc_prefixes) for space, nve in spaces_of]
-        made = Fabric(h, *nodes, r1, r2)
+        made = Fabric(
+            h,
+            _node(a, A, folder, dc_prefixes),
+            _node(b, B, folder, dc_prefixes),
+            _node(c, C, folder, dc_prefixes),
+            r1,
+            r2,
+        )
         yield made
         for node in (made.a, made.b, made.c):
             node.space.await_(node.driver.remove_all())

@@ -35,9 +35,7 @@ SENDERS = {4: ("10.0.99.7", "10.0.200.7"), 6: ("fd00:99::7", "2001:db8::7")}  # 
 
 def ways(plane: Plane) -> set[tuple[str, str]]:
     """What senders inside and outside find: the same in both families, else both ways show."""
-    return {
-        (plane.way(VMS[v], SENDERS[v][0]), plane.way(VMS[v], SENDERS[v][1])) for v in (4, 6)
-    }
+    return {(plane.way(VMS[v], SENDERS[v][0]), plane.way(VMS[v], SENDERS[v][1])) for v in (4, 6)}
 
 
 def redirect(outside: Outside, **changes: object) -> VmDataPlane:
@@ -46,7 +44,6 @@ def redirect(outside: Outside, **changes: object) -> VmDataPlane:
 
 EXPECTED = {
     Outside.DROP: ("tunnel", "tunnel"),  # which the guard refuses them
-    Outside.FABRIC: ("tunnel", "fabric"),
     Outside.QUEUE: ("tunnel", f"tap {TAP}"),
 }
 
@@ -78,9 +75,7 @@ def test_without_taps_nothing_can_wait_and_is_dropped(dc_plane: Plane) -> None:
 
 
 @pytest.mark.parametrize("outside", Outside)
-def test_a_host_route_is_no_tunnel_and_carries_everybody(
-    dc_plane: Plane, outside: Outside
-) -> None:
+def test_a_host_route_is_no_tunnel_and_carries_everybody(dc_plane: Plane, outside: Outside) -> None:
     assert dc_plane.apply(redirect(outside, target=NEAR)) == []
     assert "via 10.0.1.2" in dc_plane.leads(BOTH[0])
     assert "via fd00:1::2" in dc_plane.leads(BOTH[1])
@@ -104,14 +99,14 @@ def test_what_cannot_be_redirected_keeps_both_ways(dc_plane: Plane) -> None:
 
 
 def test_one_family_without_a_target_leaves_the_other_alone(dc_plane: Plane) -> None:
-    found = dc_plane.apply(redirect(Outside.FABRIC, target=replace(FAR, ipv6=None)))
+    found = dc_plane.apply(redirect(Outside.QUEUE, target=replace(FAR, ipv6=None)))
     assert [failure.item for failure in found] == ["route fd77::5/128"]
     assert dc_plane.way(VMS[4], SENDERS[4][0]) == "tunnel"
     assert dc_plane.way(VMS[6], SENDERS[6][0]) == "fabric"
 
 
 def test_an_address_can_change_its_vm(dc_plane: Plane) -> None:
-    dc_plane.apply(redirect(Outside.FABRIC))
+    dc_plane.apply(redirect(Outside.QUEUE))
     assert dc_plane.apply(state(OTHER, 5, **REDIRECT), state(**ABSENT)) == []
     assert ways(dc_plane) == {EXPECTED[Outside.DROP]}
     assert dc_plane.apply(state(OTHER, 5, **ABSENT)) == []
@@ -120,7 +115,7 @@ def test_an_address_can_change_its_vm(dc_plane: Plane) -> None:
 
 
 def test_a_resync_after_a_restart_makes_what_is_wanted_then(dc_plane: Plane) -> None:
-    dc_plane.apply(redirect(Outside.FABRIC), state(OTHER, 6, **REDIRECT, outside=Outside.QUEUE))
+    dc_plane.apply(redirect(Outside.QUEUE), state(OTHER, 6, **REDIRECT, outside=Outside.QUEUE))
     dc_plane.close()
     dc_plane.start()
     assert dc_plane.resync(redirect(Outside.DROP)) == []
@@ -128,10 +123,9 @@ def test_a_resync_after_a_restart_makes_what_is_wanted_then(dc_plane: Plane) -> 
     assert dc_plane.way("10.77.0.6", SENDERS[4][0]) == "fabric"
 
 
-@pytest.mark.parametrize("outside", [Outside.FABRIC, Outside.QUEUE])
-def test_prefixes_longer_and_shorter(dc_plane: Plane, outside: Outside) -> None:
+def test_prefixes_longer_and_shorter(dc_plane: Plane) -> None:
     prefixes = tuple(ip_network(p) for p in ("10.78.0.0/25", "10.78.0.16/28", "fd78::/80"))
-    made = state(**{**REDIRECT, "outside": outside})
+    made = redirect(Outside.QUEUE)
     wide = replace(made, interfaces=(replace(made.interfaces[0], prefixes=prefixes),))
     assert dc_plane.apply(wide) == []
     assert dc_plane.audit() == []
@@ -208,7 +202,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_hands_changes_are_found_and_repaired(kernel_plane: Plane, change: str) -> None:
     command, expected = CHANGES[change]
-    kernel_plane.apply(redirect(Outside.FABRIC))
+    kernel_plane.apply(redirect(Outside.QUEUE))
     before = guard(kernel_plane)
     hands(kernel_plane).space.run(*command)
     found = kernel_plane.audit()
@@ -216,7 +210,7 @@ def test_other_hands_changes_are_found_and_repaired(kernel_plane: Plane, change:
     assert all(drift.repaired for drift in found), found
     assert kernel_plane.audit() == []
     assert guard(kernel_plane) == before
-    assert ways(kernel_plane) == {EXPECTED[Outside.FABRIC]}
+    assert ways(kernel_plane) == {EXPECTED[Outside.QUEUE]}
 
 
 @pytest.mark.netns
@@ -225,7 +219,7 @@ def test_other_prefixes_after_a_restart_make_other_rules_and_another_guard(tmp_p
     many = tuple(ip_network(f"172.16.{n}.0/25") for n in range(60))
     for plane in linux_plane(tmp_path, DC):
         plane.start()
-        plane.resync(redirect(Outside.FABRIC))
+        plane.resync(redirect(Outside.QUEUE))
         space = hands(plane).space
         old = plane.plane
         assert isinstance(old, LinuxDataPlane)
@@ -234,13 +228,13 @@ def test_other_prefixes_after_a_restart_make_other_rules_and_another_guard(tmp_p
             settings = replace(old._settings, dc_prefixes=wanted)
             plane.plane = space.call(LinuxDataPlane, settings)
             plane.start()
-            assert plane.resync(redirect(Outside.FABRIC)) == []
+            assert plane.resync(redirect(Outside.QUEUE)) == []
             rules = [r for r in space.ip("rule").splitlines() if "7702" in r]
             assert len(rules) == sum(p.version == 4 for p in collapsed(wanted))
             assert plane.audit() == []
-            fabric = EXPECTED[Outside.FABRIC]
+            apart = EXPECTED[Outside.QUEUE]
             everybody = wanted in (more, ())
-            assert ways(plane) == {("tunnel", "tunnel") if everybody else fabric}
+            assert ways(plane) == {("tunnel", "tunnel") if everybody else apart}
             assert ("saddr" in guard(plane)) == bool(wanted)
         plane.close()
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from tests.engine.network import World
     from vmmobility.engine.binding_cache import Binding
-    from vmmobility.engine.dataplane import VmDataPlane
     from vmmobility.engine.manager import ManagerEngine
 
 
@@ -241,10 +240,8 @@ def _walk(world: World, vm: VmKey, start: str, *, outside: bool) -> tuple[tuple[
         elif state.forwarding is Forwarding.LOCAL:
             return tuple(path), _local(world, vm, path[-1])
         elif outside:
-            left = _from_outside(world, vm, path[-1], state)
-            if left not in (world.fabric.sites if world.fabric else ()):
-                return tuple(path), left
-            following, tunnelled = left, ""
+            queued = state.outside is Outside.QUEUE
+            return tuple(path), _local(world, vm, path[-1]) if queued else "dropped"
         else:
             assert state.target is not None
             following, tunnelled = state.target.nve_id, path[-1]
@@ -258,15 +255,6 @@ def _walk(world: World, vm: VmKey, start: str, *, outside: bool) -> tuple[tuple[
         seen.add((following, tunnelled))
         path.append(following)
         came_from = tunnelled
-
-
-def _from_outside(world: World, vm: VmKey, name: str, state: VmDataPlane) -> str:
-    """What becomes, at an NVE that redirects, of a packet from outside: how it ends, or the router
-    that it is left to."""
-    if state.outside is Outside.QUEUE:
-        return _local(world, vm, name)
-    router = world.fabric.router_of(name) if world.fabric else None
-    return router if state.outside is Outside.FABRIC and router else "dropped"
 
 
 def _bounces(world: World, vm: VmKey, path: tuple[str, ...]) -> bool:

@@ -86,7 +86,7 @@ class Entry:
     leftover:   NONE, REDIRECTING: a guest of it may still be at the hypervisor, which is to end it
     commands:   people's commands that wait for the guest to start, or (ending) to stop
     booting:    its guest was ordered to start, and the hypervisor has not said how that ended
-    fabric_direct: REDIRECTING, SWITCHED: the manager says that the fabric leads to `target`
+    fabric_direct: REDIRECTING only: the manager says that the fabric leads to the serving NVE
     rolling_back: SERVING only: once packets come here again, the guest is let go on
     resumes:    how often the hypervisor has refused that
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
@@ -179,23 +179,12 @@ class Entry:
         accept = self.accept if led_on or forwarding is Forwarding.LOCAL else ()
         if self.phase in (Phase.COPYING, Phase.CONVERGED) and self.target is not None:
             accept = tuple(dict.fromkeys((*accept, self.target)))  # what its destination relays
+        # What comes from outside may not be tunnelled: before the switch it waits for the guest.
+        early = forwarding is Forwarding.REDIRECT and self.phase is Phase.PREPARED
+        outside = Outside.QUEUE if early and self.relaying else Outside.DROP
         return VmDataPlane(
-            self.vm, self.interfaces, plugged, forwarding, target, policy, accept,
-            self._outside(forwarding),
-        )  # fmt: skip
-
-    def _outside(self, forwarding: Forwarding) -> Outside:
-        """What becomes of packets from outside the data centres, which no tunnel may carry.
-
-        The fabric gets them back only while it is known to lead past this node: else its router
-        would send them here again (invariant 3).
-        """
-        if forwarding is not Forwarding.REDIRECT:
-            return Outside.DROP
-        if self.phase is Phase.PREPARED and self.relaying:
-            return Outside.QUEUE
-        told = self.fabric_direct and self.phase in (Phase.REDIRECTING, Phase.SWITCHED)
-        return Outside.FABRIC if told else Outside.DROP
+            self.vm, self.interfaces, plugged, forwarding, target, policy, accept, outside
+        )
 
     @property
     def _failed_prepared(self) -> bool:

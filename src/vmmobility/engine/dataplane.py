@@ -38,7 +38,6 @@ class Outside(Enum):
     """
 
     DROP = "drop"  # they are dropped here, and counted
-    FABRIC = "fabric"  # this node installs nothing for them: the fabric's own host routes lead them
     QUEUE = "queue"  # to the VM's own taps, where they wait for the guest that is to resume here
 
 

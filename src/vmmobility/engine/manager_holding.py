@@ -22,8 +22,6 @@ from vmmobility.engine.manager_withdrawal import ManagerWithdrawal
 from vmmobility.wire.registry import RouteState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vmmobility.engine.binding_cache import Binding
     from vmmobility.engine.manager_move import Move
 
@@ -32,9 +30,6 @@ _S, _M = RouteState, MoveState
 
 class ManagerHolding(ManagerWithdrawal):
     """Routers in a move; a base of ManagerFabric."""
-
-    if TYPE_CHECKING:
-        _is_routed: Callable[[Move], bool]
 
     def _leads_in_move(self, binding: Binding, move: Move) -> dict[str, Lead]:
         """What every router should do for a VM on its way from its source."""
@@ -103,13 +98,6 @@ class ManagerHolding(ManagerWithdrawal):
             self._save_move(move)
             self._follow_routes(binding, now)
         return False
-
-    def _leads_past(self, move: Move) -> bool:
-        """Whether the fabric leads to the destination, and so past the source: what the source
-        leaves to its router does not come back."""
-        routed = self._is_routed_to(move.destination, at_home=move.home)
-        gone = move.release is Release.ALL and routed and self._is_routed(move)
-        return gone and not self._waits_for(move, with_sight=True)
 
     def _still_held(self, move: Move) -> list[str]:
         """Routers that were told to let go, and have not answered."""

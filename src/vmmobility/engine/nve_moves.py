@@ -17,7 +17,7 @@ from typing import Any
 from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
-from vmmobility.engine.nve_parts import RETRY_S, leads_past
+from vmmobility.engine.nve_parts import RETRY_S
 from vmmobility.engine.nve_redirects import NveRedirects
 from vmmobility.engine.nve_restart import NveRestart
 from vmmobility.engine.nve_transitions import Trigger
@@ -90,7 +90,6 @@ class NveMoves(NveRedirects, NveRestart):
         entry.target, entry.accept = source[0], message.previous
         entry.quiet_since, entry.draining = None, False
         entry.started = entry.unplugged = entry.turned = entry.relaying = False
-        entry.fabric_direct = False  # until it is told again, should the move be off
         entry.measured = {}
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
@@ -195,18 +194,8 @@ class NveMoves(NveRedirects, NveRestart):
         """The destination delivers.  The hypervisor says when to redirect (_redirect_now)."""
         entry.epoch = received.message.epoch
         entry.turned, entry.proceeding = False, False
-        entry.fabric_direct = leads_past(received.message)
         self._await_with(entry, received)
         self._order(entry, Order.SWITCH_OVER)
-
-    def _turn_again(self, entry: Entry, received: Received, now: float) -> None:
-        """A repeated step may say otherwise what the fabric does."""
-        direct = leads_past(received.message)
-        if direct is not entry.fabric_direct:
-            entry.fabric_direct = direct
-            if entry.turned:
-                self._set_data_plane(entry)
-        self._acknowledge_again(entry, received, now)
 
     def _redirect_now(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         entry.turned = entry.proceeding = True
@@ -234,7 +223,7 @@ class NveMoves(NveRedirects, NveRestart):
         sends = received.message.previous  # routers may still lead to the destination
         entry.accept = tuple(dict.fromkeys((*entry.accept, *sends)))
         entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
-        entry.rolling_back, entry.resumes, entry.fabric_direct = True, 0, False
+        entry.rolling_back, entry.resumes = True, 0
         if entry.refresh_at is None and not entry.ending:
             entry.refresh_at = now  # this node has restarted in between
         self._await_with(entry, received)
@@ -254,7 +243,7 @@ class NveMoves(NveRedirects, NveRestart):
         """Nobody knows the move any more: packets come here again, and the next refresh makes this
         node attach anew."""
         entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
-        entry.refresh_at, entry.fabric_direct = now, False
+        entry.refresh_at = now
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
 

@@ -40,13 +40,6 @@ def _lies_in(prefix: Prefix, home: Prefix) -> bool:
     return prefix.prefixlen >= home.prefixlen and prefix.overlaps(home)
 
 
-def leads_past(message: Message) -> bool:
-    """Whether the manager says that the fabric leads to the NVE that is redirected to, so that
-    packets which this node leaves to the fabric do not come back."""
-    sight = message.find(Sight)
-    return sight is not None and sight.direct
-
-
 class NveParts:
     """Base of the mixins that make up NveEngine."""
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
-from vmmobility.engine.nve_parts import NveParts, leads_past
+from vmmobility.engine.nve_parts import NveParts
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import Order
 from vmmobility.wire.message import Message
@@ -18,6 +18,7 @@ from vmmobility.wire.options import (
     Epoch,
     PhaseOption,
     ServingNve,
+    Sight,
     VmId,
 )
 from vmmobility.wire.registry import Phase, Purpose
@@ -94,11 +95,11 @@ class NveRedirects(NveParts):
 
     def _hear_fabric(self, entry: Entry, message: Message, now: float) -> None:
         """Whether the fabric leads to the serving NVE by now, past this one."""
-        direct = leads_past(message)
+        sight = message.find(Sight)
+        direct = sight is not None and sight.direct
         if entry.phase is Phase.REDIRECTING and direct is not entry.fabric_direct:
             entry.fabric_direct = direct
             self._watch_traffic(entry, now)
-            self._set_data_plane(entry)
 
     def _redirect(self, entry: Entry, received: Received, now: float) -> None:
         """Section 5: redirect to "the new serving NVE address from the VM Mobility Registration
@@ -108,7 +109,8 @@ class NveRedirects(NveParts):
         was_local = entry.started
         entry.epoch, entry.granted, entry.move_epoch = message.epoch, 0, 0
         entry.target, entry.accept = serving, message.previous
-        entry.fabric_direct = leads_past(message)
+        sight = message.find(Sight)
+        entry.fabric_direct = sight is not None and sight.direct
         if message.interfaces:
             entry.interfaces = message.interfaces
         entry.refresh_at, entry.ticket = None, b""

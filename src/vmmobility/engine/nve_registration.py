@@ -57,7 +57,6 @@ class NveRegistration(NveParts):
         entry.attach_id = self.jitter.getrandbits(63) + 1
         entry.claiming, entry.arrived, entry.paused = True, arrived, False
         entry.ticket, entry.granted, entry.came_from = b"", 0, Phase.NONE
-        entry.fabric_direct = False  # a grant turns the fabric before this node hears of it
         entry.quiet_since, entry.draining, entry.refresh_at = None, False, None
         self._ask_nothing(entry)
 
@@ -229,7 +228,7 @@ class NveRegistration(NveParts):
     def _superseded(self, entry: Entry, reply: Message, now: float) -> None:
         serving = reply.need(ServingNve).nve
         entry.epoch, entry.granted = reply.epoch, 0
-        entry.target, entry.accept, entry.fabric_direct = serving, (), False
+        entry.target, entry.accept = serving, ()
         entry.refresh_at, entry.unplugged, entry.ticket = None, True, b""
         entry.claiming, entry.arrived, entry.paused = False, GuestLife.NONE, False
         self._event("superseded", entry, serving=entry.target.nve_id)

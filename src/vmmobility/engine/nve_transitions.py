@@ -85,7 +85,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.DELIVER, "PREPARED", "deliver", Phase.DELIVERING),
     _rule(Trigger.DELIVER, "DELIVERING ATTACHING SERVING", "acknowledge_again"),
     _rule(Trigger.TURN, "CONVERGED", "turn", Phase.SWITCHED),
-    _rule(Trigger.TURN, "SWITCHED", "turn_again"),
+    _rule(Trigger.TURN, "SWITCHED", "acknowledge_again"),
     _rule(Trigger.ROLL_BACK, "SERVING COPYING CONVERGED SWITCHED", "roll_back", Phase.SERVING),
     _rule(Trigger.GIVE_UP, "PREPARED DELIVERING FAILED", "give_up", Phase.FAILED),
     _rule(Trigger.GIVE_UP, "NONE REDIRECTING", "off_already"),

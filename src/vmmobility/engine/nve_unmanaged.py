@@ -16,7 +16,7 @@ from typing import Any
 from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
-from vmmobility.engine.nve_parts import NveParts, leads_past
+from vmmobility.engine.nve_parts import NveParts
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import Order
 from vmmobility.wire.message import Message
@@ -159,7 +159,7 @@ class NveUnmanaged(NveParts):
             return
         serving = received.message.need(ServingNve).nve
         entry.epoch, entry.target = received.message.epoch, serving
-        entry.accept, entry.fabric_direct = received.message.previous, leads_past(received.message)
+        entry.accept = received.message.previous
         self._await_with(entry, received)
         self._set_data_plane(entry)
 

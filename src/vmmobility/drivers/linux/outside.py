@@ -55,10 +55,9 @@ def tunnel_ways(
 
     Without taps nothing can wait here: then QUEUE is DROP.
     """
-    queue = state.outside is Outside.QUEUE
-    if not dc_prefixes or state.outside is Outside.DROP or (queue and not state.plugged):
-        return [(MAIN_TABLE, tunnel)]
-    return [(INSIDE_TABLE, tunnel), *([(MAIN_TABLE, tap)] if queue else [])]
+    if dc_prefixes and state.outside is Outside.QUEUE and state.plugged:
+        return [(INSIDE_TABLE, tunnel), (MAIN_TABLE, tap)]
+    return [(MAIN_TABLE, tunnel)]
 
 
 def guard_rules(dc_prefixes: Sequence[Prefix]) -> list[str]:
