@@ -33,9 +33,9 @@ INSIDE = {4: "10.0.8.1", 6: "fd00:8::1"}
 
 DC_OF_FABRIC = tuple(
     ip_network(prefix)
-    for number in (1, 2, 3, 8, 12)
-    for prefix in (f"10.0.{number}.0/24", f"fd00:{number}::/64")
-) + (ip_network("10.77.0.0/24"), ip_network("fd77::/64"))
+    for link in ("10.0.{}.0/24", "fd00:{}::/64", "10.77.0.0/24", "fd77::/64")
+    for prefix in sorted({link.format(number) for number in (1, 2, 3, 8, 12)})
+)
 LOCAL = VmDataPlane(
     VM,
     (Interface(MAC, (ip_network("10.77.0.5/32"), ip_network("fd77::5/128"))),),
@@ -89,9 +89,7 @@ class Fabric:
     r2: Namespace
 
 
-def _node(
-    space: Namespace, locators: Nve, folder: Path, dc_prefixes: tuple[Prefix, ...]
-) -> Node:
+def _node(space: Namespace, locators: Nve, folder: Path, dc_prefixes: tuple[Prefix, ...]) -> Node:
     settings = LinuxSettings(
         locators.ipv4, locators.ipv6, folder / locators.nve_id, dc_prefixes=dc_prefixes
     )

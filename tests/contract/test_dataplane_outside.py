@@ -35,9 +35,7 @@ SENDERS = {4: ("10.0.99.7", "10.0.200.7"), 6: ("fd00:99::7", "2001:db8::7")}  # 
 
 def ways(plane: Plane) -> set[tuple[str, str]]:
     """What senders inside and outside find: the same in both families, else both ways show."""
-    return {
-        (plane.way(VMS[v], SENDERS[v][0]), plane.way(VMS[v], SENDERS[v][1])) for v in (4, 6)
-    }
+    return {(plane.way(VMS[v], SENDERS[v][0]), plane.way(VMS[v], SENDERS[v][1])) for v in (4, 6)}
 
 
 def redirect(outside: Outside, **changes: object) -> VmDataPlane:
@@ -78,9 +76,7 @@ def test_without_taps_nothing_can_wait_and_is_dropped(dc_plane: Plane) -> None:
 
 
 @pytest.mark.parametrize("outside", Outside)
-def test_a_host_route_is_no_tunnel_and_carries_everybody(
-    dc_plane: Plane, outside: Outside
-) -> None:
+def test_a_host_route_is_no_tunnel_and_carries_everybody(dc_plane: Plane, outside: Outside) -> None:
     assert dc_plane.apply(redirect(outside, target=NEAR)) == []
     assert "via 10.0.1.2" in dc_plane.leads(BOTH[0])
     assert "via fd00:1::2" in dc_plane.leads(BOTH[1])

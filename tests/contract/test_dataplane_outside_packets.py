@@ -231,7 +231,7 @@ def test_no_packet_from_outside_is_lost_between_delivery_and_the_queue(dc_fabric
 def _stream(
     fabric: Fabric, sender: dict[int, str], guests: list[Guest], states: list
 ) -> tuple[int, list[bytes]]:
-    """Packets of both families, one a millisecond, while a's state turns; how many, and arrivals."""
+    """Packets of both families, one a millisecond, while a turns; how many, what arrived."""
     sockets = {v: udp_socket(fabric.host, v, sender[v]) for v in (4, 6)}
     for version in (4, 6):
         sockets[version].sendto(b"first", (OWN[version], 4000))
@@ -270,7 +270,7 @@ def test_the_guard_holds_whatever_routes_say(dc_fabric: Fabric, version: int) ->
         send(fabric, version, b"inside", INSIDE)
         assert receives(guest, b"inside")
     assert fabric.a.traffic().outside == 1
-    fabric.a.space.ip(f"-{version}", "route", "del", OWN[version], "dev", "vmmob-tun", "metric", "1")
+    fabric.a.space.ip(*(word.replace("add", "del") for word in route))
     guest.close()
 
 

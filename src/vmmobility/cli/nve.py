@@ -22,7 +22,6 @@ from vmmobility.cli.parameters import VM_NAME, chosen_vm, nve_socket, vni_option
 from vmmobility.cli.run import nve_flush, nve_run
 from vmmobility.wire.values import VmKey
 
-
 EVERYBODY = "not configured, every sender counts as inside"
 
 
