@@ -57,6 +57,18 @@ def test_a_gate_that_stays_shut_leaves_the_vm_where_it_is(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+def test_no_tunnel_carries_a_packet_of_a_host_outside(lab: Lab) -> None:
+    report = lab.run("external-not-tunnelled")
+    assert len(report["tunnelled"]) == 4
+    assert report["summary"]["fabric"]["tunnelled_outside"] == 0
+    assert report["summary"]["fabric"]["tunnelled_inside"] > 0
+    assert all(count["missed"] == count["unseen"] == 0 for count in report["tunnelled"])
+    senders = {probe["correspondent"] for move in report["moves"] for probe in move["probes"]}
+    assert "outside" in senders
+    assert report["summary"]["streams"]["lost"] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -24,6 +24,7 @@ from vmmobility.lab.route_recorder import kind_of
 from vmmobility.lab.settled import TOMBSTONES
 from vmmobility.lab.soundness import command_line, examine, processes_in
 from vmmobility.lab.step_types import Assertion
+from vmmobility.lab.tunnelled import external_not_tunnelled
 from vmmobility.wire.values import FAMILIES, VmKey
 
 ROUTE_PROTOCOL = "77"
@@ -240,4 +241,5 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "drained": fabric_assertions.drained,
     "routes-at-most": fabric_assertions.routes_at_most,
     "collected": collected,
+    "external-not-tunnelled": external_not_tunnelled,
 }

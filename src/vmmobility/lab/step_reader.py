@@ -47,7 +47,7 @@ ASSERTIONS = (
     "unreachable", "hops", "command", "vmmob", "event", "no-event", "moves-done", "sound",
     "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
     "redirects", "direct-path", "no-host-routes", "drained", "routes-at-most",
-    "collected",
+    "collected", "external-not-tunnelled",
 )  # fmt: skip
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
@@ -55,7 +55,7 @@ COLLECTED_STATES = ("away", "home")
 GUEST_STATES = ("running", "paused", "none")
 _PATIENT = ("only-serving-route", "direct-path", "no-host-routes", "drained")
 _PLAIN = ("no-broken-tcp", "moves-done", "bindings-unchanged", "routes-unchanged", "refreshed",
-          "replay-dropped")  # fmt: skip
+          "replay-dropped", "external-not-tunnelled")  # fmt: skip
 
 
 def read_steps(table: Table, key: str, fabric: Fabric) -> Iterator[Step]:
