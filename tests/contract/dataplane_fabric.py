@@ -125,7 +125,7 @@ def make_fabric(folder: Path, dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[
         r1.ip("-6", "route", "add", "fd00:8::/64", "via", HOST[6])
         spaces_of = zip((a, b, c), (A, B, C), strict=True)
         nodes = [_node(space, nve, folder, dc_prefixes) for space, nve in spaces_of]
-        made = Fabric(h, *nodes, r1, r2)
+        made = Fabric(h, nodes[0], nodes[1], nodes[2], r1, r2)
         yield made
         for node in (made.a, made.b, made.c):
             node.space.await_(node.driver.remove_all())

@@ -28,7 +28,7 @@ from tests.contract.dataplane_fabric import (
 )
 from tests.contract.frames import Guest, payload_of, udp, udp_socket
 from tests.contract.namespaces import Namespace, wait_for
-from vmmobility.engine.dataplane import Forwarding, Outside
+from vmmobility.engine.dataplane import Forwarding, Outside, VmDataPlane
 
 pytestmark = pytest.mark.netns
 
@@ -229,7 +229,7 @@ def test_no_packet_from_outside_is_lost_between_delivery_and_the_queue(dc_fabric
 
 
 def _stream(
-    fabric: Fabric, sender: dict[int, str], guests: list[Guest], states: list
+    fabric: Fabric, sender: dict[int, str], guests: list[Guest], states: list[VmDataPlane]
 ) -> tuple[int, list[bytes]]:
     """Packets of both families, one a millisecond, while a turns; how many, what arrived."""
     sockets = {v: udp_socket(fabric.host, v, sender[v]) for v in (4, 6)}
@@ -293,7 +293,7 @@ def _drops(node: Node) -> int:
     ids=["delivers", "sends on"],
 )
 def test_what_a_peer_tunnelled_from_outside_ends_here(
-    dc_fabric: Fabric, version: int, state: object
+    dc_fabric: Fabric, version: int, state: VmDataPlane
 ) -> None:
     fabric = dc_fabric
     fabric.b.apply(state)

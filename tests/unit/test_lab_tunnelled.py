@@ -1,4 +1,4 @@
-"""Tunnelled packets captured, read back, and judged: who is outside in a fabric, and what is shown."""
+"""Tunnelled packets captured, read back and judged; who is outside in a fabric."""
 
 from __future__ import annotations
 
@@ -95,9 +95,7 @@ INSIDE = Inner(5, True, "10.0.0.1", "10.77.0.5")
 
 
 def judged(captures: dict[str, Capture], prefixes: Any = DC) -> tuple[str, FabricReport]:
-    lab = SimpleNamespace(
-        tunnelled=lambda: captures, fabric=SimpleNamespace(dc_prefixes=prefixes)
-    )
+    lab = SimpleNamespace(tunnelled=lambda: captures, fabric=SimpleNamespace(dc_prefixes=prefixes))
     run: Any = SimpleNamespace(lab=lab, number=1, begun_ns=1, ended_ns=100)
     seen = external_not_tunnelled(run, Assertion("external-not-tunnelled", 0))
     return seen, FabricReport(tunnelled=tuple(tunnel_counts(run)))
