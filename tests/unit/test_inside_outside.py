@@ -63,7 +63,7 @@ def test_it_agrees_with_the_library_and_does_not_grow_without_end(monkeypatch) -
 
 @pytest.mark.parametrize("wrong", ["10.0.0.1/8", "here", ""])
 def test_what_is_no_prefix_is_refused(wrong: str) -> None:
-    with pytest.raises(ValueError, match="host bits|appear to be"):
+    with pytest.raises(ValueError, match=r"host bits|appear to be"):
         Inside([wrong])
 
 
