@@ -25,8 +25,12 @@ from tests.contract.planes import (
     linux_plane,
     state,
 )
+from vmmobility.drivers.linux import rtnetlink
 from vmmobility.drivers.linux.driver import LinuxDataPlane
+from vmmobility.drivers.linux.netlink import Request
 from vmmobility.drivers.linux.outside import collapsed
+from vmmobility.drivers.linux.ownership import MAIN_TABLE
+from vmmobility.drivers.linux.rtnetlink import NextHop, Route
 from vmmobility.engine.dataplane import Forwarding, Outside, RedirectPolicy, VmDataPlane
 
 VMS = {4: "10.77.0.5", 6: "fd77::5"}
@@ -237,6 +241,25 @@ def test_other_prefixes_after_a_restart_make_other_rules_and_another_guard(tmp_p
             assert ways(plane) == {("tunnel", "tunnel") if everybody else apart}
             assert ("saddr" in guard(plane)) == bool(wanted)
         plane.close()
+
+
+@pytest.mark.netns
+def test_a_refused_route_leaves_the_old_way(
+    kernel_plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel_plane.apply(redirect(Outside.QUEUE))
+    real = rtnetlink.new_route
+
+    def to_no_interface(route: Route) -> Request:
+        return real(replace(route, hop=NextHop(4242)) if route.table == MAIN_TABLE else route)
+
+    monkeypatch.setattr(rtnetlink, "new_route", to_no_interface)
+    found = kernel_plane.apply(redirect(Outside.DROP))
+    assert {failure.item for failure in found} == {f"route {prefix}" for prefix in BOTH}
+    assert ways(kernel_plane) == {EXPECTED[Outside.QUEUE]}
+    monkeypatch.undo()
+    assert kernel_plane.apply(redirect(Outside.DROP)) == []
+    assert ways(kernel_plane) == {EXPECTED[Outside.DROP]}
 
 
 @pytest.mark.netns

@@ -99,7 +99,7 @@ def drift_of(found: VmDataPlane | None, wanted: VmDataPlane | None) -> str:
         return "missing"
     if wanted is None:
         return "not asked for"
-    names = ("interfaces", "plugged", "forwarding", "target", "policy", "accept_from")
+    names = ("interfaces", "plugged", "forwarding", "target", "policy", "accept_from", "outside")
     return "differs in " + ", ".join(
         n.replace("_", "-") for n in names if getattr(found, n) != getattr(wanted, n)
     )

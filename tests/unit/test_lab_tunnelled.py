@@ -1,4 +1,4 @@
-"""Tunnelled packets captured, read back, judged: who is outside in a fabric, what is shown."""
+"""Tunnelled packets captured, read back and judged; who is outside in a fabric."""
 
 from __future__ import annotations
 

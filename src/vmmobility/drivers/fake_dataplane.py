@@ -179,11 +179,8 @@ class FakeDataPlane:
     def _ways(self, state: VmDataPlane, prefix: Prefix, tap: str) -> tuple[str, str]:
         """Where a prefix leads for all, and before that for senders in the data centres."""
         leads = self._leads(state, prefix, tap)
-        queue = state.outside is Outside.QUEUE
-        apart = bool(self.dc_prefixes) and state.outside is not Outside.DROP
-        if not leads.startswith("tunnel") or not apart or (queue and not state.plugged):
-            return leads, ""
-        return (tap if queue else ""), leads
+        queue = bool(self.dc_prefixes) and state.outside is Outside.QUEUE and state.plugged
+        return (tap, leads) if queue and leads.startswith("tunnel") else (leads, "")
 
     def _leads(self, state: VmDataPlane, prefix: Prefix, tap: str) -> str:
         """Where a prefix leads; "" nowhere; "!REASON" where it cannot lead."""

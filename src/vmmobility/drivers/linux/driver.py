@@ -239,12 +239,12 @@ class LinuxDataPlane:
                 if hop.ifindex:  # else its tap failed, and was reported
                     wanted.append((made.vm, Route(wish.table, wish.prefix, hop)))
             surplus += [name for name in self._routes.of(made.vm) if name not in names]
-        failures = [
-            Failure(vm, f"route {route.prefix}", str(refusal))
-            for vm, route, refusal in self._routes.turn(wanted)
-        ]
+        refused = self._routes.turn(wanted)
+        failures = [Failure(vm, f"route {r.prefix}", str(why)) for vm, r, why in refused]
         owners = {name: self._routes.owners.get(name) for name in surplus}
-        mine = {name: owners[name] for name in surplus if owners[name] is not None}
+        # What should have taken its place is not there: the old way stays, in whichever table.
+        stays = {(vm, route.prefix) for vm, route, _ in refused}
+        mine = {n: vm for n, vm in owners.items() if vm is not None and (vm, n[1]) not in stays}
         taken = {(route.table, route.prefix) for _, route in wanted}
         for name, refusal in self._routes.remove([n for n in mine if n not in taken]):
             owner = owners[name]
