@@ -45,14 +45,15 @@ KNOWN: dict[str, int] = {
     "take silence for death": 106,
     "ask nobody after a loss": 102,
     "take replayed datagrams": 231,
-    "serving NVE lets go first": 318,
+    "serving NVE lets go first": 807,
     "a chain, not a star": 4,
     "drain alone": 0,
     "drain on silence alone": 11,
+    "no border router holds": 1157,
     "skip the gate": 104,
     "say it once": 1,
     "never withdraw": 2,
-    "drain though a router leads there": 667,
+    "drain though a router leads there": 6,
     "no net under the gate": 170,
 }
 

@@ -15,7 +15,6 @@ from tests.simulation.mutations import Mutant
 from vmmobility.engine.manager_fabric import ManagerFabric
 from vmmobility.engine.manager_gate import ManagerGate
 from vmmobility.engine.manager_holding import ManagerHolding
-from vmmobility.engine.manager_move import Move, Release
 from vmmobility.engine.router import RouterEngine
 
 FABRIC_MUTANTS: dict[str, Mutant] = {}
@@ -41,18 +40,6 @@ def _no_border_holds() -> Iterator[None]:
 FABRIC_MUTANTS["no border router holds"] = Mutant(
     "while the fabric turns border routers lead where they hear", _no_border_holds
 )
-
-_method(
-    "announce before all hold", "the destination's routers announce while others do not hold yet",
-    ManagerHolding, "_hold", lambda engine, *about: _held_at_once(engine, *about),
-)  # fmt: skip
-
-
-def _held_at_once(engine: ManagerFabric, move: Move, binding: Binding, now: float) -> bool:
-    move.release = Release.HELD
-    engine._follow_routes(binding, now)
-    return True
-
 
 _method(
     "skip the gate", "a move does not wait for the fabric",
