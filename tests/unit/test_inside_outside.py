@@ -16,7 +16,7 @@ from vmmobility.drivers.linux.outside import (
     guard_rules,
     guard_script,
     inside_rules,
-    tunnel_ways,
+    tunnel_place,
 )
 from vmmobility.drivers.linux.relay_control import Control
 from vmmobility.drivers.linux.relay_table import Verdict
@@ -112,20 +112,20 @@ STATE = VmDataPlane(VmKey(0, "vm"), (), plugged=True, forwarding=Forwarding.REDI
 
 
 @pytest.mark.parametrize(
-    ("outside", "plugged", "prefixes", "ways"),
+    ("outside", "plugged", "prefixes", "place"),
     [
-        (Outside.DROP, True, DC, [(254, "tunnel")]),
-        (Outside.FABRIC, True, DC, [(7702, "tunnel")]),
-        (Outside.FABRIC, False, DC, [(7702, "tunnel")]),
-        (Outside.QUEUE, True, DC, [(7702, "tunnel"), (254, "tap")]),
-        (Outside.QUEUE, False, DC, [(254, "tunnel")]),
-        (Outside.FABRIC, True, (), [(254, "tunnel")]),
-        (Outside.QUEUE, True, (), [(254, "tunnel")]),
+        (Outside.DROP, True, DC, (254, False)),
+        (Outside.FABRIC, True, DC, (7702, False)),
+        (Outside.FABRIC, False, DC, (7702, False)),
+        (Outside.QUEUE, True, DC, (7702, True)),
+        (Outside.QUEUE, False, DC, (254, False)),
+        (Outside.FABRIC, True, (), (254, False)),
+        (Outside.QUEUE, True, (), (254, False)),
     ],
 )
-def test_the_routes_of_a_redirect_by_tunnel(outside, plugged, prefixes, ways) -> None:
+def test_the_routes_of_a_redirect_by_tunnel(outside, plugged, prefixes, place) -> None:
     state = replace(STATE, outside=outside, plugged=plugged)
-    assert tunnel_ways(state, "tunnel", "tap", prefixes) == ways
+    assert tunnel_place(state, prefixes) == place
 
 
 def test_the_guard_lets_pass_what_is_inside_or_meets_no_tunnel_and_nothing_else() -> None:

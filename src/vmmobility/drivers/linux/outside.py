@@ -19,7 +19,7 @@ from vmmobility.drivers.linux.ownership import (
     INSIDE_TABLE,
     MAIN_TABLE,
     NFT_TABLE,
-    TUNNEL_DEVICES,
+    TUNNEL_PREFIX,
 )
 from vmmobility.drivers.linux.rtnetlink import Rule
 from vmmobility.engine.dataplane import Outside, VmDataPlane
@@ -48,24 +48,22 @@ def inside_rules(dc_prefixes: Sequence[Prefix]) -> list[Rule]:
     ]
 
 
-def tunnel_ways(
-    state: VmDataPlane, tunnel: str, tap: str, dc_prefixes: Sequence[Prefix]
-) -> list[tuple[int, str]]:
-    """The (table, interface) of each route that a redirect by tunnel needs, the tunnel's first.
+def tunnel_place(state: VmDataPlane, dc_prefixes: Sequence[Prefix]) -> tuple[int, bool]:
+    """A redirect by tunnel: the table of its route; whether main leads to the tap meanwhile.
 
     Without taps nothing can wait here: then QUEUE is DROP.
     """
     queue = state.outside is Outside.QUEUE
     if not dc_prefixes or state.outside is Outside.DROP or (queue and not state.plugged):
-        return [(MAIN_TABLE, tunnel)]
-    return [(INSIDE_TABLE, tunnel), *([(MAIN_TABLE, tap)] if queue else [])]
+        return MAIN_TABLE, False
+    return INSIDE_TABLE, queue
 
 
 def guard_rules(dc_prefixes: Sequence[Prefix]) -> list[str]:
     """The guard's rules; none where no data centre prefix is configured."""
     if not dc_prefixes:
         return []
-    devices = f'"{TUNNEL_DEVICES}*"'
+    devices = f'"{TUNNEL_PREFIX}*"'
     # codespell:ignore-begin iifname
     rules = [f"iifname != {devices} oifname != {devices} accept"]
     # codespell:ignore-end
