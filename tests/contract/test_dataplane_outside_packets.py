@@ -324,7 +324,7 @@ def test_the_guard_holds_at_a_tunnels_far_end_too(dc_fabric: Fabric, version: in
         for sender, payload in ((HOST, b"outside"), (INSIDE, b"inside")):
             packet = udp(sender[version], OWN[version], payload)
             tunnel.sendto(packet, (str(B.locator(version)), 0))
-    heard = []
+    heard: list[bytes | None] = []
 
     def here() -> bool:
         heard.extend(payload_of(frame) for frame in guest.frames())
