@@ -276,6 +276,31 @@ def test_what_a_peer_tunnelled_from_outside_ends_here(
 
 
 @VERSIONS
+def test_the_guard_holds_at_a_tunnels_far_end_too(dc_fabric: Fabric, version: int) -> None:
+    fabric = dc_fabric
+    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
+    guest = fabric.b.plug()
+    # A relay that knows of no outside: whoever takes the outer header off, the kernel forwards.
+    whole = {**fabric.b.driver._orders._whole_table(), "inside": []}
+    fabric.b.space.await_(fabric.b.driver._relay.order(whole))
+    with _raw_tunnel(fabric.a.space, version) as tunnel:
+        for sender, payload in ((HOST, b"outside"), (INSIDE, b"inside")):
+            packet = udp(sender[version], OWN[version], payload)
+            tunnel.sendto(packet, (str(B.locator(version)), 0))
+    heard: list[bytes | None] = []
+
+    def here() -> bool:
+        heard.extend(payload_of(frame) for frame in guest.frames())
+        return b"inside" in heard
+
+    wait_for(here, "the one from inside")
+    assert b"outside" not in heard
+    assert _drops(fabric.b) == 0
+    assert fabric.b.traffic().outside == 1
+    guest.close()
+
+
+@VERSIONS
 def test_what_a_vm_sends_outside_is_never_tunnelled(dc_fabric: Fabric, version: int) -> None:
     fabric = dc_fabric
     fabric.b.apply(replace(LOCAL, accept_from=(A,)))

@@ -16,7 +16,7 @@ from vmmobility.drivers.linux.outside import (
     guard_rules,
     guard_script,
     inside_rules,
-    tunnel_ways,
+    queues_outside,
 )
 from vmmobility.drivers.linux.relay_control import Control
 from vmmobility.drivers.linux.relay_table import Verdict
@@ -112,17 +112,17 @@ STATE = VmDataPlane(VmKey(0, "vm"), (), plugged=True, forwarding=Forwarding.REDI
 
 
 @pytest.mark.parametrize(
-    ("outside", "plugged", "prefixes", "ways"),
+    ("outside", "plugged", "prefixes", "queues"),
     [
-        (Outside.DROP, True, DC, [(254, "tunnel")]),
-        (Outside.QUEUE, True, DC, [(7702, "tunnel"), (254, "tap")]),
-        (Outside.QUEUE, False, DC, [(254, "tunnel")]),
-        (Outside.QUEUE, True, (), [(254, "tunnel")]),
+        (Outside.DROP, True, DC, False),
+        (Outside.QUEUE, True, DC, True),
+        (Outside.QUEUE, False, DC, False),
+        (Outside.QUEUE, True, (), False),
     ],
 )
-def test_the_routes_of_a_redirect_by_tunnel(outside, plugged, prefixes, ways) -> None:
+def test_who_waits_where(outside, plugged, prefixes, queues) -> None:
     state = replace(STATE, outside=outside, plugged=plugged)
-    assert tunnel_ways(state, "tunnel", "tap", prefixes) == ways
+    assert queues_outside(state, prefixes) is queues
 
 
 def test_the_guard_lets_pass_what_is_inside_or_meets_no_tunnel_and_nothing_else() -> None:

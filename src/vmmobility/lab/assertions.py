@@ -42,6 +42,7 @@ def judge(run: LabRun, what: Assertion) -> str:
 def _no_loss(run: LabRun, what: Assertion) -> str:
     asked_ns = time.time_ns()
     pairs = [pair for pair in run.probes.pairs if what.vm in ("", pair.vm)]
+    pairs = [pair for pair in pairs if what.source in ("", pair.correspondent)]
     while True:
         streams = [(p, v, run.probes.udp(p, v)) for p in pairs for v in FAMILIES]
         now_ns, whole = time.time_ns(), Window(0, asked_ns)

@@ -17,9 +17,8 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from vmmobility.drivers.linux.ownership import (
     INSIDE_RULE_PRIORITY,
     INSIDE_TABLE,
-    MAIN_TABLE,
     NFT_TABLE,
-    TUNNEL_DEVICES,
+    TUNNEL_PREFIX,
 )
 from vmmobility.drivers.linux.rtnetlink import Rule
 from vmmobility.engine.dataplane import Outside, VmDataPlane
@@ -48,23 +47,17 @@ def inside_rules(dc_prefixes: Sequence[Prefix]) -> list[Rule]:
     ]
 
 
-def tunnel_ways(
-    state: VmDataPlane, tunnel: str, tap: str, dc_prefixes: Sequence[Prefix]
-) -> list[tuple[int, str]]:
-    """The (table, interface) of each route that a redirect by tunnel needs, the tunnel's first.
-
-    Without taps nothing can wait here: then QUEUE is DROP.
-    """
-    if dc_prefixes and state.outside is Outside.QUEUE and state.plugged:
-        return [(INSIDE_TABLE, tunnel), (MAIN_TABLE, tap)]
-    return [(MAIN_TABLE, tunnel)]
+def queues_outside(state: VmDataPlane, dc_prefixes: Sequence[Prefix]) -> bool:
+    """Whether, in a redirect by tunnel, what comes from outside waits in the taps: then the
+    tunnel's route is for senders inside alone.  Without taps nothing can wait here."""
+    return bool(dc_prefixes) and state.outside is Outside.QUEUE and state.plugged
 
 
 def guard_rules(dc_prefixes: Sequence[Prefix]) -> list[str]:
     """The guard's rules; none where no data centre prefix is configured."""
     if not dc_prefixes:
         return []
-    devices = f'"{TUNNEL_DEVICES}*"'
+    devices = f'"{TUNNEL_PREFIX}*"'
     # codespell:ignore-begin iifname
     rules = [f"iifname != {devices} oifname != {devices} accept"]
     # codespell:ignore-end

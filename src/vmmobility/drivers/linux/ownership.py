@@ -34,7 +34,7 @@ INSIDE_RULE_PRIORITY = 79
 TAP_PREFIX = "vmt"
 TUN_NAME = "vmmob-tun"
 
-TUNNEL_DEVICES = "vmmob-"
+TUNNEL_PREFIX = "vmmob-"
 """How the names of all devices that lead into a tunnel begin."""
 
 NFT_TABLE = "vmmobility"

@@ -7,12 +7,12 @@ what the kernel holds now, or how to change it (driver.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vmmobility.drivers.dataplane import Failure
 from vmmobility.drivers.linux.filter import counted_prefixes
-from vmmobility.drivers.linux.outside import tunnel_ways
+from vmmobility.drivers.linux.outside import queues_outside
 from vmmobility.drivers.linux.ownership import (
     INSIDE_TABLE,
     MAIN_TABLE,
@@ -88,9 +88,12 @@ def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent) -> Pla
             made.routes += [RouteWish(TUNNELLED_TABLE, p, tap) for p in interface.prefixes]
         for prefix in interface.prefixes:
             wish = _main_route(state, prefix, tap, settings, adjacent)
-            if isinstance(wish, RouteWish) and wish.interface == TUN_NAME:
-                ways = tunnel_ways(state, TUN_NAME, tap, settings.dc_prefixes)
-                made.routes += [RouteWish(table, prefix, device) for table, device in ways]
+            if isinstance(wish, RouteWish) and wish.interface not in ("", tap):
+                if queues_outside(state, settings.dc_prefixes):
+                    made.routes.append(replace(wish, table=INSIDE_TABLE))
+                    made.routes.append(RouteWish(MAIN_TABLE, prefix, tap))
+                else:
+                    made.routes.append(wish)
             elif isinstance(wish, RouteWish):
                 made.routes.append(wish)
             elif wish:
