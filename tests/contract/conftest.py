@@ -1,31 +1,69 @@
-"""The data planes that contract tests are given."""
+"""The data planes that contract tests are given: each with every back end of its tunnels."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.contract.dataplane_fabric import Fabric, make_fabric
-from tests.contract.planes import Plane, fake_plane, linux_plane
+from tests.contract.planes import NEAR, OTHER, REDIRECT, Plane, fake_plane, linux_plane, state
 from tests.contract.router_planes import Kernel, LinuxHands, Router, fake_router, linux_router
+from vmmobility.drivers.linux import tunnel_choice
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
 
+BACK_ENDS = [pytest.param(name, marks=pytest.mark.netns) for name in ("relay", "kernel")]
 
-@pytest.fixture(params=["fake", pytest.param("linux", marks=pytest.mark.netns)])
+
+@cache
+def lack_of_kernel_tunnels() -> str:
+    """What keeps this kernel from carrying tunnels; "" if nothing does."""
+    with ThreadPoolExecutor(1) as thread:  # it enters another namespace
+        return thread.submit(tunnel_choice.lack_of_kernel_tunnels).result()
+
+
+def need(back_end: str) -> None:
+    """Skip where this kernel has not that back end; fail where it must have it."""
+    lack = lack_of_kernel_tunnels() if back_end == "kernel" else ""
+    if lack and os.environ.get("VMMOB_EXPECT_KERNEL_TUNNELS") == "1":
+        pytest.fail(f"kernel tunnels are expected here: {lack}")
+    if lack:
+        pytest.skip(f"needs kernel tunnels: {lack}")
+
+
+@pytest.fixture(params=["fake", *BACK_ENDS])
 def plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
     """Each data plane in turn, started and empty."""
-    made = fake_plane() if request.param == "fake" else linux_plane(tmp_path)
+    need(request.param)
+    made = fake_plane() if request.param == "fake" else linux_plane(tmp_path, request.param)
     for one in made:
         one.start()
         one.resync()
         yield one
 
 
-@pytest.fixture(scope="session")
-def standing_fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
-    yield from make_fabric(tmp_path_factory.mktemp("relays"))
+@pytest.fixture(params=BACK_ENDS)
+def linux(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
+    """The Linux data plane with one VM that is delivered to and one that is redirected."""
+    need(request.param)
+    for plane in linux_plane(tmp_path, request.param):
+        plane.start()
+        plane.resync()
+        plane.apply(state(accept_from=(NEAR,)), state(OTHER, 6, **REDIRECT))
+        assert plane.audit() == []
+        yield plane
+
+
+@pytest.fixture(scope="session", params=BACK_ENDS)
+def standing_fabric(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fabric]:
+    need(request.param)
+    yield from make_fabric(tmp_path_factory.mktemp("relays"), request.param)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ class RelayTunnels:
     def device_faults(
         self, links: Mapping[str, Link], underlays: Sequence[Link]
     ) -> Iterator[tuple[str, str]]:
-        item, link = f"tun {TUN_NAME}", links.get(TUN_NAME)
+        item, link = f"tunnel {TUN_NAME}", links.get(TUN_NAME)
         if link is None:
             yield item, "is gone"
             return
