@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +15,7 @@ from tests.contract.planes import NEAR, OTHER, REDIRECT, Plane, fake_plane, linu
 from tests.contract.router_planes import Kernel, LinuxHands, Router, fake_router, linux_router
 from vmmobility.drivers.linux import tunnel_choice
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
+from vmmobility.drivers.linux.settings import TunnelWish
 
 BACK_ENDS = [pytest.param(name, marks=pytest.mark.netns) for name in ("relay", "kernel")]
 
@@ -35,27 +36,47 @@ def need(back_end: str) -> None:
         pytest.skip(f"needs kernel tunnels: {lack}")
 
 
+Give = Callable[[TunnelWish], Plane]
+
+
+@pytest.fixture(scope="module")
+def standing_planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Give]:
+    """The Linux data plane by back end, made once a module: a process is slow to start."""
+    made: dict[str, Plane] = {}
+    with contextlib.ExitStack() as stack:
+
+        def give(back_end: TunnelWish) -> Plane:
+            need(back_end)
+            if back_end not in made:
+                folder = tmp_path_factory.mktemp(back_end)
+                standing = contextlib.contextmanager(linux_plane)(folder, back_end)
+                made[back_end] = stack.enter_context(standing)
+            made[back_end].start()
+            made[back_end].resync()
+            return made[back_end]
+
+        yield give
+
+
 @pytest.fixture(params=["fake", *BACK_ENDS])
-def plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
+def plane(request: pytest.FixtureRequest, standing_planes: Give) -> Iterator[Plane]:
     """Each data plane in turn, started and empty."""
-    need(request.param)
-    made = fake_plane() if request.param == "fake" else linux_plane(tmp_path, request.param)
-    for one in made:
+    if request.param != "fake":
+        yield standing_planes(request.param)
+        return
+    for one in fake_plane():
         one.start()
         one.resync()
         yield one
 
 
 @pytest.fixture(params=BACK_ENDS)
-def linux(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
+def linux(request: pytest.FixtureRequest, standing_planes: Give) -> Plane:
     """The Linux data plane with one VM that is delivered to and one that is redirected."""
-    need(request.param)
-    for plane in linux_plane(tmp_path, request.param):
-        plane.start()
-        plane.resync()
-        plane.apply(state(accept_from=(NEAR,)), state(OTHER, 6, **REDIRECT))
-        assert plane.audit() == []
-        yield plane
+    one = standing_planes(request.param)
+    one.apply(state(accept_from=(NEAR,)), state(OTHER, 6, **REDIRECT))
+    assert one.audit() == []
+    return one
 
 
 @pytest.fixture(scope="session", params=BACK_ENDS)

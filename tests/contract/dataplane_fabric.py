@@ -93,6 +93,8 @@ class Node:
 @dataclass
 class Fabric:
     host: Namespace
+    r1: Namespace
+    r2: Namespace
     a: Node
     b: Node
     c: Node
@@ -128,7 +130,7 @@ def make_fabric(folder: Path, back_end: TunnelWish) -> Iterator[Fabric]:
         r1.ip("route", "add", "10.77.0.0/24", "via", "10.0.1.2")
         r1.ip("-6", "route", "add", "fd77::/64", "via", "fd00:1::2")
         nodes = [_node(s, n, folder, back_end) for s, n in ((a, A), (b, B), (c, C))]
-        made = Fabric(h, *nodes, back_end)
+        made = Fabric(h, r1, r2, *nodes, back_end)
         yield made
         for node in (made.a, made.b, made.c):
             node.space.await_(node.driver.remove_all())

@@ -73,9 +73,10 @@ class Plane:
         leads: Callable[[str], str],
         hands: Hands,
         back_end: str = "",
+        folder: Path = Path(),
     ) -> None:
         self.plane, self.await_, self.leads, self.hands = plane, await_, leads, hands
-        self.back_end = back_end
+        self.back_end, self.folder = back_end, folder
 
     def tunnelled(self, prefix: str) -> bool:
         """Whether packets to the prefix are led into a tunnel."""
@@ -240,7 +241,7 @@ def linux_plane(folder: Path, back_end: TunnelWish) -> Iterator[Plane]:
             patch.setattr(Netlink, "batch", hands.count(Netlink.batch))
             patch.setattr(filter, "run_nft", hands.count(filter.run_nft))
             patch.setattr(sysctl, "write", hands.count(sysctl.write))
-            yield Plane(driver, space.await_, leads, hands, back_end)
+            yield Plane(driver, space.await_, leads, hands, back_end, folder)
         space.await_(driver.start())
         space.await_(driver.remove_all())
     finally:

@@ -316,7 +316,7 @@ def each_change() -> Iterator[object]:
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize(("linux", "commands", "expected"), each_change(), indirect=["linux"])
+@pytest.mark.parametrize(("linux", "commands", "expected"), list(each_change()), indirect=["linux"])
 def test_each_change_is_found_by_name_and_repaired(linux: Plane, commands: str, expected: set[str]):
     assert isinstance(linux.hands, LinuxHands)
     change(linux.hands, of(linux.back_end, commands))
@@ -335,13 +335,14 @@ def test_each_change_is_found_by_name_and_repaired(linux: Plane, commands: str, 
 
 
 @pytest.mark.netns
-def test_a_dead_relay_is_found_once(linux: Plane, tmp_path: Path):
-    pid = int((tmp_path / "relay.lock").read_text())
+def test_a_dead_relay_is_found_once(linux: Plane):
+    lock = linux.folder / "relay.lock"
+    pid = int(lock.read_text())
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not os.path.exists(f"/proc/{pid}/fd/0"), "the relay's end")
     found = linux.audit()
     assert {drift.item for drift in found} == {"relay"}
-    assert int((tmp_path / "relay.lock").read_text()) != pid
+    assert int(lock.read_text()) != pid
     assert linux.audit() == []
 
 

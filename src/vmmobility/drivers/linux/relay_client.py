@@ -31,7 +31,7 @@ from vmmobility.drivers.linux.relay_descriptors import (
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.errors import DataPlaneError
 
-_START_PATIENCE_S = 10.0
+_START_PATIENCE_S = 30.0
 _STOP_PATIENCE_S = 2.0
 _ANSWER_PATIENCE_S = 5.0
 _POLL_S = 0.005
