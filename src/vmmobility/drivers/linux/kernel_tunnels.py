@@ -81,7 +81,7 @@ class KernelTunnels:
     def rules(self) -> list[Rule]:
         rules = []
         for version, name in self.ways.devices.items():
-            rules.append(Rule(version, name, TUNNELLED_TABLE, RULE_PRIORITY, ACCEPTED_MARK))
+            rules.append(Rule(version, name, TUNNELLED_TABLE, RULE_PRIORITY, mark=ACCEPTED_MARK))
             rules.append(Rule(version, name, 0, UNACCEPTED_RULE_PRIORITY))
         return rules
 

@@ -356,7 +356,7 @@ def rules_of_ours(netlink: Netlink) -> Iterator[Rule]:
                 _name(found),
                 number(found.get(15, b"\0")),
                 number(found.get(6, b"\0")),
-                number(found.get(10, b"\0")),
+                mark=number(found.get(10, b"\0")),
             )
 
 
