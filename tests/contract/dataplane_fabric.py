@@ -7,6 +7,7 @@ host -- r1 -- r2 -- b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -17,8 +18,8 @@ from tests.contract.frames import Guest, payload_of, udp_socket
 from tests.contract.namespaces import Namespace, join
 from vmmobility.drivers.dataplane import Traffic
 from vmmobility.drivers.linux.driver import LinuxDataPlane
-from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC
-from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC, KERNEL_TUNNELS, TUNNEL_DEVICES
+from vmmobility.drivers.linux.settings import LinuxSettings, TunnelWish
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
@@ -70,8 +71,26 @@ class Node:
     def traffic(self) -> Traffic:
         return self.space.await_(self.driver.traffic())[VM]
 
+    def leads_into_tunnel(self, version: int) -> bool:
+        """Whether the main table leads the VM's packets into a tunnel."""
+        route = self.space.ip(f"-{version}", "route", "show", OWN[version], "proto", "77")
+        return any(f"dev {name} " in route for name in TUNNEL_DEVICES)
+
     def relay(self) -> dict[str, Any]:
         return self.space.await_(self.driver._relay.order({"op": "counters"}))
+
+    def drops(self, reason: str) -> int:
+        """Packets for the VM dropped here; a relay is asked for those of one reason."""
+        if self.settings.tunnel == "kernel":
+            return self.traffic().dropped
+        return int(self.relay()["vms"]["0/vm-1"].get(f"drop_{reason}", 0))
+
+    def opened(self, version: int) -> int:
+        """Packets that came out of the tunnel here."""
+        if self.settings.tunnel == "kernel":
+            shown = self.space.ip("-j", "-s", "link", "show", KERNEL_TUNNELS[version])
+            return int(json.loads(shown)[0]["stats64"]["rx"]["packets"])
+        return int(self.relay()["vms"]["0/vm-1"].get("decapsulated", 0))
 
     def relay_pid(self) -> int:
         return int((self.settings.state_dir / "relay.lock").read_text())
@@ -83,24 +102,34 @@ class Node:
 @dataclass
 class Fabric:
     host: Namespace
+    r1: Namespace
+    r2: Namespace
     a: Node
     b: Node
     c: Node
-    r1: Namespace
-    r2: Namespace
+    back_end: TunnelWish
 
 
-def _node(space: Namespace, locators: Nve, folder: Path, dc_prefixes: tuple[Prefix, ...]) -> Node:
+def _node(
+    space: Namespace,
+    locators: Nve,
+    folder: Path,
+    back_end: TunnelWish,
+    dc_prefixes: tuple[Prefix, ...],
+) -> Node:
+    state_dir = folder / locators.nve_id
     settings = LinuxSettings(
-        locators.ipv4, locators.ipv6, folder / locators.nve_id, dc_prefixes=dc_prefixes
+        locators.ipv4, locators.ipv6, state_dir, dc_prefixes=dc_prefixes, tunnel=back_end
     )
     driver = space.call(LinuxDataPlane, settings)
     space.await_(driver.start())
     return Node(space, driver, settings)
 
 
-def make_fabric(folder: Path, dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[Fabric]:
-    kind = "d" if dc_prefixes else ""
+def make_fabric(
+    folder: Path, back_end: TunnelWish, dc_prefixes: tuple[Prefix, ...] = ()
+) -> Iterator[Fabric]:
+    kind = ("d" if dc_prefixes else "") + back_end[0]
     spaces = {name: Namespace(kind + name) for name in ("h", "r1", "r2", "a", "b", "c")}
     h, r1, r2, a, b, c = spaces.values()
     try:
@@ -124,14 +153,11 @@ def make_fabric(folder: Path, dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[
         h.ip("addr", "add", f"{INSIDE[6]}/128", "dev", "lo", "nodad")
         r1.ip("route", "add", "10.0.8.0/24", "via", HOST[4])
         r1.ip("-6", "route", "add", "fd00:8::/64", "via", HOST[6])
-        made = Fabric(
-            h,
-            _node(a, A, folder, dc_prefixes),
-            _node(b, B, folder, dc_prefixes),
-            _node(c, C, folder, dc_prefixes),
-            r1,
-            r2,
+        one, two, three = (
+            _node(space, nve, folder, back_end, dc_prefixes)
+            for space, nve in ((a, A), (b, B), (c, C))
         )
+        made = Fabric(h, r1, r2, one, two, three, back_end)
         yield made
         for node in (made.a, made.b, made.c):
             node.space.await_(node.driver.remove_all())

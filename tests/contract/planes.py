@@ -24,7 +24,8 @@ from vmmobility.drivers.fake_dataplane import FakeDataPlane
 from vmmobility.drivers.linux import filter, sysctl
 from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.netlink import Netlink
-from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.ownership import TUNNEL_DEVICES
+from vmmobility.drivers.linux.settings import LinuxSettings, TunnelWish
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
@@ -83,9 +84,15 @@ class Plane:
         leads: Callable[[str], str],
         hands: Hands,
         way: Callable[[str, str], str],
+        back_end: str = "",
+        folder: Path = Path(),
     ) -> None:
         self.plane, self.await_, self.leads, self.hands = plane, await_, leads, hands
-        self.way = way
+        self.way, self.back_end, self.folder = way, back_end, folder
+
+    def tunnelled(self, prefix: str) -> bool:
+        """Whether packets to the prefix are led into a tunnel."""
+        return any(f"dev {name} " in f"{self.leads(prefix)} " for name in TUNNEL_DEVICES)
 
     def start(self) -> None:
         self.await_(self.plane.start())
@@ -221,7 +228,7 @@ def fake_plane(dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[Plane]:
     fake = FakeDataPlane(frozenset(NEAR.locators), dc_prefixes)
 
     def leads(prefix: str) -> str:
-        return fake.routes.get(ip_network(prefix), "").replace("tunnel", "vmmob-tun tunnel")
+        return fake.routes.get(ip_network(prefix), "").replace("tunnel", "dev vmmob-tun tunnel")
 
     def way(address: str, sender: str) -> str:
         prefix = ip_network(address)
@@ -237,15 +244,16 @@ def fake_plane(dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[Plane]:
     loop.close()
 
 
-def linux_plane(folder: Path, dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[Plane]:
+def linux_plane(
+    folder: Path, back_end: TunnelWish, dc_prefixes: tuple[Prefix, ...] = ()
+) -> Iterator[Plane]:
     space, peer = Namespace("n"), Namespace("p")
     try:
         join(space, "eth0", peer, "eth0", 1)
         space.ip("route", "add", "default", "via", "10.0.1.2")
         space.ip("-6", "route", "add", "default", "via", "fd00:1::2")
-        settings = LinuxSettings(
-            IPv4Address("10.0.1.1"), IPv6Address("fd00:1::1"), folder, dc_prefixes=dc_prefixes
-        )
+        locators = IPv4Address("10.0.1.1"), IPv6Address("fd00:1::1")
+        settings = LinuxSettings(*locators, folder, dc_prefixes=dc_prefixes, tunnel=back_end)
         driver = space.call(LinuxDataPlane, settings)
 
         def leads(prefix: str) -> str:
@@ -258,14 +266,14 @@ def linux_plane(folder: Path, dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[
             gateway = words[words.index("via") + 1] if "via" in words else ""
             if device == "eth0":
                 return "fabric" if gateway in ("10.0.1.2", "fd00:1::2") else f"via {gateway}"
-            return "tunnel" if device == "vmmob-tun" else f"tap {device}"
+            return "tunnel" if device in TUNNEL_DEVICES else f"tap {device}"
 
         hands = LinuxHands(space)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Netlink, "batch", hands.count(Netlink.batch))
             patch.setattr(filter, "run_nft", hands.count(filter.run_nft))
             patch.setattr(sysctl, "write", hands.count(sysctl.write))
-            yield Plane(driver, space.await_, leads, hands, way)
+            yield Plane(driver, space.await_, leads, hands, way, back_end, folder)
         space.await_(driver.start())
         space.await_(driver.remove_all())
     finally:

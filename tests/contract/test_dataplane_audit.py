@@ -9,12 +9,12 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.contract.dataplane_changes import each_change, of
 from tests.contract.dataplane_fabric import HOST, LOCAL, OWN, B, Fabric, receives
 from tests.contract.dataplane_fabric import VM as GUEST
 from tests.contract.frames import payload_of, udp_socket
@@ -29,14 +29,11 @@ from tests.contract.planes import (
     VM,
     LinuxHands,
     Plane,
-    linux_plane,
     state,
 )
 from vmmobility.drivers.dataplane import Drift
 from vmmobility.drivers.linux.settings import LinuxSettings
-from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane, port_name
-
-SECOND = port_name(OTHER, 0)
+from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane
 
 
 def items(found: list[Drift] | tuple[Drift, ...] | object) -> set[tuple[object, str]]:
@@ -140,106 +137,6 @@ def test_what_could_not_be_is_no_drift(plane: Plane):
 # -- the kernel -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def linux(tmp_path: Path) -> Iterator[Plane]:
-    for plane in linux_plane(tmp_path):
-        plane.start()
-        plane.resync()
-        plane.apply(state(), state(OTHER, 6, **REDIRECT))
-        assert plane.audit() == []
-        yield plane
-
-
-CHANGES = [
-    ("ip link set TAP down", {f"tap {TAP}"}),
-    ("ip link set TAP address 02:00:00:00:00:99", {f"tap {TAP}"}),
-    ("ip link set TAP txqueuelen 5", {f"tap {TAP}"}),
-    (
-        # The kernel takes routes and neighbours of an interface that loses its last address.
-        "ip addr del 169.254.1.1/32 dev TAP",
-        {
-            "address 169.254.1.1",
-            "neighbour 10.77.0.5",
-            "route 10.77.0.5/32",
-            "route 10.77.0.5/32 in table 7700",
-        },
-    ),
-    ("ip addr del fe80::1/64 dev TAP", {"address fe80::1"}),
-    ("ip neigh del 10.77.0.5 dev TAP", {"neighbour 10.77.0.5"}),
-    ("ip neigh del fd77::5 dev TAP", {"neighbour fd77::5"}),
-    ("ip neigh replace 10.77.0.5 lladdr 02:00:00:00:00:99 dev TAP", {"neighbour 10.77.0.5"}),
-    ("ip neigh add 10.77.0.9 lladdr 02:00:00:00:00:99 dev TAP", {"neighbour 10.77.0.9"}),
-    (
-        "ip route change 10.77.0.5/32 via 10.0.1.2 proto 77 metric 7",
-        {"route 10.77.0.5/32"},
-    ),
-    (
-        "ip -6 route replace fd77::5/128 via fd00:1::2 proto 77 metric 7",
-        {"route fd77::5/128"},
-    ),
-    ("ip route replace 10.77.0.5/32 dev eth0 proto static metric 7", {"route 10.77.0.5/32"}),
-    ("ip route replace blackhole 10.77.0.5/32 proto 77 metric 7", {"route 10.77.0.5/32"}),
-    ("ip route append 10.77.0.5/32 dev eth0 proto 77 metric 7", {"route 10.77.0.5/32"}),
-    ("ip route prepend 10.77.0.5/32 dev eth0 proto 77 metric 7", {"route 10.77.0.5/32"}),
-    ("ip -6 route append fd77::5/128 via fd00:1::2 proto 77 metric 7", {"route fd77::5/128"}),
-    (
-        "ip route del 10.77.0.5/32 table main proto 77 && "
-        "ip route add 10.77.0.5/32 dev TAP proto 77 metric 9",
-        {"route 10.77.0.5/32", "route 10.77.0.5/32 metric 9"},
-    ),
-    (
-        "ip route add 10.77.0.5/32 dev TAP table 99 proto 77 metric 7",
-        {"route 10.77.0.5/32 in table 99"},
-    ),
-    ("ip route del 10.77.0.5/32 table 7700", {"route 10.77.0.5/32 in table 7700"}),
-    ("ip -6 route del fd77::5/128 table 7700", {"route fd77::5/128 in table 7700"}),
-    ("ip route del blackhole default table 7700", {"route 0.0.0.0/0 in table 7700"}),
-    ("ip -6 route del blackhole default table 7700 metric 7", {"route ::/0 in table 7700"}),
-    ("ip rule del priority 77", {"rule IPv4 of vmmob-tun, table 7700, priority 77"}),
-    ("ip -6 rule del priority 77", {"rule IPv6 of vmmob-tun, table 7700, priority 77"}),
-    (
-        "ip rule add dev eth0 table 7700 priority 5 protocol 77",
-        {"rule IPv4 of eth0, table 7700, priority 5"},
-    ),
-    ("ip link set vmmob-tun down", {"tun vmmob-tun", "route 10.77.0.6/32", "route fd77::6/128"}),
-    ("ip link set vmmob-tun mtu 1400", {"tun vmmob-tun"}),
-    ("sysctl -qw net/ipv4/conf/TAP/proxy_arp=0", {f"sysctl net.ipv4.conf.{TAP}.proxy_arp"}),
-    ("sysctl -qw net/ipv6/conf/TAP/accept_ra=2", {f"sysctl net.ipv6.conf.{TAP}.accept_ra"}),
-    (
-        "sysctl -qw net/ipv4/neigh/TAP/proxy_delay=80",
-        {f"sysctl net.ipv4.neigh.{TAP}.proxy_delay"},
-    ),
-    ("sysctl -qw net/ipv4/conf/eth0/rp_filter=1", {"sysctl net.ipv4.conf.eth0.rp_filter"}),
-    (
-        "sysctl -qw net/ipv6/conf/vmmob-tun/mtu=1280",
-        {"sysctl net.ipv6.conf.vmmob-tun.mtu"},
-    ),
-    ("nft flush chain netdev vmmobility TAP", {f"filter {TAP}"}),
-    ("nft delete chain netdev vmmobility TAP", {f"filter {TAP}"}),
-    (
-        "nft add chain netdev vmmobility TAP { policy accept ; }",
-        {f"filter {TAP}"},
-    ),
-    ("nft insert rule netdev vmmobility TAP accept", {f"filter {TAP}"}),
-    ("nft replace rule netdev vmmobility TAP handle HANDLE accept", {f"filter {TAP}"}),
-    ("nft flush chain inet vmmobility counting", {"filter tables"}),
-    ("nft add rule inet vmmobility counting drop", {"filter tables"}),
-    (
-        "nft add chain inet vmmobility evil { type filter hook forward priority 0 ; }",
-        {"filter inet evil"},
-    ),
-    (
-        "nft add chain netdev vmmobility evil { type filter hook ingress device eth0 "
-        "priority 0 ; policy drop ; }",
-        {"filter netdev evil"},
-    ),
-    ("nft add element inet vmmobility to_tap4 { 10.99.0.1 }", {"counter 10.99.0.1/32"}),
-    ("nft delete element inet vmmobility onward6 { fd77::5 }", {"counter fd77::5/128"}),
-    ("nft delete table netdev vmmobility", {f"filter {TAP}", f"filter {SECOND}", "filter tables"}),
-    ("nft flush ruleset", {f"filter {TAP}", "filter tables", "counter 10.77.0.5/32"}),
-]
-
-
 def change(hands: LinuxHands, commands: str) -> None:
     for command in commands.replace("TAP", TAP).split(" && "):
         words = command.split(" ")
@@ -251,10 +148,11 @@ def change(hands: LinuxHands, commands: str) -> None:
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize(("commands", "expected"), CHANGES, ids=[c for c, _ in CHANGES])
+@pytest.mark.parametrize(("linux", "commands", "expected"), list(each_change()), indirect=["linux"])
 def test_each_change_is_found_by_name_and_repaired(linux: Plane, commands: str, expected: set[str]):
     assert isinstance(linux.hands, LinuxHands)
-    change(linux.hands, commands)
+    change(linux.hands, of(linux.back_end, commands))
+    expected = {of(linux.back_end, item) for item in expected}
     found = linux.audit()
     names = {drift.item for drift in found}
     assert expected <= names
@@ -269,21 +167,23 @@ def test_each_change_is_found_by_name_and_repaired(linux: Plane, commands: str, 
 
 
 @pytest.mark.netns
-def test_a_dead_relay_is_found_once(linux: Plane, tmp_path: Path):
-    pid = int((tmp_path / "relay.lock").read_text())
+def test_a_dead_relay_is_found_once(linux: Plane):
+    lock = linux.folder / "relay.lock"
+    pid = int(lock.read_text())
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not os.path.exists(f"/proc/{pid}/fd/0"), "the relay's end")
     found = linux.audit()
     assert {drift.item for drift in found} == {"relay"}
-    assert int((tmp_path / "relay.lock").read_text()) != pid
+    assert int(lock.read_text()) != pid
     assert linux.audit() == []
 
 
 @pytest.mark.netns
-def test_a_tun_that_is_gone_comes_back_with_its_routes(linux: Plane):
-    """The relay loses its device, ends, and is replaced: whoever is first repairs it."""
+def test_a_tunnel_that_is_gone_comes_back_with_its_routes(linux: Plane):
+    """A relay loses its device, ends, and is replaced: whoever is first repairs it."""
     assert isinstance(linux.hands, LinuxHands)
-    linux.hands.space.ip("link", "del", "vmmob-tun")
+    device = of(linux.back_end, "TUNNEL4")
+    linux.hands.space.ip("link", "del", device)
     names: set[str] = set()
 
     def found() -> set[str]:
@@ -291,8 +191,8 @@ def test_a_tun_that_is_gone_comes_back_with_its_routes(linux: Plane):
         return names
 
     wait_for(found, "it is found")
-    assert names & {"relay", "tun vmmob-tun"}
-    assert "vmmob-tun" in linux.leads("10.77.0.6/32")
+    assert names & {"relay", f"tunnel {device}"}
+    assert linux.tunnelled("10.77.0.6/32")
     wait_for(lambda: linux.audit() == [], "nothing is left to find")
 
 
@@ -347,7 +247,7 @@ def test_a_state_under_way_is_not_drift(linux: Plane):
         return found
 
     assert linux.await_(both()) == []
-    assert "vmmob-tun" in linux.leads(BOTH[0])
+    assert linux.tunnelled(BOTH[0])
 
 
 @pytest.mark.netns
@@ -397,11 +297,11 @@ def test_an_audit_restores_the_way_of_packets(fabric: Fabric):
     space.ip("route", "del", "10.77.0.5/32", "proto", "77")
     found = space.await_(fabric.a.driver.audit([GUEST]))
     assert [drift.item for drift in found] == ["route 10.77.0.5/32"]
-    assert "vmmob-tun" in space.ip("route", "show", "10.77.0.5")
+    assert fabric.a.leads_into_tunnel(4)
     guest.close()
 
 
 def test_the_gateway_has_one_address_a_family():
-    """CHANGES above name them."""
+    """dataplane_changes.py names them."""
     settings = LinuxSettings(None, None, Path())
     assert (str(settings.gateway4), str(settings.gateway6)) == ("169.254.1.1", "fe80::1")

@@ -142,7 +142,7 @@ def test_prefixes_longer_and_shorter(dc_plane: Plane) -> None:
 
 @pytest.fixture
 def kernel_plane(tmp_path):
-    for one in linux_plane(tmp_path, DC):
+    for one in linux_plane(tmp_path, "relay", DC):
         one.start()
         one.resync()
         yield one
@@ -221,7 +221,7 @@ def test_other_hands_changes_are_found_and_repaired(kernel_plane: Plane, change:
 def test_other_prefixes_after_a_restart_make_other_rules_and_another_guard(tmp_path) -> None:
     more = (*DC, ip_network("10.0.200.0/24"), ip_network("2001:db8::/32"))
     many = tuple(ip_network(f"172.16.{n}.0/25") for n in range(60))
-    for plane in linux_plane(tmp_path, DC):
+    for plane in linux_plane(tmp_path, "relay", DC):
         plane.start()
         plane.resync(redirect(Outside.QUEUE))
         space = hands(plane).space

@@ -272,8 +272,10 @@ class FakeNve:
         self.dc_prefixes: list[str] = []
 
     def status(self) -> dict[str, Any]:
+        tunnels = {"back_end": "relay", "why": "no ipip here", "cost": "one process"}
         return {
             **STATUS, "role": "nve", "accelerator": "tcg", "dc_prefixes": self.dc_prefixes,
+            "tunnels": tunnels,
         }  # fmt: skip
 
     async def vms(self) -> list[dict[str, Any]]:

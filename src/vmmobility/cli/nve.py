@@ -144,11 +144,15 @@ def status(socket_path: Path, json_output: bool) -> None:
     """How the NVE is."""
     with NveClient(socket_path) as client:
         found = client.status()
-    if json_output:
-        output.print_json(found)
-    else:
-        inside = found.get("dc_prefixes") or EVERYBODY
-        output.print_fields({**found, "dc_prefixes": inside})
+    output.print_json(found) if json_output else output.print_fields(_fields(found))
+
+
+def _fields(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The tunnels' words a line each: they are sentences."""
+    fields = {**status, "dc_prefixes": status.get("dc_prefixes") or EVERYBODY}
+    tunnels = fields.pop("tunnels", None) or {}
+    named = {"tunnels": "back_end", "tunnels, why": "why", "tunnels, cost": "cost"}
+    return fields | {name: tunnels[key] for name, key in named.items() if key in tunnels}
 
 
 @nve.command()

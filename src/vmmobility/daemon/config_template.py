@@ -72,6 +72,7 @@ redirect = "auto"  # auto | host-route | tunnel
 # The prefixes of all hosts in your data centres: VMs, NVEs, routers, servers.  Tunnels carry no
 # packet of any other sender (Section 3 of the draft).  Without it every sender counts as inside.
 # dc_prefixes = ["198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32"]
+tunnel = "auto"  # auto | kernel | relay: who carries tunnelled packets; auto asks the kernel
 # port = {port}  # UDP
 # log_file = "/var/log/vmmobility/nve.log"  # JSON lines; standard error unless given
 # record = "/var/log/vmmobility/recordings"  # what it hears, for `vmmob replay`; off unless given

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmmobility.daemon.event_log import EventLog
     from vmmobility.daemon.pump import Pump
     from vmmobility.drivers.linux.driver import LinuxDataPlane
+    from vmmobility.drivers.linux.tunnels import Choice
     from vmmobility.engine.nve import NveEngine
 
 EXTERNAL = "external"  # the kind of guests that other hands run
@@ -59,6 +60,7 @@ class NveService:
             "accelerator": self._accelerator,
             "relay_deaths": self._data_plane.relay_deaths,
             "dc_prefixes": [str(prefix) for prefix in self._config.dc_prefixes],
+            "tunnels": _tunnels(self._data_plane.tunnel_choice),
         }
 
     async def vms(self) -> list[dict[str, Any]]:
@@ -167,6 +169,13 @@ class NveService:
             "epoch": entry.epoch,
             "ports": [port_name(vm, n) for n in range(len(entry.interfaces))] if plugged else [],
         }
+
+
+def _tunnels(choice: Choice | None) -> dict[str, str] | None:
+    """Who carries tunnelled packets, why, and what it costs."""
+    if choice is None:
+        return None
+    return {"back_end": choice.back_end, "why": choice.why, "cost": choice.cost}
 
 
 def read_definition(definition: dict[str, Any]) -> VmDefinition:
