@@ -247,7 +247,8 @@ def fake_plane(dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[Plane]:
 def linux_plane(
     folder: Path, back_end: TunnelWish, dc_prefixes: tuple[Prefix, ...] = ()
 ) -> Iterator[Plane]:
-    space, peer = Namespace("n"), Namespace("p")
+    kind = ("d" if dc_prefixes else "") + back_end[0]  # a module's standing one lives beside
+    space, peer = Namespace(f"{kind}n"), Namespace(f"{kind}p")
     try:
         join(space, "eth0", peer, "eth0", 1)
         space.ip("route", "add", "default", "via", "10.0.1.2")

@@ -226,7 +226,7 @@ def test_the_guard_holds_whatever_routes_say(dc_fabric: Fabric, version: int) ->
     fabric.a.apply(REDIRECT)
     guest = fabric.b.plug()
     # By hand, the worst: everybody's packets are led into the tunnel.
-    lead = ("dev", TUN_NAME)
+    lead: tuple[str, ...] = ("dev", TUN_NAME)
     if fabric.back_end == "kernel":
         kind = {4: "ip", 6: "ip6"}[version]
         ends = ("dst", str(B.locator(version)), "src", str(A.locator(version)))
@@ -281,9 +281,10 @@ def test_the_guard_holds_at_a_tunnels_far_end_too(dc_fabric: Fabric, version: in
     fabric = dc_fabric
     fabric.b.apply(replace(LOCAL, accept_from=(A,)))
     guest = fabric.b.plug()
-    # A relay that knows of no outside: whoever takes the outer header off, the kernel forwards.
-    whole = {**fabric.b.driver._orders._whole_table(), "inside": []}
-    fabric.b.space.await_(fabric.b.driver._relay.order(whole))
+    if fabric.back_end == "relay":
+        # One that knows of no outside: whoever takes the outer header off, the kernel forwards.
+        whole = {**fabric.b.driver._orders._whole_table(), "inside": []}
+        fabric.b.space.await_(fabric.b.driver._relay.order(whole))
     with _raw_tunnel(fabric.a.space, version) as tunnel:
         for sender, payload in ((HOST, b"outside"), (INSIDE, b"inside")):
             packet = udp(sender[version], OWN[version], payload)
@@ -296,7 +297,6 @@ def test_the_guard_holds_at_a_tunnels_far_end_too(dc_fabric: Fabric, version: in
 
     wait_for(here, "the one from inside")
     assert b"outside" not in heard
-    assert _drops(fabric.b) == 0
     assert fabric.b.traffic().outside == 1
     guest.close()
 

@@ -28,7 +28,7 @@ from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_client import RelayClient
 from vmmobility.drivers.linux.relay_orders import RelayOrders
 from vmmobility.drivers.linux.routes import RouteName, Routes
-from vmmobility.drivers.linux.rtnetlink import Route
+from vmmobility.drivers.linux.rtnetlink import Route, Rule
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.traffic_sources import Sources
 from vmmobility.drivers.linux.tunnel_choice import make_tunnels
@@ -98,13 +98,15 @@ class LinuxDataPlane:
         netlink = self._open_netlink()
         underlays = environment.find_underlays(netlink, self._settings)
         sysctl.ensure(sysctl.for_node(tuple(link.name for link in underlays)))
-        rules = environment.node_rules(self._tunnels.rules(), self._settings)
-        environment.ensure_rules(netlink, rules)
+        environment.ensure_rules(netlink, self._rules())
         await self._tunnels.start(underlays)
         self._ports.read()
         self._routes.read()
         await self._filters.read()
         await self._tunnels.ensure(underlays)
+
+    def _rules(self) -> list[Rule]:
+        return environment.node_rules(self._tunnels.rules(), self._settings)
 
     def _open_netlink(self) -> Netlink:
         if self._netlink is None:
@@ -307,7 +309,7 @@ class LinuxDataPlane:
         self._routes.remove(stale)
         netlink.batch([rtnetlink.delete_route(route) for route in self._routes.strangers])
         # Tunnels of another back end, which an earlier daemon used: no route leads there any more.
-        environment.remove_surplus(netlink, tunnels.rules(), tunnels.indices.keys())
+        environment.remove_surplus(netlink, self._rules(), tunnels.indices.keys())
         script += self._filters.leftovers_script(self._ports.taps)
         if script:
             try:
