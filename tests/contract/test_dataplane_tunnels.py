@@ -146,6 +146,7 @@ def test_a_target_changes_from_peer_to_peer_without_a_hole(fabric: Fabric) -> No
     """b sends on to c what a tunnels to it, and may take from c once it delivers again."""
     fabric.b.apply(replace(LOCAL, accept_from=(A, C)))
     fabric.a.apply(REDIRECT)
+    fabric.b.space.await_(fabric.b.driver.audit())  # tells of the relays that other tests killed
     guest = fabric.b.plug()
     for version in (4, 6):
         reach(fabric, guest, version, b"before")

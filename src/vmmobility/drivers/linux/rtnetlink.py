@@ -195,7 +195,7 @@ def _next_hop(answer: bytes) -> NextHop:
     gateway = ip_address(found[5]) if 5 in found else None
     if 18 in found:
         gateway = ip_address(found[18][2:])
-    return NextHop(number(found.get(4, b"\0")), gateway)
+    return NextHop(number(found.get(4, b"\0")), gateway, read_encapsulation(found))
 
 
 def set_link(
