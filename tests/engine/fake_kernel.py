@@ -21,6 +21,7 @@ class Counters:
     consumed: int = 0
     redirected: int = 0
     dropped: int = 0
+    too_big: int = 0
 
 
 @dataclass

@@ -79,6 +79,7 @@ class NveService:
                         "consumed": traffic.consumed,
                         "redirected": traffic.redirected,
                         "dropped": traffic.dropped,
+                        "too_big": traffic.too_big,
                     },
                 }
             )

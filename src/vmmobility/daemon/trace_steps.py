@@ -258,8 +258,8 @@ def _kernel(shown: Mapping[str, Any]) -> list[str]:
     if isinstance(ports, list) and ports:
         words.append(f"taps {', '.join(map(str, ports))}")
     counts = [
-        f"{shown[name]} {name}"
-        for name in ("delivered", "redirected", "dropped")
+        f"{shown[name]} {name.replace('_', ' ')}"
+        for name in ("delivered", "redirected", "dropped", "too_big")
         if isinstance(shown.get(name), int) and shown[name]
     ]
     return words + ([f"packets {', '.join(counts)}"] if counts else [])

@@ -58,12 +58,16 @@ class Traffic:
     consumed:   packets the guest side has taken out of the taps
     redirected: packets sent on towards the redirect's target, by tunnel or by host route
     dropped:    packets for or from the VM that were dropped here (filter, relay guard)
+    too_big:    packets to the VM that did not fit the path from here on, dropped, their senders
+                told where the RFCs let us (RFC 1812, RFC 4443); not in `dropped`: every sender
+                that finds its path's MTU makes some
     """
 
     delivered: int = 0
     consumed: int = 0
     redirected: int = 0
     dropped: int = 0
+    too_big: int = 0
 
 
 class DataPlane(Protocol):

@@ -57,6 +57,7 @@ class FakeDataPlane:
         consumed: int = 0,
         redirected: int = 0,
         dropped: int = 0,
+        too_big: int = 0,
     ) -> None:
         """Count packets for a VM that this node holds something for."""
         old = self._traffic[vm]
@@ -65,6 +66,7 @@ class FakeDataPlane:
             old.consumed + consumed,
             old.redirected + redirected,
             old.dropped + dropped,
+            old.too_big + too_big,
         )
 
     def forwarding(self, vm: VmKey) -> Forwarding:

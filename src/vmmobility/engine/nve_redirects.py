@@ -36,6 +36,8 @@ class Counted(Protocol):
     def redirected(self) -> int: ...
     @property
     def dropped(self) -> int: ...
+    @property
+    def too_big(self) -> int: ...
 
 
 class NveRedirects(NveParts):
@@ -54,7 +56,7 @@ class NveRedirects(NveParts):
         elif label == "check" and entry.check is not None:
             entry.check.traffic = {
                 name: getattr(counted, name)
-                for name in ("delivered", "consumed", "redirected", "dropped")
+                for name in ("delivered", "consumed", "redirected", "dropped", "too_big")
             }
 
     def traffic(self, counts: Mapping[VmKey, Counted], now: float) -> None:

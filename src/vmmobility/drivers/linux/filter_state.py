@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from vmmobility.drivers.linux import filter
-from vmmobility.drivers.linux.filter import ONWARD, TO_TAP
-from vmmobility.drivers.linux.filter_listing import COUNTING, ChainName, Shown, View
+from vmmobility.drivers.linux.filter import BASE_CHAINS, KINDS
+from vmmobility.drivers.linux.filter_listing import ChainName, Shown, View
 from vmmobility.drivers.linux.plan import Plan, Port
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Prefix, VmKey
 
 _MANY = 100
+_BASE: dict[ChainName, int] = {("inet", name): rules for name, rules in BASE_CHAINS.items()}
 
 
 class Filters:
@@ -37,23 +38,27 @@ class Filters:
         if self.base_fault(self._held):
             await filter.run_nft(filter.base_script())
             self._held = await self._view.show()
-            self._prints.pop(COUNTING, None)
-        if COUNTING in self._held.prints:
-            self._prints.setdefault(COUNTING, self._held.prints[COUNTING])
+            for chain in _BASE:
+                self._prints.pop(chain, None)
+        for chain in _BASE.keys() & self._held.prints.keys():
+            self._prints.setdefault(chain, self._held.prints[chain])
         self._learn(self._held)
         for chain in self._held.digests:
             if self._held.prints[chain] != self._prints.get(chain):
                 self._held.digests[chain] = ""
 
     def base_fault(self, shown: Shown) -> str:
-        """What is wrong with the tables and the counting chain, in words; "" if nothing is."""
+        """What is wrong with the tables and the counting chains, in words; "" if nothing is."""
         for family in ("inet", "netdev"):
             if family not in shown.tables:
                 return f"lacks its {family} table"
-        if COUNTING not in shown.prints:
-            return "lacks the chain that counts"
-        changed = self._prints.get(COUNTING, shown.prints[COUNTING]) != shown.prints[COUNTING]
-        return "counts by other rules" if changed or shown.rules[COUNTING] != 4 else ""
+        for chain, rules in _BASE.items():
+            if chain not in shown.prints:
+                return f"lacks the chain {chain[1]}, which counts"
+            changed = self._prints.get(chain, shown.prints[chain]) != shown.prints[chain]
+            if changed or shown.rules[chain] != rules:
+                return "counts by other rules"
+        return ""
 
     def fault(self, port: Port, shown: Shown) -> str:
         """What is wrong with a tap's filter, in words; "" if nothing is."""
@@ -66,13 +71,13 @@ class Filters:
 
     def strays(self, shown: Shown, taps: Collection[str]) -> list[ChainName]:
         """Chains in our tables that are not ours."""
-        ours = {COUNTING, *(("netdev", tap) for tap in taps)}
+        ours = {*_BASE, *(("netdev", tap) for tap in taps)}
         return [chain for chain in shown.prints if chain not in ours]
 
     def uncounted(self, vm: VmKey, shown: Shown) -> list[Prefix]:
-        """The prefixes of a VM that should be counted, and are not both ways."""
+        """The prefixes of a VM that should be counted, and are not in every way."""
         wanted = self.counted.get(vm, [])
-        return [p for p in wanted if not {(TO_TAP, p), (ONWARD, p)} <= shown.counted]
+        return [p for p in wanted if not _elements(p) <= shown.counted]
 
     def surplus(self, shown: Shown) -> list[Prefix]:
         """The prefixes that are counted and that nobody wants counted."""
@@ -113,9 +118,7 @@ class Filters:
         if self.counted.get(made.vm) == made.counted:
             return ""
         held = self._held.counted
-        return filter.count_script(
-            [p for p in made.counted if (TO_TAP, p) not in held or (ONWARD, p) not in held]
-        )
+        return filter.count_script([p for p in made.counted if not _elements(p) <= held])
 
     def filter_script(self, port: Port, anew: bool) -> str:
         """The script that installs a tap's filter, "" where it stands right."""
@@ -166,7 +169,7 @@ class Filters:
         else:
             self.counted.pop(made.vm, None)
         for prefix in made.counted:
-            self._held.counted |= {(TO_TAP, prefix), (ONWARD, prefix)}
+            self._held.counted |= _elements(prefix)
         return self._uncount([p for p in before if self._users[p] <= 0])
 
     def leftovers_script(self, taps: Collection[str]) -> str:
@@ -180,8 +183,13 @@ class Filters:
     def _uncount(self, prefixes: list[Prefix]) -> str:
         for prefix in prefixes:
             del self._users[prefix]
-            self._held.counted -= {(TO_TAP, prefix), (ONWARD, prefix)}
+            self._held.counted -= _elements(prefix)
         return filter.uncount_script(prefixes)
+
+
+def _elements(prefix: Prefix) -> set[tuple[str, Prefix]]:
+    """What counts one prefix."""
+    return {(kind, prefix) for kind in KINDS}
 
 
 async def run_scripts(scripts: Mapping[VmKey, str]) -> dict[VmKey, str]:

@@ -24,7 +24,7 @@ from typing import Any
 from vmmobility.drivers.linux.neighbour_proxy import NeighbourProxy, read_ports
 from vmmobility.drivers.linux.relay_table import RelayTable, read_entry
 
-VERSION = 2
+VERSION = 3
 _READ_BYTES = 1 << 20
 _LONGEST_ORDER = 64 << 20
 

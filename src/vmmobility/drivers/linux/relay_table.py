@@ -131,6 +131,12 @@ class RelayTable:
             self.strays["unknown"] += 1
         return entry
 
+    def entry_of(self, packet: Packet, version: int) -> Entry | None:
+        """The VM that a packet is for, or that the beginning of one was; no stray is counted."""
+        if len(packet) < _HEADER_LENGTH[version] or packet[0] >> 4 != version:
+            return None
+        return self.look_up(version, packet[_DESTINATION[version]])
+
     def from_kernel(self, packet: Packet) -> Decision:
         """A packet that this node's own routes led into the TUN device."""
         version = packet[0] >> 4 if packet else 0

@@ -19,6 +19,11 @@ from vmmobility.drivers.linux.relay_orders import RelayOrders
 from vmmobility.wire.values import Prefix, VmKey
 
 
+_COUNTED = (
+    (filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected"), (filter.TOO_BIG, "too_big"),
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Sources:
     """All that counts packets of VMs at one node."""
@@ -39,6 +44,8 @@ class Sources:
                 ledger.note(vm, "redirected", "relay", relay.get("forwarded", 0))
                 drops = sum(n for key, n in relay.items() if key.startswith("drop_"))
                 ledger.note(vm, "dropped", "relay", drops)
+                # Those that it told the sender of have passed nft, which counts the errors.
+                ledger.note(vm, "too_big", "relay", relay.get("too_big_untold", 0))
         for name, tap in self.ports.taps.items():
             if tap.settled is None:
                 continue
@@ -55,7 +62,7 @@ def _note_counted(
 ) -> None:
     """What is not listed just now is not zero: leave it out."""
     for prefix in prefixes:
-        for kind, name in ((filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected")):
+        for kind, name in _COUNTED:
             packets = counts.counted.get((kind, prefix))
             if packets is not None:
                 ledger.note(vm, name, f"{kind} {prefix}", packets)
