@@ -77,6 +77,7 @@ class Fabric:
     a: Node
     b: Node
     c: Node
+    routers: tuple[Namespace, Namespace]
 
 
 def _node(space: Namespace, locators: Nve, folder: Path) -> Node:
@@ -106,7 +107,8 @@ def make_fabric(folder: Path) -> Iterator[Fabric]:
         # Home: the covering prefix leads to a.
         r1.ip("route", "add", "10.77.0.0/24", "via", "10.0.1.2")
         r1.ip("-6", "route", "add", "fd77::/64", "via", "fd00:1::2")
-        made = Fabric(h, _node(a, A, folder), _node(b, B, folder), _node(c, C, folder))
+        nodes = (_node(a, A, folder), _node(b, B, folder), _node(c, C, folder))
+        made = Fabric(h, *nodes, routers=(r1, r2))
         yield made
         for node in (made.a, made.b, made.c):
             node.space.await_(node.driver.remove_all())

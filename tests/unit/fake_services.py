@@ -290,8 +290,7 @@ class FakeNve:
             "epoch": 1,
             "forwarding": "local",
             "target": None,
-            "traffic": {"delivered": 5, "consumed": 5, "redirected": 0, "dropped": 0,
-                        "too_big": 2},
+            "traffic": {"delivered": 5, "consumed": 5, "redirected": 0, "dropped": 0, "too_big": 2},
         }
         return self.running[vm]
 
@@ -314,8 +313,7 @@ class FakeNve:
             "epoch": 0,
             "forwarding": "none",
             "target": None,
-            "traffic": {"delivered": 0, "consumed": 0, "redirected": 0, "dropped": 0,
-                        "too_big": 2},
+            "traffic": {"delivered": 0, "consumed": 0, "redirected": 0, "dropped": 0, "too_big": 2},
         }
         return self.running[vm]
 

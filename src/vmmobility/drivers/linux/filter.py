@@ -1,9 +1,9 @@
 """nftables: the taps' source filters and the per-address counters, as text for `nft -f`.
 
 Two tables of ours: `inet vmmobility` counts what leaves towards taps and onward, and what senders
-are told is too big; `netdev vmmobility` has one ingress chain a tap.  nft runs only when ports or entries come and go, never
-when a route turns: counters exist for both directions all the time.  Every removal is
-`add; delete` in one transaction, so that a thing already gone is no error.
+are told is too big; `netdev vmmobility` has one ingress chain a tap.  nft runs only when ports or
+entries come and go, never when a route turns: counters exist for both directions all the time.
+Every removal is `add; delete` in one transaction, so that a thing already gone is no error.
 
 Not here: when to call (driver.py).  Rests on the `nft` program (1.0.6 is enough).
 """
@@ -16,11 +16,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import (
-    IPv4Address,
-    IPv6Address,
+    IPv4Network,
+    IPv6Network,
     collapse_addresses,
     ip_network,
-    summarize_address_range,
 )
 from typing import Any
 
@@ -35,7 +34,6 @@ COUNTING, SIZES = "counting", "sizes"
 BASE_CHAINS = {COUNTING: 4, SIZES: 2}
 """The chains of `inet vmmobility` and their numbers of rules."""
 _SPOOFED = "spoofed"
-_ADDRESS = {4: IPv4Address, 6: IPv6Address}
 
 
 @dataclass(slots=True)
@@ -156,8 +154,12 @@ def _element(kind: str, prefix: Prefix) -> str:
 
 def prefix_of(first: int, last: int, version: int) -> Prefix | None:
     """The prefix from one number to another, or None where they bound none."""
-    parts = list(summarize_address_range(_ADDRESS[version](first), _ADDRESS[version](last)))
-    return ip_network(str(parts[0])) if len(parts) == 1 else None
+    size = last - first + 1
+    if size & (size - 1) or first % size:
+        return None
+    if version == 4:
+        return IPv4Network((first, 33 - size.bit_length()))
+    return IPv6Network((first, 129 - size.bit_length()))
 
 
 def count_script(prefixes: Sequence[Prefix]) -> str:

@@ -1,0 +1,279 @@
+"""Packets that are too big for a redirect: told to their senders with what fits, and counted."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv6Address, ip_address, ip_network
+
+import pytest
+
+from tests.contract.dataplane_fabric import (
+    HOST,
+    LOCAL,
+    OWN,
+    A,
+    B,
+    C,
+    Fabric,
+    Node,
+    reach,
+    receives,
+)
+from tests.contract.frames import Guest, checksum, ipv4, udp
+from tests.contract.namespaces import wait_for
+from tests.contract.path_sizes import HEADERS, SizedSender, Told
+from tests.contract.test_dataplane_guards import raw_tunnel
+from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC
+from vmmobility.drivers.linux.size_errors import message
+from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
+from vmmobility.wire.values import Interface, Nve, VmKey
+
+pytestmark = pytest.mark.netns
+
+OUTER = {4: 20, 6: 40}
+LEAST = {4: 68, 6: 1280}
+LOCATOR = {4: "10.0.1.2", 6: "fd00:1::2"}
+TUNNELLED = replace(LOCAL, plugged=False, forwarding=Forwarding.REDIRECT, target=B)
+NEIGHBOUR = {4: "10.77.0.6", 6: "fd77::6"}
+NEIGHBOUR_MAC = bytes.fromhex("020000000006")
+BESIDE = VmDataPlane(
+    VmKey(0, "vm-2"),
+    (Interface(NEIGHBOUR_MAC, (ip_network("10.77.0.6/32"), ip_network("fd77::6/128"))),),
+    plugged=True,
+    forwarding=Forwarding.LOCAL,
+)
+"""A VM that stays at a."""
+
+
+def set_mtu(fabric: Fabric, mtu: int) -> None:
+    """Of the link between r1 and r2, in the middle of the tunnel from a to b."""
+    r1, r2 = fabric.routers
+    r1.ip("link", "set", "tor2", "mtu", str(mtu))
+    r2.ip("link", "set", "tor1", "mtu", str(mtu))
+
+
+def forget_paths(fabric: Fabric) -> None:
+    """What the kernels have learnt of paths' MTUs."""
+    for space in (fabric.host, fabric.a.space, fabric.b.space, fabric.c.space):
+        space.ip("route", "flush", "cache")
+        space.ip("-6", "route", "flush", "cache")
+
+
+@pytest.fixture
+def narrow(fabric: Fabric) -> Iterator[Fabric]:
+    """The same fabric with 1400 octets in the middle of the way from a to b."""
+    set_mtu(fabric, 1400)
+    yield fabric
+    set_mtu(fabric, 1500)
+    forget_paths(fabric)
+
+
+@pytest.fixture(params=["own link", "in the middle"])
+def limited(request: pytest.FixtureRequest, fabric: Fabric) -> Iterator[tuple[Fabric, int]]:
+    """A fabric and the MTU of the way from a to b: a's own link's, or of one that a must learn."""
+    mtu = 1500 if request.param == "own link" else 1400
+    set_mtu(fabric, mtu)
+    yield fabric, mtu
+    set_mtu(fabric, 1500)
+    forget_paths(fabric)
+
+
+@pytest.fixture
+def guest(fabric: Fabric) -> Iterator[Guest]:
+    """At b, to which a redirects."""
+    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
+    fabric.a.apply(TUNNELLED)
+    guest = fabric.b.plug()
+    yield guest
+    guest.close()
+
+
+def too_big(node: Node) -> int:
+    return node.traffic().too_big
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_fits_passes_and_one_octet_more_is_told(
+    limited: tuple[Fabric, int], guest: Guest, version: int
+) -> None:
+    fabric, path = limited
+    fits = path - OUTER[version]
+    with SizedSender(fabric.host, version, HOST[version]) as sender:
+        # Twice: the first finds a path that is not known yet.
+        for number in (1, 2):
+            sender.send(fits + 1, OWN[version])
+            assert sender.told() == Told(LOCATOR[version], fits)
+            assert too_big(fabric.a) == number
+            payload = sender.send(fits, OWN[version], b"fits%d" % number)
+            assert receives(guest, payload)
+        assert sender.told(0.02) is None
+    assert fabric.a.traffic().dropped == 0
+    assert fabric.a.traffic().redirected >= 2
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_vm_on_the_same_nve_is_told_too(
+    limited: tuple[Fabric, int], guest: Guest, version: int
+) -> None:
+    fabric, path = limited
+    fabric.a.apply(BESIDE)
+    beside = Guest(fabric.a.space, port_name(BESIDE.vm, 0), NEIGHBOUR_MAC, DEFAULT_GATEWAY_MAC)
+    fits = path - OUTER[version]
+
+    def packet(octets: int) -> bytes:
+        payload = b"n" * (octets - HEADERS[version])
+        return dont_fragment(udp(NEIGHBOUR[version], OWN[version], payload))
+
+    for _ in (1, 2):
+        beside.send_packet(packet(fits + 1))
+        found = beside.find(lambda frame: told_in(frame, version))
+        assert found is not None, "no ICMP error"
+        source, mtu = found[:-4], int.from_bytes(found[-4:], "big")
+        # RFC 1812 section 4.3.2.4: the interface's own address; else the relay's, a locator.
+        assert source.decode() in (LOCATOR[version], *({4: ["169.254.1.1"], 6: []}[version]))
+        assert mtu == fits
+    beside.send_packet(packet(fits))
+    assert receives(guest, b"n" * (fits - HEADERS[version]))
+    assert too_big(fabric.a) == 2
+    beside.close()
+
+
+def told_in(frame: bytes, version: int) -> bytes | None:
+    """The source as text and the MTU, of an ICMP error about size in a frame."""
+    if version == 4 and frame[12:14] == b"\x08\x00" and frame[23] == 1 and frame[34:36] == b"\3\4":
+        return str(ip_address(frame[26:30])).encode() + bytes(2) + frame[40:42]
+    if version == 6 and frame[12:14] == b"\x86\xdd" and frame[20] == 58 and frame[54] == 2:
+        return str(ip_address(frame[22:38])).encode() + frame[58:62]
+    return None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_peers_packet_that_does_not_fit_on_to_the_next_peer(
+    narrow: Fabric, guest: Guest, version: int
+) -> None:
+    narrow.a.apply(replace(TUNNELLED, accept_from=(C,)))
+    fits = 1400 - OUTER[version]
+    packet = udp(HOST[version], OWN[version], b"p" * (fits + 1 - HEADERS[version]))
+    with (
+        # It hears what packets in its name cause.
+        SizedSender(narrow.host, version, HOST[version]) as sender,
+        raw_tunnel(narrow.c.space, version) as tunnel,
+    ):
+        for number in (1, 2):
+            tunnel.sendto(dont_fragment(packet), (str(A.locator(version)), 0))
+            assert sender.told() == Told(LOCATOR[version], fits)
+            assert too_big(narrow.a) == number
+
+
+def dont_fragment(packet: bytes) -> bytes:
+    """The packet with that bit set, if it is IPv4, and its checksum right."""
+    if packet[0] >> 4 == 6:
+        return packet
+    head = packet[:6] + bytes([packet[6] | 0x40]) + packet[7:10] + b"\0\0" + packet[12:20]
+    return head[:10] + checksum(head).to_bytes(2, "big") + packet[12:]
+
+
+def test_ipv4_that_may_be_fragmented_arrives_whole(narrow: Fabric, guest: Guest) -> None:
+    with SizedSender(narrow.host, 4, HOST[4], fragments=True) as sender:
+        for number in (1, 2):
+            # As big as the TUN device takes, and more than the link in the middle.
+            payload = sender.send(1480, OWN[4], b"fragments%d" % number)
+            assert receives(guest, payload)
+        assert sender.told(0.02) is None
+    # One that may not be makes a learn the path: now it is a that fragments.
+    with SizedSender(narrow.host, 4, HOST[4]) as exact:
+        exact.send(1381, OWN[4])
+        assert exact.told() == Told(LOCATOR[4], 1380)
+    narrow.host.ip("route", "flush", "cache")  # else the sender fragments
+    with SizedSender(narrow.host, 4, HOST[4], fragments=True) as sender:
+        payload = sender.send(1480, OWN[4], b"from here")
+        assert receives(guest, payload)
+        assert sender.told(0.02) is None
+    assert too_big(narrow.a) == 1
+
+
+def test_ipv6_that_every_link_takes_is_fragmented_outside(fabric: Fabric, guest: Guest) -> None:
+    set_mtu(fabric, 1300)
+    try:
+        with SizedSender(fabric.host, 6, HOST[6]) as sender:
+            sender.send(1281, OWN[6])
+            assert sender.told() == Told(LOCATOR[6], 1280)
+            payload = sender.send(1280, OWN[6], b"least")
+            assert receives(guest, payload)
+            assert sender.told(0.02) is None
+        assert too_big(fabric.a) == 1
+    finally:
+        set_mtu(fabric, 1500)
+        forget_paths(fabric)
+
+
+def test_no_error_about_an_error(narrow: Fabric, guest: Guest) -> None:
+    """An ICMP error that is too big itself is dropped and counted, and nobody is told."""
+    narrow.a.apply(replace(TUNNELLED, accept_from=(C,)))
+    with (
+        SizedSender(narrow.host, 4, HOST[4]) as sender,
+        raw_tunnel(narrow.c.space, 4) as tunnel,
+    ):
+        sender.send(1400, OWN[4])
+        assert sender.told() == Told(LOCATOR[4], 1380)
+        error = ipv4(HOST[4], OWN[4], 1, b"\3\1" + bytes(1378))
+        tunnel.sendto(dont_fragment(error), (str(A.locator(4)), 0))
+        wait_for(lambda: too_big(narrow.a) == 2, "the drop is counted")
+        assert sender.told(0.05) is None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_local_delivery_takes_what_the_tap_takes(fabric: Fabric, version: int) -> None:
+    fabric.a.apply(LOCAL)
+    guest = fabric.a.plug()
+    reach(fabric, guest, version, b"x" * (1500 - HEADERS[version]))
+    assert too_big(fabric.a) == 0
+    guest.close()
+
+
+def encapsulated(packet: bytes, version: int, peer: Nve) -> bytes:
+    """As a would send it to the peer."""
+    if version == 4:
+        return ipv4(LOCATOR[4], str(peer.ipv4), 4, packet)
+    ends = IPv6Address(LOCATOR[6]).packed + IPv6Address(str(peer.ipv6)).packed
+    return struct.pack("!IHBB", 6 << 28, len(packet), 41, 64) + ends + packet
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("lie", ["", "fits", "to another peer", "for nobody"])
+def test_a_forged_error_about_a_tunnel_makes_no_other(
+    fabric: Fabric, guest: Guest, version: int, lie: str
+) -> None:
+    """Who quotes what this node could not have sent does not make it send anything.
+
+    Without a lie it does: so the others did reach the relay.
+    """
+    quoted, peer = udp(HOST[version], OWN[version], b"q" * 1300), B
+    if lie == "fits":
+        quoted = udp(HOST[version], OWN[version], b"q" * 900)
+    elif lie == "to another peer":
+        peer = C
+    elif lie == "for nobody":
+        quoted = udp(HOST[version], "10.77.0.9" if version == 4 else "fd77::9", b"q" * 1300)
+    outer = encapsulated(dont_fragment(quoted), version, peer)
+    kind = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
+    protocol = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}[version]
+    forger = fabric.host.call(lambda: socket.socket(kind, socket.SOCK_RAW, protocol))
+    with SizedSender(fabric.host, version, HOST[version]) as sender, forger:
+        for _ in range(3):
+            forger.sendto(message(outer, version, 1300), (LOCATOR[version], 0))
+        if not lie:
+            assert sender.told() == Told(
+                LOCATOR[version], max(1300 - OUTER[version], LEAST[version])
+            )
+        else:
+            assert sender.told(0.1) is None
+        # The relay is well, and its sockets' errors are emptied.
+        payload = sender.send(1000, OWN[version], b"after it")
+        assert receives(guest, payload)
+    told = fabric.a.relay()["vms"]["0/vm-1"].get("too_big_told", 0)
+    assert told == (0 if lie else 3)
+    forget_paths(fabric)
