@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.dataplane_fabric import HOST, LOCAL, MAC, OWN, TAP, A, B, Fabric
+from tests.contract.dataplane_fabric import LOCAL, MAC, OWN, TAP, A, B, Fabric
 from tests.contract.kernel_guest import KernelGuest
 from tests.contract.namespaces import Namespace, wait_for
 from tests.contract.tcp_bulk import Bulk

@@ -18,7 +18,6 @@ from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_orders import RelayOrders
 from vmmobility.wire.values import Prefix, VmKey
 
-
 _COUNTED = (
     (filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected"), (filter.TOO_BIG, "too_big"),
 )  # fmt: skip
