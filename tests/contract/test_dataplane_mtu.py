@@ -210,6 +210,46 @@ def test_ipv6_that_every_link_takes_is_fragmented_outside(fabric: Fabric, guest:
         forget_paths(fabric)
 
 
+def test_an_underlay_of_the_least_mtu_carries_both_families(fabric: Fabric, guest: Guest) -> None:
+    """A TUN device of less than 1280 octets would have no IPv6."""
+    r1, _ = fabric.routers
+
+    def narrowed(mtu: int) -> None:
+        r1.ip("link", "set", "toa", "mtu", str(mtu))
+        fabric.a.space.ip("link", "set", "eth0", "mtu", str(mtu))
+        fabric.a.resync(TUNNELLED)
+
+    narrowed(1280)
+    try:
+        with SizedSender(fabric.host, 6, HOST[6]) as sender:
+            assert receives(guest, sender.send(1280, OWN[6], b"least"))
+        with SizedSender(fabric.host, 4, HOST[4]) as sender:
+            sender.send(1261, OWN[4])
+            assert sender.told() == Told(LOCATOR[4], 1260)
+            assert receives(guest, sender.send(1260, OWN[4], b"fits"))
+        assert too_big(fabric.a) == 1
+    finally:
+        narrowed(1500)
+        forget_paths(fabric)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_is_too_big_is_counted_for_a_whole_prefix(fabric: Fabric, version: int) -> None:
+    prefixes = tuple(ip_network(text) for text in ("10.77.0.16/28", "fd77::10/124"))
+    wide = replace(
+        TUNNELLED, vm=VmKey(0, "wide"), interfaces=(Interface(NEIGHBOUR_MAC, prefixes),)
+    )
+    fabric.a.apply(TUNNELLED, wide)
+    with SizedSender(fabric.host, version, HOST[version]) as sender:
+        for last in (0, 4, 15):
+            sender.send(1500, str(prefixes[version == 6][last]))
+            assert sender.told() == Told(LOCATOR[version], 1500 - OUTER[version])
+        sender.send(1500, OWN[version])
+        assert sender.told() == Told(LOCATOR[version], 1500 - OUTER[version])
+    counted = fabric.a.space.await_(fabric.a.driver.traffic())
+    assert {vm.vm_id: one.too_big for vm, one in counted.items()} == {"vm-1": 1, "wide": 3}
+
+
 def test_no_error_about_an_error(narrow: Fabric, guest: Guest) -> None:
     """An ICMP error that is too big itself is dropped and counted, and nobody is told."""
     narrow.a.apply(replace(TUNNELLED, accept_from=(C,)))

@@ -96,12 +96,17 @@ def ensure_tun(netlink: Netlink, underlays: list[Link]) -> int:
 
 
 def _tun_mtu(underlays: list[Link], version: int) -> int:
-    return min((u.mtu for u in underlays), default=1500) - _OUTER_HEADER[version]
+    """What the tunnel takes of a family; below IPv6's least the kernel would take none of it.
+
+    Where the underlay has less, the relay fragments outside or tells the sender.
+    """
+    least = min((u.mtu for u in underlays), default=1500) - _OUTER_HEADER[version]
+    return max(least, _LEAST_IPV6_MTU)
 
 
 def tun_settings(underlays: list[Link]) -> dict[str, str]:
     """The TUN device's sysctls."""
-    return sysctl.for_tun(TUN_NAME, max(_tun_mtu(underlays, 6), _LEAST_IPV6_MTU))
+    return sysctl.for_tun(TUN_NAME, _tun_mtu(underlays, 6))
 
 
 def tun_faults(link: Link | None, underlays: list[Link]) -> Iterator[str]:
