@@ -236,9 +236,7 @@ def test_an_underlay_of_the_least_mtu_carries_both_families(fabric: Fabric, gues
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_is_too_big_is_counted_for_a_whole_prefix(fabric: Fabric, version: int) -> None:
     prefixes = tuple(ip_network(text) for text in ("10.77.0.16/28", "fd77::10/124"))
-    wide = replace(
-        TUNNELLED, vm=VmKey(0, "wide"), interfaces=(Interface(NEIGHBOUR_MAC, prefixes),)
-    )
+    wide = replace(TUNNELLED, vm=VmKey(0, "wide"), interfaces=(Interface(NEIGHBOUR_MAC, prefixes),))
     fabric.a.apply(TUNNELLED, wide)
     with SizedSender(fabric.host, version, HOST[version]) as sender:
         for last in (0, 4, 15):

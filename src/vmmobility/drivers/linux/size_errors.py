@@ -128,8 +128,8 @@ class Allowance:
     per_s: how many a second in the long run      burst: how many at once
     """
 
-    per_s: float = 1000.0
-    burst: float = 200.0
+    per_s: float = 5000.0
+    burst: float = 1000.0
     _left: float = field(default=0.0, init=False)
     _since: float = field(default=float("-inf"), init=False)
 
