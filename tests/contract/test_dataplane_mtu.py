@@ -315,3 +315,81 @@ def test_a_forged_error_about_a_tunnel_makes_no_other(
     told = fabric.a.relay()["vms"]["0/vm-1"].get("too_big_told", 0)
     assert told == (0 if lie else 3)
     forget_paths(fabric)
+
+
+def test_ipv4_too_big_for_the_tunnel_itself_is_fragmented_before_it(
+    fabric: Fabric, guest: Guest
+) -> None:
+    with SizedSender(fabric.host, 4, HOST[4], fragments=True) as sender:
+        sender.send(1500, OWN[4])
+    pieces: dict[int, int] = {}
+
+    def whole(frame: bytes) -> bytes | None:
+        if frame[12:14] == b"\x08\x00" and frame[23] == 17:
+            offset = (int.from_bytes(frame[20:22], "big") & 0x1FFF) * 8
+            pieces[offset] = int.from_bytes(frame[16:18], "big") - 20
+        return b"" if sum(pieces.values()) == 1480 and len(pieces) == 2 else None
+
+    assert guest.find(whole) is not None, pieces
+    assert max(pieces.values()) <= 1480 - 20
+    assert too_big(fabric.a) == 0
+
+
+@pytest.fixture
+def jumbo(fabric: Fabric) -> Iterator[Fabric]:
+    """Links of 1600 octets, and taps of 1500, as an underlay with room for tunnels has."""
+
+    def set_all(mtu: int) -> None:
+        r1, r2 = fabric.routers
+        ends = [(fabric.host, "eth0"), (fabric.a.space, "eth0"), (fabric.b.space, "eth0")]
+        ends += [(fabric.a.space, "toc"), (fabric.c.space, "eth0"), (r1, "toh"), (r1, "toa")]
+        for space, name in [*ends, (r1, "tor2"), (r2, "tor1"), (r2, "tob")]:
+            space.ip("link", "set", name, "mtu", str(mtu))
+        for node in (fabric.a, fabric.b, fabric.c):
+            node.resync()
+
+    set_all(1600)
+    yield fabric
+    set_all(1500)
+    forget_paths(fabric)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_who_delivers_tells_what_the_guest_takes(jumbo: Fabric, version: int) -> None:
+    """Out of the tunnel, too: the error does not go where decapsulated packets go."""
+    with SizedSender(jumbo.host, version, HOST[version]) as sender:
+        jumbo.a.apply(LOCAL)
+        here = jumbo.a.plug()
+        sender.send(1501, OWN[version])
+        assert sender.told() == Told(LOCATOR[version], 1500)
+        assert receives(here, sender.send(1500, OWN[version], b"here"))
+        assert too_big(jumbo.a) == 1
+        jumbo.b.apply(replace(LOCAL, accept_from=(A,)))
+        there = jumbo.b.plug()
+        jumbo.a.apply(replace(TUNNELLED, plugged=True))
+        sender.send(1501, OWN[version])
+        assert sender.told() == Told(str(B.locator(version)), 1500)
+        assert receives(there, sender.send(1500, OWN[version], b"there"))
+        assert (too_big(jumbo.a), too_big(jumbo.b)) == (1, 1)
+    here.close()
+    there.close()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["flush chain inet vmmobility sizes", "delete chain inet vmmobility sizes",
+     "flush set inet vmmobility too_big6"],
+)  # fmt: skip
+def test_the_counting_is_mended(fabric: Fabric, guest: Guest, harm: str) -> None:
+    node = fabric.a
+    node.space.await_(node.driver.audit())
+    node.space.run("nft", harm)
+    found = node.space.await_(node.driver.audit())
+    assert {one.kind for one in found} <= {"filter", "counter"}
+    assert found
+    assert all(one.repaired for one in found)
+    assert node.space.await_(node.driver.audit()) == []
+    with SizedSender(fabric.host, 6, HOST[6]) as sender:
+        sender.send(1500, OWN[6])
+        assert sender.told() == Told(LOCATOR[6], 1460)
+    assert too_big(node) == 1

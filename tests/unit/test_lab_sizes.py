@@ -130,6 +130,7 @@ def test_the_assertions_are_read(tmp_path):
     text += 'from = "near"\ntold_by = "nve-a"\n'
     text += '[[step]]\ndo = "assert"\nwhat = "no-silent-drop"\nmax = 3\n'
     text += '[[step]]\ndo = "wait"\nuntil = "no-broken-bulk"\n'
+    text += '[[step]]\ndo = "assert"\nwhat = "too-big-counted"\nvm = "vm1"\nnode = "nve-a"\n'
     found = load(tmp_path, text)
     assert found.packet_sizes
     assert found.steps == (
@@ -137,6 +138,7 @@ def test_the_assertions_are_read(tmp_path):
                   octets=(1480, 1460)),
         Assertion("no-silent-drop", 0.0, maximum=3),
         Assertion("no-broken-bulk", 30.0),
+        Assertion("too-big-counted", 0.0, "vm1", "nve-a"),
     )  # fmt: skip
 
 

@@ -243,4 +243,5 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "packet-size": size_assertions.packet_size,
     "no-silent-drop": size_assertions.no_silent_drop,
     "no-broken-bulk": size_assertions.no_broken_bulk,
+    "too-big-counted": size_assertions.too_big_counted,
 }

@@ -10,9 +10,11 @@ import time
 
 from vmmobility.lab.counting import LATE_NS
 from vmmobility.lab.lab_run import LabRun
+from vmmobility.lab.namespaces import GATEWAYS
 from vmmobility.lab.report_sizes import SizeReport
-from vmmobility.lab.size_findings import phase_reports, sizes_report
+from vmmobility.lab.size_findings import holders, phase_reports, sizes_report
 from vmmobility.lab.step_types import Assertion
+from vmmobility.wire.values import FAMILIES
 
 
 def packet_size(run: LabRun, what: Assertion) -> str:
@@ -58,3 +60,17 @@ def no_broken_bulk(run: LabRun, what: Assertion) -> str:
     if not found:
         return "no bulk was sent"
     return f"broken bulk sessions: {', '.join(broken)}" if broken else ""
+
+
+def too_big_counted(run: LabRun, what: Assertion) -> str:
+    """Every error that the probes of sizes had from that NVE is in its count for the VM."""
+    nodes, homes = holders(run), {vm.name: vm.home for vm in run.lab.fabric.vms}
+    heard = 0
+    for pair in (pair for pair in run.sizes.pairs if pair.vm == what.vm):
+        beside = homes.get(pair.correspondent) == what.node
+        for version in FAMILIES:
+            for _, source in run.sizes.record(pair, version).errors.values():
+                heard += nodes.get(source) == what.node or (beside and source in GATEWAYS)
+    rows = run.lab.daemons.ask(what.node, "GET", "/v1/vms")
+    counted = sum(row["traffic"]["too_big"] for row in rows if row.get("vm") == what.vm)
+    return "" if 0 < heard <= counted else f"{what.node} counts {counted}; {heard} were heard"

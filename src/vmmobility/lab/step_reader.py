@@ -42,7 +42,7 @@ STEPS = (
     "loss", "heal", "link-down", "link-up", "kill-frr", "start-frr", "exec", "vmmob",
     *GUEST_STEPS, "remember", "replay", "assert", "repeat",
 )  # fmt: skip
-SIZE_ASSERTIONS = ("packet-size", "no-silent-drop", "no-broken-bulk")
+SIZE_ASSERTIONS = ("packet-size", "no-silent-drop", "no-broken-bulk", "too-big-counted")
 ASSERTIONS = (
     "no-loss", "no-broken-tcp", "serving", "only-serving-route", "route", "binding", "reachable",
     "unreachable", "hops", "command", "vmmob", "event", "no-event", "moves-done", "sound",
@@ -164,6 +164,8 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
         return Assertion(what, within_s, vm, maximum=most, at_rest=at_rest)
     if what == "no-silent-drop":
         return Assertion(what, within_s, maximum=entry.take("max", int, 0))
+    if what == "too-big-counted":
+        return Assertion(what, within_s, vm_of(entry, fabric), _nve(entry, fabric, "node"))
     if what == "packet-size":
         return _packet_size(entry, fabric, within_s)
     if what in ("serving", "binding", "guest"):
