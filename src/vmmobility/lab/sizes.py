@@ -10,18 +10,21 @@ import itertools
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmmobility.errors import LabError
 from vmmobility.lab.correspondents import FAMILY_NAMES, Pair
 from vmmobility.lab.counting import LATE_NS, Window
 from vmmobility.lab.inside import python, python_environment
 from vmmobility.lab.report_sizes import BulkReport, SizeError, SizeReport
+from vmmobility.wire.values import FAMILIES
 
 PHASES = ("before", "during", "after")
 _KIND = {4: "fragmentation-needed", 6: "packet-too-big"}
-_END_S = 15.0
+_END_S, _POLL_S = 15.0, 0.05
 
 
 @dataclass(slots=True)
@@ -51,7 +54,10 @@ class SizeProbes:
         self, pairs: Sequence[Pair], namespace: Mapping[str, str], mtu: Mapping[str, int],
         addresses: Mapping[str, Sequence[str]],
     ) -> None:  # fmt: skip
-        """One process a correspondent.  mtu: of each correspondent's own link."""
+        """One process a correspondent; returns once every stream has had an echo and carried bulk.
+
+        mtu: of each correspondent's own link.  Raises LabError if one stays mute.
+        """
         self.pairs = (*self.pairs, *pairs)
         for name in dict.fromkeys(pair.correspondent for pair in pairs):
             folder = self._folder / name
@@ -65,6 +71,24 @@ class SizeProbes:
                     subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stderr,
                                      stderr=stderr, env=python_environment())
                 )  # fmt: skip
+
+        self._wait_until_heard(pairs, 30.0)
+
+    def _wait_until_heard(self, pairs: Sequence[Pair], within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        while True:
+            records = {(p, v): self.record(p, v) for p in pairs for v in FAMILIES}
+            mute = [
+                f"{pair.correspondent} to {pair.vm} {FAMILY_NAMES[version]}"
+                for (pair, version), record in records.items()
+                if not (record.echoed and record.bulk)
+            ]
+            if not mute:
+                return
+            if time.monotonic() > deadline:
+                what = f"no packet of known size, or no bulk, passes: {', '.join(mute)}"
+                raise LabError(what, "`vmmob lab up` and look around")
+            time.sleep(_POLL_S)
 
     def stop(self) -> None:
         """Let them end: no more sending, 2 s of listening."""
