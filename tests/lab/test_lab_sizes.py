@@ -16,6 +16,7 @@ from vmmobility.lab.correspondents import Pair
 from vmmobility.lab.counting import LATE_NS, Window
 from vmmobility.lab.faults import Faults, find_link
 from vmmobility.lab.inside import python, python_environment, udp_ask
+from vmmobility.lab.light_guest import SIZE_PORT
 from vmmobility.lab.namespaces import Namespaces
 from vmmobility.lab.sizes import SizeProbes, bulk_report, silent
 
@@ -46,7 +47,7 @@ def kernel(tmp_path, monkeypatch):
     echo = subprocess.Popen(command, env=python_environment())
     addresses = [str(a.ip) for a in fabric.first_end("echo").addresses]
     for address in addresses:
-        udp_ask(spaces.name("near"), address, 7, b"ready?", 20)
+        udp_ask(spaces.name("near"), address, SIZE_PORT, b"ready?", 20)
     probes = SizeProbes(tmp_path / "sizes")
     near = {"near": spaces.name("near")}
     probes.start([PAIR], near, {"near": fabric.mtu_at("near")}, {"echo": addresses})
@@ -91,7 +92,6 @@ def test_the_probe_follows_a_path_down_and_up(kernel, version):
             return largest == mtu and (mtu == 1500 or (mtu, core) in told)
 
         until(settled, f"{mtu} octets pass, and no more")
-        # The echo service has learnt the way back by now, too: nothing is lost in silence.
         settled_ns = time.time_ns()
         until(lambda at=settled_ns: answered(probes, version, at), "20 packets all answered")
     probes.stop()

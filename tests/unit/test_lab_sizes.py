@@ -120,8 +120,15 @@ SIZE = (
 )
 
 
+GUEST = '[{name = "big", kind = "guest", home = "nve-a", addresses = ["10.1.0.9", "fd01::9"]}]'
+
+
 def load(tmp_path, text):
-    (tmp_path / "mine.toml").write_text(HEAD + text)
+    head = HEAD
+    if '"big"' in text:
+        (tmp_path / "net.toml").write_text(f'like = "three-racks-narrow"\nvm = {GUEST}\n')
+        head = 'fabric = "net.toml"\n'
+    (tmp_path / "mine.toml").write_text(head + text)
     return scenarios.load_scenario(tmp_path / "mine.toml")
 
 
@@ -148,6 +155,11 @@ def test_the_assertions_are_read(tmp_path):
         (SIZE.format("after", 1480), "no size is tried", "packet_sizes"),
         ("packet_sizes = true\n" + SIZE.format("later", 1480), "`phase` is 'later'", "during"),
         ("packet_sizes = true\n" + SIZE.format("after", '"all"'), "`ipv4` is 'all'", "number"),
+        (
+            'packet_sizes = true\n[[probe]]\nfrom = "near"\nto = "big"\n',
+            "big has no service",
+            "netns",
+        ),
         ("packet_sizes = 1\n", "`packet_sizes` is 1", "true or false"),
     ],
 )

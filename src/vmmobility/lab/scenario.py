@@ -82,9 +82,10 @@ def load_scenario(path: Path) -> Scenario:
         probes = tuple(_probes(table, fabric))
         steps = tuple(read_steps(table, "step", fabric))
         packet_sizes = table.take("packet_sizes", bool, False)
-        _check_sizes(steps, packet_sizes, str(path))
     scenario = Scenario(name, description, fabric, probes, steps, packet_sizes)
-    return scenario if probes else _with_default_probes(scenario)
+    scenario = scenario if probes else _with_default_probes(scenario)
+    _check_sizes(scenario, str(path))
+    return scenario
 
 
 def _fabric(table: Table, path: Path) -> Fabric:
@@ -109,10 +110,15 @@ def _with_default_probes(scenario: Scenario) -> Scenario:
     return replace(scenario, probes=pairs)
 
 
-def _check_sizes(steps: Iterable[Step], tried: bool, where: str) -> None:
-    asked = [s.what for s in each(steps) if isinstance(s, Assertion) and s.what in SIZE_ASSERTIONS]
-    if asked and not tried:
+def _check_sizes(scenario: Scenario, where: str) -> None:
+    asserted = [step.what for step in each(scenario.steps) if isinstance(step, Assertion)]
+    asked = [what for what in asserted if what in SIZE_ASSERTIONS]
+    if asked and not scenario.packet_sizes:
         raise LabError(f"{where}: {asked[0]!r}, but no size is tried", "add packet_sizes = true")
+    for pair in scenario.probes if scenario.packet_sizes else ():
+        if scenario.fabric.vm(pair.vm).kind != "netns":
+            what = f"{where}: packet_sizes, but {pair.vm} has no service that answers to any size"
+            raise LabError(what, 'use a VM of kind "netns"')
 
 
 def _probes(table: Table, fabric: Fabric) -> Iterator[Pair]:

@@ -32,7 +32,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TextIO
 
-ECHO_PORT = 7
+ECHO_PORT, SIZE_PORT = 7, 9
 EVERY_NS = 10_000_000
 BULK_EVERY_NS = 10_000_000
 LATE_NS = 2_000_000_000
@@ -53,7 +53,7 @@ _PATTERN = bytes(range(251)) * (2 * BULK_OCTETS // 251 + 2)
 
 
 class SizeProbe:
-    """One UDP echo stream of packets of chosen sizes."""
+    """One UDP stream of packets of chosen sizes; only their beginnings come back."""
 
     every_ns = EVERY_NS
 
@@ -65,7 +65,7 @@ class SizeProbe:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self.sock.setsockopt(_LEVEL[version], _MTU_DISCOVER[version], _PMTUDISC_PROBE)
         self.sock.setsockopt(_LEVEL[version], _RECVERR[version], 1)
-        self.sock.connect((address, ECHO_PORT))
+        self.sock.connect((address, SIZE_PORT))
         self.due_ns = due_ns
         self._out = out
         self._mtu = self._fits = mtu
