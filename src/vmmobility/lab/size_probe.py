@@ -80,10 +80,11 @@ class SizeProbe:
 
     def _send(self, octets: int) -> None:
         assert self.sock is not None
-        head = _HEAD.pack(_MAGIC, self._nonce, self._seq + 1)
-        payload = head.ljust(octets - HEADERS[self.version], b"s")
-        sent_ns = time.time_ns()
         for _ in range(3):
+            # Anew each time: an error that is taken may have sent another one in between.
+            head = _HEAD.pack(_MAGIC, self._nonce, self._seq + 1)
+            payload = head.ljust(octets - HEADERS[self.version], b"s")
+            sent_ns = time.time_ns()
             try:
                 self.sock.send(payload)
             except OSError as error:

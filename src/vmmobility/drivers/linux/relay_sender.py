@@ -159,10 +159,10 @@ class Sender:
         """RFC 2003 section 4.1, RFC 2473 section 8.2: a tunnel's error is the inner sender's, too.
 
         The quote may be forged: nothing is told but of a packet that this node could have sent
-        to that peer, and that is too big for the path as the quote has it.
+        to that peer, now or before, and that is too big for the path as the quote has it.
         """
         entry = self._table.entry_of(quote, version)
-        if entry is None or entry.mode != "redirect" or entry.targets.get(version) != peer:
+        if entry is None or peer not in entry.sent_to:
             return
         fits = path_mtu - OUTER_HEADER[version] >= octets(quote, version)
         if fits or not must_stay_whole(quote, version):

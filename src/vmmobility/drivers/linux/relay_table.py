@@ -27,7 +27,10 @@ class Verdict(Enum):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One VM: where its packets go, who may tunnel to it, and what was counted."""
+    """One VM: where its packets go, who may tunnel to it, and what was counted.
+
+    sent_to: every target that it has had: errors about packets on their way come later
+    """
 
     vm: str
     mode: str
@@ -35,6 +38,15 @@ class Entry:
     targets: Mapping[int, str]
     accept: frozenset[str]
     counters: Counter[str] = field(default_factory=Counter)
+    sent_to: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sent_to = set(self.targets.values())
+
+    def inherit(self, old: Entry) -> None:
+        """Go on as the same VM's entry before."""
+        self.counters = old.counters
+        self.sent_to |= old.sent_to
 
 
 Decision = tuple[Verdict, str, Packet, Entry | None]
@@ -75,7 +87,7 @@ class RelayTable:
         old, self._entries = self._entries, {}
         for entry in entries:
             if entry.vm in old:
-                entry.counters = old[entry.vm].counters
+                entry.inherit(old[entry.vm])
             self._entries[entry.vm] = entry
         self._index()
 
@@ -86,9 +98,10 @@ class RelayTable:
             old = self._entries.get(entry.vm)
             if old is not None and old.prefixes == entry.prefixes:
                 old.mode, old.targets, old.accept = entry.mode, entry.targets, entry.accept
+                old.sent_to |= entry.sent_to
                 continue
             if old is not None:
-                entry.counters = old.counters
+                entry.inherit(old)
             self._entries[entry.vm] = entry
             moved = True
         for vm in gone:
