@@ -109,6 +109,10 @@ class Fabric:
     c: Node
     back_end: TunnelWish
 
+    @property
+    def routers(self) -> tuple[Namespace, Namespace]:
+        return self.r1, self.r2
+
 
 def _node(
     space: Namespace,

@@ -160,6 +160,7 @@ def test_the_twin_injects_failures_and_traffic() -> None:
         assert await fake.apply([state(), state(OTHER, 6)]) == []
         fake.add_traffic(VM, redirected=3)
         fake.add_traffic(VM, redirected=2, dropped=1)
-        assert (await fake.traffic())[VM] == Traffic(redirected=5, dropped=1)
+        fake.add_traffic(VM, too_big=4)
+        assert (await fake.traffic())[VM] == Traffic(redirected=5, dropped=1, too_big=4)
 
     asyncio.run(tell())

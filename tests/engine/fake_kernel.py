@@ -22,6 +22,7 @@ class Counters:
     redirected: int = 0
     dropped: int = 0
     outside: int = 0
+    too_big: int = 0
 
 
 @dataclass

@@ -263,6 +263,11 @@ class FakeRouter:
         return [{**row, "ours": True, "next_hops": [hop], "leads": True}]
 
 
+TRAFFIC = {
+    "delivered": 0, "consumed": 0, "redirected": 0, "dropped": 0, "outside": 0, "too_big": 2,
+}  # fmt: skip
+
+
 class FakeNve:
     def __init__(self) -> None:
         self.running: dict[VmKey, dict[str, Any]] = {}
@@ -296,7 +301,7 @@ class FakeNve:
             "forwarding": "local",
             "target": None,
             "outside": None,
-            "traffic": {"delivered": 5, "consumed": 5, "redirected": 0, "dropped": 0, "outside": 0},
+            "traffic": dict(TRAFFIC, delivered=5, consumed=5),
         }
         return self.running[vm]
 
@@ -320,7 +325,7 @@ class FakeNve:
             "forwarding": "none",
             "target": None,
             "outside": None,
-            "traffic": {"delivered": 0, "consumed": 0, "redirected": 0, "dropped": 0, "outside": 0},
+            "traffic": dict(TRAFFIC),
         }
         return self.running[vm]
 

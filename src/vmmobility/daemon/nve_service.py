@@ -84,6 +84,7 @@ class NveService:
                         "redirected": traffic.redirected,
                         "dropped": traffic.dropped,
                         "outside": traffic.outside,
+                        "too_big": traffic.too_big,
                     },
                 }
             )

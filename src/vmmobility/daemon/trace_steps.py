@@ -256,6 +256,7 @@ _COUNTERS = {
     "redirected": "redirected",
     "dropped": "dropped",
     "outside": "of these for their senders outside the data centres",
+    "too_big": "too big",
 }
 
 

@@ -60,6 +60,9 @@ class Traffic:
     dropped:    packets for or from the VM that were dropped here (filter, guards)
     outside:    of those, the ones dropped because a host outside the data centres sent them, and
                 a tunnel would have carried them
+    too_big:    packets to the VM that did not fit the path from here on, dropped, their senders
+                told where the RFCs let us (RFC 1812, RFC 4443); not in `dropped`: every sender
+                that finds its path's MTU makes some
     """
 
     delivered: int = 0
@@ -67,6 +70,7 @@ class Traffic:
     redirected: int = 0
     dropped: int = 0
     outside: int = 0
+    too_big: int = 0
 
 
 class DataPlane(Protocol):

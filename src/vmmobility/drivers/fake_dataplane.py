@@ -65,6 +65,7 @@ class FakeDataPlane:
         redirected: int = 0,
         dropped: int = 0,
         outside: int = 0,
+        too_big: int = 0,
     ) -> None:
         """Count packets for a VM that this node holds something for."""
         old = self._traffic[vm]
@@ -74,6 +75,7 @@ class FakeDataPlane:
             old.redirected + redirected,
             old.dropped + dropped + outside,
             old.outside + outside,
+            old.too_big + too_big,
         )
 
     def forwarding(self, vm: VmKey) -> Forwarding:

@@ -38,6 +38,8 @@ class Counted(Protocol):
     def dropped(self) -> int: ...
     @property
     def outside(self) -> int: ...
+    @property
+    def too_big(self) -> int: ...
 
 
 class NveRedirects(NveParts):
@@ -56,7 +58,7 @@ class NveRedirects(NveParts):
         elif label == "check" and entry.check is not None:
             entry.check.traffic = {
                 name: getattr(counted, name)
-                for name in ("delivered", "consumed", "redirected", "dropped", "outside")
+                for name in ("delivered", "consumed", "redirected", "dropped", "outside", "too_big")
             }
 
     def traffic(self, counts: Mapping[VmKey, Counted], now: float) -> None:

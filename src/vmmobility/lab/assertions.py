@@ -13,7 +13,7 @@ from typing import Any
 
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import ApiError, LabError
-from vmmobility.lab import fabric_assertions, state_assertions
+from vmmobility.lab import fabric_assertions, size_assertions, state_assertions
 from vmmobility.lab.collected import collected
 from vmmobility.lab.counting import LATE_NS, Window, count_outside, count_tcp, count_udp
 from vmmobility.lab.inside import udp_ask
@@ -243,4 +243,8 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "routes-at-most": fabric_assertions.routes_at_most,
     "collected": collected,
     "external-not-tunnelled": external_not_tunnelled,
+    "packet-size": size_assertions.packet_size,
+    "no-silent-drop": size_assertions.no_silent_drop,
+    "no-broken-bulk": size_assertions.no_broken_bulk,
+    "too-big-counted": size_assertions.too_big_counted,
 }

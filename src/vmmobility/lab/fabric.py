@@ -36,6 +36,7 @@ SOFTWARE = ("frr", "bird")
 COLLECTOR_SOFTWARE = ("gobgp",)
 ROLES = ("default", "border", "transit")
 MAX_ASN = 4294967294
+LEAST_MTU, MOST_MTU = 1280, 65535
 REDIRECTS = ("auto", "host-route", "tunnel")
 LAB_TIMERS = {"drain_s": 2.0, "step_s": 15.0}
 MANAGER_TIMERS = frozenset(field.name for field in dataclasses.fields(ManagerTimers))
@@ -194,7 +195,16 @@ def _links(table: Table, nodes: tuple[Node, ...]) -> Iterable[Link]:
             interface = _interface_name(peer, used.setdefault(member, set()))
             addresses = _end_addresses(entry, prefixes, position, given.get(member))
             ends.append(End(member, interface, addresses))
-        yield Link(name, prefixes, tuple(ends))
+        yield Link(name, prefixes, tuple(ends), _mtu(entry))
+
+
+def _mtu(entry: Table) -> int:
+    if not entry.has("mtu"):
+        return 0
+    mtu: int = entry.take("mtu", int)
+    if not LEAST_MTU <= mtu <= MOST_MTU:
+        raise LabError(f"{entry.where}: mtu {mtu}", f"give {LEAST_MTU} (IPv6) to {MOST_MTU}")
+    return mtu
 
 
 def _end_addresses(

@@ -48,11 +48,15 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A wire between two nodes, or a segment (a bridge) shared by more."""
+    """A wire between two nodes, or a segment (a bridge) shared by more.
+
+    mtu: of all its interfaces; 0: the fabric's
+    """
 
     name: str
     prefixes: tuple[Prefix, ...]
     ends: tuple[End, ...]
+    mtu: int = 0
 
     @property
     def shared(self) -> bool:
@@ -115,6 +119,10 @@ class Fabric:
     def vm(self, name: str) -> Vm:
         """The VM of that name."""
         return next(vm for vm in self.vms if vm.name == name)
+
+    def mtu_at(self, node: str) -> int:
+        """The MTU of the node's first link."""
+        return next(link.mtu or self.mtu for link in self.links if link.end(node) is not None)
 
     def first_end(self, node: str) -> End:
         """The node's end of its first link: there its own address (an NVE's locator) lies."""

@@ -13,12 +13,14 @@ from typing import Any
 
 from vmmobility.errors import ApiError, LabError
 from vmmobility.lab.by_hand import HandMove
-from vmmobility.lab.correspondents import Correspondents
+from vmmobility.lab.correspondents import Correspondents, Pair
 from vmmobility.lab.counting import Window
 from vmmobility.lab.laboratory import Laboratory
 from vmmobility.lab.marks import Marks
+from vmmobility.lab.namespaces import GUEST_MTU
 from vmmobility.lab.report_fabric import HostRoute, SettledPath
 from vmmobility.lab.scenario import Scenario
+from vmmobility.lab.sizes import SizeProbes
 from vmmobility.lab.soundness import Soundness, examine, qemu_cpu
 from vmmobility.lab.step_types import Move
 from vmmobility.lab.traffic_poller import TrafficPoller
@@ -54,6 +56,7 @@ class LabRun:
         self.scenario = scenario
         self.number = number
         self.probes = Correspondents(lab.info.folder / "probes" / str(number))
+        self.sizes = SizeProbes(lab.info.folder / "sizes" / str(number))
         self.marks = Marks()
         moved = frozenset(move.vm for move in scenario.moves())
         self.poller = TrafficPoller(lab.daemons, moved)
@@ -97,8 +100,21 @@ class LabRun:
             return
         spaces = {p.correspondent: self.lab.spaces.name(p.correspondent) for p in pairs}
         self.probes.start(pairs, spaces, {p.vm: self.lab.addresses(p.vm) for p in pairs})
+        if self.scenario.packet_sizes:
+            self._try_sizes(pairs)
         self.lab.say(f"{len(spaces)} correspondents talk to {len({p.vm for p in pairs})} VM(s), "
                      "UDP every 5 ms and TCP, IPv4 and IPv6")  # fmt: skip
+
+    def _try_sizes(self, pairs: Sequence[Pair]) -> None:
+        vms = {vm.name for vm in self.lab.fabric.vms}
+        talkers = {pair.correspondent for pair in pairs}
+        self.sizes.start(
+            pairs,
+            {name: self.lab.spaces.name(name) for name in talkers},
+            {n: GUEST_MTU if n in vms else self.lab.fabric.mtu_at(n) for n in talkers},
+            {pair.vm: self.lab.addresses(pair.vm) for pair in pairs},
+        )
+        self.lab.say("they also try what size of packets passes, and send bulk over TCP")
 
     def stop(self) -> None:
         """2 s after the last move's end, stop the probes."""
@@ -107,12 +123,14 @@ class LabRun:
         last_ns = max(ends, default=0)
         time.sleep(max(0.0, (last_ns + 2_000_000_000 - time.time_ns()) / 1e9))
         self.ended_ns = time.time_ns()
+        self.sizes.stop()
         self.probes.stop()
         self.poller.stop()
         self.lab.logbook.read()
 
     def abort(self) -> None:
         """The run is over early: stop what it started."""
+        self.sizes.stop()
         self.probes.stop()
 
     def place_of(self, vm: str) -> str:

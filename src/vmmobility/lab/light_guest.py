@@ -1,7 +1,8 @@
-"""What runs inside a light VM: the same services as in the QEMU guest.
+"""What runs inside a light VM: the same services as in the QEMU guest, and one for sizes.
 
 UDP and TCP echo on port 7, a UDP control port 8 that answers `check` and `status` with one line
-of JSON.  Its memory is a small block with a checksum a page.  Not here: its network card
+of JSON; UDP port 9 answers with the beginning of what came, so that the answer fits any path.  Its
+memory is a small block with a checksum a page.  Not here: its network card
 (drivers/hypervisor/light_nic.py).  Standard library only.
 
     python -m vmmobility.lab.light_guest        inside the VM's namespace
@@ -17,6 +18,7 @@ import time
 import zlib
 from collections.abc import Callable
 
+SIZE_PORT, _SIZE_ANSWER = 9, 64
 _PAGES = 64
 _PAGE = 4096
 
@@ -32,6 +34,7 @@ class Guest:
         for family in (socket.AF_INET, socket.AF_INET6):
             self._udp(family, 7, lambda data: data)
             self._udp(family, 8, self._control)
+            self._udp(family, SIZE_PORT, lambda data: data[:_SIZE_ANSWER])
             self._tcp(family, 7)
 
     def run(self) -> None:

@@ -25,6 +25,7 @@ _ALL = {
     "net/ipv6/conf/{}/accept_dad": "0",
 }
 _ROUTER = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+GUEST_MTU = 1500
 GATEWAYS = ("169.254.1.1", "fe80::1")
 
 
@@ -63,8 +64,8 @@ class Namespaces:
             _batch(self.name(node), lines)
 
     def _link_lines(self) -> Iterable[str]:
-        mtu = self.fabric.mtu
         for link in self.fabric.links:
+            mtu = link.mtu or self.fabric.mtu
             if link.shared:
                 for number, end in enumerate(link.ends):
                     yield (
@@ -129,7 +130,7 @@ def vm_addresses(fabric: Fabric, vm: Vm) -> tuple[str, ...]:
 
 def _vm_lines(fabric: Fabric, vm: Vm) -> list[str]:
     """A light VM inside: a tap as its NIC, configured as a guest configures its own."""
-    lines = ["tuntap add dev eth0 mode tap", f"link set eth0 address {vm.mac} mtu 1500"]
+    lines = ["tuntap add dev eth0 mode tap", f"link set eth0 address {vm.mac} mtu {GUEST_MTU}"]
     for address in vm_addresses(fabric, vm):
         lines.append(f"address add {address} dev eth0" + (" nodad" if ":" in address else ""))
     lines.append("link set eth0 up")

@@ -12,6 +12,7 @@ from typing import Any
 
 from vmmobility.lab.moments import GapSplit
 from vmmobility.lab.report_fabric import FabricReport
+from vmmobility.lab.report_sizes import SizesReport
 
 FORMAT = 1
 
@@ -221,6 +222,7 @@ class Report:
     by_hand: tuple[HandMoveReport, ...] = ()
     manager: str = ""
     fabric_report: FabricReport = field(default_factory=FabricReport)
+    sizes_report: SizesReport = field(default_factory=SizesReport)
 
     @property
     def ok(self) -> bool:
@@ -247,6 +249,7 @@ class Report:
             "restarts": [asdict(restart) for restart in self.restarts],
             "by_hand": [move.as_json() for move in self.by_hand],
             **self.fabric_report.as_json(),
+            **self.sizes_report.as_json(),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -268,6 +271,7 @@ class Report:
             "manager_restarts": self._manager_restarts(),
             "by_hand": self._all_by_hand(),
             "fabric": self.fabric_report.summary(),
+            "packet_sizes": self.sizes_report.summary(),
         }
 
     def _all_streams(self) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def rest_lines(report: Report) -> list[str]:
             f"{_ms(late['median'])}, max {_ms(late['max'])}"
         )
     lines += report.fabric_report.lines()
+    lines += report.sizes_report.lines()
     if report.streams:
         every = total["streams"]
         lines.append(

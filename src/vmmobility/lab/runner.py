@@ -30,9 +30,11 @@ from vmmobility.lab.report import (
     StreamReport,
 )
 from vmmobility.lab.report_fabric import FabricReport
+from vmmobility.lab.report_sizes import SizesReport
 from vmmobility.lab.run_findings import hand_move_reports, restart_reports, stream_reports
 from vmmobility.lab.scenario import Scenario
 from vmmobility.lab.settled import fabric_at_end, fabric_report
+from vmmobility.lab.size_findings import sizes_report
 from vmmobility.lab.steps import Steps
 
 
@@ -56,6 +58,7 @@ class _Campaign:
     restarts: list[RestartReport] = field(default_factory=list)
     by_hand: list[HandMoveReport] = field(default_factory=list)
     fabric: FabricReport = field(default_factory=FabricReport)
+    sizes: SizesReport = field(default_factory=SizesReport)
     leftovers: list[str] = field(default_factory=list)
     runs: int = 0
     lab: Laboratory | None = None
@@ -95,6 +98,7 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         restarts=tuple(campaign.restarts),
         by_hand=tuple(campaign.by_hand),
         fabric_report=campaign.fabric,
+        sizes_report=campaign.sizes,
         manager=next((node.name for node in scenario.fabric.of_kind("manager")), ""),
     )
 
@@ -122,6 +126,7 @@ def _one_run(
     campaign.restarts += restart_reports(run)
     campaign.by_hand += hand_move_reports(run)
     campaign.fabric += fabric_report(run)
+    campaign.sizes += sizes_report(run)
     as_at_first = all(
         vm.kind != "external" and run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms
     )

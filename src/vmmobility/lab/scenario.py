@@ -7,7 +7,7 @@ carrying steps out (steps.py), judging assertions (assertions.py).  Rests on fab
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -15,20 +15,24 @@ from vmmobility.errors import LabError
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab.correspondents import Pair
 from vmmobility.lab.fabric import Fabric
-from vmmobility.lab.step_reader import read_steps, vm_of
-from vmmobility.lab.step_types import Guest, Move, Repeat, Step
+from vmmobility.lab.step_reader import SIZE_ASSERTIONS, read_steps, vm_of
+from vmmobility.lab.step_types import Assertion, Guest, Move, Repeat, Step
 from vmmobility.lab.toml_table import Table, load, whole
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A fabric, who talks to whom, and what happens."""
+    """A fabric, who talks to whom, and what happens.
+
+    packet_sizes: whether they also try what size of packets passes, and talk bulk TCP
+    """
 
     name: str
     description: str
     fabric: Fabric
     probes: tuple[Pair, ...]
     steps: tuple[Step, ...]
+    packet_sizes: bool = False
 
     def moves(self) -> Iterator[Move]:
         """Every move in order, repeats written out."""
@@ -77,8 +81,11 @@ def load_scenario(path: Path) -> Scenario:
         fabric = _fabric(table, path)
         probes = tuple(_probes(table, fabric))
         steps = tuple(read_steps(table, "step", fabric))
-    scenario = Scenario(name, description, fabric, probes, steps)
-    return scenario if probes else _with_default_probes(scenario)
+        packet_sizes = table.take("packet_sizes", bool, False)
+    scenario = Scenario(name, description, fabric, probes, steps, packet_sizes)
+    scenario = scenario if probes else _with_default_probes(scenario)
+    _check_sizes(scenario, str(path))
+    return scenario
 
 
 def _fabric(table: Table, path: Path) -> Fabric:
@@ -100,7 +107,18 @@ def _with_default_probes(scenario: Scenario) -> Scenario:
     vms = list(moved) or [vm.name for vm in scenario.fabric.vms]
     talkers = scenario.fabric.of_kind("correspondent")
     pairs = tuple(Pair(node.name, vm) for vm in vms for node in talkers)
-    return Scenario(scenario.name, scenario.description, scenario.fabric, pairs, scenario.steps)
+    return replace(scenario, probes=pairs)
+
+
+def _check_sizes(scenario: Scenario, where: str) -> None:
+    asserted = [step.what for step in each(scenario.steps) if isinstance(step, Assertion)]
+    asked = [what for what in asserted if what in SIZE_ASSERTIONS]
+    if asked and not scenario.packet_sizes:
+        raise LabError(f"{where}: {asked[0]!r}, but no size is tried", "add packet_sizes = true")
+    for pair in scenario.probes if scenario.packet_sizes else ():
+        if scenario.fabric.vm(pair.vm).kind != "netns":
+            what = f"{where}: packet_sizes, but {pair.vm} has no service that answers to any size"
+            raise LabError(what, 'use a VM of kind "netns"')
 
 
 def _probes(table: Table, fabric: Fabric) -> Iterator[Pair]:

@@ -42,20 +42,23 @@ STEPS = (
     "loss", "heal", "link-down", "link-up", "kill-frr", "start-frr", "exec", "vmmob",
     *GUEST_STEPS, "remember", "replay", "assert", "repeat",
 )  # fmt: skip
+SIZE_ASSERTIONS = ("packet-size", "no-silent-drop", "no-broken-bulk", "too-big-counted")
 ASSERTIONS = (
     "no-loss", "no-broken-tcp", "serving", "only-serving-route", "route", "binding", "reachable",
     "unreachable", "hops", "command", "vmmob", "event", "no-event", "moves-done", "sound",
     "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
     "redirects", "direct-path", "no-host-routes", "drained", "routes-at-most",
-    "collected", "external-not-tunnelled",
+    "collected", "external-not-tunnelled", *SIZE_ASSERTIONS,
 )  # fmt: skip
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
 COLLECTED_STATES = ("away", "home")
 GUEST_STATES = ("running", "paused", "none")
-_PATIENT = ("only-serving-route", "direct-path", "no-host-routes", "drained")
-_PLAIN = ("no-broken-tcp", "moves-done", "bindings-unchanged", "routes-unchanged", "refreshed",
-          "replay-dropped", "external-not-tunnelled")  # fmt: skip
+PHASES = ("before", "during", "after")
+_PATIENT = ("only-serving-route", "direct-path", "no-host-routes", "drained", "packet-size")
+_PLAIN = ("no-broken-tcp", "no-broken-bulk", "moves-done", "bindings-unchanged",
+          "routes-unchanged", "refreshed", "replay-dropped",
+          "external-not-tunnelled")  # fmt: skip
 
 
 def read_steps(table: Table, key: str, fabric: Fabric) -> Iterator[Step]:
@@ -164,6 +167,12 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
         named = entry.has("from")
         source = _one_of(entry, "from", entry.take("from", str), talkers) if named else ""
         return Assertion(what, within_s, vm, source=source, maximum=most, at_rest=at_rest)
+    if what == "no-silent-drop":
+        return Assertion(what, within_s, maximum=entry.take("max", int, 0))
+    if what == "too-big-counted":
+        return Assertion(what, within_s, vm_of(entry, fabric), _nve(entry, fabric, "node"))
+    if what == "packet-size":
+        return _packet_size(entry, fabric, within_s)
     if what in ("serving", "binding", "guest"):
         return _placed(entry, fabric, what, within_s)
     if what == "redirects":
@@ -199,6 +208,18 @@ def _of_fabric(entry: Table, fabric: Fabric, what: str, within_s: float) -> Asse
         return Assertion(what, within_s, vm, node, maximum=entry.take("max", int))
     node = _nve(entry, fabric, "node") if what == "drained" and entry.has("node") else ""
     return Assertion(what, within_s, vm_of(entry, fabric), node)
+
+
+def _packet_size(entry: Table, fabric: Fabric, within_s: float) -> Assertion:
+    """About what passes to a VM in a phase of its last move; `told_by`: who says what does not."""
+    phase = entry.choice("phase", PHASES)
+    octets = entry.take("ipv4", int), entry.take("ipv6", int)
+    source = ""
+    if entry.has("from"):
+        source = _one_of(entry, "from", entry.take("from", str), sorted(fabric.names()))
+    teller = _node(entry, fabric, "told_by") if entry.has("told_by") else ""
+    return Assertion("packet-size", within_s, vm_of(entry, fabric), teller, source=source,
+                     state=phase, octets=octets)  # fmt: skip
 
 
 def _placed(entry: Table, fabric: Fabric, what: str, within_s: float) -> Assertion:

@@ -153,6 +153,7 @@ class Assertion:
     state: str = ""
     target: str = ""
     at_rest: bool = False
+    octets: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ def test_a_vm_is_started_and_stopped(vmmob: Vmmob, nve: FakeNve, tmp_path: Path)
     assert vmmob("nve", "start", tmp_path / "vm.json", "--json").json["phase"] == "serving"
     assert nve.definitions == [body, body]
     assert "delivered=5" in vmmob("nve", "list").out
+    assert "too_big=2" in vmmob("nve", "list").out
     shown = vmmob("nve", "status").out
     assert "tcg" in shown
     for words in (

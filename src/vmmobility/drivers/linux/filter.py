@@ -1,9 +1,9 @@
 """nftables: the taps' source filters and the per-address counters, as text for `nft -f`.
 
-Two tables of ours: `inet vmmobility` counts what leaves towards taps and onward, `netdev
-vmmobility` has one ingress chain a tap.  nft runs only when ports or entries come and go, never
-when a route turns: counters exist for both directions all the time.  Every removal is
-`add; delete` in one transaction, so that a thing already gone is no error.
+Two tables of ours: `inet vmmobility` counts what leaves towards taps and onward, and what senders
+are told is too big; `netdev vmmobility` has one ingress chain a tap.  nft runs only when ports or
+entries come and go, never when a route turns: counters exist for both directions all the time.
+Every removal is `add; delete` in one transaction, so that a thing already gone is no error.
 
 Not here: when to call (driver.py).  Rests on the `nft` program (1.0.6 is enough).
 """
@@ -15,7 +15,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import collapse_addresses, ip_network
+from ipaddress import (
+    IPv4Network,
+    IPv6Network,
+    collapse_addresses,
+    ip_network,
+)
 from typing import Any
 
 from vmmobility.drivers.linux.outside import OUTSIDE
@@ -23,8 +28,12 @@ from vmmobility.drivers.linux.ownership import NFT_TABLE, TAP_PREFIX
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Prefix
 
-TO_TAP, ONWARD = "to_tap", "onward"
-KINDS = (TO_TAP, ONWARD, OUTSIDE)
+TO_TAP, ONWARD, TOO_BIG = "to_tap", "onward", "too_big"
+KINDS = (TO_TAP, ONWARD, OUTSIDE, TOO_BIG)
+"""What may be counted of each prefix."""
+COUNTING, SIZES = "counting", "sizes"
+BASE_CHAINS = {COUNTING: 4, SIZES: 2}
+"""The chains of `inet vmmobility` that count, and their numbers of rules."""
 _SPOOFED = "spoofed"
 
 
@@ -70,25 +79,47 @@ async def list_text(family: str, chain: str = "") -> str:
         raise
 
 
+# Where the quoted packet's destination lies behind an ICMP header of eight octets: (offset, bits).
+_QUOTED_DESTINATION = {4: (8 + 16, 32), 6: (8 + 24, 128)}
+
+
+def _quoted(version: int) -> str:
+    offset, bits = _QUOTED_DESTINATION[version]
+    return f"@th,{offset * 8},{bits}"
+
+
 def base_script() -> str:
-    """Our tables with their counting chain; counters that exist are kept."""
+    """Our tables with their counting chains; counters that exist are kept."""
     lines = [f"add table inet {NFT_TABLE}", f"add table netdev {NFT_TABLE}"]
-    chain = f"inet {NFT_TABLE} counting"
     for version in (4, 6):
         for kind in KINDS:
+            # nft compares raw octets with numbers only.
+            key = f"typeof {_quoted(version)}" if kind == TOO_BIG else f"type ipv{version}_addr"
             lines.append(
-                f"add set inet {NFT_TABLE} {kind}{version} "
-                f"{{ type ipv{version}_addr; flags interval; counter; }}"
+                f"add set inet {NFT_TABLE} {kind}{version} {{ {key}; flags interval; counter; }}"
             )
-    # Made anew: whatever its type, hook and policy were turned into.  Counters are in the sets.
-    lines += [f"add chain {chain}", f"flush chain {chain}", f"delete chain {chain}"]
-    hook = "type filter hook postrouting priority -150; policy accept;"
-    lines.append(f"add chain {chain} {{ {hook} }}")
-    for version, word in ((4, "ip"), (6, "ip6")):
-        # A look-up that matches counts in the element; the rule needs no verdict.
-        lines.append(f'add rule {chain} oifname "{TAP_PREFIX}*" {word} daddr @{TO_TAP}{version}')
-        lines.append(f'add rule {chain} oifname != "{TAP_PREFIX}*" {word} daddr @{ONWARD}{version}')
+    for name, hook in ((COUNTING, "postrouting"), (SIZES, "output")):
+        chain = f"inet {NFT_TABLE} {name}"
+        # Made anew: whatever its type, hook and policy were turned into.  Counters are in the sets.
+        lines += [f"add chain {chain}", f"flush chain {chain}", f"delete chain {chain}"]
+        lines.append(
+            f"add chain {chain} {{ type filter hook {hook} priority -150; policy accept; }}"
+        )
+        lines += [f"add rule {chain} {rule}" for rule in _base_rules(name)]
     return "\n".join(lines) + "\n"
+
+
+def _base_rules(chain: str) -> Iterator[str]:
+    """A look-up that matches counts in the element; the rule needs no verdict."""
+    if chain == SIZES:
+        # Only what this host itself says passes its output: each such error is a packet dropped.
+        frag_needed = "icmp type destination-unreachable icmp code frag-needed"
+        for version, error in ((4, frag_needed), (6, "icmpv6 type packet-too-big")):
+            yield f"{error} {_quoted(version)} @{TOO_BIG}{version}"
+        return
+    for version, word in ((4, "ip"), (6, "ip6")):
+        yield f'oifname "{TAP_PREFIX}*" {word} daddr @{TO_TAP}{version}'
+        yield f'oifname != "{TAP_PREFIX}*" {word} daddr @{ONWARD}{version}'
 
 
 def removal_script() -> str:
@@ -114,10 +145,28 @@ def _inside(inner: Prefix, outer: Prefix) -> bool:
     ) <= int(outer.broadcast_address)
 
 
+def _element(kind: str, prefix: Prefix) -> str:
+    """One element of a counting set, in braces."""
+    if kind != TOO_BIG:
+        return f"{{ {prefix} }}"
+    first, last = int(prefix.network_address), int(prefix.broadcast_address)
+    return f"{{ {first:#x} }}" if first == last else f"{{ {first:#x}-{last:#x} }}"
+
+
+def prefix_of(first: int, last: int, version: int) -> Prefix | None:
+    """The prefix from one number to another, or None where they bound none."""
+    size = last - first + 1
+    if size & (size - 1) or first % size:
+        return None
+    if version == 4:
+        return IPv4Network((first, 33 - size.bit_length()))
+    return IPv6Network((first, 129 - size.bit_length()))
+
+
 def count_script(prefixes: Sequence[Prefix], kinds: Sequence[str]) -> str:
-    """Count packets to these prefixes: towards taps, onward, and what the guard drops."""
+    """Count packets to these prefixes: towards taps, onward, too big, and what the guard drops."""
     return "".join(
-        f"add element inet {NFT_TABLE} {kind}{p.version} {{ {p} }}\n"
+        f"add element inet {NFT_TABLE} {kind}{p.version} {_element(kind, p)}\n"
         for p in prefixes
         for kind in kinds
     )
@@ -126,7 +175,7 @@ def count_script(prefixes: Sequence[Prefix], kinds: Sequence[str]) -> str:
 def uncount_script(prefixes: Sequence[Prefix]) -> str:
     """Stop counting these prefixes."""
     return "".join(
-        f"{verb} element inet {NFT_TABLE} {kind}{p.version} {{ {p} }}\n"
+        f"{verb} element inet {NFT_TABLE} {kind}{p.version} {_element(kind, p)}\n"
         for p in prefixes
         for kind in KINDS
         for verb in ("add", "delete")
@@ -210,15 +259,24 @@ async def read_counts() -> Counts:
 
 
 def _read_set(content: dict[str, Any]) -> Iterator[tuple[tuple[str, Prefix], int]]:
-    kind = str(content["name"])[:-1]
+    kind, version = str(content["name"])[:-1], int(str(content["name"])[-1])
     for item in content.get("elem", ()):
-        value = item["elem"]["val"]
-        packets = int(item["elem"].get("counter", {}).get("packets", 0))
-        if isinstance(value, str):
-            yield (kind, ip_network(value)), packets
-        elif "prefix" in value:
-            prefix = value["prefix"]
-            yield (kind, ip_network(f"{prefix['addr']}/{prefix['len']}")), packets
+        prefix = _read_element(item["elem"]["val"], kind, version)
+        if prefix is not None:
+            yield (kind, prefix), int(item["elem"].get("counter", {}).get("packets", 0))
+
+
+def _read_element(value: Any, kind: str, version: int) -> Prefix | None:
+    if kind == TOO_BIG:
+        ends = value["range"] if isinstance(value, dict) else [value, value]
+        # Numbers that JSON has no room for are texts.
+        first, last = (int(end, 16) if isinstance(end, str) else int(end) for end in ends)
+        return prefix_of(first, last, version)
+    if isinstance(value, str):
+        return ip_network(value)
+    if "prefix" in value:
+        return ip_network(f"{value['prefix']['addr']}/{value['prefix']['len']}")
+    return None
 
 
 def _read_rule(rule: dict[str, Any], counts: Counts) -> None:

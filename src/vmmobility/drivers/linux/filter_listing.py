@@ -18,17 +18,15 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from vmmobility.drivers.linux import outside
-from vmmobility.drivers.linux.filter import list_text
+from vmmobility.drivers.linux.filter import TOO_BIG, list_text, prefix_of
 from vmmobility.drivers.linux.netlink import Netlink, Refusal, parse_attributes
 from vmmobility.wire.values import Prefix
-
-COUNTING = ("inet", "counting")
-"""The chain that counts; a tap's is ("netdev", TAP)."""
 
 GUARDING = ("inet", outside.GUARD)
 """The chain that keeps senders outside the data centres from tunnels."""
 
 ChainName = tuple[str, str]
+"""Family and name: those that count are ("inet", NAME), a tap's is ("netdev", TAP)."""
 
 _CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 _SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
@@ -120,7 +118,9 @@ def _take(shown: Shown, family: str, text: str) -> None:
         shown.rules[chain] = sum("hook " not in line for line in body.splitlines())
         shown.digests[chain] = _digest(body, shown.rules[chain])
     for name, body in _SET.findall(text):
-        shown.counted.update((name[:-1], prefix) for prefix in _elements(body))
+        kind, version = name[:-1], name[-1]
+        listed = _numbers(body, int(version)) if kind == TOO_BIG else _elements(body)
+        shown.counted.update((kind, prefix) for prefix in listed)
 
 
 def _digest(body: str, rules: int) -> str:
@@ -132,8 +132,22 @@ def _digest(body: str, rules: int) -> str:
 
 
 def _elements(body: str) -> Iterator[Prefix]:
-    for element in ",".join(_ELEMENTS.findall(body)).split(","):
-        words = element.split()
+    for word in _words(body):
         # A range that is no prefix was not put there by us; it shows as a surplus of none.
-        if words and "-" not in words[0]:
-            yield ip_network(words[0])
+        if "-" not in word:
+            yield ip_network(word)
+
+
+def _numbers(body: str, version: int) -> Iterator[Prefix]:
+    """Elements that nft knows as numbers: `0xa4d0005`, `0xa4d0100-0xa4d01ff`."""
+    for word in _words(body):
+        first, _, last = word.partition("-")
+        prefix = prefix_of(int(first, 16), int(last or first, 16), version)
+        if prefix is not None:
+            yield prefix
+
+
+def _words(body: str) -> Iterator[str]:
+    for element in ",".join(_ELEMENTS.findall(body)).split(","):
+        if words := element.split():
+            yield words[0]

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from vmmobility.drivers.linux import filter, outside
-from vmmobility.drivers.linux.filter import KINDS, ONWARD, TO_TAP
-from vmmobility.drivers.linux.filter_listing import COUNTING, GUARDING, ChainName, Shown, View
+from vmmobility.drivers.linux.filter import BASE_CHAINS, KINDS, ONWARD, TO_TAP, TOO_BIG
+from vmmobility.drivers.linux.filter_listing import GUARDING, ChainName, Shown, View
 from vmmobility.drivers.linux.plan import Plan, Port
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Prefix, VmKey
 
 _MANY = 100
+_BASE: dict[ChainName, int] = {("inet", name): rules for name, rules in BASE_CHAINS.items()}
 
 
 class Filters:
@@ -24,7 +25,7 @@ class Filters:
 
     def __init__(self, dc_prefixes: Sequence[Prefix] = ()) -> None:
         self._dc_prefixes = dc_prefixes
-        self._kinds = KINDS if dc_prefixes else (TO_TAP, ONWARD)
+        self._kinds = KINDS if dc_prefixes else (TO_TAP, ONWARD, TOO_BIG)
         rules = outside.guard_rules(dc_prefixes)
         self._guard = f"{filter.digest_of(rules)}/{len(rules)}"
         self.counted: dict[VmKey, list[Prefix]] = {}
@@ -42,25 +43,25 @@ class Filters:
             guard = outside.guard_script(self._dc_prefixes, self._guard)
             await filter.run_nft(filter.base_script() + guard)
             self._held = await self._view.show()
-            self._prints.pop(COUNTING, None)
-            self._prints.pop(GUARDING, None)
-        for chain in (COUNTING, GUARDING):
-            if chain in self._held.prints:
-                self._prints.setdefault(chain, self._held.prints[chain])
+            for chain in (*_BASE, GUARDING):
+                self._prints.pop(chain, None)
+        for chain in {*_BASE, GUARDING} & self._held.prints.keys():
+            self._prints.setdefault(chain, self._held.prints[chain])
         self._learn(self._held)
         for chain in self._held.digests:
             if self._held.prints[chain] != self._prints.get(chain):
                 self._held.digests[chain] = ""
 
     def base_fault(self, shown: Shown) -> str:
-        """What is wrong with the tables and the counting chain, in words; "" if nothing is."""
+        """What is wrong with the tables and the counting chains, in words; "" if nothing is."""
         for family in ("inet", "netdev"):
             if family not in shown.tables:
                 return f"lacks its {family} table"
-        if COUNTING not in shown.prints:
-            return "lacks the chain that counts"
-        if self._changed(COUNTING, shown) or shown.rules[COUNTING] != 4:
-            return "counts by other rules"
+        for chain, rules in _BASE.items():
+            if chain not in shown.prints:
+                return f"lacks the chain {chain[1]}, which counts"
+            if self._changed(chain, shown) or shown.rules[chain] != rules:
+                return "counts by other rules"
         if GUARDING not in shown.prints:
             return "lacks the chain that guards the tunnels"
         wrong = shown.digests[GUARDING] != self._guard or self._changed(GUARDING, shown)
@@ -79,7 +80,7 @@ class Filters:
 
     def strays(self, shown: Shown, taps: Collection[str]) -> list[ChainName]:
         """Chains in our tables that are not ours."""
-        ours = {COUNTING, GUARDING, *(("netdev", tap) for tap in taps)}
+        ours = {*_BASE, GUARDING, *(("netdev", tap) for tap in taps)}
         return [chain for chain in shown.prints if chain not in ours]
 
     def uncounted(self, vm: VmKey, shown: Shown) -> list[Prefix]:

@@ -7,7 +7,8 @@ protocol 41 (RFC 2473), both by raw sockets.  The process outlives the daemon: t
 (fail static), and the next daemon adopts it over the control socket (relay_control.py).  Without
 --tun it moves no packets, and only answers neighbours.
 
-Not here: the decisions (relay_table.py) and the NDP answers (neighbour_proxy.py).
+Not here: the decisions (relay_table.py), sending and path MTUs (relay_sender.py), the NDP answers
+(neighbour_proxy.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -33,6 +35,7 @@ from vmmobility.drivers.linux.relay_descriptors import (
     open_all,
     still_there,
 )
+from vmmobility.drivers.linux.relay_sender import Sender
 from vmmobility.drivers.linux.relay_table import Decision, RelayTable, Verdict
 
 _BATCH = 64
@@ -48,16 +51,19 @@ class Relay:
         self._proxy = proxy
         self._control = control
         self.table: RelayTable = control.table
-        self._raw: dict[int, socket.socket] = {}
         self._tun = -1
         self._handlers: dict[int, Callable[[], None]] = {}
+        self._versions: dict[int, int] = {}
         if descriptors is None:
             return  # the kernel's tunnels carry the packets: an open raw socket would get them, too
-        self._tun = descriptors.tun
-        self._handlers[self._tun] = self._read_tun
-        for version, number in descriptors.raw.items():
-            raw = self._raw[version] = socket.socket(fileno=number)
+        tun = self._tun = descriptors.tun
+        raws = {version: socket.socket(fileno=fd) for version, fd in descriptors.raw.items()}
+        icmp = {version: socket.socket(fileno=fd) for version, fd in descriptors.icmp.items()}
+        self._sender = Sender(raws, icmp, self.table, time.monotonic)
+        self._handlers[tun] = self._read_tun
+        for version, raw in raws.items():
             self._handlers[raw.fileno()] = _reader(self, raw, version)
+            self._versions[raw.fileno()] = version
 
     def run(self) -> None:
         """Work until the control socket orders a stop."""
@@ -75,8 +81,10 @@ class Relay:
                 handler = self._handlers.get(descriptor)
                 if handler is None:
                     self._control.handle(descriptor, events)
-                else:
-                    handler()
+                    continue
+                if events & select.EPOLLERR and descriptor in self._versions:
+                    self._sender.take_errors(self._versions[descriptor])
+                handler()
 
     def _read_tun(self) -> None:
         read, decide, act, tun = os.read, self.table.from_kernel, self._act, self._tun
@@ -106,14 +114,14 @@ class Relay:
 
     def _act(self, decision: Decision, version: int) -> None:
         verdict, peer, packet, entry = decision
-        try:
-            if verdict is Verdict.SEND:
-                self._raw[version].sendto(packet, (peer, 0))
-            elif verdict is Verdict.DELIVER:
+        if verdict is Verdict.SEND:
+            self._sender.send(version, peer, packet, entry)
+        elif verdict is Verdict.DELIVER:
+            try:
                 os.write(self._tun, packet)
-        except (OSError, KeyError):
-            if entry is not None:
-                entry.counters["drop_send_failed"] += 1
+            except OSError:
+                if entry is not None:
+                    entry.counters["drop_send_failed"] += 1
 
 
 def _reader(relay: Relay, raw: socket.socket, version: int) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""The relay's descriptors (TUN device, raw sockets), held by two processes at once.
+"""The relay's descriptors (TUN device, raw sockets of tunnels and of ICMP), held by two processes.
 
 The relay works with them; the daemon only holds them, so that they stay open when the relay is
 killed: packets then wait in the kernel's queues for the next relay, which inherits them.  A daemon
@@ -20,12 +20,19 @@ from vmmobility.drivers.linux.tap import open_tun
 
 DESCRIPTORS = "--descriptors"
 """The relay's option that names those that it inherits."""
+_ICMP = "icmp"
 _BUFFER_BYTES = 32 << 20
 _SEND_PATIENCE_US = 50_000
 _BUFFER_OPTIONS = ((33, socket.SO_RCVBUF), (32, socket.SO_SNDBUF))
 """SO_RCVBUFFORCE and SO_SNDBUFFORCE pass the system's limits; without the right, the plain ones."""
-_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
+_PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
+_LEVEL = {4: socket.IPPROTO_IP, 6: socket.IPPROTO_IPV6}
+_MTU_DISCOVER = {4: 10, 6: 23}
+_RECVERR = {4: 11, 6: 25}
 _PROTOCOL = {4: 4, 6: 41}
+_ICMP_PROTOCOL = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
+_NO_ICMP = {4: (255, 1, b"\xff" * 4), 6: (socket.IPPROTO_ICMPV6, 1, b"\xff" * 32)}
+"""ICMP_FILTER and ICMP6_FILTER that let no message in: (level, option, value)."""
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _TUNGETIFF = 0x800454D2
 _PIDFD_GETFD = 438  # the same number on every architecture
@@ -44,12 +51,32 @@ def tunnel_socket(version: int, locator: str) -> socket.socket:
         except PermissionError:
             raw.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, _SEND_PATIENCE_US))
-    # Bigger than a router on the way allows: fragment the outer packet rather than lose it.
-    if version == 4:
-        raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
-    else:
-        raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+    forbid_fragments(raw, version, True)
+    # Errors wait in a queue of their own, with what they are about; without it the kernel would
+    # not let an unconnected IPv6 socket learn the path's MTU.
+    raw.setsockopt(_LEVEL[version], _RECVERR[version], 1)
     return raw
+
+
+def forbid_fragments(raw: socket.socket, version: int, forbidden: bool) -> None:
+    """Whether what the socket sends may be fragmented, here or on the way.
+
+    Forbidden: Don't Fragment is set, and what exceeds the path's known MTU is refused (EMSGSIZE).
+    """
+    mode = _PMTUDISC_DO if forbidden else _PMTUDISC_DONT
+    raw.setsockopt(_LEVEL[version], _MTU_DISCOVER[version], mode)
+
+
+def icmp_socket(version: int, locator: str) -> socket.socket:
+    """A raw socket that sends ICMP messages from the locator, and hears none.
+
+    Past the TUN device: what comes in there can reach nothing but taps.
+    """
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    icmp = socket.socket(_FAMILY[version], kind, _ICMP_PROTOCOL[version])
+    icmp.setsockopt(*_NO_ICMP[version])
+    icmp.bind((locator, 0))
+    return icmp
 
 
 def still_there(tun: int) -> bool:
@@ -63,15 +90,16 @@ def still_there(tun: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RelayDescriptors:
-    """raw: IP version -> a raw socket's descriptor."""
+    """raw, icmp: IP version -> the descriptor of the tunnel's socket, and of ICMP's."""
 
     tun: int
     raw: Mapping[int, int]
+    icmp: Mapping[int, int]
 
     @property
     def all(self) -> tuple[int, ...]:
         """Every number."""
-        return (self.tun, *self.raw.values())
+        return (self.tun, *self.raw.values(), *self.icmp.values())
 
     @property
     def usable(self) -> bool:
@@ -79,8 +107,10 @@ class RelayDescriptors:
         return still_there(self.tun)
 
     def as_text(self) -> str:
-        """For a command line: "tun=7,4=8,6=9"."""
-        return ",".join([f"tun={self.tun}", *(f"{v}={fd}" for v, fd in self.raw.items())])
+        """For a command line: "tun=7,4=8,6=9,icmp4=10,icmp6=11"."""
+        raw = [f"{version}={number}" for version, number in self.raw.items()]
+        icmp = [f"{_ICMP}{version}={number}" for version, number in self.icmp.items()]
+        return ",".join([f"tun={self.tun}", *raw, *icmp])
 
     def close(self) -> None:
         """Let go of them here."""
@@ -91,23 +121,28 @@ class RelayDescriptors:
 def open_all(tun_name: str, locators: Mapping[int, str]) -> RelayDescriptors:
     """Attach to the TUN device and open the raw sockets.  Raises OSError."""
     opened = [tun := open_tun(tun_name)]
-    raw = {}
+    raw, icmp = {}, {}
     try:
         for version, locator in locators.items():
             raw[version] = tunnel_socket(version, locator).detach()
             opened.append(raw[version])
+            icmp[version] = icmp_socket(version, locator).detach()
+            opened.append(icmp[version])
     except OSError:
         for descriptor in opened:
             os.close(descriptor)
         raise
-    return RelayDescriptors(tun, raw)
+    return RelayDescriptors(tun, raw, icmp)
 
 
 def from_text(text: str) -> RelayDescriptors:
     """What as_text() has written: numbers of this process, or of the one that says so."""
-    numbers = dict(word.split("=") for word in text.split(","))
-    tun = int(numbers.pop("tun"))
-    return RelayDescriptors(tun, {int(version): int(fd) for version, fd in numbers.items()})
+    numbers = {name: int(number) for name, number in (w.split("=") for w in text.split(","))}
+    return RelayDescriptors(
+        numbers["tun"],
+        {version: numbers[str(version)] for version in (4, 6) if str(version) in numbers},
+        {v: numbers[f"{_ICMP}{v}"] for v in (4, 6) if f"{_ICMP}{v}" in numbers},
+    )
 
 
 def copies_of(pid: int, text: str) -> RelayDescriptors:
@@ -124,7 +159,12 @@ def copies_of(pid: int, text: str) -> RelayDescriptors:
         raise
     finally:
         os.close(handle)
-    return RelayDescriptors(mine[0], dict(zip(theirs.raw, mine[1:], strict=True)))
+    raw, icmp = mine[1 : 1 + len(theirs.raw)], mine[1 + len(theirs.raw) :]
+    return RelayDescriptors(
+        mine[0],
+        dict(zip(theirs.raw, raw, strict=True)),
+        dict(zip(theirs.icmp, icmp, strict=True)),
+    )
 
 
 def _copy(handle: int, number: int) -> int:

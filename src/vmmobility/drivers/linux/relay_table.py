@@ -29,7 +29,10 @@ class Verdict(Enum):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One VM: where its packets go, who may tunnel to it, and what was counted."""
+    """One VM: where its packets go, who may tunnel to it, and what was counted.
+
+    sent_to: every target that it has had: errors about packets on their way come later
+    """
 
     vm: str
     mode: str
@@ -37,6 +40,15 @@ class Entry:
     targets: Mapping[int, str]
     accept: frozenset[str]
     counters: Counter[str] = field(default_factory=Counter)
+    sent_to: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sent_to = set(self.targets.values())
+
+    def inherit(self, old: Entry) -> None:
+        """Go on as the same VM's entry before."""
+        self.counters = old.counters
+        self.sent_to |= old.sent_to
 
 
 Decision = tuple[Verdict, str, Packet, Entry | None]
@@ -79,7 +91,7 @@ class RelayTable:
         old, self._entries = self._entries, {}
         for entry in entries:
             if entry.vm in old:
-                entry.counters = old[entry.vm].counters
+                entry.inherit(old[entry.vm])
             self._entries[entry.vm] = entry
         self._index()
 
@@ -90,9 +102,10 @@ class RelayTable:
             old = self._entries.get(entry.vm)
             if old is not None and old.prefixes == entry.prefixes:
                 old.mode, old.targets, old.accept = entry.mode, entry.targets, entry.accept
+                old.sent_to |= entry.sent_to
                 continue
             if old is not None:
-                entry.counters = old.counters
+                entry.inherit(old)
             self._entries[entry.vm] = entry
             moved = True
         for vm in gone:
@@ -134,6 +147,12 @@ class RelayTable:
         if entry is None:
             self.strays["unknown"] += 1
         return entry
+
+    def entry_of(self, packet: Packet, version: int) -> Entry | None:
+        """The VM that a packet is for, or that the beginning of one was; no stray is counted."""
+        if len(packet) < _HEADER_LENGTH[version] or packet[0] >> 4 != version:
+            return None
+        return self.look_up(version, packet[_DESTINATION[version]])
 
     def from_kernel(self, packet: Packet) -> Decision:
         """A packet that this node's own routes led into the TUN device."""

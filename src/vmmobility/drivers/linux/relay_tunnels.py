@@ -116,6 +116,8 @@ class RelayTunnels:
                 drops = sum(n for key, n in relay.items() if key.startswith("drop_"))
                 ledger.note(vm, "dropped", _RELAY, drops)
                 ledger.note(vm, "outside", _RELAY, relay.get("drop_outside", 0))
+                # Those that it told the sender of have passed nft, which counts the errors.
+                ledger.note(vm, "too_big", _RELAY, relay.get("too_big_untold", 0))
 
 
 def _device_mtu(underlays: Sequence[Link]) -> int:

@@ -18,6 +18,11 @@ from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.tunnels import Tunnels
 from vmmobility.wire.values import Prefix, VmKey
 
+_COUNTED = (
+    (filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected"), (filter.TOO_BIG, "too_big"),
+    (OUTSIDE, "dropped"), (OUTSIDE, "outside"),
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -50,14 +55,8 @@ def _note_counted(
     ledger: Ledger, vm: VmKey, prefixes: Sequence[Prefix], counts: filter.Counts
 ) -> None:
     """What is not listed just now is not zero: leave it out."""
-    kinds = (
-        (filter.TO_TAP, "delivered"),
-        (filter.ONWARD, "redirected"),
-        (OUTSIDE, "dropped"),
-        (OUTSIDE, "outside"),
-    )
     for prefix in prefixes:
-        for kind, name in kinds:
+        for kind, name in _COUNTED:
             packets = counts.counted.get((kind, prefix))
             if packets is not None:
                 ledger.note(vm, name, f"{kind} {prefix}", packets)
