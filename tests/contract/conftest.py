@@ -1,31 +1,90 @@
-"""The data planes that contract tests are given."""
+"""The data planes that contract tests are given: each with every back end of its tunnels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 
 from tests.contract.dataplane_fabric import Fabric, make_fabric
-from tests.contract.planes import Plane, fake_plane, linux_plane
+from tests.contract.planes import NEAR, OTHER, REDIRECT, Plane, fake_plane, linux_plane, state
 from tests.contract.router_planes import Kernel, LinuxHands, Router, fake_router, linux_router
+from vmmobility.drivers.linux import tunnel_choice
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
+from vmmobility.drivers.linux.settings import TunnelWish
+
+BACK_ENDS = [pytest.param(name, marks=pytest.mark.netns) for name in ("relay", "kernel")]
 
 
-@pytest.fixture(params=["fake", pytest.param("linux", marks=pytest.mark.netns)])
-def plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
+@cache
+def lack_of_kernel_tunnels() -> str:
+    """What keeps this kernel from carrying tunnels; "" if nothing does."""
+    with ThreadPoolExecutor(1) as thread:  # it enters another namespace
+        return thread.submit(tunnel_choice.lack_of_kernel_tunnels).result()
+
+
+def need(back_end: str) -> None:
+    """Skip where this kernel has not that back end; fail where it must have it."""
+    lack = lack_of_kernel_tunnels() if back_end == "kernel" else ""
+    if lack and os.environ.get("VMMOB_EXPECT_KERNEL_TUNNELS") == "1":
+        pytest.fail(f"kernel tunnels are expected here: {lack}")
+    if lack:
+        pytest.skip(f"needs kernel tunnels: {lack}")
+
+
+Give = Callable[[TunnelWish], Plane]
+
+
+@pytest.fixture(scope="module")
+def standing_planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Give]:
+    """The Linux data plane by back end, made once a module: a process is slow to start."""
+    made: dict[str, Plane] = {}
+    with contextlib.ExitStack() as stack:
+
+        def give(back_end: TunnelWish) -> Plane:
+            need(back_end)
+            if back_end not in made:
+                folder = tmp_path_factory.mktemp(back_end)
+                standing = contextlib.contextmanager(linux_plane)(folder, back_end)
+                made[back_end] = stack.enter_context(standing)
+            made[back_end].start()
+            made[back_end].resync()
+            return made[back_end]
+
+        yield give
+
+
+@pytest.fixture(params=["fake", *BACK_ENDS])
+def plane(request: pytest.FixtureRequest, standing_planes: Give) -> Iterator[Plane]:
     """Each data plane in turn, started and empty."""
-    made = fake_plane() if request.param == "fake" else linux_plane(tmp_path)
-    for one in made:
+    if request.param != "fake":
+        yield standing_planes(request.param)
+        return
+    for one in fake_plane():
         one.start()
         one.resync()
         yield one
 
 
-@pytest.fixture(scope="session")
-def standing_fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
-    yield from make_fabric(tmp_path_factory.mktemp("relays"))
+@pytest.fixture(params=BACK_ENDS)
+def linux(request: pytest.FixtureRequest, standing_planes: Give) -> Plane:
+    """The Linux data plane with one VM that is delivered to and one that is redirected."""
+    one = standing_planes(request.param)
+    one.apply(state(accept_from=(NEAR,)), state(OTHER, 6, **REDIRECT))
+    assert one.audit() == []
+    return one
+
+
+@pytest.fixture(scope="session", params=BACK_ENDS)
+def standing_fabric(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fabric]:
+    need(request.param)
+    yield from make_fabric(tmp_path_factory.mktemp("relays"), request.param)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ host -- r1 -- r2 -- b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -17,8 +18,8 @@ from tests.contract.frames import Guest, payload_of, udp_socket
 from tests.contract.namespaces import Namespace, join
 from vmmobility.drivers.dataplane import Traffic
 from vmmobility.drivers.linux.driver import LinuxDataPlane
-from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC
-from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC, KERNEL_TUNNELS, TUNNEL_DEVICES
+from vmmobility.drivers.linux.settings import LinuxSettings, TunnelWish
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
 from vmmobility.wire.values import Interface, Nve, VmKey
 
@@ -61,8 +62,26 @@ class Node:
     def traffic(self) -> Traffic:
         return self.space.await_(self.driver.traffic())[VM]
 
+    def leads_into_tunnel(self, version: int) -> bool:
+        """Whether the main table leads the VM's packets into a tunnel."""
+        route = self.space.ip(f"-{version}", "route", "show", OWN[version], "proto", "77")
+        return any(f"dev {name} " in route for name in TUNNEL_DEVICES)
+
     def relay(self) -> dict[str, Any]:
         return self.space.await_(self.driver._relay.order({"op": "counters"}))
+
+    def drops(self, reason: str) -> int:
+        """Packets for the VM dropped here; a relay is asked for those of one reason."""
+        if self.settings.tunnel == "kernel":
+            return self.traffic().dropped
+        return int(self.relay()["vms"]["0/vm-1"].get(f"drop_{reason}", 0))
+
+    def opened(self, version: int) -> int:
+        """Packets that came out of the tunnel here."""
+        if self.settings.tunnel == "kernel":
+            shown = self.space.ip("-j", "-s", "link", "show", KERNEL_TUNNELS[version])
+            return int(json.loads(shown)[0]["stats64"]["rx"]["packets"])
+        return int(self.relay()["vms"]["0/vm-1"].get("decapsulated", 0))
 
     def relay_pid(self) -> int:
         return int((self.settings.state_dir / "relay.lock").read_text())
@@ -74,19 +93,23 @@ class Node:
 @dataclass
 class Fabric:
     host: Namespace
+    r1: Namespace
+    r2: Namespace
     a: Node
     b: Node
     c: Node
+    back_end: TunnelWish
 
 
-def _node(space: Namespace, locators: Nve, folder: Path) -> Node:
-    settings = LinuxSettings(locators.ipv4, locators.ipv6, folder / locators.nve_id)
+def _node(space: Namespace, locators: Nve, folder: Path, back_end: TunnelWish) -> Node:
+    state_dir = folder / locators.nve_id
+    settings = LinuxSettings(locators.ipv4, locators.ipv6, state_dir, tunnel=back_end)
     driver = space.call(LinuxDataPlane, settings)
     space.await_(driver.start())
     return Node(space, driver, settings)
 
 
-def make_fabric(folder: Path) -> Iterator[Fabric]:
+def make_fabric(folder: Path, back_end: TunnelWish) -> Iterator[Fabric]:
     spaces = {name: Namespace(name) for name in ("h", "r1", "r2", "a", "b", "c")}
     h, r1, r2, a, b, c = spaces.values()
     try:
@@ -106,7 +129,8 @@ def make_fabric(folder: Path) -> Iterator[Fabric]:
         # Home: the covering prefix leads to a.
         r1.ip("route", "add", "10.77.0.0/24", "via", "10.0.1.2")
         r1.ip("-6", "route", "add", "fd77::/64", "via", "fd00:1::2")
-        made = Fabric(h, _node(a, A, folder), _node(b, B, folder), _node(c, C, folder))
+        nodes = [_node(s, n, folder, back_end) for s, n in ((a, A), (b, B), (c, C))]
+        made = Fabric(h, r1, r2, *nodes, back_end)
         yield made
         for node in (made.a, made.b, made.c):
             node.space.await_(node.driver.remove_all())

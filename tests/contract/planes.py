@@ -24,7 +24,8 @@ from vmmobility.drivers.fake_dataplane import FakeDataPlane
 from vmmobility.drivers.linux import filter, sysctl
 from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.netlink import Netlink
-from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.ownership import TUNNEL_DEVICES
+from vmmobility.drivers.linux.settings import LinuxSettings, TunnelWish
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
 from vmmobility.wire.values import Interface, Nve, VmKey
 
@@ -71,8 +72,15 @@ class Plane:
         await_: Callable[[Any], Any],
         leads: Callable[[str], str],
         hands: Hands,
+        back_end: str = "",
+        folder: Path = Path(),
     ) -> None:
         self.plane, self.await_, self.leads, self.hands = plane, await_, leads, hands
+        self.back_end, self.folder = back_end, folder
+
+    def tunnelled(self, prefix: str) -> bool:
+        """Whether packets to the prefix are led into a tunnel."""
+        return any(f"dev {name} " in f"{self.leads(prefix)} " for name in TUNNEL_DEVICES)
 
     def start(self) -> None:
         self.await_(self.plane.start())
@@ -208,19 +216,20 @@ def fake_plane() -> Iterator[Plane]:
     fake = FakeDataPlane(frozenset(NEAR.locators))
 
     def leads(prefix: str) -> str:
-        return fake.routes.get(ip_network(prefix), "").replace("tunnel", "vmmob-tun tunnel")
+        return fake.routes.get(ip_network(prefix), "").replace("tunnel", "dev vmmob-tun tunnel")
 
     yield Plane(fake, loop.run_until_complete, leads, FakeHands(fake))
     loop.close()
 
 
-def linux_plane(folder: Path) -> Iterator[Plane]:
+def linux_plane(folder: Path, back_end: TunnelWish) -> Iterator[Plane]:
     space, peer = Namespace("n"), Namespace("p")
     try:
         join(space, "eth0", peer, "eth0", 1)
         space.ip("route", "add", "default", "via", "10.0.1.2")
         space.ip("-6", "route", "add", "default", "via", "fd00:1::2")
-        settings = LinuxSettings(IPv4Address("10.0.1.1"), IPv6Address("fd00:1::1"), folder)
+        locators = IPv4Address("10.0.1.1"), IPv6Address("fd00:1::1")
+        settings = LinuxSettings(*locators, folder, tunnel=back_end)
         driver = space.call(LinuxDataPlane, settings)
 
         def leads(prefix: str) -> str:
@@ -232,7 +241,7 @@ def linux_plane(folder: Path) -> Iterator[Plane]:
             patch.setattr(Netlink, "batch", hands.count(Netlink.batch))
             patch.setattr(filter, "run_nft", hands.count(filter.run_nft))
             patch.setattr(sysctl, "write", hands.count(sysctl.write))
-            yield Plane(driver, space.await_, leads, hands)
+            yield Plane(driver, space.await_, leads, hands, back_end, folder)
         space.await_(driver.start())
         space.await_(driver.remove_all())
     finally:

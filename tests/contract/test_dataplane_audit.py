@@ -29,10 +29,10 @@ from tests.contract.planes import (
     VM,
     LinuxHands,
     Plane,
-    linux_plane,
     state,
 )
 from vmmobility.drivers.dataplane import Drift
+from vmmobility.drivers.linux.ownership import KERNEL_TUNNELS, TUN_NAME
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane, port_name
 
@@ -140,16 +140,6 @@ def test_what_could_not_be_is_no_drift(plane: Plane):
 # -- the kernel -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def linux(tmp_path: Path) -> Iterator[Plane]:
-    for plane in linux_plane(tmp_path):
-        plane.start()
-        plane.resync()
-        plane.apply(state(), state(OTHER, 6, **REDIRECT))
-        assert plane.audit() == []
-        yield plane
-
-
 CHANGES = [
     ("ip link set TAP down", {f"tap {TAP}"}),
     ("ip link set TAP address 02:00:00:00:00:99", {f"tap {TAP}"}),
@@ -195,14 +185,15 @@ CHANGES = [
     ("ip -6 route del fd77::5/128 table 7700", {"route fd77::5/128 in table 7700"}),
     ("ip route del blackhole default table 7700", {"route 0.0.0.0/0 in table 7700"}),
     ("ip -6 route del blackhole default table 7700 metric 7", {"route ::/0 in table 7700"}),
-    ("ip rule del priority 77", {"rule IPv4 of vmmob-tun, table 7700, priority 77"}),
-    ("ip -6 rule del priority 77", {"rule IPv6 of vmmob-tun, table 7700, priority 77"}),
+    ("ip rule del priority 77", {"rule IPv4 of TUNNEL4, table 7700, priority 77"}),
+    ("ip -6 rule del priority 77", {"rule IPv6 of TUNNEL6, table 7700, priority 77"}),
     (
         "ip rule add dev eth0 table 7700 priority 5 protocol 77",
         {"rule IPv4 of eth0, table 7700, priority 5"},
     ),
-    ("ip link set vmmob-tun down", {"tun vmmob-tun", "route 10.77.0.6/32", "route fd77::6/128"}),
-    ("ip link set vmmob-tun mtu 1400", {"tun vmmob-tun"}),
+    ("ip link set TUNNEL4 down", {"tunnel TUNNEL4", "route 10.77.0.6/32"}),
+    ("ip link set TUNNEL6 down", {"tunnel TUNNEL6", "route fd77::6/128"}),
+    ("ip link set TUNNEL4 mtu 1400", {"tunnel TUNNEL4"}),
     ("sysctl -qw net/ipv4/conf/TAP/proxy_arp=0", {f"sysctl net.ipv4.conf.{TAP}.proxy_arp"}),
     ("sysctl -qw net/ipv6/conf/TAP/accept_ra=2", {f"sysctl net.ipv6.conf.{TAP}.accept_ra"}),
     (
@@ -210,10 +201,8 @@ CHANGES = [
         {f"sysctl net.ipv4.neigh.{TAP}.proxy_delay"},
     ),
     ("sysctl -qw net/ipv4/conf/eth0/rp_filter=1", {"sysctl net.ipv4.conf.eth0.rp_filter"}),
-    (
-        "sysctl -qw net/ipv6/conf/vmmob-tun/mtu=1280",
-        {"sysctl net.ipv6.conf.vmmob-tun.mtu"},
-    ),
+    ("sysctl -qw net/ipv4/conf/TUNNEL4/rp_filter=1", {"sysctl net.ipv4.conf.TUNNEL4.rp_filter"}),
+    ("sysctl -qw net/ipv6/conf/TUNNEL6/forwarding=0", {"sysctl net.ipv6.conf.TUNNEL6.forwarding"}),
     ("nft flush chain netdev vmmobility TAP", {f"filter {TAP}"}),
     ("nft delete chain netdev vmmobility TAP", {f"filter {TAP}"}),
     (
@@ -240,6 +229,75 @@ CHANGES = [
 ]
 
 
+RELAY_CHANGES = [
+    (
+        "sysctl -qw net/ipv6/conf/vmmob-tun/mtu=1280",
+        {"sysctl net.ipv6.conf.vmmob-tun.mtu"},
+    ),
+    ("ip link set vmmob-tun txqueuelen 5", {"tunnel vmmob-tun"}),
+]
+OUTER = "encap ip id 0 src 10.0.1.1 dst 10.0.99.2"
+KERNEL_CHANGES = [
+    ("ip rule del priority 78", {"rule IPv4 of vmmob-ip4, table 0, priority 78"}),
+    ("ip -6 rule del priority 78", {"rule IPv6 of vmmob-ip6, table 0, priority 78"}),
+    (
+        "ip rule del priority 77 && ip rule add iif vmmob-ip4 table 7700 priority 77 protocol 77",
+        {"rule IPv4 of vmmob-ip4, table 7700, priority 77"},
+    ),
+    (
+        "ip link del vmmob-ip4",
+        {"tunnel vmmob-ip4", "route 10.77.0.6/32", "route 10.77.0.6/32 in table 7700"},
+    ),
+    (
+        "ip link del vmmob-ip6 && ip link add vmmob-ip6 type ip6tnl local fd00:1::1",
+        {"tunnel vmmob-ip6", "route fd77::6/128"},
+    ),
+    (
+        f"ip route replace 10.77.0.6/32 {OUTER.replace('99', '98')} dev vmmob-ip4 "
+        "proto 77 metric 7",
+        {"route 10.77.0.6/32"},
+    ),
+    (
+        f"ip route replace 10.77.0.6/32 {OUTER} ttl 9 dev vmmob-ip4 proto 77 metric 7",
+        {"route 10.77.0.6/32"},
+    ),
+    (
+        "ip -6 route replace fd77::6/128 dev vmmob-ip6 proto 77 metric 7 table 7700",
+        {"route fd77::6/128 in table 7700"},
+    ),
+    (
+        "nft add element inet vmmobility_tunnels accepted4 { 10.0.98.2 . 0x0a4d0005 }",
+        {"guard 10.0.98.2 to 10.77.0.5/32"},
+    ),
+    (
+        "nft delete element inet vmmobility_tunnels accepted6 "
+        "{ fd00:1::2 . 0xfd770000000000000000000000000005 }",
+        {"guard fd00:1::2 to fd77::5/128"},
+    ),
+    (
+        "nft delete element inet vmmobility_tunnels refused4 { 10.77.0.5 }",
+        {"counter 10.77.0.5/32"},
+    ),
+    ("nft add element inet vmmobility_tunnels refused4 { 10.99.0.1 }", {"counter 10.99.0.1/32"}),
+    ("nft flush chain inet vmmobility_tunnels arriving", {"guard"}),
+    ("nft add rule inet vmmobility_tunnels arriving meta mark set 0x766d0077", {"guard"}),
+    (
+        "nft add chain inet vmmobility_tunnels evil { type filter hook input priority 0 ; }",
+        {"guard"},
+    ),
+    ("nft delete table inet vmmobility_tunnels", {"guard"}),
+    ("ip tuntap add dev vmmob-tun mode tun", {"tunnel vmmob-tun"}),
+]
+
+
+def of(back_end: str, text: str) -> str:
+    """The same in the names of that back end's devices."""
+    names = KERNEL_TUNNELS if back_end == "kernel" else dict.fromkeys((4, 6), TUN_NAME)
+    for version, name in names.items():
+        text = text.replace(f"TUNNEL{version}", name)
+    return text
+
+
 def change(hands: LinuxHands, commands: str) -> None:
     for command in commands.replace("TAP", TAP).split(" && "):
         words = command.split(" ")
@@ -250,11 +308,19 @@ def change(hands: LinuxHands, commands: str) -> None:
         hands.space.run(*words)
 
 
+def each_change() -> Iterator[object]:
+    """(back end, commands, expected), so that no test asks for what its back end has not."""
+    for back_end, own in (("relay", RELAY_CHANGES), ("kernel", KERNEL_CHANGES)):
+        for commands, expected in (*CHANGES, *own):
+            yield pytest.param(back_end, commands, expected, id=f"{back_end}-{commands}")
+
+
 @pytest.mark.netns
-@pytest.mark.parametrize(("commands", "expected"), CHANGES, ids=[c for c, _ in CHANGES])
+@pytest.mark.parametrize(("linux", "commands", "expected"), list(each_change()), indirect=["linux"])
 def test_each_change_is_found_by_name_and_repaired(linux: Plane, commands: str, expected: set[str]):
     assert isinstance(linux.hands, LinuxHands)
-    change(linux.hands, commands)
+    change(linux.hands, of(linux.back_end, commands))
+    expected = {of(linux.back_end, item) for item in expected}
     found = linux.audit()
     names = {drift.item for drift in found}
     assert expected <= names
@@ -269,21 +335,23 @@ def test_each_change_is_found_by_name_and_repaired(linux: Plane, commands: str, 
 
 
 @pytest.mark.netns
-def test_a_dead_relay_is_found_once(linux: Plane, tmp_path: Path):
-    pid = int((tmp_path / "relay.lock").read_text())
+def test_a_dead_relay_is_found_once(linux: Plane):
+    lock = linux.folder / "relay.lock"
+    pid = int(lock.read_text())
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not os.path.exists(f"/proc/{pid}/fd/0"), "the relay's end")
     found = linux.audit()
     assert {drift.item for drift in found} == {"relay"}
-    assert int((tmp_path / "relay.lock").read_text()) != pid
+    assert int(lock.read_text()) != pid
     assert linux.audit() == []
 
 
 @pytest.mark.netns
-def test_a_tun_that_is_gone_comes_back_with_its_routes(linux: Plane):
-    """The relay loses its device, ends, and is replaced: whoever is first repairs it."""
+def test_a_tunnel_that_is_gone_comes_back_with_its_routes(linux: Plane):
+    """A relay loses its device, ends, and is replaced: whoever is first repairs it."""
     assert isinstance(linux.hands, LinuxHands)
-    linux.hands.space.ip("link", "del", "vmmob-tun")
+    device = of(linux.back_end, "TUNNEL4")
+    linux.hands.space.ip("link", "del", device)
     names: set[str] = set()
 
     def found() -> set[str]:
@@ -291,8 +359,8 @@ def test_a_tun_that_is_gone_comes_back_with_its_routes(linux: Plane):
         return names
 
     wait_for(found, "it is found")
-    assert names & {"relay", "tun vmmob-tun"}
-    assert "vmmob-tun" in linux.leads("10.77.0.6/32")
+    assert names & {"relay", f"tunnel {device}"}
+    assert linux.tunnelled("10.77.0.6/32")
     wait_for(lambda: linux.audit() == [], "nothing is left to find")
 
 
@@ -347,7 +415,7 @@ def test_a_state_under_way_is_not_drift(linux: Plane):
         return found
 
     assert linux.await_(both()) == []
-    assert "vmmob-tun" in linux.leads(BOTH[0])
+    assert linux.tunnelled(BOTH[0])
 
 
 @pytest.mark.netns
@@ -397,7 +465,7 @@ def test_an_audit_restores_the_way_of_packets(fabric: Fabric):
     space.ip("route", "del", "10.77.0.5/32", "proto", "77")
     found = space.await_(fabric.a.driver.audit([GUEST]))
     assert [drift.item for drift in found] == ["route 10.77.0.5/32"]
-    assert "vmmob-tun" in space.ip("route", "show", "10.77.0.5")
+    assert fabric.a.leads_into_tunnel(4)
     guest.close()
 
 

@@ -31,7 +31,7 @@ def test_apply_is_idempotent(plane: Plane) -> None:
 def test_redirect_to_a_far_target_is_a_tunnel(plane: Plane) -> None:
     assert plane.apply(state(), state(OTHER, 6)) == []
     assert plane.apply(state(**REDIRECT)) == []
-    assert all("vmmob-tun" in plane.leads(prefix) for prefix in BOTH)
+    assert all(plane.tunnelled(prefix) for prefix in BOTH)
     assert port_name(OTHER, 0) in plane.leads("10.77.0.6/32")
 
 
@@ -48,7 +48,7 @@ def test_redirect_to_an_adjacent_target_is_a_host_route(
 def test_tunnel_can_be_forced_to_an_adjacent_target(plane: Plane) -> None:
     redirect = state(**{**REDIRECT, "target": NEAR, "policy": RedirectPolicy.TUNNEL})
     assert plane.apply(redirect) == []
-    assert all("vmmob-tun" in plane.leads(prefix) for prefix in BOTH)
+    assert all(plane.tunnelled(prefix) for prefix in BOTH)
 
 
 def test_forced_host_route_to_a_far_target_fails_and_keeps_the_route(plane: Plane) -> None:
@@ -68,7 +68,7 @@ def test_a_resync_that_cannot_redirect_keeps_the_route_too(plane: Plane) -> None
 def test_target_without_a_locator_of_the_family_fails_for_that_family(plane: Plane) -> None:
     failures = plane.apply(state(**{**REDIRECT, "target": replace(FAR, ipv6=None)}))
     assert [f.item for f in failures] == ["route fd77::5/128"]
-    assert "vmmob-tun" in plane.leads(BOTH[0])
+    assert plane.tunnelled(BOTH[0])
 
 
 def test_redirect_without_target_and_local_without_tap_fail_alone(plane: Plane) -> None:
@@ -89,7 +89,7 @@ def test_absent_leaves_nothing(plane: Plane) -> None:
 def test_unplugged_redirect_stays(plane: Plane) -> None:
     plane.apply(state())
     assert plane.apply(state(plugged=False, **REDIRECT)) == []
-    assert all("vmmob-tun" in plane.leads(prefix) for prefix in BOTH)
+    assert all(plane.tunnelled(prefix) for prefix in BOTH)
     assert plane.traffic().keys() == {VM}
 
 

@@ -271,7 +271,8 @@ class FakeNve:
         self.raised: list[dict[str, Any]] = []
 
     def status(self) -> dict[str, Any]:
-        return {**STATUS, "role": "nve", "accelerator": "tcg"}
+        tunnels = {"back_end": "relay", "why": "no ipip here", "cost": "one process"}
+        return {**STATUS, "role": "nve", "accelerator": "tcg", "tunnels": tunnels}
 
     async def vms(self) -> list[dict[str, Any]]:
         return list(self.running.values())

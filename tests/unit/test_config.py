@@ -52,6 +52,20 @@ def test_the_documented_nve(file: Path):
     assert loaded.managers[0].role is Role.MANAGER
     assert loaded.timers == config.NveTimers()
     assert loaded.accelerator == "auto"
+    assert loaded.tunnel == "auto"
+
+
+@pytest.mark.parametrize("tunnel", ["auto", "kernel", "relay"])
+def test_who_carries_tunnels_can_be_chosen(file: Path, tunnel: str):
+    file.write_text(NVE.replace('tunnel = "auto"', f'tunnel = "{tunnel}"'))
+    assert config.load_nve(file).tunnel == tunnel
+
+
+def test_another_tunnel_is_refused_by_name(file: Path):
+    file.write_text(NVE.replace('tunnel = "auto"', 'tunnel = "gre"'))
+    with pytest.raises(ConfigError, match="tunnel") as refusal:
+        config.load_nve(file)
+    assert "auto, kernel, relay" in str(refusal.value) + refusal.value.remedy
 
 
 @pytest.mark.parametrize("role", ["manager", "nve", "router"])

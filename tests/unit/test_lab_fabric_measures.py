@@ -73,6 +73,10 @@ class Walker(PathWalker):
             fabric, Namespaces(fabric, "vmltest"), lambda nve, vm: targets.get(nve, "")
         )
         self.routes = routes
+        self.kernel_tunnels: set[str] = set()
+
+    def _way_in(self, node, version):
+        return f"vmmob-ip{version}" if node in self.kernel_tunnels else "vmmob-tun"
 
     def _look_up(self, node, packet, came_by):
         return self.routes.get((node, came_by), ({}, "Network is unreachable"))
@@ -105,6 +109,16 @@ def test_a_tunnel_is_a_hop_with_a_name(two_dcs):
     assert path.hops == ("near", "tor-1a", "nve-1a", "(tunnel)", "nve-2a", "vm1")
     walker.routes["nve-2a", "vmmob-tun"] = ({"type": "blackhole"}, "")
     assert walker.walk("near", "vm1", 6).broken == "nve-2a leads into a tunnel to nobody"
+
+
+def test_a_tunnel_may_begin_and_end_in_different_devices(two_dcs):
+    walker = Walker(two_dcs, {
+        ("near", ""): dev("tor-1a"), ("tor-1a", "near"): dev("nve-1a"),
+        ("nve-1a", "tor-1a"): dev("vmmob-tun"), ("nve-2a", "vmmob-ip6"): dev("vmt2437bba1b.0"),
+    }, {"nve-1a": "nve-2a"})  # fmt: skip
+    walker.kernel_tunnels = {"nve-2a"}
+    path = walker.walk("near", "vm1", 6)
+    assert path.hops == ("near", "tor-1a", "nve-1a", "(tunnel)", "nve-2a", "vm1")
 
 
 def test_loops_and_dead_ends_are_named(two_dcs):

@@ -141,7 +141,15 @@ def status(socket_path: Path, json_output: bool) -> None:
     """How the NVE is."""
     with NveClient(socket_path) as client:
         found = client.status()
-    output.print_json(found) if json_output else output.print_fields(found)
+    output.print_json(found) if json_output else output.print_fields(_fields(found))
+
+
+def _fields(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The tunnels' words a line each: they are sentences."""
+    fields = dict(status)
+    tunnels = fields.pop("tunnels", None) or {}
+    named = {"tunnels": "back_end", "tunnels, why": "why", "tunnels, cost": "cost"}
+    return fields | {name: tunnels[key] for name, key in named.items() if key in tunnels}
 
 
 @nve.command()

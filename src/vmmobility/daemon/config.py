@@ -21,8 +21,10 @@ from vmmobility.wire.registry import LIFETIME_UNIT_S, MAX_LIFETIME_UNITS, UDP_PO
 from vmmobility.wire.values import Address, Nve, Prefix
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+Tunnel = Literal["auto", "kernel", "relay"]
 GATE_POLICIES = ("abort", "proceed")
 ACCELERATORS = ("auto", "kvm", "tcg")
+TUNNELS = ("auto", "kernel", "relay")
 RECORD_MIB = 256  # a recording ends at this size
 MAX_SOCKET_PATH = 107  # octets: sun_path without its closing zero
 
@@ -92,7 +94,9 @@ class ManagerConfig:
 
 @dataclass(frozen=True, slots=True)
 class NveConfig:
-    """nve.toml.  nve: its NVE-ID and locators, where it listens too."""
+    """nve.toml.  nve: its NVE-ID and locators, where it listens too; tunnel: who carries packets
+    that are tunnelled.
+    """
 
     file: Path
     nve: Nve
@@ -108,6 +112,7 @@ class NveConfig:
     accelerator: Accelerator
     record: Path | None = None
     record_mib: int = RECORD_MIB
+    tunnel: Tunnel = "auto"
 
     @property
     def node_id(self) -> str:
@@ -170,6 +175,7 @@ def load_nve(path: Path) -> NveConfig:
         accelerator=cast(Accelerator, hypervisor.choice("accelerator", ACCELERATORS, "auto")),
         record=node.optional_path("record"),
         record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
+        tunnel=cast(Tunnel, node.choice("tunnel", TUNNELS, "auto")),
     )
     for table in (node, hypervisor, top):
         table.finish()

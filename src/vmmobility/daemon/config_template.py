@@ -69,6 +69,7 @@ home_prefixes = ["203.0.113.0/24", "2001:db8:a1::/64"]  # routed here by the fab
 api_socket = "/run/vmmobility/nve.sock"
 keys_dir = "/etc/vmmobility/keys"  # pairwise keys, made by `vmmob key new`
 redirect = "auto"  # auto | host-route | tunnel
+tunnel = "auto"  # auto | kernel | relay: who carries tunnelled packets; auto asks the kernel
 # port = {port}  # UDP
 # log_file = "/var/log/vmmobility/nve.log"  # JSON lines; standard error unless given
 # record = "/var/log/vmmobility/recordings"  # what it hears, for `vmmob replay`; off unless given

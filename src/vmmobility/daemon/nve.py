@@ -75,7 +75,12 @@ class NveDaemon(NveService):
             config.accelerator if config.accelerator != "auto" else "not probed yet"
         )
         self._data_plane = LinuxDataPlane(
-            LinuxSettings(config.nve.ipv4, config.nve.ipv6, config.state_dir / "dataplane"),
+            LinuxSettings(
+                config.nve.ipv4,
+                config.nve.ipv6,
+                config.state_dir / "dataplane",
+                tunnel=config.tunnel,
+            ),
             on_failure=lambda what: log.note("data-plane.failure", reason=what),
         )
         self._qemu_settings = QemuSettings(accelerator=config.accelerator)
@@ -135,6 +140,8 @@ class NveDaemon(NveService):
     async def begin(self) -> None:
         """Resync the kernel, find the guests again, and begin to speak."""
         await self._data_plane.start()
+        if (choice := self._data_plane.tunnel_choice) is not None:
+            self._log.note("tunnels", back_end=choice.back_end, reason=choice.why)
         for failure in await self._data_plane.resync(self.engine.desired()):
             self._log.note("data-plane.failure", vm=str(failure.vm), reason=failure.reason)
         known = self.engine.definitions()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmmobility.daemon.event_log import EventLog
     from vmmobility.daemon.pump import Pump
     from vmmobility.drivers.linux.driver import LinuxDataPlane
+    from vmmobility.drivers.linux.tunnels import Choice
     from vmmobility.engine.nve import NveEngine
 
 EXTERNAL = "external"  # the kind of guests that other hands run
@@ -58,6 +59,7 @@ class NveService:
             **standing_of(self.engine),
             "accelerator": self._accelerator,
             "relay_deaths": self._data_plane.relay_deaths,
+            "tunnels": _tunnels(self._data_plane.tunnel_choice),
         }
 
     async def vms(self) -> list[dict[str, Any]]:
@@ -159,6 +161,13 @@ class NveService:
             "epoch": entry.epoch,
             "ports": [port_name(vm, n) for n in range(len(entry.interfaces))] if plugged else [],
         }
+
+
+def _tunnels(choice: Choice | None) -> dict[str, str] | None:
+    """Who carries tunnelled packets, why, and what it costs."""
+    if choice is None:
+        return None
+    return {"back_end": choice.back_end, "why": choice.why, "cost": choice.cost}
 
 
 def read_definition(definition: dict[str, Any]) -> VmDefinition:

@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmmobility.drivers.linux.ownership import (
+    NFT_GUARD_TABLE,
     NFT_TABLE,
     ROUTE_PROTOCOL,
+    RULE_PRIORITY,
     TAP_PREFIX,
-    TUN_NAME,
+    TUNNEL_DEVICES,
     TUNNELLED_TABLE,
+    UNACCEPTED_RULE_PRIORITY,
 )
 from vmmobility.errors import LabError
 from vmmobility.lab.daemons import Daemons
@@ -106,17 +109,20 @@ class Hosts:
         listed = subprocess.run(["ip", "-n", space, "-br", "link", "show"], capture_output=True,
                                 text=True, check=False).stdout  # fmt: skip
         names = [line.split()[0].split("@")[0] for line in listed.splitlines() if line.strip()]
-        lines = [f"link del {n}" for n in names if n.startswith(TAP_PREFIX) or n == TUN_NAME]
+        lines = [f"link del {n}" for n in names if n.startswith(TAP_PREFIX) or n in TUNNEL_DEVICES]
         for family in ("-4", "-6"):
             for table in ("main", str(TUNNELLED_TABLE)):
                 _quietly(["ip", "-n", space, family, "route", "flush", "table", table, "proto",
                           str(ROUTE_PROTOCOL)])  # fmt: skip
-            _quietly(["ip", "-n", space, family, "rule", "del", "table", str(TUNNELLED_TABLE)])
+            for priority in (RULE_PRIORITY, UNACCEPTED_RULE_PRIORITY):
+                _quietly(["ip", "-n", space, family, "rule", "del", "priority", str(priority),
+                          "protocol", str(ROUTE_PROTOCOL)])  # fmt: skip
         text = "".join(line + "\n" for line in lines)
         subprocess.run(["ip", "-n", space, "-force", "-batch", "-"], input=text, text=True,
                        capture_output=True, check=False)  # fmt: skip
-        for family in ("inet", "netdev"):
-            _quietly(["ip", "netns", "exec", space, "nft", "delete", "table", family, NFT_TABLE])
+        tables = (("inet", NFT_TABLE), ("netdev", NFT_TABLE), ("inet", NFT_GUARD_TABLE))
+        for family, table in tables:
+            _quietly(["ip", "netns", "exec", space, "nft", "delete", "table", family, table])
         inside(space, _no_forwarding)
 
 

@@ -15,7 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vmmobility.drivers.linux.ownership import HOLD_TABLE, TUN_NAME, TUNNELLED_TABLE, is_our_tap
+from vmmobility.drivers.linux.ownership import (
+    ACCEPTED_MARK,
+    HOLD_TABLE,
+    KERNEL_TUNNELS,
+    TUN_NAME,
+    TUNNEL_DEVICES,
+    TUNNELLED_TABLE,
+    is_our_tap,
+)
 from vmmobility.lab.fabric import Fabric, Link
 from vmmobility.lab.namespaces import Namespaces
 
@@ -72,12 +80,12 @@ class PathWalker:
                 hops.append(node)
             elif is_our_tap(device):
                 return Path((*hops, vm))
-            elif device == TUN_NAME or (came_by == TUN_NAME and not device):
+            elif device in TUNNEL_DEVICES or (came_by in TUNNEL_DEVICES and not device):
                 further = self._target(node, vm)
                 if not further:
                     return _broken(hops, f"{node} leads into a tunnel to nobody")
                 hops += [TUNNEL, further]
-                node, came_by = further, TUN_NAME
+                node, came_by = further, self._way_in(further, version)
             elif not device or route.get("type", "unicast") != "unicast":
                 return _broken(hops, f"no route at {node}: {refusal or route.get('type')}")
             else:
@@ -89,11 +97,20 @@ class PathWalker:
                 hops.append(node)
         return _broken(hops, "too long")
 
+    def _way_in(self, node: str, version: int) -> str:
+        """The device by which packets of that family come out of a tunnel at a node."""
+        name = KERNEL_TUNNELS[version]
+        command = ["ip", "-n", self._spaces.name(node), "link", "show", name]
+        done = subprocess.run(command, capture_output=True, check=False)
+        return name if done.returncode == 0 else TUN_NAME
+
     def _look_up(self, node: str, packet: _Packet, came_by: str) -> tuple[dict[str, Any], str]:
         command = ["ip", "-n", self._spaces.name(node), "-j", f"-{packet.version}", "route", "get",
                    packet.address]  # fmt: skip
         if came_by:
             command += ["from", packet.source, "iif", came_by]  # codespell:ignore iif
+        if came_by in KERNEL_TUNNELS.values():
+            command += ["mark", str(ACCEPTED_MARK)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             why = " ".join(done.stderr.split()).removeprefix("RTNETLINK answers: ")
@@ -104,7 +121,8 @@ class PathWalker:
     def _longest_match(self, node: str, packet: _Packet, came_by: str) -> dict[str, Any]:
         """Linux 6.18 denies some IPv6 routes by next-hop objects to `route get`, and forwards by
         them all the same: read what its tables say, in the order of our rules."""
-        for table in (str(TUNNELLED_TABLE),) if came_by == TUN_NAME else (str(HOLD_TABLE), "main"):
+        tunnelled = came_by in TUNNEL_DEVICES
+        for table in (str(TUNNELLED_TABLE),) if tunnelled else (str(HOLD_TABLE), "main"):
             command = ["ip", "-n", self._spaces.name(node), "-j", "-6", "route", "show", "table",
                        table, "match", packet.address]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=False)

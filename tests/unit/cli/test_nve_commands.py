@@ -28,7 +28,15 @@ def test_a_vm_is_started_and_stopped(vmmob: Vmmob, nve: FakeNve, tmp_path: Path)
     assert vmmob("nve", "start", tmp_path / "vm.json", "--json").json["phase"] == "serving"
     assert nve.definitions == [body, body]
     assert "delivered=5" in vmmob("nve", "list").out
-    assert "tcg" in vmmob("nve", "status").out
+    shown = vmmob("nve", "status").out
+    assert "tcg" in shown
+    for words in (
+        "tunnels        relay",
+        "tunnels, why   no ipip here",
+        "tunnels, cost  one process",
+    ):
+        assert words in shown
+    assert vmmob("nve", "status", "--json").json["tunnels"]["back_end"] == "relay"
     for command in NVE_COMMANDS:
         assert vmmob(*command, "--json").code == 0
     assert vmmob("nve", "stop", "vm1").code == 1

@@ -5,6 +5,7 @@ Not here: what follows from it (plan.py).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 
 from vmmobility.drivers.linux import rtnetlink
@@ -14,8 +15,11 @@ from vmmobility.drivers.linux.rtnetlink import NextHop
 from vmmobility.wire.values import Address
 
 
-def adjacency(netlink: Netlink, tun_index: int) -> Adjacent:
-    """A look-up that asks the kernel once an address and remembers as long as it lives."""
+def adjacency(netlink: Netlink, tunnels: Collection[int]) -> Adjacent:
+    """A look-up that asks the kernel once an address and remembers as long as it lives.
+
+    tunnels: the indices of our tunnels' devices, which lead to nobody
+    """
 
     @cache
     def adjacent(address: Address) -> NextHop | str:
@@ -24,7 +28,7 @@ def adjacency(netlink: Netlink, tun_index: int) -> Adjacent:
             return f"no route to it ({found})"
         if found.gateway is not None:
             return f"it is not adjacent but behind {found.gateway}"
-        if found.ifindex in (0, tun_index):
+        if found.ifindex == 0 or found.ifindex in tunnels:
             return "no underlay route to it"
         return found
 

@@ -19,7 +19,7 @@ from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.ownership import (
     MAIN_TABLE,
     ROUTE_METRIC,
-    TUN_NAME,
+    TUNNEL_DEVICES,
     TUNNELLED_TABLE,
     is_our_tap,
 )
@@ -27,6 +27,7 @@ from vmmobility.drivers.linux.plan import Plan, Port, RouteWish, vm_name
 from vmmobility.drivers.linux.routes import RouteName
 from vmmobility.drivers.linux.rtnetlink import Link, NextHop, Route, Rule
 from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.tunnels import Tunnels
 from vmmobility.errors import EnvironmentProblem
 from vmmobility.wire.values import Address, VmKey
 
@@ -74,8 +75,9 @@ class Comparison:
         settings: LinuxSettings,
         filters: Filters,
         owners: Mapping[RouteName, VmKey],
+        tunnels: Tunnels,
     ) -> None:
-        self._seen, self._settings = seen, settings
+        self._seen, self._settings, self._tunnels = seen, settings, tunnels
         self._filters, self._owners = filters, owners
 
     # -- a VM's own ---------------------------------------------------------------------------
@@ -132,13 +134,10 @@ class Comparison:
     def _route(self, wish: RouteWish) -> str:
         """What is wrong with a route, in words; "" if nothing is."""
         held = self._seen.routes.get((wish.table, wish.prefix), [])
-        hop = wish.hop
-        if hop is None:
-            link = self._seen.links.get(wish.interface)
-            hop = NextHop(link.index if link is not None else -1)
+        hop = _next_hop(wish, self._seen)
         if [route.hop for route in held] == [hop]:
             return ""
-        should = wish.interface or self._way(hop)
+        should = wish.interface if wish.interface and wish.tunnel is None else self._way(hop)
         if not held:
             return f"is gone; it should lead to {should}"
         ways = " and ".join(self._way(route.hop) for route in held)
@@ -148,6 +147,9 @@ class Comparison:
         if not hop.ifindex:
             return "nowhere, or several ways"
         name = self._seen.names.get(hop.ifindex, f"interface {hop.ifindex}")
+        if hop.tunnel is not None:
+            other = "" if hop.tunnel.usual else " in an unusual header"
+            return f"{hop.tunnel.destination} by {name}{other}"
         return name if hop.gateway is None else f"{hop.gateway} by {name}"
 
     def _surplus(self, made: Plan) -> Iterator[RouteName]:
@@ -161,7 +163,7 @@ class Comparison:
     # -- the node's own -----------------------------------------------------------------------
 
     def of_node(self, netlink: Netlink) -> Iterator[Drift]:
-        """What differs of what all VMs share: settings, TUN, rules, tables."""
+        """What differs of what all VMs share: settings, tunnels, rules, tables."""
         for item, found in self._shared(netlink):
             yield Drift(None, item, found)
 
@@ -172,18 +174,17 @@ class Comparison:
             yield "underlay", str(error)
         else:
             names = tuple(link.name for link in underlays)
-            wanted = sysctl.for_node(names) | environment.tun_settings(underlays)
+            wanted = sysctl.for_node(names) | self._tunnels.settings(underlays)
             for key, value, current in sysctl.differing(wanted):
                 yield _setting(key, value, current)
-            for found in environment.tun_faults(self._seen.links.get(TUN_NAME), underlays):
-                yield f"tun {TUN_NAME}", found
+            yield from self._tunnels.device_faults(self._seen.links, underlays)
         yield from self._policy()
         if fault := self._filters.base_fault(self._seen.filters):
             yield "filter tables", fault
 
     def _policy(self) -> Iterator[tuple[str, str]]:
         """The rules and the blackholes that keep tunnelled packets from going anywhere else."""
-        wanted = environment.tunnelled_rules()
+        wanted = self._tunnels.rules()
         for rule in wanted:
             if rule not in self._seen.rules:
                 yield f"rule {_rule(rule)}", "is gone"
@@ -208,6 +209,8 @@ class Comparison:
         for name in self._seen.links:
             if is_our_tap(name) and name not in taps:
                 yield f"tap {name}"
+            elif name in TUNNEL_DEVICES and name not in self._tunnels.indices:
+                yield f"tunnel {name}"
         names = {(r.table, r.prefix) for r in environment.tunnelled_blackholes()}
         for made in plans:
             names |= set(_all_names(made))  # a surplus one is told as the VM's own
@@ -227,17 +230,21 @@ def duplicates(seen: Seen, plans: Iterable[Plan]) -> list[Route]:
     for made in plans:
         for wish in made.routes:
             held = seen.routes.get((wish.table, wish.prefix), [])
-            link = seen.links.get(wish.interface)
-            hop = wish.hop or NextHop(link.index if link is not None else -1)
+            hop = _next_hop(wish, seen)
             if len(held) > 1 and hop in [route.hop for route in held]:
                 found += [route for route in held if route.hop != hop]
     return found
 
 
-def relay_drifts(faults: Iterable[tuple[str, str]], vms: Iterable[VmKey]) -> list[Drift]:
-    """The relay's faults (VM name or "", words), those of VMs that are not compared left out."""
+def tunnel_drifts(faults: Iterable[tuple[str, str, str]], vms: Iterable[VmKey]) -> list[Drift]:
+    """The tunnels' faults (VM name or "", item, words), those of VMs not compared left out."""
     names: dict[str, VmKey | None] = {"": None, **{vm_name(vm): vm for vm in vms}}
-    return [Drift(names[name], "relay", found) for name, found in faults if name in names]
+    return [Drift(names[name], item, found) for name, item, found in faults if name in names]
+
+
+def _next_hop(wish: RouteWish, seen: Seen) -> NextHop:
+    link = seen.links.get(wish.interface)
+    return wish.leads_to(link.index if link is not None else -1)
 
 
 def _all_names(made: Plan) -> list[RouteName]:

@@ -1,9 +1,10 @@
 """LinuxDataPlane: desired state in, the kernel reconciled, failures out item by item.
 
-Order within one apply (docs/design/dataplane.md): taps and filters, then the relay's entries,
-then routes (one replace a prefix), and only then are old routes, relay entries, taps and filters
-removed: no packet meets a hole.  A turn between local and redirect costs one relay order and one
-netlink batch; nft runs only when ports or entries come and go.
+Order within one apply (docs/design/dataplane.md): taps and filters, then what the tunnels must
+know, then routes (one replace a prefix), and only then are old routes, tunnel entries, taps and
+filters removed: no packet meets a hole.  A turn between local and redirect costs one netlink batch
+and what the tunnels need beside (tunnels.py); nft runs for ports and entries only when they come
+and go.
 
 Not here: messages, texts and look-ups of each part (the modules beside).
 """
@@ -16,21 +17,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from vmmobility.drivers.dataplane import Drift, Failure, Traffic
-from vmmobility.drivers.linux import environment, filter, rtnetlink, sysctl
+from vmmobility.drivers.linux import environment, filter, rtnetlink, sysctl, tunnel_choice
 from vmmobility.drivers.linux.adjacency import adjacency
-from vmmobility.drivers.linux.audit import Comparison, Seen, duplicates, look, relay_drifts
+from vmmobility.drivers.linux.audit import Comparison, Seen, duplicates, look, tunnel_drifts
 from vmmobility.drivers.linux.counters import Ledger
 from vmmobility.drivers.linux.filter_state import Filters, run_scripts
 from vmmobility.drivers.linux.netlink import Netlink
-from vmmobility.drivers.linux.ownership import TUN_NAME
 from vmmobility.drivers.linux.plan import Adjacent, Plan, Port, is_absent, plan
 from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_client import RelayClient
 from vmmobility.drivers.linux.relay_orders import RelayOrders
 from vmmobility.drivers.linux.routes import RouteName, Routes
-from vmmobility.drivers.linux.rtnetlink import NextHop, Route
+from vmmobility.drivers.linux.rtnetlink import Route
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.traffic_sources import Sources
+from vmmobility.drivers.linux.tunnel_choice import make_tunnels
+from vmmobility.drivers.linux.tunnel_guard import remove_guard
+from vmmobility.drivers.linux.tunnels import Choice, Tunnels
 from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.errors import DataPlaneError, VmMobilityError
 from vmmobility.wire.values import VmKey
@@ -50,7 +53,6 @@ class LinuxDataPlane:
         self._on_failure = on_failure or (lambda _: None)
         self._lock = asyncio.Lock()
         self._netlink: Netlink | None = None
-        self._tun_index = 0
         self._relay = RelayClient(settings, self._relay_lost)
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
@@ -60,16 +62,25 @@ class LinuxDataPlane:
         self._ports: Ports
         self._routes: Routes
         self._orders: RelayOrders
+        self._tunnels: Tunnels
+        self.tunnel_choice: Choice | None = None
         self.relay_deaths = 0
         self._relay_deaths_told = 0
 
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """See DataPlane.start.  Also starts the relay, or adopts the one that runs."""
+        """See DataPlane.start.  Also starts the relay, or adopts the one that runs.
+
+        Which tunnels are used is decided here, and kept: `tunnel_choice` says why.
+        """
         self._open()
         self._closing = False
         async with self._lock:
+            self.tunnel_choice = await tunnel_choice.choose(self._settings)
+            self._tunnels = make_tunnels(
+                self.tunnel_choice, self._open_netlink(), self._orders, self._settings
+            )
             await self._ensure_base()
 
     def _open(self) -> None:
@@ -81,22 +92,16 @@ class LinuxDataPlane:
         self._orders = RelayOrders(self._relay, self._netlink, self._ports)
 
     async def _ensure_base(self) -> None:
-        """Sysctls, TUN, rules, tables and relay, then read what the kernel holds of ours."""
+        """Sysctls, rules, tables, tunnels and relay, then read what the kernel holds of ours."""
         netlink = self._open_netlink()
         underlays = environment.find_underlays(netlink, self._settings)
         sysctl.ensure(sysctl.for_node(tuple(link.name for link in underlays)))
-        before = rtnetlink.link_named(netlink, TUN_NAME)
-        self._tun_index = environment.ensure_tun(netlink, underlays)
-        if before is None and self._relay.connected:
-            # A relay that holds a removed device moves nothing: it must attach to the new one.
-            await self._relay.stop()
-        environment.ensure_rules(netlink)
+        environment.ensure_rules(netlink, self._tunnels.rules())
+        await self._tunnels.start(underlays)
         self._ports.read()
         self._routes.read()
         await self._filters.read()
-        await self._orders.ensure()
-        # A device whose carrier comes up has its IPv6 MTU set to the device's by the kernel.
-        sysctl.ensure(environment.tun_settings(underlays))
+        await self._tunnels.ensure(underlays)
 
     def _open_netlink(self) -> Netlink:
         if self._netlink is None:
@@ -128,13 +133,12 @@ class LinuxDataPlane:
             self._routes.read()
             routes = list(rtnetlink.routes_of_ours(netlink))
             netlink.batch([rtnetlink.delete_route(route) for route in routes])
-            netlink.batch([rtnetlink.delete_rule(r) for r in rtnetlink.rules_of_ours(netlink)])
             await self._relay.stop()
+            environment.remove_surplus(netlink, (), ())
             for name in list(self._ports.taps):
                 self._ports.remove(name)
-            if (tun := rtnetlink.link_named(netlink, TUN_NAME)) is not None:
-                netlink.batch([rtnetlink.delete_link(tun.index)])
             await filter.run_nft(filter.removal_script())
+            await remove_guard()
             for vm in list(self._ledger.vms()):
                 self._ledger.close(vm)
             self._desired = {}
@@ -154,9 +158,9 @@ class LinuxDataPlane:
         await self._ensure_base()
         self._desired = {}
         self._filters.forget_wishes()
-        self._orders.forget()
+        self._tunnels.forget()
         self._orders.synchronised = True
-        failures = await self._reconcile(list(desired.values()), tell_relay_all=True)
+        failures = await self._reconcile(list(desired.values()), tell_all=True)
         for vm in [v for v in self._ledger.vms() if v not in self._desired]:
             self._ledger.close(vm)
         return [*failures, *await self._remove_leftovers()]
@@ -167,9 +171,10 @@ class LinuxDataPlane:
             return await self._reconcile(desired)
 
     async def _reconcile(
-        self, desired: Sequence[VmDataPlane], tell_relay_all: bool = False
+        self, desired: Sequence[VmDataPlane], tell_all: bool = False
     ) -> list[Failure]:
-        plans = [plan(state, self._settings, self._adjacency()) for state in desired]
+        adjacent, ways = self._adjacency(), self._tunnels.ways
+        plans = [plan(state, self._settings, adjacent, ways) for state in desired]
         failures = [failure for made in plans for failure in made.failures]
         for state in desired:
             # In the order of their last apply: two that claim an address keep their order too.
@@ -178,13 +183,13 @@ class LinuxDataPlane:
                 self._desired[state.vm] = state
                 self._ledger.open(state.vm)
         failures += await self._add_ports(plans)
-        failures += await self._orders.tell(plans, tell_relay_all)
+        failures += await self._tunnels.tell(plans, tell_all)
         failures += self._turn_routes(plans)
         failures += await self._retire(plans)
         return failures
 
     def _adjacency(self) -> Adjacent:
-        return adjacency(self._open_netlink(), self._tun_index)
+        return adjacency(self._open_netlink(), self._tunnels.indices.values())
 
     async def _add_ports(self, plans: Sequence[Plan]) -> list[Failure]:
         """Prepare taps, filter and count, then open them."""
@@ -229,10 +234,8 @@ class LinuxDataPlane:
             for name in made.keep:
                 self._routes.keep(made.vm, name)
             for wish in made.routes:
-                hop = wish.hop or NextHop(
-                    self._tun_index if wish.interface == TUN_NAME
-                    else self._ports.index(wish.interface)
-                )  # fmt: skip
+                tunnel = self._tunnels.indices.get(wish.interface)
+                hop = wish.leads_to(tunnel or self._ports.index(wish.interface))
                 names.add((wish.table, wish.prefix))
                 if hop.ifindex:  # else its tap failed, and was reported
                     wanted.append((made.vm, Route(wish.table, wish.prefix, hop)))
@@ -251,7 +254,7 @@ class LinuxDataPlane:
         return failures
 
     async def _retire(self, plans: Sequence[Plan]) -> list[Failure]:
-        """After the routes: remove relay entries, taps, filters and counters no longer wanted."""
+        """After the routes: remove tunnel entries, taps, filters and counters no longer wanted."""
         failures = []
         scripts: dict[VmKey, str] = {}
         for made in plans:
@@ -267,7 +270,7 @@ class LinuxDataPlane:
                 scripts[made.vm] = script
             if made.entry is None:
                 self._ledger.close(made.vm)
-        await self._orders.retire(plans)
+        failures += await self._tunnels.retire(plans)
         for vm, reason in (await run_scripts(scripts)).items():
             failures.append(Failure(vm, "filter", reason))
         return failures
@@ -288,6 +291,7 @@ class LinuxDataPlane:
 
     async def _remove_leftovers(self) -> list[Failure]:
         """Remove what is ours by its mark and wanted by nobody."""
+        netlink, tunnels = self._open_netlink(), self._tunnels
         failures = []
         script = ""
         for name in [n for n, tap in self._ports.taps.items() if tap.settled is None]:
@@ -298,9 +302,9 @@ class LinuxDataPlane:
         base = {(route.table, route.prefix) for route in environment.tunnelled_blackholes()}
         stale = [n for n in self._routes.held if n not in self._routes.owners and n not in base]
         self._routes.remove(stale)
-        self._open_netlink().batch(
-            [rtnetlink.delete_route(route) for route in self._routes.strangers]
-        )
+        netlink.batch([rtnetlink.delete_route(route) for route in self._routes.strangers])
+        # Tunnels of another back end, which an earlier daemon used: no route leads there any more.
+        environment.remove_surplus(netlink, tunnels.rules(), tunnels.indices.keys())
         script += self._filters.leftovers_script(self._ports.taps)
         if script:
             try:
@@ -328,21 +332,23 @@ class LinuxDataPlane:
 
     async def _look(self, vms: Collection[VmKey] | None) -> tuple[Seen, list[Plan], list[Drift]]:
         netlink = self._open_netlink()
-        relay = await self._orders.faults()
+        faults = await self._tunnels.faults()
         if self.relay_deaths != self._relay_deaths_told:
-            relay.append(("", "had died; another was started"))
+            faults.append(("", "relay", "had died; another was started"))
         seen = await look(netlink, self._filters)
         adjacent = self._adjacency()
         states = [s for vm, s in self._desired.items() if vms is None or vm in vms]
-        comparison = Comparison(seen, self._settings, self._filters, self._routes.owners)
+        comparison = Comparison(
+            seen, self._settings, self._filters, self._routes.owners, self._tunnels
+        )
         plans, found = [], list(comparison.of_node(netlink))
         for state in states:
-            plans.append(made := plan(state, self._settings, adjacent))
+            plans.append(made := plan(state, self._settings, adjacent, self._tunnels.ways))
             found += comparison.of_vm(made)
             await asyncio.sleep(0)
         if vms is None:
             found += comparison.strays(plans)
-        found += relay_drifts(relay, [state.vm for state in states])
+        found += tunnel_drifts(faults, [state.vm for state in states])
         return seen, plans, found
 
     async def _repair(self) -> list[Drift]:
@@ -386,6 +392,6 @@ class LinuxDataPlane:
     async def traffic(self) -> Mapping[VmKey, Traffic]:
         """See DataPlane.traffic.  Costs two nft listings (some 3 ms each) and one relay order."""
         async with self._lock:
-            raw = Sources(self._open_netlink(), self._filters, self._orders, self._ports)
+            raw = Sources(self._open_netlink(), self._filters, self._tunnels, self._ports)
             await raw.note(self._ledger)
             return {vm: self._ledger.totals(vm) for vm in self._desired}

@@ -1,6 +1,7 @@
-"""What this machine must have and be: rights, devices, programs, sysctls, TUN, rules.
+"""What this machine must have and be: rights, devices, programs, underlays, rules.
 
-Each missing thing is an EnvironmentProblem with its remedy.  Not here: anything of a VM.
+Each missing thing is an EnvironmentProblem with its remedy.  Not here: anything of a VM, or of one
+kind of tunnel (relay_tunnels.py, kernel_tunnels.py).
 """
 
 from __future__ import annotations
@@ -8,28 +9,24 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 
-from vmmobility.drivers.linux import rtnetlink, sysctl
+from vmmobility.drivers.linux import rtnetlink
 from vmmobility.drivers.linux.netlink import Netlink, Refusal, Request
 from vmmobility.drivers.linux.ownership import (
     ROUTE_METRIC,
-    RULE_PRIORITY,
-    TUN_NAME,
+    TUNNEL_DEVICES,
     TUNNELLED_TABLE,
     is_our_tap,
 )
 from vmmobility.drivers.linux.rtnetlink import Link, NextHop, Route, Rule
 from vmmobility.drivers.linux.settings import LinuxSettings
-from vmmobility.drivers.linux.tap import check_tun_device, create_tun
+from vmmobility.drivers.linux.tap import check_tun_device
 from vmmobility.errors import DataPlaneError, EnvironmentProblem
 from vmmobility.wire.values import FAMILIES
 
-_OUTER_HEADER = {4: 20, 6: 40}
-_LEAST_IPV6_MTU = 1280
 _EEXIST = 17
 _RUNNING_PATIENCE_S, _RUNNING_POLL_S = 3.0, 0.001
-_TUN_QUEUE_LENGTH = 10_000
 
 
 def check_rights_and_programs() -> None:
@@ -73,49 +70,11 @@ def find_underlays(netlink: Netlink, settings: LinuxSettings) -> list[Link]:
     return [
         link
         for link in links.values()
-        if link.up and not link.loopback and not is_our_tap(link.name) and link.name != TUN_NAME
+        if link.up
+        and not link.loopback
+        and not is_our_tap(link.name)
+        and link.name not in TUNNEL_DEVICES
     ]
-
-
-def ensure_tun(netlink: Netlink, underlays: list[Link]) -> int:
-    """Have the TUN device with honest MTUs; answers its interface index."""
-    link = rtnetlink.link_named(netlink, TUN_NAME)
-    if link is None:
-        create_tun(TUN_NAME)
-        link = rtnetlink.link_named(netlink, TUN_NAME)
-        if link is None:
-            raise DataPlaneError(f"{TUN_NAME} vanished", "does somebody else remove it?")
-    mtu = _tun_mtu(underlays, 4)
-    if link.mtu != mtu or link.queue_length != _TUN_QUEUE_LENGTH:
-        request = rtnetlink.set_link(link.index, mtu=mtu, queue_length=_TUN_QUEUE_LENGTH)
-        _must(netlink, [request], TUN_NAME)
-    if not link.up:
-        _must(netlink, [rtnetlink.set_link(link.index, up=True)], TUN_NAME)
-    sysctl.ensure(tun_settings(underlays))
-    return link.index
-
-
-def _tun_mtu(underlays: list[Link], version: int) -> int:
-    return min((u.mtu for u in underlays), default=1500) - _OUTER_HEADER[version]
-
-
-def tun_settings(underlays: list[Link]) -> dict[str, str]:
-    """The TUN device's sysctls."""
-    return sysctl.for_tun(TUN_NAME, max(_tun_mtu(underlays, 6), _LEAST_IPV6_MTU))
-
-
-def tun_faults(link: Link | None, underlays: list[Link]) -> Iterator[str]:
-    """What is wrong with the TUN device, in words."""
-    if link is None:
-        yield "is gone"
-        return
-    if not link.up:
-        yield "is down"
-    mtu = _tun_mtu(underlays, 4)
-    if link.mtu != mtu:
-        yield f"has the MTU {link.mtu}; it should be {mtu}"
-    if link.queue_length != _TUN_QUEUE_LENGTH:
-        yield f"has a queue of {link.queue_length} packets"
 
 
 async def until_running(netlink: Netlink, name: str) -> None:
@@ -132,11 +91,6 @@ async def until_running(netlink: Netlink, name: str) -> None:
     raise DataPlaneError(f"{name} does not come up", "see the relay's log and `ip link`")
 
 
-def tunnelled_rules() -> list[Rule]:
-    """The rules by which decapsulated packets see nothing but taps."""
-    return [Rule(v, TUN_NAME, TUNNELLED_TABLE, RULE_PRIORITY) for v in FAMILIES]
-
-
 def tunnelled_blackholes() -> list[Route]:
     """The end of the tunnelled table: what no tap takes goes nowhere."""
     return [
@@ -145,19 +99,31 @@ def tunnelled_blackholes() -> list[Route]:
     ]
 
 
-def ensure_rules(netlink: Netlink) -> None:
-    """Have the rules and the blackholes, and no other rule of ours.  Raises DataPlaneError."""
-    wanted = tunnelled_rules()
+def ensure_rules(netlink: Netlink, wanted: Sequence[Rule]) -> None:
+    """Have the blackholes, and these rules.  Raises DataPlaneError."""
     held = list(rtnetlink.rules_of_ours(netlink))
     blackholes = [rtnetlink.new_route(route) for route in tunnelled_blackholes()]
     missing = [rtnetlink.new_rule(rule) for rule in wanted if rule not in held]
-    _must(netlink, blackholes + missing, "policy rule")
-    surplus = [rtnetlink.delete_rule(rule) for rule in held if rule not in wanted]
+    must(netlink, blackholes + missing, "policy rule")
+
+
+def remove_surplus(netlink: Netlink, rules: Sequence[Rule], devices: Collection[str]) -> None:
+    """Remove tunnel devices of ours but these, and then rules of ours but these.
+
+    In this order: a device whose rules are gone would let packets out into the main table.
+    """
+    for name in TUNNEL_DEVICES:
+        link = rtnetlink.link_named(netlink, name) if name not in devices else None
+        if link is not None:
+            must(netlink, [rtnetlink.delete_link(link.index)], name)
+    held = rtnetlink.rules_of_ours(netlink)
+    surplus = [rtnetlink.delete_rule(rule) for rule in held if rule not in rules]
     if surplus:
         netlink.batch(surplus)
 
 
-def _must(netlink: Netlink, requests: list[Request], what: str) -> None:
+def must(netlink: Netlink, requests: list[Request], what: str) -> None:
+    """Do these.  Raises DataPlaneError, which names `what`; what stands already is no error."""
     for outcome in netlink.batch(requests):
         if isinstance(outcome, Refusal) and outcome.number != _EEXIST:
             raise DataPlaneError(f"{what}: {outcome}", "see the kernel's log")

@@ -227,3 +227,17 @@ def _read_rule(rule: dict[str, Any], counts: Counts) -> None:
     if rule.get("comment") == _SPOOFED:
         for statement in rule["expr"]:
             counts.spoofed[chain] += int(statement.get("counter", {}).get("packets", 0))
+
+
+async def list_json(*what: str) -> list[dict[str, Any]] | None:
+    """What `nft list` says of something, as nft's JSON objects; None where it is not there.
+
+    Raises DataPlaneError if nft does not work at all.
+    """
+    try:
+        found: list[dict[str, Any]] = json.loads(await _nft("-j", "list", *what))["nftables"]
+    except DataPlaneError as error:
+        if "No such file" in str(error):
+            return None
+        raise
+    return found

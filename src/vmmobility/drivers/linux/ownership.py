@@ -14,10 +14,11 @@ ROUTE_METRIC = 7
 
 MAIN_TABLE = 254
 TUNNELLED_TABLE = 7700
-"""The table of packets that came out of a tunnel: tap routes and a blackhole, no way onward."""
+"""The table of packets that came out of a tunnel: tap routes, a blackhole, and with kernel tunnels
+the redirects to the next peer: never a way into the underlay as it is."""
 
 RULE_PRIORITY = 77
-"""Priority of the rule: what comes in by the TUN device looks up table 7700."""
+"""Priority of the rule: what comes out of a tunnel looks up table 7700."""
 
 HOLD_TABLE = 7701
 """A router's table of VM routes that its routing daemon must not see: looked up before main."""
@@ -27,9 +28,24 @@ HOLD_RULE_PRIORITY = 78
 
 TAP_PREFIX = "vmt"
 TUN_NAME = "vmmob-tun"
+"""The relay's device, for both IP versions."""
+
+KERNEL_TUNNELS = {4: "vmmob-ip4", 6: "vmmob-ip6"}
+"""The kernel tunnels' devices by IP version."""
+
+TUNNEL_DEVICES = (TUN_NAME, *KERNEL_TUNNELS.values())
 
 NFT_TABLE = "vmmobility"
 """Name of our two nftables tables: inet (counters) and netdev (source filters)."""
+
+NFT_GUARD_TABLE = "vmmobility_tunnels"
+"""The nftables table (inet) that guards the kernel tunnels."""
+
+ACCEPTED_MARK = 0x766D0077
+"""Packet mark of what a peer may tunnel here: kernel tunnels deliver nothing without it."""
+
+UNACCEPTED_RULE_PRIORITY = 78
+"""Priority of the rule: what comes in by a kernel tunnel without the mark goes nowhere."""
 
 DEFAULT_GATEWAY_MAC = bytes.fromhex("02766d6d0001")
 """The taps' MAC, the same at every NVE, so that a moved guest's neighbour caches stay true."""

@@ -6,15 +6,16 @@ what the kernel holds now, or how to change it (driver.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vmmobility.drivers.dataplane import Failure
 from vmmobility.drivers.linux.filter import counted_prefixes
-from vmmobility.drivers.linux.ownership import MAIN_TABLE, TUN_NAME, TUNNELLED_TABLE
+from vmmobility.drivers.linux.ownership import MAIN_TABLE, TUNNELLED_TABLE
 from vmmobility.drivers.linux.rtnetlink import NextHop
 from vmmobility.drivers.linux.settings import LinuxSettings
+from vmmobility.drivers.linux.tunnel_messages import Encapsulation
 from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane, port_name
 from vmmobility.wire.values import Address, Prefix, VmKey
 
@@ -33,6 +34,19 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelWays:
+    """How routes lead into the tunnels of this node.
+
+    devices:     their names by IP version
+    names_peers: a route says itself which peer its packets go to, and packets out of a tunnel that
+                 go on to another peer are routed, too; else the device's other end knows all this
+    """
+
+    devices: Mapping[int, str]
+    names_peers: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RouteWish:
     """A route that should exist: to an interface by name, or to a next hop known already."""
 
@@ -40,11 +54,19 @@ class RouteWish:
     prefix: Prefix
     interface: str = ""
     hop: NextHop | None = None
+    tunnel: Encapsulation | None = None
+
+    def leads_to(self, ifindex: int) -> NextHop:
+        """The next hop, where `interface` has this index."""
+        return self.hop or NextHop(ifindex, tunnel=self.tunnel)
 
 
 @dataclass(slots=True)
 class Plan:
-    """All items of one VM at this node; an empty one leaves nothing behind."""
+    """All items of one VM at this node; an empty one leaves nothing behind.
+
+    entry: what the relay is told; accepted: which peer may tunnel here what is for which prefix
+    """
 
     vm: VmKey
     prefixes: list[Prefix] = field(default_factory=list)
@@ -53,6 +75,7 @@ class Plan:
     keep: set[tuple[int, Prefix]] = field(default_factory=set)
     counted: list[Prefix] = field(default_factory=list)
     entry: dict[str, Any] | None = None
+    accepted: frozenset[tuple[Address, Prefix]] = frozenset()
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -66,7 +89,7 @@ def is_absent(state: VmDataPlane) -> bool:
     return not state.plugged and state.forwarding is Forwarding.NONE
 
 
-def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent) -> Plan:
+def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent, ways: TunnelWays) -> Plan:
     """The items of one VM.  What cannot be is a Failure, and the route there now is kept."""
     made = Plan(state.vm)
     if is_absent(state):
@@ -75,13 +98,14 @@ def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent) -> Pla
     made.prefixes = prefixes
     made.counted = counted_prefixes(prefixes)
     made.entry = _relay_entry(state, prefixes)
+    made.accepted = _accepted(state, made.counted)
     for index, interface in enumerate(state.interfaces):
         tap = port_name(state.vm, index)
         if state.plugged:
             made.ports.append(Port(tap, state.vm, interface.mac, interface.prefixes))
-            made.routes += [RouteWish(TUNNELLED_TABLE, p, tap) for p in interface.prefixes]
         for prefix in interface.prefixes:
-            wish = _main_route(state, prefix, tap, settings, adjacent)
+            made.routes += _tunnelled_routes(state, prefix, tap, settings, ways)
+            wish = _main_route(state, prefix, tap, settings, adjacent, ways)
             if isinstance(wish, RouteWish):
                 made.routes.append(wish)
             elif wish:
@@ -92,8 +116,9 @@ def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent) -> Pla
 
 
 def _main_route(
-    state: VmDataPlane, prefix: Prefix, tap: str, settings: LinuxSettings, adjacent: Adjacent
-) -> RouteWish | str:
+    state: VmDataPlane, prefix: Prefix, tap: str, settings: LinuxSettings, adjacent: Adjacent,
+    ways: TunnelWays,
+) -> RouteWish | str:  # fmt: skip
     """The main table's route for a prefix, "" for none, or the words why it cannot be."""
     if state.forwarding is Forwarding.NONE:
         return ""
@@ -101,12 +126,13 @@ def _main_route(
         if not state.plugged:
             return "local delivery needs the VM plugged in here"
         return RouteWish(MAIN_TABLE, prefix, tap)
-    return _redirect(state, prefix, settings, adjacent)
+    return _redirect(state, prefix, settings, adjacent, ways)
 
 
 def _redirect(
-    state: VmDataPlane, prefix: Prefix, settings: LinuxSettings, adjacent: Adjacent
-) -> RouteWish | str:
+    state: VmDataPlane, prefix: Prefix, settings: LinuxSettings, adjacent: Adjacent,
+    ways: TunnelWays,
+) -> RouteWish | str:  # fmt: skip
     version = prefix.version
     locator = state.target.locator(version) if state.target is not None else None
     if locator is None:
@@ -119,9 +145,52 @@ def _redirect(
             return RouteWish(MAIN_TABLE, prefix, hop=NextHop(found.ifindex, locator))
         if state.policy is RedirectPolicy.HOST_ROUTE:
             return f"no host route to {locator}: {found}; its router would send packets back"
-    if settings.locator(version) is None:
+    own = settings.locator(version)
+    if own is None:
         return f"a tunnel to {locator} needs an IPv{version} locator of this node"
-    return RouteWish(MAIN_TABLE, prefix, TUN_NAME)
+    return _into_tunnel(MAIN_TABLE, prefix, own, locator, ways)
+
+
+def _into_tunnel(
+    table: int, prefix: Prefix, own: Address, peer: Address, ways: TunnelWays
+) -> RouteWish:
+    tunnel = Encapsulation(own, peer) if ways.names_peers else None
+    return RouteWish(table, prefix, ways.devices[prefix.version], tunnel=tunnel)
+
+
+def _tunnelled_routes(
+    state: VmDataPlane, prefix: Prefix, tap: str, settings: LinuxSettings, ways: TunnelWays
+) -> list[RouteWish]:
+    """The route of packets that came out of a tunnel.
+
+    Where routes name peers it says as much as the relay's table does: to the tap only while the VM
+    is delivered to here; straight on to the target of a redirect, one hop spent.
+    """
+    local = RouteWish(TUNNELLED_TABLE, prefix, tap)
+    if not ways.names_peers:
+        return [local] if state.plugged else []
+    if state.forwarding is Forwarding.LOCAL:
+        return [local] if state.plugged else []
+    peer = state.target.locator(prefix.version) if state.target is not None else None
+    own = settings.locator(prefix.version)
+    if state.forwarding is Forwarding.NONE or peer is None or own is None or peer == own:
+        return []
+    return [_into_tunnel(TUNNELLED_TABLE, prefix, own, peer, ways)]
+
+
+def _accepted(state: VmDataPlane, prefixes: list[Prefix]) -> frozenset[tuple[Address, Prefix]]:
+    """Who may tunnel what here: nobody where it has no way on, and never the one it goes on to."""
+    if state.forwarding is Forwarding.NONE:
+        return frozenset()
+    redirected = state.forwarding is Forwarding.REDIRECT
+    found = set()
+    for prefix in prefixes:
+        target = state.target.locator(prefix.version) if state.target is not None else None
+        for nve in state.accept_from:
+            peer = nve.locator(prefix.version)
+            if peer is not None and not (redirected and target in (None, peer)):
+                found.add((peer, prefix))
+    return frozenset(found)
 
 
 def _relay_entry(state: VmDataPlane, prefixes: list[Prefix]) -> dict[str, Any]:

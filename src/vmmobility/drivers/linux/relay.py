@@ -4,7 +4,8 @@
 
 One thread, one epoll loop, batches of reads.  IPv4-in-IPv4 is protocol 4 (RFC 2003), IPv6-in-IPv6
 protocol 41 (RFC 2473), both by raw sockets.  The process outlives the daemon: traffic flows on
-(fail static), and the next daemon adopts it over the control socket (relay_control.py).
+(fail static), and the next daemon adopts it over the control socket (relay_control.py).  Without
+--tun it moves no packets, and only answers neighbours.
 
 Not here: the decisions (relay_table.py) and the NDP answers (neighbour_proxy.py).
 """
@@ -42,14 +43,18 @@ class Relay:
     """The devices, the table between them and the loop."""
 
     def __init__(
-        self, descriptors: RelayDescriptors, proxy: NeighbourProxy, control: Control
+        self, descriptors: RelayDescriptors | None, proxy: NeighbourProxy, control: Control
     ) -> None:
-        tun = self._tun = descriptors.tun
         self._proxy = proxy
         self._control = control
         self.table: RelayTable = control.table
         self._raw: dict[int, socket.socket] = {}
-        self._handlers: dict[int, Callable[[], None]] = {tun: self._read_tun}
+        self._tun = -1
+        self._handlers: dict[int, Callable[[], None]] = {}
+        if descriptors is None:
+            return  # the kernel's tunnels carry the packets: an open raw socket would get them, too
+        self._tun = descriptors.tun
+        self._handlers[self._tun] = self._read_tun
         for version, number in descriptors.raw.items():
             raw = self._raw[version] = socket.socket(fileno=number)
             self._handlers[raw.fileno()] = _reader(self, raw, version)
@@ -117,7 +122,7 @@ def _reader(relay: Relay, raw: socket.socket, version: int) -> Callable[[], None
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vmmobility relay")
-    parser.add_argument("--tun", required=True)
+    parser.add_argument("--tun", default="")
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--ipv4", default="")
     parser.add_argument("--ipv6", default="")
@@ -147,9 +152,10 @@ def main(argv: Sequence[str]) -> None:
     proxy = NeighbourProxy(
         bytes.fromhex(args.gateway_mac.replace(":", "")), IPv6Address(args.gateway6)
     )
+    descriptors = None
     if args.descriptors:
         descriptors = from_text(args.descriptors)
-    else:
+    elif args.tun:
         descriptors = open_all(args.tun, locators)
     # The configuration is what an adopting daemon compares with its own.
     configuration = list(argv)
@@ -157,7 +163,8 @@ def main(argv: Sequence[str]) -> None:
         at = configuration.index(DESCRIPTORS)
         del configuration[at : at + 2]
     path = args.state_dir / "relay.sock"
-    control = Control(path, RelayTable(), proxy, configuration, descriptors.as_text())
+    named = descriptors.as_text() if descriptors is not None else ""
+    control = Control(path, RelayTable(), proxy, configuration, named)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     relay = Relay(descriptors, proxy, control)
     # The table is small and long-lived: collections in the packet path would only be pauses.

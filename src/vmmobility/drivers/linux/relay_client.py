@@ -31,7 +31,7 @@ from vmmobility.drivers.linux.relay_descriptors import (
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.errors import DataPlaneError
 
-_START_PATIENCE_S = 10.0
+_START_PATIENCE_S = 30.0
 _STOP_PATIENCE_S = 2.0
 _ANSWER_PATIENCE_S = 5.0
 _POLL_S = 0.005
@@ -49,12 +49,15 @@ class Found(Enum):
 class RelayClient:
     """One connection to the one relay of this state folder.
 
-    `on_lost` is called (from the event loop) when a connected relay goes away unasked.
+    `on_lost` is called (from the event loop) when a connected relay goes away unasked.  `carries`,
+    set before the first `ensure`: whether it moves packets, or only answers neighbours, since the
+    kernel tunnels carry packets.
     """
 
     def __init__(self, settings: LinuxSettings, on_lost: Callable[[], None]) -> None:
         self._settings = settings
         self._on_lost = on_lost
+        self.carries = True
         self._socket_path = settings.state_dir / "relay.sock"
         self._lock_path = settings.state_dir / "relay.lock"
         self._log_path = settings.state_dir / "relay.log"
@@ -73,7 +76,8 @@ class RelayClient:
     def configuration(self) -> list[str]:
         """The relay's command line; an adopted relay must have the same."""
         settings = self._settings
-        arguments = ["--tun", TUN_NAME, "--state-dir", str(settings.state_dir)]
+        arguments = ["--tun", TUN_NAME] if self.carries else []
+        arguments += ["--state-dir", str(settings.state_dir)]
         for version in (4, 6):
             locator = settings.locator(version)
             if locator is not None:
@@ -111,6 +115,8 @@ class RelayClient:
     def _take_spares(self, hello: Mapping[str, Any]) -> None:
         """Copies of the adopted relay's descriptors, for its successor."""
         self._let_go_of_spares()
+        if not self.carries:
+            return
         with contextlib.suppress(OSError, ValueError, KeyError):  # then the next opens its own
             self._spares = copies_of(int(hello["pid"]), str(hello["descriptors"]))
 
@@ -161,7 +167,7 @@ class RelayClient:
         ones.  None: it shall try itself, and say what is wrong."""
         if self._spares is not None and not self._spares.usable:
             self._let_go_of_spares()
-        if self._spares is None:
+        if self._spares is None and self.carries:
             locators = {v: str(a) for v in (4, 6) if (a := self._settings.locator(v)) is not None}
             with contextlib.suppress(OSError):
                 self._spares = open_all(TUN_NAME, locators)

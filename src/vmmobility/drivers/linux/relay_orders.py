@@ -17,6 +17,7 @@ from vmmobility.drivers.linux.plan import Plan, vm_name
 from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_client import Found, RelayClient
 from vmmobility.errors import DataPlaneError, VmMobilityError
+from vmmobility.wire.values import VmKey
 
 
 class RelayOrders:
@@ -38,7 +39,7 @@ class RelayOrders:
         if found is Found.KNOWN or (found is Found.ADOPTED and not self.synchronised):
             return False
         await self.client.order(self._whole_table())
-        if found is Found.STARTED:
+        if found is Found.STARTED and self.client.carries:
             await environment.until_running(self._netlink, TUN_NAME)
         return True
 
@@ -53,12 +54,21 @@ class RelayOrders:
             if made.entry is not None and self._entries.get(made.entry["vm"]) != made.entry:
                 self._entries[made.entry["vm"]] = made.entry
                 put.append((made.vm, made.entry))
+        return await self._tell([vm for vm, _ in put], [entry for _, entry in put], everything)
+
+    async def tell_ports(self, vms: Sequence[VmKey], everything: bool) -> list[Failure]:
+        """Tell the ports alone: of these VMs, whose packets others carry."""
+        return await self._tell(vms, [], everything)
+
+    async def _tell(
+        self, vms: Sequence[VmKey], put: list[dict[str, Any]], everything: bool
+    ) -> list[Failure]:
         try:
             if await self.ensure() or not (put or everything or self.ports_changed):
                 return []
-            await self._change([entry for _, entry in put], everything)
+            await self._change(put, everything)
         except (VmMobilityError, OSError) as error:
-            return [Failure(vm, "relay", str(error)) for vm, _ in put]
+            return [Failure(vm, "relay", str(error)) for vm in vms]
         return []
 
     async def _change(self, put: list[dict[str, Any]], everything: bool) -> None:

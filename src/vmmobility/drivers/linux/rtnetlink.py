@@ -1,7 +1,8 @@
 """rtnetlink messages as values: links, addresses, neighbours, routes and rules, both ways.
 
 Builders give a `netlink.Request`; parsers read the bodies of a dump.  The IP family is a
-parameter everywhere.  Not here: sending (netlink.py), or what we want (plan.py).
+parameter everywhere.  Not here: tunnels' own words (tunnel_messages.py), sending (netlink.py), or
+what we want (plan.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ from vmmobility.drivers.linux.netlink import (
     u32,
 )
 from vmmobility.drivers.linux.ownership import ROUTE_METRIC, ROUTE_PROTOCOL
+from vmmobility.drivers.linux.tunnel_messages import (
+    Encapsulation,
+    encapsulation_attributes,
+    link_kind,
+    read_encapsulation,
+)
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Address, Prefix
 
@@ -66,14 +73,16 @@ class Link:
     running: bool
     loopback: bool
     tx_packets: int
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """Where a route leads: an interface (0: a blackhole), perhaps through a gateway."""
+    """Where a route leads: an interface (0: a blackhole), perhaps through a gateway or a tunnel."""
 
     ifindex: int
     gateway: Address | None = None
+    tunnel: Encapsulation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +97,16 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A policy rule: packets that come in by `interface` ("": all packets) use `table`."""
+    """A policy rule: packets that come in by `interface` ("": all packets) use `table`.
+
+    table: 0 is none: the packets are dropped; mark: only packets that bear it (0: all)
+    """
 
     version: int
     interface: str
     table: int
     priority: int
+    mark: int = 0
 
 
 def new_route(route: Route) -> Request:
@@ -120,6 +133,8 @@ def _route_body(route: Route) -> bytes:
         parts.append(u32(4, hop.ifindex))
     if hop.gateway is not None:
         parts.append(attribute(5, hop.gateway.packed))
+    if hop.tunnel is not None and hop.tunnel.destination is not None:
+        parts.append(encapsulation_attributes(hop.tunnel))
     return b"".join(parts)
 
 
@@ -156,7 +171,8 @@ def _routes_of_ours(netlink: Netlink) -> Iterator[Route]:
             ifindex = number(found.get(4, b"\0")) if fields[7] == RTN_UNICAST else 0
             gateway = ip_address(found[5]) if 5 in found else None
             prefix = ip_network((bits, fields[1]))
-            yield Route(table, prefix, NextHop(ifindex, gateway), number(found.get(6, b"\0")))
+            hop = NextHop(ifindex, gateway, read_encapsulation(found))
+            yield Route(table, prefix, hop, number(found.get(6, b"\0")))
 
 
 def look_up(netlink: Netlink, destination: Address) -> NextHop | Refusal:
@@ -238,6 +254,7 @@ def _link(body: bytes) -> Link:
         running=bool(flags & _IFF_RUNNING),
         loopback=kind == 772,
         tx_packets=counters[1],
+        kind=link_kind(found),
     )
 
 
@@ -316,10 +333,13 @@ def delete_rule(rule: Rule) -> Request:
 
 
 def _rule(rule: Rule) -> bytes:
-    to_table = 1
-    body = _RULE.pack(_AF[rule.version], 0, 0, 0, 0, 0, 0, to_table, 0)
+    to_table, blackhole = 1, 6
+    action = to_table if rule.table else blackhole
+    body = _RULE.pack(_AF[rule.version], 0, 0, 0, 0, 0, 0, action, 0)
     if rule.interface:
         body += text(3, rule.interface)
+    if rule.mark:
+        body += u32(10, rule.mark)
     body += u32(6, rule.priority) + u32(15, rule.table)
     return body + attribute(21, bytes([ROUTE_PROTOCOL]))
 
@@ -336,6 +356,7 @@ def rules_of_ours(netlink: Netlink) -> Iterator[Rule]:
                 _name(found),
                 number(found.get(15, b"\0")),
                 number(found.get(6, b"\0")),
+                number(found.get(10, b"\0")),
             )
 
 

@@ -9,9 +9,13 @@ import sys
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Literal
 
 from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC
 from vmmobility.wire.values import Address
+
+TunnelWish = Literal["auto", "kernel", "relay"]
+"""Which tunnels to use; auto: the kernel's where it has them, else the relay's."""
 
 _GATEWAY4, _GATEWAY6 = IPv4Address("169.254.1.1"), IPv6Address("fe80::1")
 
@@ -27,6 +31,7 @@ class LinuxSettings:
     gateway4/6:       the guests' default gateways, answered on every tap
     tap_queue_length: packets that wait for a guest that is about to resume
     relay_python:     the interpreter that runs the relay process
+    tunnel:           which tunnels to use
     """
 
     ipv4: IPv4Address | None
@@ -38,6 +43,7 @@ class LinuxSettings:
     gateway6: IPv6Address = _GATEWAY6
     tap_queue_length: int = 10_000
     relay_python: str = sys.executable
+    tunnel: TunnelWish = "auto"
 
     def locator(self, version: int) -> Address | None:
         """This NVE's own locator of IP version 4 or 6, or None."""

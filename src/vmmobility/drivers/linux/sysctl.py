@@ -103,3 +103,21 @@ def for_tun(name: str, mtu6: int) -> dict[str, str]:
         f"{v6}/addr_gen_mode": _NO_LINK_LOCAL,
         f"{v6}/mtu": str(mtu6),
     }
+
+
+def for_kernel_tunnel(name: str, version: int) -> dict[str, str]:
+    """What a kernel tunnel's device needs, which carries one IP version alone."""
+    v4, v6 = f"net/ipv4/conf/{name}", f"net/ipv6/conf/{name}"
+    if version == 4:
+        return {
+            f"{v4}/forwarding": "1",
+            f"{v4}/rp_filter": "0",
+            f"{v4}/send_redirects": "0",
+            f"{v6}/disable_ipv6": "1",
+        }
+    return {
+        f"{v6}/disable_ipv6": "0",
+        f"{v6}/forwarding": "1",
+        f"{v6}/accept_ra": "0",
+        f"{v6}/addr_gen_mode": _NO_LINK_LOCAL,
+    }

@@ -1,4 +1,4 @@
-"""Where a VM's traffic is counted: nft's counters, its taps and the relay, read into the ledger.
+"""Where a VM's traffic is counted: nft's counters, its taps and the tunnels, read into the ledger.
 
 Rests on the open netlink socket and on what the driver knows to be there.  Not here: sums over
 sources that begin again (counters.py), or when they are read (driver.py).
@@ -13,9 +13,8 @@ from vmmobility.drivers.linux import filter, rtnetlink
 from vmmobility.drivers.linux.counters import Ledger
 from vmmobility.drivers.linux.filter_state import Filters
 from vmmobility.drivers.linux.netlink import Netlink
-from vmmobility.drivers.linux.plan import vm_name
 from vmmobility.drivers.linux.ports import Ports
-from vmmobility.drivers.linux.relay_orders import RelayOrders
+from vmmobility.drivers.linux.tunnels import Tunnels
 from vmmobility.wire.values import Prefix, VmKey
 
 
@@ -25,20 +24,16 @@ class Sources:
 
     netlink: Netlink
     filters: Filters
-    orders: RelayOrders
+    tunnels: Tunnels
     ports: Ports
 
     async def note(self, ledger: Ledger) -> None:
         """Read every source once, and note its number."""
         counts = await filter.read_counts()
         links = {link.name: link for link in rtnetlink.links(self.netlink)}
-        relayed = await self.orders.counters()
+        await self.tunnels.note(ledger, self.filters.counted)
         for vm, prefixes in self.filters.counted.items():
             _note_counted(ledger, vm, prefixes, counts)
-            if (relay := relayed.get(vm_name(vm))) is not None:
-                ledger.note(vm, "redirected", "relay", relay.get("forwarded", 0))
-                drops = sum(n for key, n in relay.items() if key.startswith("drop_"))
-                ledger.note(vm, "dropped", "relay", drops)
         for name, tap in self.ports.taps.items():
             if tap.settled is None:
                 continue
