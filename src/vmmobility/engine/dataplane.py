@@ -7,8 +7,10 @@ Rests on wire.values.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 from vmmobility.wire.values import Interface, Nve, VmKey
 
@@ -29,6 +31,18 @@ class RedirectPolicy(Enum):
     TUNNEL = "tunnel"
 
 
+@lru_cache(maxsize=1024)  # asked for at each state of a VM, of a definition that does not change
+def policy_of(definition: bytes) -> RedirectPolicy | None:
+    """What a VM's definition (JSON, as it travels between NVEs) says under `redirect`, if anything.
+
+    Every NVE at which the VM has been holds its definition, hence redirects it alike.
+    """
+    try:
+        return RedirectPolicy(json.loads(definition)["redirect"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class VmDataPlane:
     """Everything this node's data plane should hold for one VM.
@@ -38,7 +52,7 @@ class VmDataPlane:
     plugged:     whether the taps (with gateway MAC, permanent neighbours, source filter) exist here
     forwarding:  where its addresses lead from here
     target:      the NVE that REDIRECT leads to
-    policy:      how to redirect
+    policy:      how to redirect: the VM's own, else the NVE's
     accept_from: NVEs whose tunnelled packets for this VM are accepted here (previous NVEs, source)
     """
 
