@@ -129,8 +129,8 @@ def make_fabric(folder: Path, back_end: TunnelWish) -> Iterator[Fabric]:
         # Home: the covering prefix leads to a.
         r1.ip("route", "add", "10.77.0.0/24", "via", "10.0.1.2")
         r1.ip("-6", "route", "add", "fd77::/64", "via", "fd00:1::2")
-        nodes = [_node(s, n, folder, back_end) for s, n in ((a, A), (b, B), (c, C))]
-        made = Fabric(h, r1, r2, *nodes, back_end)
+        one, two, three = (_node(s, n, folder, back_end) for s, n in ((a, A), (b, B), (c, C)))
+        made = Fabric(h, r1, r2, one, two, three, back_end)
         yield made
         for node in (made.a, made.b, made.c):
             node.space.await_(node.driver.remove_all())

@@ -20,7 +20,7 @@ _CLONE_NEWNET = 0x40000000
 _PATIENCE_S = 60.0  # in a guest without KVM, on a busy machine, processes start slowly
 
 
-def wait_for(condition: Callable[[], T], what: str, deadline_s: float = 5.0) -> T:
+def wait_for(condition: Callable[[], T], what: str, deadline_s: float = 20.0) -> T:
     """Ask until the condition is true; fails with what was last seen."""
     end = time.monotonic() + deadline_s
     while True:

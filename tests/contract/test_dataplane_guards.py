@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -67,6 +69,18 @@ def test_the_tunnel_drops_and_counts(
     guest.close()
 
 
+NODAD: dict[int, tuple[str, ...]] = {4: (), 6: ("nodad",)}
+
+
+@contextlib.contextmanager
+def in_the_name_of_c(fabric: Fabric, version: int) -> Iterator[None]:
+    """a may send with c's locator."""
+    locator = str(C.locator(version))
+    fabric.a.space.ip("addr", "add", locator, "dev", "lo", *NODAD[version])
+    yield
+    fabric.a.space.ip("addr", "del", locator, "dev", "lo")
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_peers_packet_goes_straight_on_to_another_peer(fabric: Fabric, version: int) -> None:
     # b redirects to a what c tunnels to it: directly, one hop spent.
@@ -75,10 +89,8 @@ def test_a_peers_packet_goes_straight_on_to_another_peer(fabric: Fabric, version
     )
     fabric.a.apply(replace(LOCAL, accept_from=(B,)))
     guest = fabric.a.plug()
-    fabric.a.space.ip("route", "replace", "10.0.3.0/24", "dev", "toc")
-    with raw_tunnel(fabric.b.space, version) as tunnel:
-        # c cannot reach b here: b sends to itself in c's name.
-        fabric.b.space.ip("addr", "add", str(C.locator(version)), "dev", "lo", *NODAD[version])
+    with raw_tunnel(fabric.a.space, version) as tunnel, in_the_name_of_c(fabric, version):
+        # c cannot reach b here: a sends in c's name.
         tunnel.bind((str(C.locator(version)), 0))
         packet = udp(HOST[version], OWN[version], b"onward", 9)
         tunnel.sendto(packet, (str(B.locator(version)), 0))
@@ -86,13 +98,9 @@ def test_a_peers_packet_goes_straight_on_to_another_peer(fabric: Fabric, version
         found = guest.find(
             lambda f: f[hop_place : hop_place + 1] if payload_of(f) == b"onward" else None
         )
-        fabric.b.space.ip("addr", "del", str(C.locator(version)), "dev", "lo")
     assert found == b"\x07"  # one at b's tunnel, one at a's routing from its tunnel to the tap
     assert fabric.b.traffic().redirected == 1
     guest.close()
-
-
-NODAD: dict[int, tuple[str, ...]] = {4: (), 6: ("nodad",)}
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -137,13 +145,11 @@ def test_a_peer_may_tunnel_to_the_whole_prefix_and_no_further(fabric: Fabric, ve
     assert fabric.b.opened(version) - opened in (2, 3)  # the kernel opens the stranger, and drops
     assert not receives(guest, b"outside", 0.02)
     assert fabric.b.traffic().dropped == 0, "it is no packet of this VM"
-    # c is no peer, and b takes nothing in its name (b sends to itself: c cannot reach b here).
-    fabric.b.space.ip("addr", "add", str(C.locator(version)), "dev", "lo", *NODAD[version])
-    with raw_tunnel(fabric.b.space, version) as tunnel:
+    # c is no peer, and nothing is taken in its name.
+    with raw_tunnel(fabric.a.space, version) as tunnel, in_the_name_of_c(fabric, version):
         tunnel.bind((str(C.locator(version)), 0))
         tunnel.sendto(udp(HOST[version], inside[1], b"stranger"), peer)
         wait_for(lambda: fabric.b.drops("not_accepted") == 1, "one drop")
-        fabric.b.space.ip("addr", "del", str(C.locator(version)), "dev", "lo")
     assert not receives(guest, b"stranger", 0.02)
     guest.close()
 

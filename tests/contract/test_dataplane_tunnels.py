@@ -33,7 +33,7 @@ from vmmobility.drivers.linux import tunnel_choice
 from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC, KERNEL_TUNNELS, TUN_NAME
 from vmmobility.drivers.linux.settings import LinuxSettings, TunnelWish
-from vmmobility.drivers.linux.tunnels import COSTS
+from vmmobility.drivers.linux.tunnels import COSTS, Choice
 from vmmobility.engine.dataplane import Forwarding
 from vmmobility.errors import EnvironmentProblem
 
@@ -45,7 +45,7 @@ REDIRECT = replace(LOCAL, plugged=False, forwarding=Forwarding.REDIRECT, target=
 # -- the choice ------------------------------------------------------------------------------------
 
 
-def chosen(wish: TunnelWish) -> tunnel_choice.Choice:
+def chosen(wish: TunnelWish) -> Choice:
     settings = LinuxSettings(A.ipv4, A.ipv6, Path(), tunnel=wish)
     return asyncio.run(tunnel_choice.choose(settings))
 
@@ -70,7 +70,7 @@ def test_kernel_tunnels_that_cannot_be_are_an_error_with_the_remedy() -> None:
 
 
 def test_the_relay_can_be_forced_anywhere() -> None:
-    assert chosen("relay") == tunnel_choice.Choice("relay", "the configuration says so")
+    assert chosen("relay") == Choice("relay", "the configuration says so")
 
 
 def test_the_probe_leaves_nothing_behind() -> None:

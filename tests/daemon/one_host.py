@@ -141,7 +141,7 @@ class Host:
 
     def flush(self) -> None:
         """Remove what an NVE has left here, if one ran at all."""
-        if "vmmob-tun" in self.space.ip("link"):
+        if "vmmob-" in self.space.ip("link"):
             flushed = self.vmmob("nve", "flush", "--config", self.configure("nve-a"))
             assert flushed.code == 0, flushed.err
 

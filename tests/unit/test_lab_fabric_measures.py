@@ -8,7 +8,7 @@ from vmmobility.errors import LabError
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import scenario as scenarios
 from vmmobility.lab.namespaces import Namespaces
-from vmmobility.lab.path_walk import PathWalker
+from vmmobility.lab.path_walk import PathWalker, read_routes
 from vmmobility.lab.report_fabric import FabricReport, HostRoute, SettledPath
 from vmmobility.lab.route_recorder import parse_line
 from vmmobility.lab.route_times import route_times
@@ -119,6 +119,16 @@ def test_a_tunnel_may_begin_and_end_in_different_devices(two_dcs):
     walker.kernel_tunnels = {"nve-2a"}
     path = walker.walk("near", "vm1", 6)
     assert path.hops == ("near", "tor-1a", "nve-1a", "(tunnel)", "nve-2a", "vm1")
+
+
+def test_a_route_into_a_kernel_tunnel_keeps_its_own_destination():
+    printed = (
+        '[{"dst":"10.77.0.5","encap":"ip","id":0,"src":"10.0.1.1","dst":"10.0.2.2","ttl":64,'
+        '"dev":"vmmob-ip4","table":"7700","flags":[]}]'
+    )
+    (route,) = read_routes(printed)
+    assert (route["dst"], route["dev"], route["table"]) == ("10.77.0.5", "vmmob-ip4", "7700")
+    assert read_routes("") == []
 
 
 def test_loops_and_dead_ends_are_named(two_dcs):

@@ -5,7 +5,6 @@ Each judge answers "" if it is so, else what it saw instead.  Not here: waiting 
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import time
@@ -19,6 +18,7 @@ from vmmobility.lab.collected import collected
 from vmmobility.lab.counting import LATE_NS, Window, count_outside, count_tcp, count_udp
 from vmmobility.lab.inside import udp_ask
 from vmmobility.lab.lab_run import LabRun
+from vmmobility.lab.path_walk import read_routes
 from vmmobility.lab.probe import ECHO_PORT
 from vmmobility.lab.route_recorder import kind_of
 from vmmobility.lab.settled import TOMBSTONES
@@ -96,7 +96,7 @@ def our_routes(run: LabRun, node: str) -> list[dict[str, Any]]:
         command = ["ip", "-n", run.lab.spaces.name(node), "-j", family, "route", "show",
                    "table", "all", "proto", ROUTE_PROTOCOL]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found += json.loads(done.stdout or "[]")
+        found += read_routes(done.stdout)
     return found
 
 

@@ -115,7 +115,7 @@ class PathWalker:
         if done.returncode != 0:
             why = " ".join(done.stderr.split()).removeprefix("RTNETLINK answers: ")
             return (self._longest_match(node, packet, came_by) if packet.version == 6 else {}), why
-        found = json.loads(done.stdout or "[]")
+        found = read_routes(done.stdout)
         return (found[0] if found else {}), ""
 
     def _longest_match(self, node: str, packet: _Packet, came_by: str) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class PathWalker:
             command = ["ip", "-n", self._spaces.name(node), "-j", "-6", "route", "show", "table",
                        table, "match", packet.address]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            found = json.loads(done.stdout or "[]") if done.returncode == 0 else []
+            found = read_routes(done.stdout) if done.returncode == 0 else []
             if found:
                 best = max(found, key=_length)
                 return {**best, **(best.get("nexthops") or [{}])[0]}
@@ -152,6 +152,17 @@ class PathWalker:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         infos = [info for row in json.loads(done.stdout or "[]") for info in row["addr_info"]]
         return any(info.get("local") == gateway for info in infos)
+
+
+def read_routes(text: str) -> list[dict[str, Any]]:
+    """What `ip -j route` has printed.
+
+    A route into a kernel tunnel has two `dst` there: its prefix, then the tunnel's end.
+    """
+    found: list[dict[str, Any]] = json.loads(
+        text or "[]", object_pairs_hook=lambda pairs: dict(reversed(pairs))
+    )
+    return found
 
 
 def _length(route: dict[str, Any]) -> int:

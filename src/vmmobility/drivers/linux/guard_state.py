@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from vmmobility.drivers.dataplane import Failure
 from vmmobility.drivers.linux import filter, tunnel_guard
@@ -19,6 +20,7 @@ from vmmobility.drivers.linux.tunnel_guard import Held, Pair
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Prefix, VmKey
 
+T = TypeVar("T")
 _NOBODY = VmKey(0, "")
 _ITEM = "guard"
 
@@ -28,7 +30,9 @@ class Guard:
 
     def __init__(self) -> None:
         self._pairs: dict[VmKey, frozenset[Pair]] = {}
+        self._users: Counter[Pair] = Counter()
         self._counted: dict[VmKey, tuple[Prefix, ...]] = {}
+        self._counters: Counter[Prefix] = Counter()
         self._held = Held()
         self._rules = ""  # as nft shows those that we wrote
         self._seen: tuple[int | None, Held] = (None, Held())
@@ -57,56 +61,51 @@ class Guard:
 
     def forget(self) -> None:
         """Begin anew with what VMs want; what the kernel holds stays known."""
-        self._pairs, self._counted = {}, {}
+        self._pairs, self._users = {}, Counter()
+        self._counted, self._counters = {}, Counter()
 
     # -- before and after the routes ----------------------------------------------------------
 
     async def before(self, plans: Sequence[Plan], everything: bool) -> list[Failure]:
         """Accept no longer what is no longer wanted, and count what comes."""
-        scripts: dict[VmKey, str] = {}
-        for made in plans:
-            self._wish(made)
-        users = Counter(pair for pairs in self._pairs.values() for pair in pairs)
-        gone = {made.vm: self._unwanted(made, users) for made in plans}
+        gone: dict[VmKey, set[Pair]] = {}
+        old = {made.vm: self._wish(made) for made in plans}
+        for vm, pairs in old.items():
+            gone[vm] = {p for p in pairs & self._held.accepted if self._users[p] <= 0}
         if everything:
-            told = set().union(*gone.values()) if gone else set()
-            gone[_NOBODY] = {p for p in self._held.accepted if not users[p]} - told
-        for vm, pairs in gone.items():
-            scripts[vm] = tunnel_guard.unaccept_script(pairs)
+            gone[_NOBODY] = {p for p in self._held.accepted if self._users[p] <= 0}
         new = {made.vm: [p for p in made.counted if p not in self._held.refused] for made in plans}
-        for vm, prefixes in new.items():
-            scripts[vm] += tunnel_guard.count_script(prefixes)
-        failed = await run_scripts({vm: script for vm, script in scripts.items() if script})
-        for vm, pairs in gone.items():
+        scripts: dict[VmKey, str] = {}
+        for vm, surplus in gone.items():
+            script = tunnel_guard.unaccept_script(surplus)
+            script += tunnel_guard.count_script(new.get(vm, ()))
+            if script:
+                scripts[vm] = script
+        failed = await run_scripts(scripts)
+        for vm, surplus in gone.items():
             if vm not in failed:
-                self._held.accepted -= pairs
+                self._held.accepted -= surplus
                 self._held.refused |= dict.fromkeys(new.get(vm, ()), 0)
         return _failures(failed)
 
-    def _wish(self, made: Plan) -> None:
-        if made.entry is None:
-            self._pairs.pop(made.vm, None)
-        else:
+    def _wish(self, made: Plan) -> frozenset[Pair]:
+        """Note what a VM wants now; answers what it wanted until now."""
+        old = self._pairs.pop(made.vm, frozenset())
+        _swap(self._users, old, made.accepted)
+        if made.accepted:
             self._pairs[made.vm] = made.accepted
-
-    def _unwanted(self, made: Plan, users: Mapping[Pair, int]) -> set[Pair]:
-        own = {*made.counted, *self._counted.get(made.vm, ())}
-        return {pair for pair in self._held.accepted if pair[1] in own and not users[pair]}
+        return old
 
     async def after(self, plans: Sequence[Plan], everything: bool) -> list[Failure]:
         """Accept what is wanted, and count no longer what nobody wants counted."""
-        scripts: dict[VmKey, str] = {}
-        new = {made.vm: made.accepted - self._held.accepted for made in plans}
-        before = {made.vm: self._counted.get(made.vm, ()) for made in plans}
+        new: dict[VmKey, frozenset[Pair]] = {}
+        gone: dict[VmKey, list[Prefix]] = {}
         for made in plans:
-            if made.counted:
-                self._counted[made.vm] = tuple(made.counted)
-            else:
-                self._counted.pop(made.vm, None)
-        wanted = {prefix for prefixes in self._counted.values() for prefix in prefixes}
-        gone = {vm: [p for p in prefixes if p not in wanted] for vm, prefixes in before.items()}
+            new[made.vm] = made.accepted - self._held.accepted
+            gone[made.vm] = self._count(made)
         if everything:
-            gone[_NOBODY] = [p for p in self._held.refused if p not in wanted]
+            gone[_NOBODY] = [p for p in self._held.refused if self._counters[p] <= 0]
+        scripts: dict[VmKey, str] = {}
         for vm, prefixes in gone.items():
             script = tunnel_guard.accept_script(new.get(vm, ()))
             script += tunnel_guard.uncount_script(prefixes)
@@ -115,10 +114,18 @@ class Guard:
         failed = await run_scripts(scripts)
         for vm, prefixes in gone.items():
             if vm not in failed:
-                self._held.accepted |= new.get(vm, set())
+                self._held.accepted |= new.get(vm, frozenset())
                 for prefix in prefixes:
                     self._held.refused.pop(prefix, None)
         return _failures(failed)
+
+    def _count(self, made: Plan) -> list[Prefix]:
+        """Note what a VM has counted now; answers what nobody wants counted any more."""
+        old = self._counted.pop(made.vm, ())
+        _swap(self._counters, old, made.counted)
+        if made.counted:
+            self._counted[made.vm] = tuple(made.counted)
+        return [prefix for prefix in old if self._counters[prefix] <= 0]
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -141,6 +148,9 @@ class Guard:
                 for prefix in prefixes
                 if prefix not in shown.refused
             ]
+        for prefix in shown.refused:
+            if self._counters[prefix] <= 0:
+                found.append(("", f"counter {prefix}", "stands, and nobody asked for it"))
         return found
 
     async def refused(self) -> Mapping[Prefix, int]:
@@ -149,6 +159,15 @@ class Guard:
             return (await tunnel_guard.read_held()).refused
         except (DataPlaneError, OSError):
             return {}
+
+
+def _swap(users: Counter[T], old: Iterable[T], new: Iterable[T]) -> None:
+    """One user less of each old thing, one more of each new one; none is kept at zero."""
+    users.update(new)
+    for thing in old:
+        users[thing] -= 1
+        if users[thing] <= 0:
+            del users[thing]
 
 
 def _words(pairs: Iterable[Pair]) -> list[str]:
