@@ -190,8 +190,9 @@ simulate: $(INSTALLED) ## simulate SEEDS=n schedules from START=k on (MUTANTS=1:
 CMD ?= uname -a
 LIMIT ?= 3600
 .PHONY: in-guest
+in-guest: export CMD := $(CMD)
 in-guest: setup ## run CMD='...' in Debian's own kernel, in LIMIT=3600 seconds
-	$(AS_ROOT) $(BIN)/python -m tests.kernel_guest --limit $(LIMIT) sh -c '$(CMD)'
+	$(AS_ROOT) $(BIN)/python -m tests.kernel_guest --limit $(LIMIT) sh -c "$$CMD"
 
 # GUEST=1: in Debian's own kernel, which has tunnels of its own.  .build/tunnels.json has the figures.
 ROUNDS ?= 5

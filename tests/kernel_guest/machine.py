@@ -53,12 +53,11 @@ MODULES = (
     "virtiofs",
     "overlay",
 )
-# With QEMU's -no-reboot a panic is the end of the process.  The rest spares TCG a third of its work:
-# programs at the same addresses each time are translated once, page tables have a level less, and
-# the clock is read without leaving the guest.
+# With QEMU's -no-reboot a panic is the end of the process.  The rest spares TCG a third of its
+# work: programs at the same addresses each time are translated once, page tables have a level less,
+# and the clock is read without leaving the guest.
 KERNEL_ARGUMENTS = (
-    "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog"
-    " norandmaps nokaslr no5lvl tsc=reliable"
+    "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog norandmaps nokaslr no5lvl tsc=reliable"
 )
 
 Hear = Callable[[str], None]

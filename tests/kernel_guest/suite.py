@@ -16,12 +16,11 @@ from xml.etree import ElementTree
 
 from tests.kernel_guest.machine import CLONE, OUT_INSIDE, Ended, Hear, run_in_guest
 
-# What a few minutes of an emulated CPU are enough for; `make test-all` runs the whole.
+# Three minutes of two emulated CPUs are enough for these; `make test-all` runs the whole.
 QUICK = ("tests/contract/test_dataplane_redirect.py", "tests/contract/test_dataplane_tunnels.py")
 QUICK_CHOICE = "kernel and not hundred_flips and not another_back_end"
 CHOICE = "kernel"
-TEST_LIMIT_S = 900
-# One that takes everything there is on a machine with other work may need many times its time.
+TEST_LIMIT_S = 900  # of one test: with other work on the machine it may need many times its time
 ENVIRONMENT = {"CI": "true", "VMMOB_EXPECT_KERNEL_TUNNELS": "1"}
 _CLOSING = re.compile(r"^=+ .*\b(passed|failed|error|errors|no tests ran)\b.* in [0-9.]+s")
 
@@ -43,7 +42,9 @@ class Results:
     @property
     def with_kernel_tunnels(self) -> list[str]:
         """Those that a kernel's own tunnels were the subject of, by their parameter."""
-        return [name for name in self.ran if "kernel" in name.partition("[")[2].strip("]").split("-")]
+        return [
+            name for name in self.ran if "kernel" in name.partition("[")[2].strip("]").split("-")
+        ]
 
 
 def run_suite(paths: Sequence[str], choice: str, out: Path, limit_s: float, hear: Hear) -> Results:
@@ -65,7 +66,8 @@ def run_suite(paths: Sequence[str], choice: str, out: Path, limit_s: float, hear
 def read_results(junit: Path, ended: Ended) -> Results:
     """From pytest's file; AssertionError where it has written none, or no closing line."""
     assert junit.exists(), f"pytest has written no results, status {ended.status}"
-    ran, skipped = [], []
+    ran: list[str] = []
+    skipped: list[str] = []
     for case in ElementTree.parse(junit).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
         (skipped if case.find("skipped") is not None else ran).append(name)

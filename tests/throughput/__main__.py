@@ -76,7 +76,9 @@ def report(rates: dict[tuple[str, int], list[float]], given: argparse.Namespace)
 def print_table(found: dict[str, Any]) -> None:
     """The same for people."""
     print(f"kernel {found['kernel']}, {found['rounds']} rounds of {found['seconds']:g} s")
-    print(f"{'family':<8}{'way':<8}{'median Mbit/s':>14}{'lowest':>10}{'highest':>10}{'of plain':>10}")
+    print(
+        f"{'family':<8}{'way':<8}{'median Mbit/s':>14}{'lowest':>10}{'highest':>10}{'of plain':>10}"
+    )
     for row in found["results"]:
         print(f"{row['family']:<8}{row['way']:<8}{row['median_mbit_s']:>14}{min(row['mbit_s']):>10}"
               f"{max(row['mbit_s']):>10}{row['of_plain']:>10.1%}")  # fmt: skip
@@ -101,7 +103,9 @@ def main() -> None:
                 for one in paths:
                     found = rate(one, version, given.seconds)
                     rates[one.way, version].append(found)
-                    print(f"round {number}, IPv{version}, {one.way}: {found:.1f} Mbit/s", flush=True)
+                    print(
+                        f"round {number}, IPv{version}, {one.way}: {found:.1f} Mbit/s", flush=True
+                    )
     result = report(rates, given)
     print_table(result)
     if given.json is not None:

@@ -45,7 +45,7 @@ class Measured:
     nves: tuple[tuple[Namespace, LinuxDataPlane], ...]
 
     def redirected(self) -> int:
-        """Packets that a has led into the tunnel; long ones that the kernel has joined count once."""
+        """Packets that a has led into the tunnel; long ones that were joined count once."""
         space, driver = self.nves[0]
         return space.await_(driver.traffic())[VM].redirected
 
@@ -86,9 +86,7 @@ def _address(version: int, link: int, host: int) -> str:
     return _LINKS[version].format(link, host)
 
 
-def _route(
-    host: Namespace, router: Namespace, a: Namespace, b: Namespace, vm: Namespace
-) -> None:
+def _route(host: Namespace, router: Namespace, a: Namespace, b: Namespace, vm: Namespace) -> None:
     """Defaults to the router; it leads to a what comes from the host, to b what comes from a."""
     router.run("sysctl", "-qw", *_FORWARDING)
     for version in (4, 6):
@@ -109,9 +107,7 @@ def _nves(
 ) -> list[tuple[Namespace, LinuxDataPlane]]:
     """Both NVEs' data planes: a redirects to b, which takes that."""
     made = []
-    to_b = replace(
-        ABSENT, forwarding=Forwarding.REDIRECT, target=B, policy=RedirectPolicy.TUNNEL
-    )
+    to_b = replace(ABSENT, forwarding=Forwarding.REDIRECT, target=B, policy=RedirectPolicy.TUNNEL)
     for space, own, state in ((a, A, to_b), (b, B, replace(LOCAL, accept_from=(A,)))):
         ipv4, ipv6 = own.ipv4 or IPv4Address(0), own.ipv6 or IPv6Address(0)
         settings = LinuxSettings(ipv4, ipv6, folder / f"{way}-{own.nve_id}", tunnel=way)

@@ -78,8 +78,13 @@ def _row(kind: str, name: str, path: Path) -> dict[str, str]:
 @click.option("--html", "html_file", type=_FILE, help="Write the report as one HTML page.")
 @click.option("--raw", type=_DIR, help="Write every probe as CSV, and the logs, to this folder.")
 @click.option("--keep", is_flag=True, help="Leave the lab running at the end.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help="Of the fabric: tunnel=kernel|relay, redirect=auto|host-route|tunnel.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the fabric: tunnel=kernel|relay, redirect=auto|host-route|tunnel.",
+)
 def run(
     scenario: str, repeat: int, json_file: Path | None, html_file: Path | None,
     raw: Path | None, keep: bool, settings: tuple[str, ...],
