@@ -200,12 +200,17 @@ def _qemu(package: KernelPackage, folder: Path, accelerator: str) -> list[str]:
         *("setpriv", "--pdeathsig", "KILL", QEMU),
         *("-machine", f"q35,accel={accelerator},memory-backend=memory"),
         *("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on", "-m", MEMORY),
-        *("-smp", "2", "-cpu", "host" if accelerator == "kvm" else "max"),
+        *("-smp", str(_cpus()), "-cpu", "host" if accelerator == "kvm" else "max"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(package.kernel), "-initrd", str(folder / "initrd")),
         *("-append", KERNEL_ARGUMENTS, "-serial", "stdio"),
         *shares,
     ]
+
+
+def _cpus() -> int:
+    """Two; but one on a machine that is busy, where the two would wait for each other's locks."""
+    return 2 if os.getloadavg()[0] < (os.cpu_count() or 1) else 1
 
 
 def _boot(command: Sequence[str], limit_s: float, hear: Hear) -> tuple[str, bool]:
