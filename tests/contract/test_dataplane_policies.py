@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.dataplane_fabric import B, LOCAL, OWN, Fabric, receives, send
+from tests.contract.dataplane_fabric import LOCAL, OWN, B, Fabric, receives, send
 from tests.contract.frames import Guest, payload_of
 from vmmobility.engine.dataplane import Forwarding, RedirectPolicy
 
