@@ -16,6 +16,7 @@ from vmmobility.drivers.linux.neighbour_proxy import GuestPort, NeighbourProxy, 
 from vmmobility.drivers.linux.ownership import ROUTE_PROTOCOL
 from vmmobility.drivers.linux.relay_control import Control
 from vmmobility.drivers.linux.relay_table import RelayTable, Verdict, read_entry
+from vmmobility.drivers.linux.tunnel_messages import Encapsulation, new_tunnel
 from vmmobility.errors import DataPlaneError
 from vmmobility.lab.control_capture import udp_of
 
@@ -173,15 +174,19 @@ def _bodies() -> Iterator[bytes]:
     hop = rtnetlink.NextHop(3, ip_address("10.0.0.9"))
     route4 = rtnetlink.Route(254, ip_network("10.0.0.5/32"), hop)
     route6 = rtnetlink.Route(1000, ip_network("fd01::5/128"), rtnetlink.NextHop(4))
-    for route in (route4, route6):
+    ends = Encapsulation(ip_address("fd00::1"), ip_address("fd00::2"))
+    tunnelled = rtnetlink.Route(7700, ip_network("fd01::6/128"), rtnetlink.NextHop(6, tunnel=ends))
+    for route in (route4, route6, tunnelled):
         body = rtnetlink.new_route(route).body
         yield from (b"\0" + body, b"\1" + body)
     link = rtnetlink._LINK.pack(0, 1, 5, 0x41, 0) + netlink.text(3, "vmt0")
     link += netlink.attribute(1, MAC) + netlink.u32(4, 1500) + netlink.attribute(23, bytes(200))
     yield from (b"\2" + link, b"\3" + link)
+    yield b"\2" + new_tunnel("vmmob-ip6", 6, 1460).body
     yield b"\4" + rtnetlink.new_address(5, ip_address("fd01::1"), 64).body
     yield b"\5" + rtnetlink.new_neighbour(5, ip_address("10.0.0.5"), MAC).body
     yield b"\6" + rtnetlink.new_rule(rtnetlink.Rule(4, "vmt0", 100, 7)).body
+    yield b"\6" + rtnetlink.new_rule(rtnetlink.Rule(6, "vmmob-ip6", 0, 78, mark=9)).body
 
 
 def _netlink_datagrams() -> Iterator[bytes]:

@@ -28,6 +28,8 @@ def adjacency(netlink: Netlink, tunnels: Collection[int]) -> Adjacent:
             return f"no route to it ({found})"
         if found.gateway is not None:
             return f"it is not adjacent but behind {found.gateway}"
+        if found.tunnel is not None:
+            return "it is not adjacent but at the end of a tunnel"
         if found.ifindex == 0 or found.ifindex in tunnels:
             return "no underlay route to it"
         return found

@@ -54,12 +54,14 @@ class KernelTunnels:
         # The guard stands before any device opens a packet.  It accepts nothing until the first
         # `tell`: by then a relay of an earlier start, which would deliver too, has been replaced.
         await self._guard.ensure()
+        down = []
         for version, name in self.ways.devices.items():
             link = self._device(name, version, inner_mtu(underlays, version))
             self.indices[name] = link.index
+            down += [] if link.up else [link]
         sysctl.ensure(self.settings(underlays))
-        for name, index in self.indices.items():
-            must(self._netlink, [rtnetlink.set_link(index, up=True)], name)
+        for link in down:
+            must(self._netlink, [rtnetlink.set_link(link.index, up=True)], link.name)
 
     def _device(self, name: str, version: int, mtu: int) -> Link:
         link = rtnetlink.link_named(self._netlink, name)
@@ -81,7 +83,7 @@ class KernelTunnels:
     def rules(self) -> list[Rule]:
         rules = []
         for version, name in self.ways.devices.items():
-            rules.append(Rule(version, name, TUNNELLED_TABLE, RULE_PRIORITY, ACCEPTED_MARK))
+            rules.append(Rule(version, name, TUNNELLED_TABLE, RULE_PRIORITY, mark=ACCEPTED_MARK))
             rules.append(Rule(version, name, 0, UNACCEPTED_RULE_PRIORITY))
         return rules
 

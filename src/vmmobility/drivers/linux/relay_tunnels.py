@@ -20,7 +20,7 @@ from vmmobility.drivers.linux.relay_orders import RelayOrders
 from vmmobility.drivers.linux.rtnetlink import Link, Rule
 from vmmobility.drivers.linux.tap import create_tun
 from vmmobility.drivers.linux.tunnel_guard import remove_guard
-from vmmobility.drivers.linux.tunnels import inner_mtu
+from vmmobility.drivers.linux.tunnels import LEAST_MTU, inner_mtu
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import FAMILIES, Prefix, VmKey
 
@@ -59,7 +59,7 @@ class RelayTunnels:
                 # A relay that holds a removed device moves nothing: it must attach to the new one.
                 await self._orders.client.stop()
         self._index = link.index
-        mtu = inner_mtu(underlays, 4)
+        mtu = _device_mtu(underlays)
         if link.mtu != mtu or link.queue_length != _QUEUE_LENGTH:
             request = rtnetlink.set_link(link.index, mtu=mtu, queue_length=_QUEUE_LENGTH)
             must(self._netlink, [request], TUN_NAME)
@@ -87,7 +87,7 @@ class RelayTunnels:
             return
         if not link.up:
             yield item, "is down"
-        mtu = inner_mtu(underlays, 4)
+        mtu = _device_mtu(underlays)
         if link.mtu != mtu:
             yield item, f"has the MTU {link.mtu}; it should be {mtu}"
         if link.queue_length != _QUEUE_LENGTH:
@@ -115,3 +115,8 @@ class RelayTunnels:
                 ledger.note(vm, "redirected", _RELAY, relay.get("forwarded", 0))
                 drops = sum(n for key, n in relay.items() if key.startswith("drop_"))
                 ledger.note(vm, "dropped", _RELAY, drops)
+
+
+def _device_mtu(underlays: Sequence[Link]) -> int:
+    """IPv4's, but never below IPv6's least, with which the device would take no IPv6 at all."""
+    return max(inner_mtu(underlays, 4), LEAST_MTU[6])

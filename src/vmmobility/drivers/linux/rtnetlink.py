@@ -193,7 +193,7 @@ def _next_hop(answer: bytes) -> NextHop:
     gateway = ip_address(found[5]) if 5 in found else None
     if 18 in found:
         gateway = ip_address(found[18][2:])
-    return NextHop(number(found.get(4, b"\0")), gateway)
+    return NextHop(number(found.get(4, b"\0")), gateway, read_encapsulation(found))
 
 
 def set_link(
@@ -356,7 +356,7 @@ def rules_of_ours(netlink: Netlink) -> Iterator[Rule]:
                 _name(found),
                 number(found.get(15, b"\0")),
                 number(found.get(6, b"\0")),
-                number(found.get(10, b"\0")),
+                mark=number(found.get(10, b"\0")),
             )
 
 

@@ -12,7 +12,7 @@ import ctypes
 import errno
 import os
 import subprocess
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
 
 from vmmobility.drivers.linux import rtnetlink
@@ -64,19 +64,10 @@ def make_tunnels(
 
 
 async def _in_a_thread_of_its_own(versions: tuple[int, ...]) -> str:
-    """Not of a pool: the thread that probes is in another network namespace from then on."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str] = loop.create_future()
-
-    def probe() -> None:
-        try:
-            lack = lack_of_kernel_tunnels(versions)
-        except OSError as error:
-            lack = f"the kernel cannot be probed: {error}"
-        loop.call_soon_threadsafe(answer.set_result, lack)
-
-    threading.Thread(target=probe, name="tunnel probe").start()
-    return await answer
+    """Not of a shared pool: the thread that probes is in another network namespace from then on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="tunnel probe") as own:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(own, lack_of_kernel_tunnels, versions)
 
 
 def lack_of_kernel_tunnels(versions: tuple[int, ...] = FAMILIES) -> str:
@@ -95,6 +86,8 @@ def lack_of_kernel_tunnels(versions: tuple[int, ...] = FAMILIES) -> str:
                     return lack
     except VmMobilityError as error:
         return error.message
+    except OSError as error:
+        return f"the kernel cannot be probed: {error}"
     return _lack_of_guard()
 
 

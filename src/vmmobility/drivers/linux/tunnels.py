@@ -27,7 +27,8 @@ COSTS: dict[BackEnd, str] = {
 """What each back end costs.  Figures, measured, belong here, and in docs/dataplane.md."""
 
 _OUTER_HEADER = {4: 20, 6: 40}
-_LEAST_MTU = {4: 68, 6: 1280}
+LEAST_MTU = {4: 68, 6: 1280}
+"""No link's MTU is smaller (RFC 791, RFC 8200 Section 5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Choice:
 def inner_mtu(underlays: Iterable[Link], version: int) -> int:
     """The longest packet, in octets, that a tunnel of this IP version takes unfragmented."""
     least = min((underlay.mtu for underlay in underlays), default=1500)
-    return max(least - _OUTER_HEADER[version], _LEAST_MTU[version])
+    return max(least - _OUTER_HEADER[version], LEAST_MTU[version])
 
 
 class Tunnels(Protocol):
