@@ -28,7 +28,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo "$$p"; break; fi; done)
 
-# qemu, busybox, gcc + libc: the lab's guests.  nftables, iproute2, ping: the data plane and probes.
+# qemu, busybox, gcc + libc: the lab's guests; qemu-system-common has the virtiofsd by which the kernel
+# guest (tests/kernel_guest) sees this machine's files.  nftables, iproute2, ping: the data plane and probes.
 # frr: the lab's routers; its Python tools check a configuration.  bird2, gobgpd: routers and
 # collectors of other makes; tshark decodes what goes over the wires.
 DEBIAN_PACKAGES := \
@@ -44,6 +45,7 @@ DEBIAN_PACKAGES := \
 	nftables \
 	procps \
 	python3-venv \
+	qemu-system-common \
 	qemu-system-x86 \
 	tshark \
 	util-linux
@@ -73,7 +75,7 @@ debian-packages:
 	    || missing+=" $$package"
 	done
 	known=yes
-	compgen -G "$(GUEST_CACHE)/linux-image-*/vmlinuz" >/dev/null \
+	compgen -G "$(GUEST_CACHE)/kernels/linux-image-*/vmlinuz" >/dev/null \
 	  || apt-cache show $(GUEST_KERNEL) >/dev/null 2>&1 || known=no
 	[ -n "$$missing" ] || [ $$known = no ] || exit 0
 	apt="$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"
@@ -130,9 +132,11 @@ demo: setup ## move a running guest between three racks and back; the report: .b
 # Namespaces need root.  The user's variables go along, so that caches stay theirs; under sudo pytest
 # keeps no cache and Python no bytecode, for the tree would fill with files of root's.
 PYTEST := $(BIN)/pytest
+AS_ROOT :=
 ifneq ($(SUDO),)
-PYTEST := $(SUDO) env CI="$(CI)" HOME="$(HOME)" XDG_CACHE_HOME="$(XDG_CACHE_HOME)" \
-	PYTHONDONTWRITEBYTECODE=1 $(BIN)/pytest -p no:cacheprovider
+AS_ROOT := $(SUDO) env CI="$(CI)" HOME="$(HOME)" XDG_CACHE_HOME="$(XDG_CACHE_HOME)" \
+	PYTHONDONTWRITEBYTECODE=1
+PYTEST := $(AS_ROOT) $(BIN)/pytest -p no:cacheprovider
 endif
 
 # pytest comes last, so that its closing line is the last one.
@@ -180,6 +184,27 @@ START ?= 0
 simulate: $(INSTALLED) ## simulate SEEDS=n schedules from START=k on (MUTANTS=1: hunt mutants of the engines)
 	PYTHONPATH=src:. $(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START) \
 	  $(if $(MUTANTS),--mutants)
+
+# Debian's own kernel under QEMU, with this clone and this machine's programs in it; CMD's output comes
+# live, its exit status is make's.  For example: make in-guest CMD='ip link add type ipip'
+CMD ?= uname -a
+LIMIT ?= 3600
+.PHONY: in-guest
+in-guest: export CMD := $(CMD)
+in-guest: setup ## run CMD='...' in Debian's own kernel, in LIMIT=3600 seconds
+	$(AS_ROOT) $(BIN)/python -m tests.kernel_guest --limit $(LIMIT) sh -c "$$CMD"
+
+# GUEST=1: in Debian's own kernel, which has tunnels of its own.  .build/tunnels.json has the figures.
+ROUNDS ?= 5
+.PHONY: bench-tunnels
+bench-tunnels: setup ## TCP by plain route, relay and kernel tunnel, ROUNDS=5 in turn (GUEST=1)
+	mkdir -p $(BUILD)
+	if [ -n "$(GUEST)" ]; then
+	  $(AS_ROOT) $(BIN)/python -m tests.kernel_guest --limit $(LIMIT) --out $(BUILD) \
+	    sh -c '$(BIN)/python -m tests.throughput --rounds $(ROUNDS) --json $$KERNEL_GUEST_OUT/tunnels.json'
+	else
+	  $(AS_ROOT) $(BIN)/python -m tests.throughput --rounds $(ROUNDS) --json $(BUILD)/tunnels.json
+	fi
 
 # All of them run, whatever the first one says: one run shows everything there is to mend.
 .PHONY: lint

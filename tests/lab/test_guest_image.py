@@ -22,7 +22,7 @@ from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import EnvironmentProblem, LabError
 from vmmobility.lab import workdir
-from vmmobility.lab.guest import image
+from vmmobility.lab.guest import image, kernel_package
 from vmmobility.lab.guest.cpio import Archive
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
 from vmmobility.wire.values import Interface, VmKey
@@ -62,7 +62,8 @@ def test_a_missing_tool_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.qemu
 def test_a_second_build_is_answered_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     built = guest_image(BUILD)
-    monkeypatch.setattr(image, "_run", lambda *_, **__: pytest.fail("it has built again"))
+    for module in (image, kernel_package):
+        monkeypatch.setattr(module, "run", lambda *_, **__: pytest.fail("it has built again"))
     assert guest_image(BUILD) == built
 
 

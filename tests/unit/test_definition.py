@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vmmobility.drivers.hypervisor.definition import ENCODED_LIMIT, decode, encode, load
 from vmmobility.drivers.hypervisor.interface import VmDefinition
+from vmmobility.engine.dataplane import RedirectPolicy, policy_of
 from vmmobility.errors import ConfigError, DecodeError
 from vmmobility.wire.values import Interface, VmKey
 
@@ -87,7 +88,21 @@ def test_a_guest_that_others_run_has_a_monitor() -> None:
     assert decode(encode(found)) == found
 
 
+@pytest.mark.parametrize("policy", RedirectPolicy)
+def test_a_vm_may_say_how_it_is_redirected(policy: RedirectPolicy) -> None:
+    found = decode(json.dumps(document(redirect=policy.value)).encode())
+    assert found.redirect is policy
+    assert decode(encode(found)) == found
+    assert policy_of(encode(found)) is policy
+
+
+def test_a_definition_without_a_policy_says_nothing_of_it() -> None:
+    assert b"redirect" not in encode(DEFINITION)  # an NVE that does not know the key takes it
+
+
 WRONG = [
+    ("redirect", {"redirect": "sideways"}),
+    ("redirect", {"redirect": ["tunnel"]}),
     ("vm_id", {"vm_id": ""}),
     ("vm_id", {"vm_id": 5}),
     ("vm_id", {"vm_id": "ü" * 128}),

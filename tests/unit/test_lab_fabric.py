@@ -164,3 +164,29 @@ def test_wrong_timers_and_bases_are_refused(changes, message):
     with pytest.raises(LabError) as caught:
         fabrics.parse_fabric(small(**changes), "f.toml")
     assert message in caught.value.message
+
+
+def test_settings_change_tunnel_and_redirect_of_every_nve():
+    fabric = fabrics.load_fabric(fabrics.built_in()["three-racks-light"])
+    assert (fabric.tunnel, {n.redirect for n in fabric.of_kind("nve")}) == ("auto", {"auto"})
+    changed = fabrics.with_settings(fabric, {"tunnel": "kernel", "redirect": "tunnel"})
+    assert changed.tunnel == "kernel"
+    assert {n.redirect for n in changed.of_kind("nve")} == {"tunnel"}
+    assert fabrics.with_settings(fabric, {}) == fabric
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"colour": "red"}, "no setting 'colour'"), ({"tunnel": "gre"}, "tunnel cannot be 'gre'")],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(LabError, match=message) as caught:
+        fabrics.with_settings(
+            fabrics.load_fabric(fabrics.built_in()["three-racks-light"]), settings
+        )
+    assert caught.value.remedy
+
+
+def test_a_vm_may_have_a_redirect_policy_of_its_own():
+    fabric = fabrics.load_fabric(fabrics.built_in()["two-dc-redirects"])
+    assert [vm.redirect for vm in fabric.vms] == ["", "host-route"]

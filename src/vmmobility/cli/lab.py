@@ -78,12 +78,19 @@ def _row(kind: str, name: str, path: Path) -> dict[str, str]:
 @click.option("--html", "html_file", type=_FILE, help="Write the report as one HTML page.")
 @click.option("--raw", type=_DIR, help="Write every probe as CSV, and the logs, to this folder.")
 @click.option("--keep", is_flag=True, help="Leave the lab running at the end.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the fabric: tunnel=kernel|relay, redirect=auto|host-route|tunnel.",
+)
 def run(
     scenario: str, repeat: int, json_file: Path | None, html_file: Path | None,
-    raw: Path | None, keep: bool,
+    raw: Path | None, keep: bool, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Run a scenario and report.  Exit status 0 only if all went well."""
-    loaded = scenarios.load_scenario(scenarios.find(scenario))
+    loaded = scenarios.load_scenario(scenarios.find(scenario), _settings(settings))
     _need_root()
     for path in (json_file, html_file):
         if path is not None:
@@ -99,6 +106,14 @@ def run(
         if path is not None:
             click.echo(f"written: {path}")
     sys.exit(0 if report.ok else 1)
+
+
+def _settings(words: tuple[str, ...]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise LabError(f"--set {key}{equals}{value}", "write KEY=VALUE")
+    return {key: value for key, _, value in pairs}
 
 
 def _write(report: Report, json_file: Path | None, html_file: Path | None) -> None:

@@ -12,7 +12,13 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from vmmobility.engine.channel import Received
-from vmmobility.engine.dataplane import Forwarding, Outside, RedirectPolicy, VmDataPlane
+from vmmobility.engine.dataplane import (
+    Forwarding,
+    Outside,
+    RedirectPolicy,
+    VmDataPlane,
+    policy_of,
+)
 from vmmobility.wire.registry import GuestLife, Mobility, Phase
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
@@ -152,7 +158,11 @@ class Entry:
     alarmed: bool = False
 
     def data_plane(self, policy: RedirectPolicy) -> VmDataPlane:
-        """What the kernel should hold for this entry now."""
+        """What the kernel should hold for this entry now.
+
+        policy: the NVE's; the VM's definition wins over it
+        """
+        policy = policy_of(self.definition) or policy
         plugged, forwarding = DATA_PLANE[self.phase]
         if self.phase is Phase.SWITCHED and not self.turned:
             forwarding = Forwarding.LOCAL

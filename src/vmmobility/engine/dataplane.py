@@ -7,9 +7,11 @@ Rests on wire.values.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
@@ -41,6 +43,18 @@ class Outside(Enum):
     QUEUE = "queue"  # to the VM's own taps, where they wait for the guest that is to resume here
 
 
+@lru_cache(maxsize=1024)  # asked for at each state of a VM, of a definition that does not change
+def policy_of(definition: bytes) -> RedirectPolicy | None:
+    """What a VM's definition (JSON, as it travels between NVEs) says under `redirect`, if anything.
+
+    Every NVE at which the VM has been holds its definition, hence redirects it alike.
+    """
+    try:
+        return RedirectPolicy(json.loads(definition)["redirect"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class VmDataPlane:
     """Everything this node's data plane should hold for one VM.
@@ -50,7 +64,7 @@ class VmDataPlane:
     plugged:     whether the taps (with gateway MAC, permanent neighbours, source filter) exist here
     forwarding:  where its addresses lead from here
     target:      the NVE that REDIRECT leads to
-    policy:      how to redirect
+    policy:      how to redirect: the VM's own, else the NVE's
     accept_from: NVEs whose tunnelled packets for this VM are accepted here (previous NVEs, source)
     outside:     what becomes of packets from outside the data centres, where REDIRECT is by tunnel
     """

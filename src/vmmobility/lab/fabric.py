@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import resources
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
-from vmmobility.daemon.config import GATE_POLICIES, ManagerTimers, NveTimers
+from vmmobility.daemon.config import GATE_POLICIES, TUNNELS, ManagerTimers, NveTimers
 from vmmobility.errors import LabError
 from vmmobility.lab import fat_tree
 from vmmobility.lab.fabric_checks import check_fabric
@@ -38,6 +39,7 @@ ROLES = ("default", "border", "transit")
 MAX_ASN = 4294967294
 LEAST_MTU, MOST_MTU = 1280, 65535
 REDIRECTS = ("auto", "host-route", "tunnel")
+SETTINGS = {"tunnel": TUNNELS, "redirect": REDIRECTS}
 LAB_TIMERS = {"drain_s": 2.0, "step_s": 15.0}
 MANAGER_TIMERS = frozenset(field.name for field in dataclasses.fields(ManagerTimers))
 NVE_TIMERS = frozenset(field.name for field in dataclasses.fields(NveTimers))
@@ -76,6 +78,22 @@ def _read(path: Path) -> dict[str, Any]:
     return fat_tree.data(path.name) if fat_tree.is_name(str(path)) else load(path)
 
 
+def with_settings(fabric: Fabric, settings: Mapping[str, str]) -> Fabric:
+    """The fabric with these of its settings changed: `tunnel`, and `redirect` of every NVE."""
+    for key, value in settings.items():
+        known = SETTINGS.get(key)
+        if known is None:
+            raise LabError(f"there is no setting {key!r}", f"settings: {', '.join(SETTINGS)}")
+        if value not in known:
+            raise LabError(f"{key} cannot be {value!r}", f"use one of: {', '.join(known)}")
+    redirect = settings.get("redirect", "")
+    nodes = tuple(
+        replace(node, redirect=redirect) if redirect and node.kind == "nve" else node
+        for node in fabric.nodes
+    )
+    return replace(fabric, nodes=nodes, tunnel=settings.get("tunnel", fabric.tunnel))
+
+
 def _with_base(data: dict[str, Any], where: str, beside: Path | None) -> dict[str, Any]:
     """The fabric that `like` names, with the keys that are given here in place of its own."""
     base = data.get("like")
@@ -104,10 +122,11 @@ def parse_fabric(
         igp_given = table.has("igp")
         igp = table.choice("igp", IGPS, "ospf")
         gate_policy = table.choice("gate_policy", GATE_POLICIES, "abort")
+        tunnel = table.choice("tunnel", TUNNELS, "auto")
         nodes = tuple(_nodes(table))
         links = tuple(_links(table, nodes))
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
-    fabric = Fabric(name, description, mtu, nodes, links, vms, timers, igp, gate_policy)
+    fabric = Fabric(name, description, mtu, nodes, links, vms, timers, igp, gate_policy, tunnel)
     check_fabric(fabric, where)
     if igp_given and not fabric.dynamic:
         raise LabError(f"{where}: `igp` without FRR", "add `frr = true` to every router")
@@ -253,6 +272,7 @@ def _vms(table: Table, nodes: dict[str, Node]) -> Iterable[Vm]:
             entry.take("vcpus", int, 1),
             entry.take("memory_mib", int, 128),
             entry.take("dirty_mibps", int, 0),
+            entry.choice("redirect", REDIRECTS, "") if entry.has("redirect") else "",
         )
 
 

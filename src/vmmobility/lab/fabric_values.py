@@ -72,6 +72,7 @@ class Vm:
     """A virtual machine: a QEMU guest or a namespace that stands in for one.
 
     kind: "guest", "netns", or "external": a QEMU guest that only by-hand steps start and move
+    redirect: how NVEs that it has left lead its packets on; "": as each of them is set
     """
 
     name: str
@@ -83,6 +84,7 @@ class Vm:
     vcpus: int = 1
     memory_mib: int = 128
     dirty_mibps: int = 0
+    redirect: str = ""
 
     def address(self, version: int) -> Address:
         """The VM's address of IP version 4 or 6."""
@@ -91,7 +93,10 @@ class Vm:
 
 @dataclass(frozen=True, slots=True)
 class Fabric:
-    """Everything that the lab builds, and the daemons' timers that differ from their own."""
+    """Everything that the lab builds, and the daemons' timers that differ from their own.
+
+    tunnel: who carries tunnelled packets at every NVE (nve.toml)
+    """
 
     name: str
     description: str
@@ -102,6 +107,7 @@ class Fabric:
     timers: tuple[tuple[str, float], ...] = ()
     igp: str = "ospf"
     gate_policy: str = "abort"
+    tunnel: str = "auto"
 
     @property
     def dynamic(self) -> bool:

@@ -81,8 +81,8 @@ class LabRun:
         now_ns = time.time_ns()
         return [Window(begin, (end or now_ns) + AFTERMATH_NS) for begin, end in spans]
 
-    def start(self) -> None:
-        """Probes on, levels noted."""
+    def start(self) -> dict[str, str]:
+        """Probes on, levels noted.  Who carries tunnelled packets at each NVE."""
         external = {vm.name for vm in self.lab.fabric.vms if vm.kind == "external"}
         self.talk_to({vm.name for vm in self.lab.fabric.vms} - external)
         for vm in self.lab.fabric.vms:
@@ -91,6 +91,15 @@ class LabRun:
                 self.cpu_before[vm.name] = qemu_cpu(self.lab.spaces.name(home))
         self.poller.start()
         self.marks.remember(self.lab.daemons)
+        return self._back_ends()
+
+    def _back_ends(self) -> dict[str, str]:
+        found = {}
+        for node in self.lab.fabric.of_kind("nve"):
+            tunnels = self.lab.daemons.ask(node.name, "GET", "/v1/status").get("tunnels") or {}
+            found[node.name] = str(tunnels.get("back_end", ""))
+        self.lab.say("tunnels are carried by the " + " and the ".join(sorted(set(found.values()))))
+        return found
 
     def talk_to(self, vms: set[str]) -> None:
         """Start the probes to those VMs that run now and had none."""

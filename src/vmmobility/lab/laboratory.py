@@ -166,6 +166,7 @@ class Laboratory:
             "memory_mib": vm.memory_mib,
             "machine": self._machine(vm, nve),
             "interface": [{"mac": vm.mac, "addresses": addresses}],
+            **({"redirect": vm.redirect} if vm.redirect else {}),
         }
 
     def _machine(self, vm: Vm, nve: str) -> dict[str, str]:

@@ -205,7 +205,10 @@ class HandMoveReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that `vmmob lab run` found out."""
+    """Everything that `vmmob lab run` found out.
+
+    tunnels: (NVE, who carried its tunnelled packets: "kernel" or "relay")
+    """
 
     scenario: str
     description: str
@@ -221,6 +224,7 @@ class Report:
     restarts: tuple[RestartReport, ...] = ()
     by_hand: tuple[HandMoveReport, ...] = ()
     manager: str = ""
+    tunnels: tuple[tuple[str, str], ...] = ()
     fabric_report: FabricReport = field(default_factory=FabricReport)
     sizes_report: SizesReport = field(default_factory=SizesReport)
 
@@ -242,6 +246,7 @@ class Report:
             "duration_s": round(self.duration_s, 3),
             "failures": list(self.failures),
             "leftovers": list(self.leftovers),
+            "tunnels": dict(self.tunnels),
             "summary": self.summary(),
             "moves": [move.as_json() for move in self.moves],
             "steps": list(self.steps),

@@ -24,6 +24,9 @@ def print_report(report: Report, console: Console) -> None:
         console.print(_move(move))
     if len(report.moves) > 1:
         console.print(_summary(report))
+    if report.tunnels:
+        names = " and the ".join(sorted({name for _, name in report.tunnels}))
+        console.print(Text(f"tunnels: the {names}", style="bold"))
     for line in rest_lines(report):
         console.print(Text(line, style="bold"))
     for failure in report.failures:

@@ -60,6 +60,7 @@ class _Campaign:
     fabric: FabricReport = field(default_factory=FabricReport)
     sizes: SizesReport = field(default_factory=SizesReport)
     leftovers: list[str] = field(default_factory=list)
+    tunnels: dict[str, str] = field(default_factory=dict)
     runs: int = 0
     lab: Laboratory | None = None
 
@@ -97,6 +98,7 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         streams=tuple(campaign.streams),
         restarts=tuple(campaign.restarts),
         by_hand=tuple(campaign.by_hand),
+        tunnels=tuple(sorted(campaign.tunnels.items())),
         fabric_report=campaign.fabric,
         sizes_report=campaign.sizes,
         manager=next((node.name for node in scenario.fabric.of_kind("manager")), ""),
@@ -111,7 +113,7 @@ def _one_run(
     run = LabRun(campaign.lab, scenario, number, len(campaign.moves) + 1)
     steps = Steps(run)
     try:
-        run.start()
+        campaign.tunnels |= run.start()
         steps.carry_out(scenario.steps)
         fabric_at_end(run)
         run.stop()

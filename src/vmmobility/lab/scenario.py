@@ -6,7 +6,7 @@ carrying steps out (steps.py), judging assertions (assertions.py).  Rests on fab
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -73,12 +73,12 @@ def find(name: str) -> Path:
     raise LabError(f"no scenario {name!r}", "give a TOML file or one of: " + ", ".join(built_in()))
 
 
-def load_scenario(path: Path) -> Scenario:
-    """Read and check a scenario file and its fabric."""
+def load_scenario(path: Path, settings: Mapping[str, str] | None = None) -> Scenario:
+    """Read and check a scenario file and its fabric, some of whose settings may be others."""
     with whole(load(path), str(path)) as table:
         name = table.take("name", str, path.stem)
         description = table.take("description", str, "")
-        fabric = _fabric(table, path)
+        fabric = fabrics.with_settings(_fabric(table, path), settings or {})
         probes = tuple(_probes(table, fabric))
         steps = tuple(read_steps(table, "step", fabric))
         packet_sizes = table.take("packet_sizes", bool, False)

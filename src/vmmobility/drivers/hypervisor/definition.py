@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vmmobility.drivers.hypervisor.interface import VmDefinition
+from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError, DecodeError
 from vmmobility.wire.values import Interface, Prefix, VmKey
 
@@ -37,7 +38,7 @@ MEMORY_LIMIT_MIB = 1 << 24
 INTERFACES_LIMIT = 16
 ENCODED_LIMIT = 64 * 1024  # octets: a definition is small, whoever sends more is wrong
 
-_KEYS = ("vm_id", "vni", "kind", "vcpus", "memory_mib", "machine", "interface")
+_KEYS = ("vm_id", "vni", "kind", "vcpus", "memory_mib", "machine", "interface", "redirect")
 
 # Called with (key, what is wrong); raises the error that suits the source.
 _Reject = Callable[[str, str], Exception]
@@ -45,7 +46,7 @@ _Reject = Callable[[str, str], Exception]
 
 def encode(definition: VmDefinition) -> bytes:
     """The definition as JSON without white space; equal definitions give equal bytes."""
-    document = {
+    document: dict[str, Any] = {
         "vm_id": definition.vm.vm_id,
         "vni": definition.vm.vni,
         "kind": definition.kind,
@@ -57,6 +58,8 @@ def encode(definition: VmDefinition) -> bytes:
             for i in definition.interfaces
         ],
     }
+    if definition.redirect is not None:  # an NVE that does not know the key refuses it
+        document["redirect"] = definition.redirect.value
     return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
 
 
@@ -115,7 +118,17 @@ def _definition(document: object, reject: _Reject) -> VmDefinition:
         vcpus=_integer(document, "vcpus", 1, (1, VCPUS_LIMIT), reject),
         memory_mib=_integer(document, "memory_mib", 128, (1, MEMORY_LIMIT_MIB), reject),
         machine=_machine(document.get("machine", {}), kind, reject),
+        redirect=_redirect(document.get("redirect"), reject),
     )
+
+
+def _redirect(value: object, reject: _Reject) -> RedirectPolicy | None:
+    if value is None:
+        return None
+    policies = {policy.value: policy for policy in RedirectPolicy}
+    if not isinstance(value, str) or value not in policies:
+        raise reject("redirect", f"{value!r} is none of {', '.join(policies)}")
+    return policies[value]
 
 
 def _only_known(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import Interface, VmKey
@@ -26,6 +27,7 @@ class VmDefinition:
     machine:    kind-specific settings, JSON values only; qemu: kernel, initrd, append (paths and
                 kernel command line); netns: namespace; external: qmp, the path of the monitor
                 that its QEMU keeps for this node
+    redirect:   how NVEs that it has left redirect its packets; None: as each one's own setting says
     """
 
     vm: VmKey
@@ -34,6 +36,7 @@ class VmDefinition:
     vcpus: int = 1
     memory_mib: int = 128
     machine: dict[str, Any] = field(default_factory=dict)
+    redirect: RedirectPolicy | None = None
 
 
 class GuestEvent(Enum):

@@ -31,7 +31,7 @@ from vmmobility.drivers.linux.relay_descriptors import (
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.errors import DataPlaneError
 
-_START_PATIENCE_S = 30.0
+_START_PATIENCE_S = 60.0  # one that dies is noticed at once; on an emulated CPU it starts slowly
 _STOP_PATIENCE_S = 2.0
 _ANSWER_PATIENCE_S = 5.0
 _POLL_S = 0.005

@@ -3,9 +3,8 @@
 guest_image(build_dir) -> GuestImage(kernel, initrd)     builds once, then answers from the cache
 kernel_arguments(interfaces, mem_mib, dirty_mibps) -> the kernel's command line
 
-The kernel is Debian's own cloud kernel, fetched with `apt-get download` and unpacked, never
-installed.  Not here: how QEMU is started (drivers/hypervisor).  Rests on apt-get, apt-cache,
-dpkg-deb, gcc and busybox-static of the machine, and on cpio.py.
+The kernel is Debian's own cloud kernel (kernel_package.py).  Not here: how QEMU is started
+(drivers/hypervisor).  Rests on gcc and busybox-static of the machine, and on cpio.py.
 """
 
 from __future__ import annotations
@@ -13,24 +12,27 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import re
-import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmobility.errors import EnvironmentProblem, LabError
+from vmmobility.errors import LabError
 from vmmobility.lab.guest.cpio import Archive
+from vmmobility.lab.guest.kernel_package import (
+    BUSYBOX,
+    KernelPackage,
+    Progress,
+    kernel_package,
+    require_busybox,
+    run,
+)
 from vmmobility.wire.values import Interface, Prefix
 
-META_PACKAGE = "linux-image-cloud-amd64"
 SOURCES = Path(__file__).parent
 GUESTD = SOURCES / "guestd.c"
 INIT = SOURCES / "init.sh"
 COMPILE = ("gcc", "-static", "-O2", "-Wall", "-o")
-BUSYBOX = Path("/bin/busybox")
 
 # In the order of loading: each needs only those above it.  One that the kernel has built in is
 # not in the package, and is left out.
@@ -49,9 +51,6 @@ MODULES = (
 # panic into the end of the process, which the driver reports.
 BASE_ARGUMENTS = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog"
 COMMAND_LINE_LIMIT = 2048  # bytes: COMMAND_LINE_SIZE of x86
-COMMAND_LIMIT_S = 300.0
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +67,12 @@ def guest_image(build_dir: Path, progress: Progress = lambda line: None) -> Gues
     `progress` gets a line a step.  Raises EnvironmentProblem naming a missing tool or package.
     """
     build_dir.mkdir(parents=True, exist_ok=True)
-    kernel_dir = _kernel(build_dir, progress)
-    key = _content_key(kernel_dir)
-    image = GuestImage(kernel=kernel_dir / "vmlinuz", initrd=build_dir / f"initrd-{key}.gz")
+    package = kernel_package(build_dir, progress)
+    key = _content_key(package)
+    image = GuestImage(kernel=package.kernel, initrd=build_dir / f"initrd-{key}.gz")
     if not image.initrd.exists():
         progress("building the guest's initramfs")
-        _put(image.initrd, _initramfs(kernel_dir, build_dir))
+        _put(image.initrd, _initramfs(package, build_dir))
     return image
 
 
@@ -105,70 +104,27 @@ def _entry(prefix: Prefix) -> str:
     return f"{first}@{prefix}"
 
 
-def _kernel(build_dir: Path, progress: Progress) -> Path:
-    """The folder with vmlinuz and modules/ of the newest kernel that was built or is offered."""
-    known = sorted(build_dir.glob("linux-image-*/vmlinuz"), key=lambda p: p.stat().st_mtime)
-    if known:  # the cache answers without asking the package system
-        return known[-1].parent
-    package = _real_kernel_package()
-    target = build_dir / package
-    with tempfile.TemporaryDirectory(dir=build_dir, prefix="unpack-") as name:
-        work = Path(name)
-        progress(f"fetching {package}")
-        # As root, apt would fetch as its own user, who may not write here.
-        _run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package], cwd=work)
-        archives = list(work.glob("*.deb"))
-        if not archives:
-            raise EnvironmentProblem(f"apt-get has not fetched {package}", "try apt-get update")
-        progress("unpacking the kernel")
-        _run(["dpkg-deb", "-x", str(archives[0]), str(work / "root")])
-        _collect(work / "root", work / "out")
-        if target.exists():
-            shutil.rmtree(target)
-        (work / "out").rename(target)
-    return target
+def _modules(package: KernelPackage) -> list[Path]:
+    """Those of MODULES that the kernel has as files, in their order."""
+    return [path for name in MODULES if (path := package.module(name)) is not None]
 
 
-def _real_kernel_package() -> str:
-    text = _run(["apt-cache", "depends", META_PACKAGE])
-    match = re.search(r"^\s*Depends:\s*(linux-image-\S+)\s*$", text, re.MULTILINE)
-    if match is None:
-        raise EnvironmentProblem(
-            f"apt-cache knows no kernel behind {META_PACKAGE}",
-            "run apt-get update on Debian with its main archive enabled",
-        )
-    return match[1]
-
-
-def _collect(root: Path, out: Path) -> None:
-    """Pick the kernel and the needed modules out of an unpacked package."""
-    kernels = list((root / "boot").glob("vmlinuz-*"))
-    if not kernels:
-        raise EnvironmentProblem(f"the package of {META_PACKAGE} holds no vmlinuz")
-    (out / "modules").mkdir(parents=True)
-    found = {path.stem: path for path in root.rglob("*.ko")}
-    for name in MODULES:
-        if name in found:
-            shutil.copy(found[name], out / "modules" / f"{name}.ko")
-    shutil.copy(kernels[0], out / "vmlinuz")
-
-
-def _content_key(kernel_dir: Path) -> str:
+def _content_key(package: KernelPackage) -> str:
     """A hash of everything that the initramfs is made from."""
-    _require_busybox()
+    require_busybox()
     digest = hashlib.sha256(" ".join(COMPILE).encode())
     sources = [GUESTD, INIT, SOURCES / "cpio.py", Path(__file__), BUSYBOX]
-    for path in [*sources, *sorted((kernel_dir / "modules").iterdir())]:
+    for path in [*sources, *_modules(package)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _initramfs(kernel_dir: Path, build_dir: Path) -> bytes:
+def _initramfs(package: KernelPackage, build_dir: Path) -> bytes:
     with tempfile.TemporaryDirectory(dir=build_dir, prefix="compile-") as name:
         binary = Path(name) / "guestd"
-        _run([*COMPILE, str(binary), str(GUESTD)])
+        run([*COMPILE, str(binary), str(GUESTD)])
         guestd = binary.read_bytes()
-    present = [m for m in MODULES if (kernel_dir / "modules" / f"{m}.ko").exists()]
+    present = _modules(package)
     archive = Archive()
     for folder in ("bin", "dev", "modules", "proc", "sys", "tmp"):
         archive.add_folder(folder)
@@ -177,14 +133,9 @@ def _initramfs(kernel_dir: Path, build_dir: Path) -> bytes:
     archive.add_file("bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
     archive.add_file("bin/guestd", guestd, mode=0o755)
     for module in present:
-        archive.add_file(f"modules/{module}.ko", (kernel_dir / f"modules/{module}.ko").read_bytes())
-    archive.add_file("modules/order", "".join(f"{m}.ko\n" for m in present).encode())
+        archive.add_file(f"modules/{module.name}", module.read_bytes())
+    archive.add_file("modules/order", "".join(f"{m.name}\n" for m in present).encode())
     return gzip.compress(archive.finish(), compresslevel=6, mtime=0)
-
-
-def _require_busybox() -> None:
-    if not BUSYBOX.exists():
-        raise EnvironmentProblem(f"{BUSYBOX} does not exist", "install the package busybox-static")
 
 
 def _put(path: Path, data: bytes) -> None:
@@ -192,27 +143,3 @@ def _put(path: Path, data: bytes) -> None:
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_bytes(data)
     partial.rename(path)
-
-
-def _run(command: Sequence[str], cwd: Path | None = None) -> str:
-    """Run a build step; its standard output.  A failure becomes an EnvironmentProblem."""
-    try:
-        done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False
-        )
-    except FileNotFoundError:
-        raise EnvironmentProblem(
-            f"{command[0]} is not installed",
-            f"building the guest image needs {command[0]}: install it, on Debian or its like",
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise EnvironmentProblem(
-            f"{' '.join(command[:3])} has not ended within {COMMAND_LIMIT_S:.0f} s",
-            "see whether this machine reaches its package archive",
-        ) from None
-    if done.returncode != 0:
-        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise EnvironmentProblem(
-            f"{command[0]} failed: {last}", f"run it by hand: {' '.join(command)}"
-        )
-    return done.stdout
