@@ -52,6 +52,7 @@ class NaptState:
     ports:    public ports that lead to a private address and port
     pool:     public addresses of all else from inside (NAPT); () drops it
     detours:  addresses here whose mapping is kept elsewhere
+    pool_ports: the pool's first and last public port (RFC 4787, REQ-3)
     """
 
     inside: tuple[IPv4Network, ...] = ()
@@ -60,6 +61,7 @@ class NaptState:
     ports: tuple[PortMapping, ...] = ()
     pool: tuple[IPv4Address, ...] = ()
     detours: tuple[Detour, ...] = field(default=())
+    pool_ports: tuple[int, int] = (1024, 65535)
 
 
 @dataclass(frozen=True, slots=True)
