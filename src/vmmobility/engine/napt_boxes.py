@@ -125,6 +125,8 @@ class NaptBoxes:
         self.mappings.note(mapping, here=False, holder=box, epoch=epoch, moving=False)
         self.mappings.touch(mapping, now, message.lifetime * LIFETIME_UNIT_S)
         self.channel.reply(received, Status.ACCEPTED, lifetime=message.lifetime)
+        if mapping.key in self._handing:
+            return  # it is on its way, and its reply tells
         if message.find(PhaseOption) is not None:
             self.mappings.note(mapping, ours=False)  # the reply to its HANDOVER was lost
         elif self.settings.policy is NaptPolicy.HAND_OVER:

@@ -49,16 +49,22 @@ class Translator:
         before, but those of NVEs."""
         changes: Changes = {}
         for option in message.options:
-            match option:
-                case ServingNve(nve) | PreviousNve(nve):
-                    self._locator_out(nve, changes)
-                case Endpoint(address) if isinstance(address, IPv4Address):
-                    self._locator_out(Nve(sender, address), changes)
+            if isinstance(option, ServingNve | PreviousNve):
+                self._locator_out(option.nve, changes)
+        endpoint = message.find(Endpoint)
+        where = endpoint.address if endpoint else None
+        if isinstance(where, IPv4Address) and where not in changes:
+            self._locator_out(Nve(self._whose(where) or sender, where), changes)
         for vm, address in self._addresses(message):
             public = self._address_out(message, vm, address, now)
             if public is not None:
                 changes[address] = public
         return changes
+
+    def _whose(self, locator: IPv4Address) -> str:
+        """The NVE that has this locator, "" if none is known to."""
+        found = (m.nve_id for m in self._mappings.locators.values() if m.private == locator)
+        return next(found, "")
 
     def _locator_out(self, nve: Nve, changes: Changes) -> None:
         if nve.ipv4 is None or not self._mappings.is_inside(nve.ipv4):
