@@ -87,13 +87,13 @@ class LinuxNaptPlane:
         routing, flows = self._open()
         async with self._turn:
             shown = await napt_table.held()
-            publics = set(shown.keys("publics")) if shown is not None else set()
+            publics = shown.prefixes("publics") if shown is not None else []
             if shown is not None:
                 await napt_table.run(removal_script())
             entries = {
                 entry.ident: entry
                 for entry, flow in napt_flows.all_translated(flows)
-                if str(flow.public[0]) in publics
+                if any(flow.public[0] in prefix for prefix in publics)
             }
             napt_flows.remove(flows, entries.values())
             standing = napt_detours.held(routing)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
 from vmmobility.drivers.linux.ownership import NAPT_TABLE
 from vmmobility.drivers.napt_state import MOST_POOL
@@ -24,7 +24,7 @@ _SETS = {
     "inside": "set inside { type ipv4_addr; flags interval; auto-merge; }",
     "exempt": "set exempt { type ipv4_addr; flags interval; auto-merge; }",
     "detoured": "set detoured { type ipv4_addr; }",
-    "publics": "set publics { type ipv4_addr; }",
+    "publics": "set publics { type ipv4_addr; flags interval; auto-merge; }",
     "static_in": "map static_in { type ipv4_addr : ipv4_addr; }",
     "static_out": "map static_out { type ipv4_addr : ipv4_addr; }",
     "ports_in": "map ports_in "
@@ -100,12 +100,13 @@ def content(state: NaptState) -> Content:
         # The first one, where a private port has many public ones.
         ports_out.setdefault(f"{name} . {inner[0]} . {inner[1]}", f"{outer[0]} . {outer[1]}")
     publics = {*(s.public for s in state.static), *(p.public for p in state.ports), *state.pool}
+    outer = [*state.publics, *(IPv4Network(public) for public in publics)]
     return Content(
         {
             "inside": tuple(str(p) for p in collapse_addresses(state.inside)),
             "exempt": tuple(str(p) for p in collapse_addresses(state.exempt)),
             "detoured": tuple(str(one.private) for one in state.detours),
-            "publics": tuple(str(public) for public in sorted(publics)),
+            "publics": tuple(str(p) for p in collapse_addresses(outer)),
             "static_in": tuple(f"{public} : {private}" for private, public in static),
             "static_out": tuple(f"{private} : {public}" for private, public in static),
             "ports_in": tuple(ports_in),

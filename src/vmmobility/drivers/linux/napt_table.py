@@ -13,6 +13,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from typing import Any
 
 from vmmobility.drivers.linux.filter import run_nft
@@ -45,9 +46,11 @@ class Listing:
         """Packets by counter."""
         return {name: packets for name, (packets, _) in self.counts.items()}
 
-    def keys(self, name: str) -> list[str]:
+    def prefixes(self, name: str) -> list[IPv4Network]:
         """The elements of a set of addresses."""
-        return [str(json.loads(item)) for item in self.elements.get(name, ())]
+        items = (_plain(json.loads(item)) for item in self.elements.get(name, ()))
+        # A range that is no prefix was not put there by us.
+        return [IPv4Network(item) for item in items if "-" not in item]
 
 
 async def held() -> Listing | None:
@@ -163,6 +166,8 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         if "prefix" in value:
             return f"{value['prefix']['addr']}/{value['prefix']['len']}"
+        if "range" in value:
+            return "-".join(map(str, value["range"]))
         inner = next(iter(value.values()))
         return " . ".join(map(str, inner)) if isinstance(inner, list) else str(inner)
     if isinstance(value, list):
