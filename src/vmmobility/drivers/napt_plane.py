@@ -48,7 +48,7 @@ class PoolUse:
 
 @dataclass(frozen=True, slots=True)
 class NaptUsage:
-    """What a box translates now, and what it has dropped (packets, monotonic until remove_all).
+    """What a box translates now, and what it has dropped (packets; they grow until remove_all).
 
     flows, limit:      entries in the kernel's flow table (all, also untranslated), and its size
     static_flows, port_flows, pool_flows: translated flows that are alive, by what translates them

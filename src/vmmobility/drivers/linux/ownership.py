@@ -31,6 +31,17 @@ TUN_NAME = "vmmob-tun"
 NFT_TABLE = "vmmobility"
 """Name of our two nftables tables: inet (counters) and netdev (source filters)."""
 
+NAPT_PROTOCOL = 78
+"""Protocol of a NAPT box's rules and routes: its own, for an NVE or a router may share its kernel,
+and each of those takes every rule of protocol 77 for its own."""
+
+NAPT_RULE_PRIORITY = 79
+"""Priority of the rules that detour an address whose mapping is kept at another box.  Their table
+is that box's IPv4 address as a number: no record is needed to know whose it is."""
+
+NAPT_TABLE = "vmmob_napt"
+"""Name of a NAPT box's nftables table, family ip."""
+
 DEFAULT_GATEWAY_MAC = bytes.fromhex("02766d6d0001")
 """The taps' MAC, the same at every NVE, so that a moved guest's neighbour caches stay true."""
 
