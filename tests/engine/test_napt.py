@@ -8,9 +8,11 @@ import pytest
 
 from tests.engine.fake_hypervisor import Pace
 from tests.engine.napt_world import PRIVATE, VM, VM_INTERFACE, NaptWorld, one_like
-from tests.engine.network import MANAGER
+from tests.engine.network import MANAGER, Node
+from vmmobility.engine.channel import Peer
 from vmmobility.engine.napt_plane import Detour, Flow
 from vmmobility.engine.napt_settings import NaptPolicy
+from vmmobility.engine.outputs import ExportFlows, ImportFlows, Output
 from vmmobility.wire.registry import Phase
 from vmmobility.wire.values import VmKey
 
@@ -72,7 +74,8 @@ def test_there_and_back(manager_at: str) -> None:
     world.run(1.0)
     [kept] = world.box("x").mappings.of_vm(VM)
     assert (kept.here, kept.holder, kept.ours) == (False, "y", True)
-    assert world.boxes["y"].state.detours == (Detour(PRIVATE, IPv4Address("10.0.50.2")),)
+    detours = [Detour(PRIVATE, IPv4Address("10.0.50.2"))]
+    assert list(world.boxes["y"].state.detours) == detours
     assert world.boxes["x"].static[str(PRIVATE)] == str(kept.public)
     back = world.moved("a")
     assert back.ok, back.reason
@@ -208,11 +211,13 @@ def test_an_nve_that_lost_its_state_is_noticed_behind_boxes(manager_at: str) -> 
     world.run(2.0)
     world.begin(VM, "b", one_like(1, "10.2.0.9"))
     told: list[str] = []
-    told_by = world.manager.channel.peer_lost_state
-    world.manager.channel.peer_lost_state = lambda peer, now: (
-        told.append(peer.node_id),
-        told_by(peer, now),
-    )[1]
+    heeded = world.manager.channel.peer_lost_state
+
+    def heed(peer: Peer, now: float) -> None:
+        told.append(peer.node_id)
+        heeded(peer, now)
+
+    world.manager.channel.peer_lost_state = heed
     world.lose_state("b")
     world.restart("b")
     world.run_until(lambda: told, 30.0)
@@ -229,7 +234,14 @@ def test_a_manager_that_lost_its_state_learns_it_behind_boxes(manager_at: str) -
     world.run_until(lambda: VM in world.manager.cache.bindings, 200.0)
     assert world.manager._loss_heeded, "its neighbour remembered it"
     assert world.manager.cache.bindings[VM].nve.nve_id == "b"
-    assert world.manager.cache.bindings[VM].mappings == () if manager_at == "y" else True
+    [mapping] = world.box("y").mappings.of_vm(VM)
+    told = (mapping.owner, mapping.private, mapping.public)
+    binding = world.manager.cache.bindings[VM]
+    if manager_at:  # inside, it has the VM's own addresses
+        assert str(binding.interfaces[0].prefixes[0]) == "10.2.0.9/32"
+    else:
+        [known] = binding.mappings
+        assert (known.box, known.private, known.public) == told
 
 
 @pytest.mark.parametrize("box", ["x", "y"])
@@ -292,13 +304,15 @@ def test_a_box_that_restarts_while_it_hands_over_goes_on(box: str) -> None:
     world.run(2.0)
     world.begin()
     world.boxes["x"].flows = [FLOW]
-    done: list[bool] = []
-    world.interrupt = lambda node, output: (
-        node.node_id == box
-        and type(output).__name__ in ("ExportFlows", "ImportFlows")
-        and not done
-        and not done.append(True)  # type: ignore[func-returns-value]
-    )
+    done: list[str] = []
+
+    def interrupt(node: Node, output: Output) -> bool:
+        if node.node_id != box or done or not isinstance(output, ExportFlows | ImportFlows):
+            return False
+        done.append(box)
+        return True
+
+    world.interrupt = interrupt
     assert world.moved("b").ok
     world.run_until(lambda: done)
     world.restart(box)

@@ -254,15 +254,11 @@ def test_a_box_may_refuse_and_nothing_more(world: NaptWorld, status: Status) -> 
 def test_nobody_gets_more_rights_by_a_box(world: NaptWorld) -> None:
     """An NVE behind it asks for what only a manager may."""
     edge = world.edge("a")
-    world.feed(
-        world.nodes["a"],
-        lambda: (
-            edge.channel.request(
-                edge.manager, Purpose.REDIRECT, (VmId(VM),), world.now, lambda reply, now: None
-            )
-            and None
-        ),
-    )
+
+    def ask() -> None:
+        edge.channel.request(edge.manager, Purpose.REDIRECT, (VmId(VM),), world.now, print)
+
+    world.feed(world.nodes["a"], ask)
     world.run(0.5)
     assert world.drops("x")["wrong-role"] >= 1
     assert "wrong-role" not in world.drops(MANAGER)

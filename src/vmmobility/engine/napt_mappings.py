@@ -64,6 +64,15 @@ class VmMapping:
     due: float = 0.0
 
     @property
+    def standing(self) -> str:
+        """How it stands, in a word, for people."""
+        if self.ended:
+            return "ended"
+        if self.ours:
+            return "translated"
+        return "detour" if self.here else "elsewhere"
+
+    @property
     def key(self) -> str:
         return f"map/{self.vm.vni}/{self.vm.vm_id}/{self.private}"
 
@@ -213,9 +222,17 @@ class Mappings:
         self.version += 1
         self._outbox.emit(Event(event, detail))
 
-    def _free(self, whose: str) -> IPv4Address:
+    def _taken(self) -> set[IPv4Address]:
         taken = {m.public for m in self.vms.values()}
-        taken |= {m.public for m in self.locators.values()}
+        return taken | {m.public for m in self.locators.values()}
+
+    def free_addresses(self) -> int:
+        """How many public addresses nobody has."""
+        taken = self._taken()
+        return sum(a not in taken for a in self._all())
+
+    def _free(self, whose: str) -> IPv4Address:
+        taken = self._taken()
         free = next((a for a in self._all() if a not in taken), None)
         if free is None:
             pools = ", ".join(map(str, self.settings.pool)) or "none"
