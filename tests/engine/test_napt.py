@@ -143,6 +143,16 @@ def test_two_vms_of_one_private_address_never_meet(world: NaptWorld) -> None:
     assert world.manager.cache.bindings[VM].nve.nve_id == "a"
 
 
+def test_a_message_waits_for_the_kernel_and_is_refused_with_it(world: NaptWorld) -> None:
+    world.boxes["x"].fail_next = ["static 10.1.0.77: no such table"]
+    done = world.begin()
+    assert "x: the kernel refused: static 10.1.0.77: no such table" in done.error
+    assert VM not in world.manager.cache.bindings
+    world.run(6.0)  # what the kernel refused is tried again
+    assert not world.begin().error
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
+
+
 def test_a_mapping_of_which_nothing_is_heard_ends_and_waits() -> None:
     short = {"mapping_s": 300.0, "quarantine_s": 100.0}
     world = NaptWorld(box_settings={"x": short})

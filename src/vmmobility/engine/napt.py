@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from typing import Any
 
 from vmmobility.engine.channel import Peer, Received
@@ -72,6 +73,25 @@ class Crossing:
     times: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message that leaves when the kernel holds what was asked for under `tag`.
+
+    message: as it will leave; substituted: the addresses that it came with
+    """
+
+    tag: int
+    received: Received
+    target: Party
+    message: Message
+    asked: Crossing | None
+    substituted: frozenset[IPv4Address]
+
+    def rests_on(self, failure: str) -> bool:
+        """Whether what the kernel refused, in words, is about one of its addresses."""
+        return any(str(address) in failure.split(":")[0].split() for address in self.substituted)
+
+
 class NaptEngine(NaptBoxes, NaptObserver):
     """One box.  `state` is what the store held; `boot` is above every earlier start's."""
 
@@ -107,7 +127,8 @@ class NaptEngine(NaptBoxes, NaptObserver):
         for relay in self.relays.values():
             relay.restore(state)
         self._crossings: OrderedDict[tuple[str, str, Purpose, int], Crossing] = OrderedDict()
-        self._applied_version, self._tag = -1, 0
+        self._applied_version, self._tag, self._applied_tag = -1, 0, 0
+        self._waiting: list[Waiting] = []
         self._retry_at: float | None = None
         self._begin_boxes()
 
@@ -176,6 +197,16 @@ class NaptEngine(NaptBoxes, NaptObserver):
             self.outbox.emit(Event("data-plane.failure", {"reason": failure}))
         if failures and tag == self._tag:
             self._retry_at = now + RETRY_S
+        self._applied_tag = max(self._applied_tag, tag)
+        ready = [w for w in self._waiting if w.tag <= self._applied_tag]
+        self._waiting = [w for w in self._waiting if w.tag > self._applied_tag]
+        for waiting in ready:
+            why = next((f for f in failures if waiting.rests_on(f)), "")
+            if why:
+                words = f"{self.settings.box_id}: the kernel refused: {why}"
+                self._refuse(waiting.received, Status.INSUFFICIENT_RESOURCES, words)
+            else:
+                self._leave(waiting, now)
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self.mappings.next_due(), self._hold_at, self._retry_at]
@@ -228,17 +259,31 @@ class NaptEngine(NaptBoxes, NaptObserver):
             else:
                 changes = self.translator.inward(message, receiver, now)
             made = translate(message, self.settings.box_id, changes)
-            self._settle()  # the kernel is told before the message leaves
-            self._send_on(received, target, made, asked)
         except NaptRefused as refused:
             self._refuse(received, refused.status, str(refused))
+            return
         except DecodeError as error:
             self._drop(error.reason, sender.name)
             self._refuse(received, Status.MALFORMED, str(error))
+            return
+        self._settle()
+        waiting = Waiting(self._tag, received, target, made, asked, frozenset(changes))
+        if changes and self._tag > self._applied_tag:
+            self._waiting.append(waiting)
+        else:
+            self._leave(waiting, now)
+
+    def _leave(self, waiting: Waiting, now: float) -> None:
+        """The kernel holds the mappings that this message rests on."""
+        received, target, asked = waiting.received, waiting.target, waiting.asked
+        try:
+            self._send_on(received, target, waiting.message, asked)
         except ValueError as error:  # translated, it is too long
             self._refuse(received, Status.INSUFFICIENT_RESOURCES, str(error))
-        else:
-            self._observe(sender, target, message, asked.message if asked else None, now)
+            return
+        sender = self.parties[received.peer.node_id]
+        self._observe(sender, target, received.message, asked.message if asked else None, now)
+        self._settle()
 
     @staticmethod
     def _wrong_role(sender: Party, target: Party, message: Message) -> str:
