@@ -185,21 +185,21 @@ class BoxedDaemons(ShortTimers):
         private = [self.network(box) for box in BEHIND]
         private += [f"10.{n}.0.0/24" for n in (1, 2)]
         for box, pool in POOLS.items():
-            self._route("core", "replace", pool, "via", self.ipv4(box, "core"))
+            self.route("core", "replace", pool, "via", self.ipv4(box, "core"))
         for node in ("manager", "near"):
             for pool in POOLS.values():
-                self._route(node, "replace", pool, "via", self.ipv4("core", node))
+                self.route(node, "replace", pool, "via", self.ipv4("core", node))
             for network in private:
-                self._route(node, "del", network)
+                self.route(node, "del", network)
         for network in private:
-            self._route("core", "del", network)
+            self.route("core", "del", network)
         for box, nve in BEHIND.items():
             for pool in POOLS.values():
-                self._route(nve, "replace", pool, "via", self.ipv4(box, nve))
+                self.route(nve, "replace", pool, "via", self.ipv4(box, nve))
             other = next(b for b in BEHIND if b != box)
-            self._route(box, "replace", POOLS[other], "via", self.ipv4("core", box))
+            self.route(box, "replace", POOLS[other], "via", self.ipv4("core", box))
 
-    def _route(self, node: str, *words: str) -> None:
+    def route(self, node: str, *words: str) -> None:
         where = ["ip", "-n", self._spaces.name(node), "route", *words]
         subprocess.run(where, check=words[0] != "del", capture_output=True)
 
@@ -238,10 +238,11 @@ class NaptFabric(LiveFabric):
             return client.status()
 
     def lead(self, public: str, box: str) -> None:
-        """The core leads a public address to that box, as its host route would."""
-        self.daemons._route(
-            "core", "replace", f"{public}/32", "via", self.daemons.ipv4(box, "core")
-        )
+        """Host routes: the core leads a public address to that box, and the box, inside, the VM's
+        own to its NVE."""
+        own, daemons = f"{PRIVATE}/32", self.daemons
+        daemons.route("core", "replace", f"{public}/32", "via", daemons.ipv4(box, "core"))
+        daemons.route(box, "replace", own, "via", daemons.ipv4(BEHIND[box], box))
 
     def echoes_at(self, public: str) -> None:
         """The VM answers a correspondent outside at its public address.  Raises LabError."""
