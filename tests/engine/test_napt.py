@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine.fake_hypervisor import Pace
 from tests.engine.napt_world import PRIVATE, VM, VM_INTERFACE, NaptWorld, one_like
-from tests.engine.network import MANAGER, Node
+from tests.engine.network import MANAGER, Node, Weather
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.napt_plane import Detour, Flow
 from vmmobility.engine.napt_settings import NaptPolicy
@@ -210,6 +210,23 @@ def test_a_box_that_restarts_in_mid_move_goes_on(manager_at: str, box: str, stat
     assert world.edge("b").entries[VM].interfaces == VM_INTERFACE
     world.run(60.0)
     assert world.box("y").mappings.of_vm(VM)[0].here
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("manager_at", ["", "x"])
+def test_loss_and_repetition_on_every_hop_change_nothing(manager_at: str, seed: int) -> None:
+    weather = Weather(loss=0.15, repetition=0.2, delay_s=(0.001, 0.05))
+    world = NaptWorld(manager_at, weather=weather, seed=seed)
+    world.run(5.0)
+    # A new manager asks every NVE first, and gives each 5 s: with three hops that may be too short.
+    assert any(not world.begin().error for _ in range(20))
+    for to in ("b", "c", "a"):
+        move = world.moved(to)
+        assert move.ok or world.manager.cache.bindings[VM].nve.nve_id != to, move.reason
+    at = world.manager.cache.bindings[VM].nve.nve_id
+    assert world.edge(at).entries[VM].interfaces == VM_INTERFACE
+    for name in ("a", "b", "c", MANAGER):
+        assert not {"bad-origin", "bad-translation", "wrong-receiver"} & world.drops(name).keys()
 
 
 # ---- what is noticed from end to end -------------------------------------------------------------

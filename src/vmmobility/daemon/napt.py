@@ -91,10 +91,10 @@ class NaptDaemon:
     async def begin(self, group: asyncio.TaskGroup) -> None:
         """Make the kernel hold what is on record, and begin to speak."""
         await self._plane.start()
-        for failure in await self._plane.resync(self.engine.desired()):
-            self._log.note("data-plane.failure", reason=str(failure))
+        failures = await self._plane.resync(self.engine.desired())
         self.pump.open()
         self.pump.input(self.engine.started)
+        self._applied(0, [str(failure) for failure in failures])
         group.create_task(self._worker.run(), name="translation")
         self._ready = True
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vmmobility.engine import origin
 from vmmobility.engine.challenge import Challenges, OwnMarks
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Send
-from vmmobility.engine.peer import Arrival, OriginKeys, Peer, Received
+from vmmobility.engine.peer import Arrival, Peer, Received
 from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
 from vmmobility.wire.message import Message, Part, UnsupportedVersion, decode_part, encode_parts
@@ -140,16 +140,8 @@ class Channel:
             self._hear_challenge(received, now)
             return None
         if peer.origin is not None:
-            received = self._trusted(received, peer.origin)
+            received = origin.trusted(received, self.node_id, self._boxes, self._outbox.record)
         return (self._match if message.kind is Kind.REPLY else self._admit)(received, now)
-
-    def _trusted(self, received: Received, keys: OriginKeys) -> Received:
-        """From behind a box: under the boot that the originator itself sealed it with."""
-        boot = origin.opened(received.message, self.node_id, received.peer, self._boxes)
-        if boot > keys.boot:
-            keys.boot = boot
-            self._outbox.record(f"origin/{received.peer.node_id}", boot)
-        return replace(received, boot=boot)
 
     def _decode(self, data: bytes, arrival: Arrival) -> Part:
         """One datagram's part of a message; an authentic request that is none is answered."""
@@ -204,9 +196,7 @@ class Channel:
         self._note_mark(peer, now)
         self._outbox.emit(Event("peer.proven", {"peer": peer.node_id, "boot": mark.boot}))
         if self._challenges.came_back(peer.node_id, mark.boot):
-            if peer.origin is not None:
-                peer.origin.boot = 0  # it, or a box between, begins anew
-                self._outbox.record(f"origin/{peer.node_id}", None)
+            origin.begin_anew(peer, self._outbox.record)
             self.peer_lost_state(peer, now)
         self._repeat(peer, now)  # its replies were dropped
 
@@ -390,7 +380,7 @@ class Channel:
         outstanding = self._outstanding.get(message.sequence)
         if (
             outstanding is None
-            or not self._may_answer(received, outstanding.peer)
+            or not origin.may_answer(received, outstanding.peer)
             or outstanding.message.purpose is not message.purpose
         ):
             self.drops["unexpected-reply"] += 1
@@ -407,13 +397,6 @@ class Channel:
                     self._by_subject[outstanding.subject] = message.sequence
         return None
 
-    @staticmethod
-    def _may_answer(received: Received, asked: Peer) -> bool:
-        """Whoever was asked; or the box on the way to it, which can but refuse."""
-        if received.peer is asked:
-            return True
-        return origin.may_refuse(received.peer, received.message, asked)
-
     # ---- keys and marks ------------------------------------------------------------------------
 
     def restore(self, state: Mapping[str, object]) -> None:
@@ -421,9 +404,7 @@ class Channel:
         for peer in self.peers.values():
             self._own.restore(peer.node_id, state.get(f"boot/{peer.node_id}"))
             peer.restore(state.get(f"mark/{peer.node_id}"))
-            known = state.get(f"origin/{peer.node_id}")
-            if peer.origin is not None and isinstance(known, int):
-                peer.origin.boot = known
+            origin.restore(peer, state)
 
     def set_secrets(self, node_id: str, secrets: dict[int, bytes], signing: int) -> None:
         """New keys of a peer (rotation); nothing else about it changes.  A box's are those of the

@@ -339,13 +339,13 @@ class NaptEngine(NaptBoxes, NaptObserver):
         request = (message.purpose, message.sequence)
         self.channel.refuse(peer, request, status, why, received.source)
 
-    def _undecodable(self, arrival: Arrival, purpose: int, sequence: int, status: Status) -> None:
+    def _undecodable(self, arrival: Arrival, purpose: int, sequence: int) -> None:
         sender = self.parties[arrival.peer.node_id]
         peer = self.neighbours[sender.neighbour].peer
         if purpose in set(Purpose):
             words = f"{self.settings.box_id} cannot read it"
             request = (Purpose(purpose), sequence)
-            self.channel.refuse(peer, request, status, words, arrival.source)
+            self.channel.refuse(peer, request, Status.MALFORMED, words, arrival.source)
 
     def _pass_refusal(self, received: Received) -> bool:
         """The next box has refused what was sent on to it: tell whoever asked."""

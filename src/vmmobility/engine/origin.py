@@ -7,8 +7,11 @@ Not here: hops, which are any pair's (channel.py); octets (wire/origin.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from collections.abc import Mapping as Mapping_
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 from vmmobility.engine.peer import Peer, Received
 from vmmobility.errors import DecodeError
@@ -68,10 +71,16 @@ class Boxes:
 
 NO_BOXES = Boxes({})
 Napts = tuple[tuple[str, tuple[IPv4Network, ...]], ...]
+Record = Callable[[str, Any], None]
+State = Mapping_[str, object]
 
 
-def may_refuse(box: Peer, reply: Message, asked: Peer) -> bool:
-    """Whether a reply is a refusal by the box on the way to who was asked."""
+def may_answer(received: Received, asked: Peer) -> bool:
+    """Whether a reply is of whoever was asked; or of the box on the way to it, which can but
+    refuse."""
+    box, reply = received.peer, received.message
+    if box is asked:
+        return True
     refusal = reply.status in REFUSALS and reply.purpose in REFUSABLE
     return refusal and box.role is Role.NAPT and box.node_id == asked.via
 
@@ -123,3 +132,29 @@ def opened(message: Message, node: str, peer: Peer, boxes: Boxes) -> int:
     if mark.boot < peer.origin.boot:
         raise DecodeError("old-origin", f"boot {mark.boot} of {peer.node_id}")
     return mark.boot
+
+
+def trusted(received: Received, node: str, boxes: Boxes, record: Record) -> Received:
+    """From behind a box: under the boot that the originator itself sealed it with, which is durable
+    before anything that follows from it.  Raises what `opened` raises."""
+    peer = received.peer
+    assert peer.origin is not None
+    boot = opened(received.message, node, peer, boxes)
+    if boot > peer.origin.boot:
+        peer.origin.boot = boot
+        record(f"origin/{peer.node_id}", boot)
+    return replace(received, boot=boot)
+
+
+def begin_anew(peer: Peer, record: Record) -> None:
+    """It lost its state, or a box between did: its boots begin anew."""
+    if peer.origin is not None:
+        peer.origin.boot = 0
+        record(f"origin/{peer.node_id}", None)
+
+
+def restore(peer: Peer, state: State) -> None:
+    """Take the durable boot of an earlier start ("origin/NODE")."""
+    known = state.get(f"origin/{peer.node_id}")
+    if peer.origin is not None and isinstance(known, int):
+        peer.origin.boot = known

@@ -43,9 +43,8 @@ class Scope(Outbox):
 class RelayChannel(Channel):
     """In the place of `name` towards all its peers on the other side of the box.
 
-    undecodable(arrival, purpose, sequence, status): told of an authentic request that cannot be
+    undecodable(arrival, purpose, sequence): told of an authentic request that cannot be
     read, and so cannot be sent on
-    end_lost_state(name, peer, now): a peer came back without its memory
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class RelayChannel(Channel):
         scope = Scope(outbox, name)
         super().__init__(name, boot, peers, {}, scope, jitter, retransmission)
         self._scope = scope
-        self.undecodable: Callable[[Arrival, int, int, Status], None] = lambda *_: None
+        self.undecodable: Callable[[Arrival, int, int], None] = lambda *_: None
         self.state_was_lost = self._risen
         self._falling: set[str] = set()
 
@@ -106,7 +105,7 @@ class RelayChannel(Channel):
         self, data: bytes, arrival: Arrival, status: Status, supported: tuple[int, ...]
     ) -> None:
         if data[1] == Kind.REQUEST:
-            self.undecodable(arrival, data[2], int.from_bytes(data[8:12], "big"), status)
+            self.undecodable(arrival, data[2], int.from_bytes(data[8:12], "big"))
 
 
 class BoxChannel(Channel):
