@@ -1,7 +1,9 @@
-"""What the Linux NAPT plane does beyond the contract: protocols, errors, other hands, its kernel."""
+"""The Linux NAPT plane beyond the contract: protocols, errors, other hands, its kernel."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import struct
 import threading
@@ -28,7 +30,7 @@ from tests.contract.napt_planes import (
     state,
     static,
 )
-from vmmobility.drivers.linux import napt_environment, napt_table
+from vmmobility.drivers.linux import napt_table
 from vmmobility.drivers.linux.napt_driver import LinuxNaptPlane
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
 from vmmobility.errors import DataPlaneError, EnvironmentProblem
@@ -43,7 +45,7 @@ def box(linux_pair: Pair) -> LinuxBox:
 
 
 def checksum(data: bytes) -> int:
-    words = struct.unpack(f"!{len(data) // 2}H", data)
+    words: tuple[int, ...] = struct.unpack(f"!{len(data) // 2}H", data)
     total = sum(words)
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
@@ -127,7 +129,7 @@ def test_two_inside_hosts_speak_by_their_public_addresses(box: LinuxBox) -> None
     assert (text, peer[0]) == (b"pool", POOL)
     left.sendto(b"back", peer)
     assert third.recvfrom(9) == (b"back", (PUBLIC, 7000))
-    (flow,) = [f for f in box.export(C)]
+    (flow,) = box.export(C)
     assert (str(flow.remote[0]), flow.remote[1]) == (PUBLIC, 7000)
 
 
@@ -454,9 +456,7 @@ def test_a_strict_reverse_path_is_made_loose(box: LinuxBox) -> None:
 def test_a_missing_program_is_named(
     box: LinuxBox, monkeypatch: pytest.MonkeyPatch, program: str, package: str
 ) -> None:
-    monkeypatch.setattr(
-        napt_environment.shutil, "which", lambda name: None if name == program else f"/{name}"
-    )
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == program else f"/{name}")
     with pytest.raises(EnvironmentProblem, match=program) as caught:
         box.start()
     assert package in caught.value.remedy
@@ -472,7 +472,7 @@ def test_a_kernel_that_cannot_translate_is_named(
 
 
 def test_without_root_it_says_so(box: LinuxBox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(napt_environment.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(EnvironmentProblem, match="root"):
         box.start()
 

@@ -95,10 +95,10 @@ def content(state: NaptState) -> Content:
     ports_out: dict[str, str] = {}
     for one in state.ports:
         name = names[one.protocol]
-        inner, outer = (f"{one.private}", one.private_port), (f"{one.public}", one.public_port)
-        ports_in.append(f"{name} . {outer[0]} . {outer[1]} : {inner[0]} . {inner[1]}")
+        inner, outside = f"{one.private} . {one.private_port}", f"{one.public} . {one.public_port}"
+        ports_in.append(f"{name} . {outside} : {inner}")
         # The first one, where a private port has many public ones.
-        ports_out.setdefault(f"{name} . {inner[0]} . {inner[1]}", f"{outer[0]} . {outer[1]}")
+        ports_out.setdefault(f"{name} . {inner}", outside)
     publics = {*(s.public for s in state.static), *(p.public for p in state.ports), *state.pool}
     outer = [*state.publics, *(IPv4Network(public) for public in publics)]
     return Content(
