@@ -82,6 +82,7 @@ class Manager:
             {
                 "nve": peer.node_id,
                 "addresses": [str(e.address) for e in peer.endpoints],
+                **({"via": peer.via} if peer.via else {}),
                 "last_heard_s": None
                 if peer.last_heard is None
                 else round(now - peer.last_heard, 3),

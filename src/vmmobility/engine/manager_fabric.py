@@ -183,6 +183,8 @@ class ManagerFabric(ManagerWithdrawal):
             options.append(Route(_S.NONE))
         else:
             options += [Route(told.lead.state), *(InterfaceGroup(i) for i in entry.interfaces)]
+            binding = self.cache.bindings.get(entry.vm)
+            options += binding.mappings if binding else ()
             options.append(ServingNve(told.lead.serving))
             options += [PreviousNve(told.lead.previous)] if told.lead.previous else []
         self.channel.request(
