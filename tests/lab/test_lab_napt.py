@@ -41,6 +41,7 @@ _PATIENCE_S = 30.0
 PRIVATE1, PRIVATE2 = IPv4Address("10.11.0.5"), IPv4Address("10.12.0.6")
 PUBLIC, POOL, FAR_POOL = (IPv4Address(a) for a in ("192.0.2.5", "192.0.2.9", "203.0.113.9"))
 HOMES = {1: ("10.11.0.0/24", "10.12.0.0/24"), 2: ("10.21.0.0/24", "10.22.0.0/24")}
+PUBLICS = {1: "192.0.2.0/24", 2: "203.0.113.0/24"}
 OUTSIDE = ["198.51.100.2", "2001:db8:64::2"]
 
 
@@ -82,6 +83,7 @@ def state(number: int, pool: IPv4Address, *items: StaticMapping | Detour) -> Nap
         static=tuple(i for i in items if isinstance(i, StaticMapping)),
         pool=(pool,),
         detours=tuple(i for i in items if isinstance(i, Detour)),
+        publics=(IPv4Network(PUBLICS[number]),),
     )
 
 
@@ -143,7 +145,7 @@ class Boxed:
                 lost = [n for n in heard.sent if echo_ns(heard, n) is None]
                 assert (pair, version, lost) == (pair, version, [])
                 assert len(heard.sent) > 200
-                assert (len(tcp.opened), tcp.broken) == (1, [])
+                assert (pair, version, len(tcp.opened), tcp.broken) == (pair, version, 1, [])
                 assert tcp.echoes
 
     def close(self) -> None:
