@@ -277,7 +277,9 @@ class LinuxHands:
                 return (peer if outgoing else here,)
             return (None,) if self._drops() > before else None
 
-        return wait_for(look, f"from {source.getsockname()} to {to}")[0]
+        seen = wait_for(look, f"from {source.getsockname()} to {to}")
+        assert seen is not None
+        return seen[0]
 
     def _drops(self) -> int:
         assert self.box is not None

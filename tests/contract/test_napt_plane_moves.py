@@ -254,50 +254,94 @@ def test_a_flow_moves_there_and_back(linux_pair: Pair) -> None:
             talk.exchange()
 
 
+class Streams:
+    """Bytes each way through every connection, as fast as they go."""
+
+    def __init__(self, talks: list[Talk], size: int) -> None:
+        self.size = size
+        self.heard: dict[str, int] = {}
+        self._threads = []
+        for talk in talks:
+            for name, mouth, ear in (
+                (f"{talk.name} up", talk.inside, talk.outside),
+                (f"{talk.name} down", talk.outside, talk.inside),
+            ):
+                self._threads.append(threading.Thread(target=self._send, args=(mouth,)))
+                self._threads.append(threading.Thread(target=self._hear, args=(name, ear)))
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self, mouth: socket.socket) -> None:
+        block = bytes(1 << 16)
+        for _ in range(self.size // len(block)):
+            mouth.sendall(block)
+
+    def _hear(self, name: str, ear: socket.socket) -> None:
+        self.heard[name] = 0
+        while self.heard[name] < self.size:
+            part = ear.recv(1 << 16)
+            if not part:
+                return
+            self.heard[name] += len(part)
+
+    def run_on(self, octets: int = 1 << 20) -> None:
+        """Wait until so much more has come in every stream."""
+        wait_for(lambda: len(self.heard) == len(self._threads) // 2, "all streams run", 60)
+        goals = {n: min(self.size, there + octets) for n, there in dict(self.heard).items()}
+        wait_for(lambda: all(self.heard[n] >= goal for n, goal in goals.items()), "they go on", 60)
+
+    def end(self) -> None:
+        """All of them in full."""
+        for thread in self._threads:
+            thread.join(60)
+        assert set(self.heard.values()) == {self.size}
+
+
 def test_a_stream_under_way_loses_nothing(linux_pair: Pair) -> None:
     """Routes turn in the middle of a stream each way; the flows are not at rest when exported."""
     one, two = linux_pair
     world = one.world
     one.apply(state(*STATIC))
     two.apply(state(pool=[FAR]))
-    talks = [tcp_in(world, (PUBLIC, 8081), (A, 8081)), tcp_out(world, (A, 8083), 8083)]
-    size = 24 << 20
-    heard: dict[str, int] = {}
-
-    def send(mouth: socket.socket) -> None:
-        block = bytes(1 << 16)
-        for _ in range(size // len(block)):
-            mouth.sendall(block)
-
-    def hear(name: str, ear: socket.socket) -> None:
-        heard[name] = 0
-        while heard[name] < size:
-            part = ear.recv(1 << 16)
-            if not part:
-                return
-            heard[name] += len(part)
-
-    threads = []
-    for talk in talks:
-        for name, mouth, ear in (
-            (f"{talk.name} up", talk.inside, talk.outside),
-            (f"{talk.name} down", talk.outside, talk.inside),
-        ):
-            threads.append(threading.Thread(target=send, args=(mouth,)))
-            threads.append(threading.Thread(target=hear, args=(name, ear)))
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: len(heard) == 4 and min(heard.values()) > 1 << 20, "all streams run", 60)
+    streams = Streams(
+        [tcp_in(world, (PUBLIC, 8081), (A, 8081)), tcp_out(world, (A, 8083), 8083)], 64 << 20
+    )
+    streams.run_on()
     assert two.apply(state(*STATIC, pool=[FAR])) == []
     assert two.bring_in(one.export(A)) == []
+    streams.run_on()
     world.behind_box2(A)
+    streams.run_on()
     world.public_to_box2(PUBLIC)
+    streams.run_on()
     one.apply(state())
     assert one.drop(A) == 2
-    for thread in threads:
-        thread.join(60)
-    assert len(heard) == 4
-    assert set(heard.values()) == {size}
+    streams.end()
+
+
+def test_a_stream_under_way_survives_keep_and_then_hand_over(linux_pair: Pair) -> None:
+    """At each step one box may translate what comes in, and the other what goes out."""
+    one, two = linux_pair
+    world = one.world
+    one.apply(state(*STATIC))
+    two.apply(state(detour(A, BOX1), pool=[FAR]))
+    talks = [tcp_in(world, (PUBLIC, 8081), (A, 8081)), tcp_out(world, (A, 8083), 8083)]
+    streams = Streams(talks, 64 << 20)
+    streams.run_on()
+    world.behind_box2(A)
+    streams.run_on()
+    assert two.bring_in(one.export(A)) == []
+    streams.run_on()
+    assert two.apply(state(*STATIC, pool=[FAR])) == []
+    streams.run_on()
+    world.public_to_box2(PUBLIC)
+    streams.run_on()
+    one.apply(state())
+    assert one.drop(A) == 2
+    streams.end()
+    assert len(two.export(A)) == 2
+    for used in (one.usage(), two.usage()):
+        assert (used.untranslated, used.unknown, used.unmapped) == (0, 0, 0)
 
 
 def test_a_middle_of_a_connection_that_nobody_handed_over_is_not_given_a_new_port(

@@ -83,7 +83,8 @@ class FakeNaptPlane:
 
     def _from_pool(self, state: NaptState, protocol: int, private: End, remote: End) -> End | None:
         if not state.pool:
-            return self._drop("no_pool")
+            self._drop("no_pool")
+            return None
         first, last = state.pool_ports
         public = state.pool[int(private[0]) % len(state.pool)]
         same = [f.public[1] for f in self.flows
@@ -93,7 +94,8 @@ class FakeNaptPlane:
         for port in (*same, *kept, *range(first, last + 1)):
             if not self._taken(protocol, (public, port), remote):
                 return public, port
-        return self._drop("exhausted")
+        self._drop("exhausted")
+        return None
 
     def _taken(self, protocol: int, public: End, remote: End) -> bool:
         wanted = (protocol, public, remote)
@@ -113,7 +115,8 @@ class FakeNaptPlane:
             if (port.protocol, port.public, port.public_port) == (protocol, *public):
                 private = port.private, port.private_port
         if private is None:
-            return self._drop("unmapped")
+            self._drop("unmapped")
+            return None
         self.flows.append(Flow(protocol, private, public, remote, False, _TIMEOUT_S))
         return private
 

@@ -131,13 +131,13 @@ def count_flows(state: NaptState, flows: Iterable[Flow]) -> NaptUsage:
 
     A flow of a mapping that the state has no more is none of them.
     """
-    statics = {one.public for one in state.static}
+    static_ones = {one.public for one in state.static}
     ports = {(one.protocol, one.public, one.public_port) for one in state.ports}
     pool: dict[IPv4Address, list[tuple[int, int]]] = {public: [] for public in state.pool}
     static_flows = port_flows = 0
     for flow in flows:
         public, port = flow.public
-        if public in statics:
+        if public in static_ones:
             static_flows += 1
         elif (flow.protocol, public, port) in ports:
             port_flows += 1

@@ -20,6 +20,7 @@ from vmmobility.daemon.config import GATE_POLICIES, ManagerTimers, NveTimers
 from vmmobility.errors import LabError
 from vmmobility.lab import fat_tree
 from vmmobility.lab.fabric_checks import check_fabric
+from vmmobility.lab.fabric_values import Box as Box
 from vmmobility.lab.fabric_values import End as End
 from vmmobility.lab.fabric_values import Fabric as Fabric
 from vmmobility.lab.fabric_values import IpInterface as IpInterface
@@ -27,7 +28,7 @@ from vmmobility.lab.fabric_values import Link as Link
 from vmmobility.lab.fabric_values import Node as Node
 from vmmobility.lab.fabric_values import Vm as Vm
 from vmmobility.lab.toml_table import Table, load, whole
-from vmmobility.wire.values import FAMILIES, Prefix
+from vmmobility.wire.values import FAMILIES, Address, Prefix
 
 NODE_KINDS = ("router", "nve", "manager", "correspondent", "collector")
 VM_KINDS = ("guest", "netns", "external")
@@ -105,8 +106,9 @@ def parse_fabric(
         gate_policy = table.choice("gate_policy", GATE_POLICIES, "abort")
         nodes = tuple(_nodes(table))
         links = tuple(_links(table, nodes))
+        boxes = tuple(_boxes(table))
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
-    fabric = Fabric(name, description, mtu, nodes, links, vms, timers, igp, gate_policy)
+    fabric = Fabric(name, description, mtu, nodes, links, vms, timers, igp, gate_policy, boxes)
     check_fabric(fabric, where)
     if igp_given and not fabric.dynamic:
         raise LabError(f"{where}: `igp` without FRR", "add `frr = true` to every router")
@@ -162,6 +164,23 @@ def _asn(entry: Table) -> int:
     if not 0 <= asn <= MAX_ASN:
         raise LabError(f"{entry.where}: asn {asn}", "give an AS number such as 65001")
     return asn
+
+
+def _boxes(table: Table) -> Iterable[Box]:
+    for entry in table.tables("napt"):
+        publics = tuple(_network(p, entry) for p in entry.strings("publics"))
+        if not publics or any(p.version != 4 for p in publics):
+            raise LabError(f"{entry.where}: publics", "give IPv4 prefixes; IPv6 is not translated")
+        yield Box(_name(entry), entry.take("at", str), publics)
+
+
+def _public(entry: Table) -> Address | None:
+    if not entry.has("public"):
+        return None
+    address = _address(entry.take("public", str), entry).ip
+    if address.version != 4:
+        raise LabError(f"{entry.where}: public {address}", "give an IPv4 address")
+    return address
 
 
 def _link_entries(table: Table, nodes: Iterable[Node]) -> Iterable[Table]:
@@ -243,6 +262,7 @@ def _vms(table: Table, nodes: dict[str, Node]) -> Iterable[Vm]:
             entry.take("vcpus", int, 1),
             entry.take("memory_mib", int, 128),
             entry.take("dirty_mibps", int, 0),
+            _public(entry),
         )
 
 

@@ -64,9 +64,19 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """A NAPT box in the namespace of the router `at`, and the public prefixes that lead to it."""
+
+    name: str
+    at: str
+    publics: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Vm:
     """A virtual machine: a QEMU guest or a namespace that stands in for one.
 
+    public: its static public IPv4 address at a NAPT box, to those outside
     kind: "guest", "netns", or "external": a QEMU guest that only by-hand steps start and move
     """
 
@@ -79,6 +89,7 @@ class Vm:
     vcpus: int = 1
     memory_mib: int = 128
     dirty_mibps: int = 0
+    public: Address | None = None
 
     def address(self, version: int) -> Address:
         """The VM's address of IP version 4 or 6."""
@@ -98,6 +109,7 @@ class Fabric:
     timers: tuple[tuple[str, float], ...] = ()
     igp: str = "ospf"
     gate_policy: str = "abort"
+    boxes: tuple[Box, ...] = ()
 
     @property
     def dynamic(self) -> bool:
@@ -115,6 +127,15 @@ class Fabric:
     def vm(self, name: str) -> Vm:
         """The VM of that name."""
         return next(vm for vm in self.vms if vm.name == name)
+
+    def box(self, name: str) -> Box:
+        """The NAPT box of that name."""
+        return next(box for box in self.boxes if box.name == name)
+
+    def end_towards(self, node: str, peer: str) -> End:
+        """A node's end of the first link that it shares with a peer."""
+        shared = (link for link in self.links if link.end(peer) is not None)
+        return next(end for link in shared if (end := link.end(node)) is not None)
 
     def first_end(self, node: str) -> End:
         """The node's end of its first link: there its own address (an NVE's locator) lies."""

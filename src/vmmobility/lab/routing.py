@@ -30,7 +30,26 @@ _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 def kernel_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
     """What the lab puts into every node's kernel."""
-    return default_routes(fabric) if fabric.dynamic else static_routes(fabric)
+    routes = default_routes(fabric) if fabric.dynamic else static_routes(fabric)
+    for node, more in public_routes(fabric).items():
+        routes[node] = (*routes.get(node, ()), *more)
+    return routes
+
+
+def public_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
+    """Public prefixes lead to their boxes, at routers outside (without a dc) that boxes are on."""
+    routes: dict[str, list[Route]] = {}
+    for box in fabric.boxes:
+        for link in fabric.links:
+            there = link.end(box.at)
+            for router in fabric.of_kind("router"):
+                here = link.end(router.name)
+                if there is None or here is None or router.dc or router.name == box.at:
+                    continue
+                routes.setdefault(router.name, []).extend(
+                    Route(prefix, there.address(4), here.interface) for prefix in box.publics
+                )
+    return {node: tuple(found) for node, found in routes.items()}
 
 
 def default_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:

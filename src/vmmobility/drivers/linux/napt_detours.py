@@ -38,6 +38,7 @@ from vmmobility.engine.napt_plane import NaptState
 
 _BODY = struct.Struct("=BBBBBBBBI")
 _UNICAST, _UNREACHABLE, _THROW = 1, 7, 9
+_FIB_MATCH = 0x2000
 _METRIC, _LAST_METRIC = 7, 8
 _EVERYWHERE = IPv4Network("0.0.0.0/0")
 _GONE = {errno.ENOENT, errno.ESRCH}
@@ -132,10 +133,20 @@ def _way(netlink: Netlink, box: IPv4Address) -> Route | str:
         return f"no route leads to the box {box}: {found}"
     if not found.ifindex:
         return f"no route leads to the box {box}, or it is this one"
+    if _by_default(netlink, box):
+        return f"only the default route leads to the box {box}: it would leave untranslated"
     if found.gateway is not None and not isinstance(found.gateway, IPv4Address):
         return f"the way to the box {box} has an IPv6 gateway, {found.gateway}"
     gateway = found.gateway or box
     return Route(box, _EVERYWHERE, _UNICAST, _METRIC, found.ifindex, gateway)
+
+
+def _by_default(netlink: Netlink, box: IPv4Address) -> bool:
+    """Whether a box is reached as the outside is: then so are those who pass there."""
+    header = _BODY.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, _FIB_MATCH)
+    answer = netlink.get(rtnetlink.RTM_GETROUTE, header + attribute(1, box.packed))
+    with rtnetlink.reading():
+        return isinstance(answer, Refusal) or _BODY.unpack_from(answer)[1] == 0
 
 
 def prepare(netlink: Netlink, have: Detours, want: Detours) -> list[NaptFailure]:

@@ -24,7 +24,6 @@ from vmmobility.drivers.linux import (
     napt_table,
 )
 from vmmobility.drivers.linux.napt_conntrack import NETLINK_NETFILTER
-from vmmobility.drivers.linux.napt_detours import Detours
 from vmmobility.drivers.linux.napt_rules import (
     Content,
     change_script,
@@ -124,7 +123,7 @@ class LinuxNaptPlane:
         Nothing is changed where the kernel cannot be read, or the rules are refused as a whole
         (the detours of the state before stay as they are, too).
         """
-        routing, flows = self._started()
+        routing, _ = self._started()
         state, failures = settle(desired)
         have = napt_detours.held(routing)
         want, unreachable = napt_detours.wanted(routing, state)
@@ -141,7 +140,6 @@ class LinuxNaptPlane:
             return [*failures, NaptFailure("rules", str(error))]
         self._content, self._desired = wish, desired
         failures += napt_detours.complete(routing, have, want)
-        self._free(flows, state, have, want)
         return failures
 
     async def _script(self, wish: Content) -> str:
@@ -154,17 +152,6 @@ class LinuxNaptPlane:
         if shown is not None and napt_table.only_elements(shown, wanted):
             return change_script(Content(dict.fromkeys(wish.elements, ("?",)), ("?",)), wish)
         return whole_script(wish, shown.counts if shown is not None else None)
-
-    def _free(self, flows: Netlink, state: NaptState, have: Detours, want: Detours) -> None:
-        """Flows of an address whose detour has ended are not kept untranslated."""
-        kept = (*state.inside, *state.exempt)
-
-        def stays(remote: IPv4Address) -> bool:
-            return any(remote in prefix for prefix in kept)
-
-        still = {rule.private for rule in want.rules}
-        for private in {rule.private for rule in have.rules} - still:
-            napt_flows.drop_untranslated(flows, private, stays)
 
     async def audit(self) -> Sequence[Drift]:
         """See NaptPlane.audit."""

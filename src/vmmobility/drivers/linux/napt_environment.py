@@ -20,7 +20,13 @@ from vmmobility.errors import DataPlaneError, EnvironmentProblem
 _CONNTRACK = "net/netfilter/nf_conntrack"
 _RP_FILTERS = Path("/proc/sys/net/ipv4/conf")
 
-SETTINGS = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+SETTINGS = {
+    "net/ipv4/ip_forward": "1",
+    "net/ipv6/conf/all/forwarding": "1",
+    # While a mapping is handed over a box may see one way of a connection only: to it, the other
+    # one's windows stand still.
+    f"{_CONNTRACK}_tcp_be_liberal": "1",
+}
 
 LEAST_TIMEOUTS_S = {
     # RFC 4787, REQ-5: "A NAT UDP mapping timer MUST NOT expire in less than two minutes"; 5c:

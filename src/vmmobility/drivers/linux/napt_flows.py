@@ -8,7 +8,7 @@ Not here: rules for new flows (napt_rules.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 
 from vmmobility.drivers.linux import napt_conntrack as conntrack
@@ -156,21 +156,3 @@ def drop(netlink: Netlink, private: IPv4Address) -> int:
     """See NaptPlane.drop_flows."""
     found = {entry.ident: entry for entry, _ in translated(netlink, private)}
     return remove(netlink, found.values())
-
-
-def drop_untranslated(
-    netlink: Netlink, private: IPv4Address, stays: Callable[[IPv4Address], bool]
-) -> int:
-    """Forget what an address spoke untranslated with remotes that do not stay so.
-
-    Such a flow holds no mapping; left alone, it would stay untranslated as long as it lives.
-    """
-    found = [
-        entry
-        for reply in (False, True)
-        for entry in conntrack.entries_from(netlink, private, reply=reply)
-        if not entry.translated
-        and not stays(entry.reply.destination if reply else entry.original.destination)
-        and (entry.reply if reply else entry.original).source == private
-    ]
-    return remove(netlink, found)

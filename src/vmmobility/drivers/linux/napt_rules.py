@@ -24,6 +24,7 @@ _SETS = {
     "inside": "set inside { type ipv4_addr; flags interval; auto-merge; }",
     "exempt": "set exempt { type ipv4_addr; flags interval; auto-merge; }",
     "detoured": "set detoured { type ipv4_addr; }",
+    "mapped": "set mapped { type ipv4_addr; }",
     "publics": "set publics { type ipv4_addr; flags interval; auto-merge; }",
     "static_in": "map static_in { type ipv4_addr : ipv4_addr; }",
     "static_out": "map static_out { type ipv4_addr : ipv4_addr; }",
@@ -36,6 +37,18 @@ _SETS = {
 _PORTED = "meta l4proto { tcp, udp }"
 
 _CHAINS: dict[str, tuple[str, ...]] = {
+    # What another box translates, or has translated, is no flow of this one: its entry would clash
+    # with the one by which the flow was, or will be, handed over, and cost it its port.
+    "early": (
+        "type filter hook prerouting priority raw; policy accept;",
+        "ip saddr @detoured notrack",
+        "ip saddr @publics notrack",
+        "ip saddr @exempt return",
+        "ip saddr @inside return",
+        "ip daddr @inside notrack",
+        "ip daddr @mapped notrack",
+        "ip daddr @detoured notrack",
+    ),
     # Whose mapping is kept at another box is translated there, whomever it speaks to.
     "prerouting": (
         "type nat hook prerouting priority dstnat; policy accept;",
@@ -95,10 +108,11 @@ def content(state: NaptState) -> Content:
     ports_out: dict[str, str] = {}
     for one in state.ports:
         name = names[one.protocol]
-        inner, outer = (f"{one.private}", one.private_port), (f"{one.public}", one.public_port)
-        ports_in.append(f"{name} . {outer[0]} . {outer[1]} : {inner[0]} . {inner[1]}")
+        inner, outside = f"{one.private} . {one.private_port}", f"{one.public} . {one.public_port}"
+        ports_in.append(f"{name} . {outside} : {inner}")
         # The first one, where a private port has many public ones.
-        ports_out.setdefault(f"{name} . {inner[0]} . {inner[1]}", f"{outer[0]} . {outer[1]}")
+        ports_out.setdefault(f"{name} . {inner}", outside)
+    mapped = {*(s.private for s in state.static), *(p.private for p in state.ports)}
     publics = {*(s.public for s in state.static), *(p.public for p in state.ports), *state.pool}
     outer = [*state.publics, *(IPv4Network(public) for public in publics)]
     return Content(
@@ -106,6 +120,7 @@ def content(state: NaptState) -> Content:
             "inside": tuple(str(p) for p in collapse_addresses(state.inside)),
             "exempt": tuple(str(p) for p in collapse_addresses(state.exempt)),
             "detoured": tuple(str(one.private) for one in state.detours),
+            "mapped": tuple(str(private) for private in sorted(mapped)),
             "publics": tuple(str(p) for p in collapse_addresses(outer)),
             "static_in": tuple(f"{public} : {private}" for private, public in static),
             "static_out": tuple(f"{private} : {public}" for private, public in static),
