@@ -174,6 +174,7 @@ detour = ["192.0.2.2"]
 # mapping_s = {timers.mapping_s:g}  # a VM's mapping of which nothing was heard for so long ends
 # quarantine_s = {timers.quarantine_s:g}  # then nobody else gets its public address for so long
 # move_s = {timers.move_s:g}  # a move under way keeps it so long at least
+# linger_s = {timers.linger_s:g}  # what was handed over is translated here so much longer
 # hold_s = {timers.hold_s:g}  # another box's mapping is held anew so often
 # check_s = {timers.check_s:g}  # kernel and record are compared so often
 # retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time

@@ -43,6 +43,7 @@ class NaptTimers:
     mapping_s: float = 3600  # a VM's mapping of which nothing was heard for so long ends
     quarantine_s: float = 600  # then nobody else gets its public address for so long
     move_s: float = 900  # a move under way keeps it so long at least
+    linger_s: float = 30  # what was handed over is translated here so much longer
     hold_s: float = 60  # another box's mapping is held anew so often
     check_s: float = 60  # kernel and record are compared so often
     retransmit_s: float = 0.25
@@ -119,6 +120,7 @@ def settings_of(config: NaptConfig) -> NaptSettings:
         quarantine_s=timers.quarantine_s,
         move_s=timers.move_s,
         hold_s=timers.hold_s,
+        linger_s=timers.linger_s,
         retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
     )
 
@@ -219,6 +221,7 @@ def _timers(timers: Table) -> NaptTimers:
         mapping_s=timers.seconds("mapping_s", 1, 31536000, _TIMERS.mapping_s),
         quarantine_s=timers.seconds("quarantine_s", 0, 31536000, _TIMERS.quarantine_s),
         move_s=timers.seconds("move_s", 1, 86400, _TIMERS.move_s),
+        linger_s=timers.seconds("linger_s", 0.1, 86400, _TIMERS.linger_s),
         hold_s=timers.seconds("hold_s", 0.1, 86400, _TIMERS.hold_s),
         check_s=timers.seconds("check_s", 0.1, 86400, _TIMERS.check_s),
         retransmit_s=retransmit_s,

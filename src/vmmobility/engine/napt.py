@@ -216,6 +216,7 @@ class NaptEngine(NaptBoxes, NaptObserver):
         self.channel.timer(now)
         for mapping in self.mappings.expire(now):
             self.mappings.end(mapping, "nothing was heard of it", now)
+        self._forget_flows(now)
         if self._hold_at is not None and self._hold_at <= now:
             self._hold_all(now)
         if self._retry_at is not None and self._retry_at <= now:

@@ -3,7 +3,7 @@
 A box that has another's VM behind it says so to the mapping's owner, again and again (HOLD): that
 keeps the mapping.  By its policy the owner keeps translating, and the VM's traffic to the outside
 takes the detour by it; or it hands mapping and flows over (HANDOVER), and gets them back when the
-VM has left.  Only a mapping's owner and whoever it was handed to translate it: one at a time.
+VM has left.  Whoever hands over goes on translating for a while, until routes have turned.
 Not here: registration messages (napt.py), the flows themselves (drivers/napt_plane.py).
 """
 
@@ -197,8 +197,7 @@ class NaptBoxes:
             self._send_flows(handing, now)
             return
         self._handing.pop(mapping.key, None)
-        self.mappings.note(mapping, ours=False)
-        self.outbox.emit(DropFlows(mapping.private))
+        self.mappings.let_go(mapping, now)
         self.outbox.emit(Event("handover.done", detail))
 
     def _handover_asked(self, received: Received, now: float) -> None:
@@ -213,6 +212,7 @@ class NaptBoxes:
             if mapping.owner not in (box, self.settings.box_id):
                 self.channel.reply(received, Status.NOT_OWNER, reason=f"not {box}'s to hand over")
                 return
+            mapping.lingers = 0.0
             self.mappings.note(mapping, ours=True, epoch=message.epoch)
             self.mappings.touch(mapping, now)
         elif not any(m.vm == message.vm and not m.ended for m in self.mappings.vms.values()):
@@ -245,6 +245,11 @@ class NaptBoxes:
             return
         if mapping.holder not in ("", received.peer.node_id):
             self._hand_over(mapping, mapping.holder)  # it went on to a third
+
+    def _forget_flows(self, now: float) -> None:
+        """Of what was handed over a while ago: its public address leads to the other by now."""
+        for mapping in self.mappings.lingered(now):
+            self.outbox.emit(DropFlows(mapping.private))
 
     def _give_back(self, mapping: VmMapping) -> None:
         """The VM has left for elsewhere: what was handed over goes back to its owner."""

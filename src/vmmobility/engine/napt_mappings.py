@@ -49,6 +49,7 @@ class VmMapping:
     moving: a move of the VM is under way
     ended:  it is over; at its owner, its public address waits
     due:    it ends then, or its wait does (monotonic seconds, not durable)
+    lingers: it was handed over, and is translated here, too, until then; 0: not so (not durable)
     """
 
     vm: VmKey
@@ -62,6 +63,7 @@ class VmMapping:
     moving: bool = False
     ended: bool = False
     due: float = 0.0
+    lingers: float = 0.0
 
     @property
     def standing(self) -> str:
@@ -184,7 +186,7 @@ class Mappings:
 
     def end(self, mapping: VmMapping, why: str, now: float) -> None:
         """It is over: its owner keeps the address in quarantine, others forget it."""
-        mapping.ended = True
+        mapping.ended, mapping.lingers = True, 0.0
         if mapping.owner == self.settings.box_id:
             mapping.ours, mapping.here, mapping.holder, mapping.moving = True, False, "", False
             mapping.due = now + self.settings.quarantine_s
@@ -208,8 +210,23 @@ class Mappings:
                 over.append(mapping)
         return over
 
+    def let_go(self, mapping: VmMapping, now: float) -> None:
+        """Another box has it now: what still comes here is translated a little longer."""
+        self.note(mapping, ours=False)
+        mapping.lingers = now + self.settings.linger_s
+
+    def lingered(self, now: float) -> list[VmMapping]:
+        """Those that were handed over and are translated here no more from now on."""
+        found = [m for m in self.vms.values() if 0 < m.lingers <= now]
+        for mapping in found:
+            mapping.lingers = 0.0
+            self._changed("mapping.gone", **words(mapping))
+        return [m for m in found if not m.ours]
+
     def next_due(self) -> float | None:
-        return min((m.due for m in self.vms.values()), default=None)
+        mappings = self.vms.values()
+        due = [m.due for m in mappings] + [m.lingers for m in mappings if m.lingers]
+        return min(due, default=None)
 
     def save(self, mapping: VmMapping) -> None:
         self._outbox.record(mapping.key, _to_json(mapping))
@@ -255,7 +272,7 @@ class Mappings:
         settings = self.settings
         living = [m for m in self.vms.values() if not m.ended]
         static = [StaticMapping(m.private, m.public) for m in self.locators.values()]
-        static += [StaticMapping(m.private, m.public) for m in living if m.ours]
+        static += [StaticMapping(m.private, m.public) for m in living if m.ours or m.lingers]
         return NaptState(
             settings.inside,
             settings.exempt,

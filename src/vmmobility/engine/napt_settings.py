@@ -32,6 +32,8 @@ class NaptSettings:
     mapping_s:    a VM's mapping of which nothing was heard for so long ends
     quarantine_s: what has ended keeps its public address for so long: it is nobody else's
     move_s:       a move under way keeps a mapping for so long at least
+    linger_s:     a mapping that was handed over is translated here so much longer, until the public
+                  address is routed to the other box
     hold_s:       a box tells the mapping's owner so often that the VM is behind it
     """
 
@@ -47,6 +49,7 @@ class NaptSettings:
     quarantine_s: float = 600.0
     move_s: float = 900.0
     hold_s: float = 60.0
+    linger_s: float = 30.0
     retransmission: Retransmission = field(default_factory=Retransmission)
 
 
