@@ -81,17 +81,19 @@ def routes() -> Json:
     """A move that the fabric follows, what routers refuse, and Sight elsewhere."""
     said, state = Routing(), RouteState
     # Section 13.8: from home, at nve-a, to nve-b
-    said.order("1 the source's router watches", "tor-a", 3, state.WATCH, NVE_B)
-    said.order("2 the border router watches", "edge", 3, state.WATCH, NVE_B)
-    said.order("3 the destination's router announces", "tor-b", 3, state.ANNOUNCE, NVE_B,
+    said.order("1 the source's router holds", "tor-a", 3, state.KEEP, NVE_B, NVE_A)
+    said.order("2 the border router holds", "edge", 3, state.KEEP, NVE_B, NVE_A)
+    said.order("3 the destination's router announces", "tor-b", 4, state.ANNOUNCE, NVE_B,
                seen=DIRECT)  # fmt: skip
-    said.sight("4 the source's router sees it", "tor-a", 3, state.WATCH, DIRECT)
-    said.sight("5 the border router sees it", "edge", 3, state.WATCH, DIRECT)
+    said.sight("4 the source's router sees it", "tor-a", 3, state.KEEP, DIRECT)
+    said.sight("5 the border router sees it", "edge", 3, state.KEEP, DIRECT)
+    said.order("5a the border router lets go", "edge", 5, state.WATCH, NVE_B, seen=DIRECT)
+    said.order("5b the source's router lets go", "tor-a", 6, state.WATCH, NVE_B, seen=DIRECT)
     # on to nve-c
     said.order("6 moved on: the source's router leads and announces no more", "tor-b", 8,
                state.KEEP, NVE_C, NVE_B, seen=NOT_YET)  # fmt: skip
     said.sight("7 and sees the fabric follow another's route", "tor-b", 8, state.KEEP, DIRECT)
-    said.order("8 released: it watches", "tor-b", 9, state.WATCH, NVE_C, seen=DIRECT)
+    said.order("8 it lets go, and watches", "tor-b", 9, state.WATCH, NVE_C, seen=DIRECT)
     said.order("9 it is nobody's router any more", "tor-b", 11, state.NONE)
     # home again
     said.order("10 home again: the router there leads", "tor-a", 14, state.LEAD, NVE_A,

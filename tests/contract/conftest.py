@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.dataplane_fabric import Fabric, make_fabric
+from tests.contract.dataplane_fabric import DC_OF_FABRIC, Fabric, make_fabric
 from tests.contract.napt_planes import Box, LinuxBox, fake_boxes, linux_boxes
-from tests.contract.planes import Plane, fake_plane, linux_plane
+from tests.contract.planes import DC, Plane, fake_plane, linux_plane
 from tests.contract.router_planes import Kernel, LinuxHands, Router, fake_router, linux_router
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
 
@@ -24,9 +24,32 @@ def plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
         yield one
 
 
+@pytest.fixture(params=["fake", pytest.param("linux", marks=pytest.mark.netns)])
+def dc_plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
+    """Each data plane in turn, started and empty, and told what the data centres' prefixes are."""
+    made = fake_plane(DC) if request.param == "fake" else linux_plane(tmp_path, DC)
+    for one in made:
+        one.start()
+        one.resync()
+        yield one
+
+
 @pytest.fixture(scope="session")
 def standing_fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
     yield from make_fabric(tmp_path_factory.mktemp("relays"))
+
+
+@pytest.fixture(scope="session")
+def standing_dc_fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
+    yield from make_fabric(tmp_path_factory.mktemp("relays"), DC_OF_FABRIC)
+
+
+@pytest.fixture
+def dc_fabric(standing_dc_fabric: Fabric) -> Fabric:
+    """Three NVEs that hold nothing; one of the host's addresses is outside their data centres."""
+    for node in (standing_dc_fabric.a, standing_dc_fabric.b, standing_dc_fabric.c):
+        node.resync()
+    return standing_dc_fabric
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
-from vmmobility.wire.values import Interface, Nve, VmKey
+from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
 GATEWAY = DEFAULT_GATEWAY_MAC
 VM = VmKey(0, "vm-1")
@@ -28,6 +28,15 @@ TAP = port_name(VM, 0)
 MAC = bytes.fromhex("020000000005")
 OWN = {4: "10.77.0.5", 6: "fd77::5"}
 HOST = {4: "10.0.9.1", 6: "fd00:9::1"}
+INSIDE = {4: "10.0.8.1", 6: "fd00:8::1"}
+"""The host's other address, in the data centres where a fabric is told what they are."""
+
+DC_OF_FABRIC = (
+    *(ip_network(f"10.0.{number}.0/24") for number in (1, 2, 3, 8, 12)),
+    *(ip_network(f"fd00:{number}::/64") for number in (1, 2, 3, 8, 12)),
+    ip_network("10.77.0.0/24"),
+    ip_network("fd77::/64"),
+)
 LOCAL = VmDataPlane(
     VM,
     (Interface(MAC, (ip_network("10.77.0.5/32"), ip_network("fd77::5/128"))),),
@@ -77,17 +86,22 @@ class Fabric:
     a: Node
     b: Node
     c: Node
+    r1: Namespace
+    r2: Namespace
 
 
-def _node(space: Namespace, locators: Nve, folder: Path) -> Node:
-    settings = LinuxSettings(locators.ipv4, locators.ipv6, folder / locators.nve_id)
+def _node(space: Namespace, locators: Nve, folder: Path, dc_prefixes: tuple[Prefix, ...]) -> Node:
+    settings = LinuxSettings(
+        locators.ipv4, locators.ipv6, folder / locators.nve_id, dc_prefixes=dc_prefixes
+    )
     driver = space.call(LinuxDataPlane, settings)
     space.await_(driver.start())
     return Node(space, driver, settings)
 
 
-def make_fabric(folder: Path) -> Iterator[Fabric]:
-    spaces = {name: Namespace(name) for name in ("h", "r1", "r2", "a", "b", "c")}
+def make_fabric(folder: Path, dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[Fabric]:
+    kind = "d" if dc_prefixes else ""
+    spaces = {name: Namespace(kind + name) for name in ("h", "r1", "r2", "a", "b", "c")}
     h, r1, r2, a, b, c = spaces.values()
     try:
         join(r1, "toa", a, "eth0", 1)
@@ -106,7 +120,18 @@ def make_fabric(folder: Path) -> Iterator[Fabric]:
         # Home: the covering prefix leads to a.
         r1.ip("route", "add", "10.77.0.0/24", "via", "10.0.1.2")
         r1.ip("-6", "route", "add", "fd77::/64", "via", "fd00:1::2")
-        made = Fabric(h, _node(a, A, folder), _node(b, B, folder), _node(c, C, folder))
+        h.ip("addr", "add", f"{INSIDE[4]}/32", "dev", "lo")
+        h.ip("addr", "add", f"{INSIDE[6]}/128", "dev", "lo", "nodad")
+        r1.ip("route", "add", "10.0.8.0/24", "via", HOST[4])
+        r1.ip("-6", "route", "add", "fd00:8::/64", "via", HOST[6])
+        made = Fabric(
+            h,
+            _node(a, A, folder, dc_prefixes),
+            _node(b, B, folder, dc_prefixes),
+            _node(c, C, folder, dc_prefixes),
+            r1,
+            r2,
+        )
         yield made
         for node in (made.a, made.b, made.c):
             node.space.await_(node.driver.remove_all())

@@ -26,7 +26,7 @@ from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
-from vmmobility.wire.values import Interface, Nve, VmKey
+from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
 T = TypeVar("T")
 
@@ -62,8 +62,19 @@ class Hands(Protocol):
         """How often the driver has written to what it drives."""
 
 
+DC = tuple(
+    ip_network(p)
+    for p in ("10.0.0.0/17", "10.77.0.0/24", "10.78.0.0/24", "fd00::/17", "fd77::/64", "fd78::/64")
+)
+"""The data centres' prefixes, where a plane is told any; not in them: 10.0.200.0/24, 2001:db8::."""
+
+
 class Plane:
-    """A data plane, called from outside its event loop; `leads` shows where a prefix leads."""
+    """A data plane, called from outside its event loop.
+
+    leads(prefix): where a prefix leads, for all senders that no rule sets apart
+    way(address, sender): what becomes of a packet: "tap NAME", "tunnel", "fabric", "via LOCATOR"
+    """
 
     def __init__(
         self,
@@ -71,8 +82,10 @@ class Plane:
         await_: Callable[[Any], Any],
         leads: Callable[[str], str],
         hands: Hands,
+        way: Callable[[str, str], str],
     ) -> None:
         self.plane, self.await_, self.leads, self.hands = plane, await_, leads, hands
+        self.way = way
 
     def start(self) -> None:
         self.await_(self.plane.start())
@@ -203,36 +216,56 @@ class LinuxHands:
                     monitor.wait()
 
 
-def fake_plane() -> Iterator[Plane]:
+def fake_plane(dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[Plane]:
     loop = asyncio.new_event_loop()
-    fake = FakeDataPlane(frozenset(NEAR.locators))
+    fake = FakeDataPlane(frozenset(NEAR.locators), dc_prefixes)
 
     def leads(prefix: str) -> str:
         return fake.routes.get(ip_network(prefix), "").replace("tunnel", "vmmob-tun tunnel")
 
-    yield Plane(fake, loop.run_until_complete, leads, FakeHands(fake))
+    def way(address: str, sender: str) -> str:
+        prefix = ip_network(address)
+        inside = any(
+            dc.version == prefix.version and dc.overlaps(ip_network(sender)) for dc in dc_prefixes
+        )
+        found = (fake.inside_routes.get(prefix) if inside else None) or fake.routes.get(prefix, "")
+        if found.startswith("vmt"):
+            return f"tap {found}"
+        return "tunnel" if found.startswith("tunnel") else found or "fabric"
+
+    yield Plane(fake, loop.run_until_complete, leads, FakeHands(fake), way)
     loop.close()
 
 
-def linux_plane(folder: Path) -> Iterator[Plane]:
+def linux_plane(folder: Path, dc_prefixes: tuple[Prefix, ...] = ()) -> Iterator[Plane]:
     space, peer = Namespace("n"), Namespace("p")
     try:
         join(space, "eth0", peer, "eth0", 1)
         space.ip("route", "add", "default", "via", "10.0.1.2")
         space.ip("-6", "route", "add", "default", "via", "fd00:1::2")
-        settings = LinuxSettings(IPv4Address("10.0.1.1"), IPv6Address("fd00:1::1"), folder)
+        settings = LinuxSettings(
+            IPv4Address("10.0.1.1"), IPv6Address("fd00:1::1"), folder, dc_prefixes=dc_prefixes
+        )
         driver = space.call(LinuxDataPlane, settings)
 
         def leads(prefix: str) -> str:
             family = "-6" if ":" in prefix else "-4"
             return space.ip(family, "route", "show", "exact", prefix, "proto", "77").strip()
 
+        def way(address: str, sender: str) -> str:
+            words = space.ip("route", "get", address, "from", sender, "iif", "eth0").split()
+            device = words[words.index("dev") + 1]
+            gateway = words[words.index("via") + 1] if "via" in words else ""
+            if device == "eth0":
+                return "fabric" if gateway in ("10.0.1.2", "fd00:1::2") else f"via {gateway}"
+            return "tunnel" if device == "vmmob-tun" else f"tap {device}"
+
         hands = LinuxHands(space)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Netlink, "batch", hands.count(Netlink.batch))
             patch.setattr(filter, "run_nft", hands.count(filter.run_nft))
             patch.setattr(sysctl, "write", hands.count(sysctl.write))
-            yield Plane(driver, space.await_, leads, hands)
+            yield Plane(driver, space.await_, leads, hands, way)
         space.await_(driver.start())
         space.await_(driver.remove_all())
     finally:

@@ -329,7 +329,10 @@ class Conversation(FabricTalk, HandTalk):
             routed = entry_in_words(node, vm)
             if routed:
                 say(f"{name}: {routed}")
-        walks = [f"{'>'.join(w.path)} {w.end}" for w in safety.walks(world, vm)]
+        walks = [
+            f"{'>'.join(('outside', *w.path) if w.outside else w.path)} {w.end}"
+            for w in safety.walks(world, vm)
+        ]
         say("packets: " + "; ".join(walks))
         move = manager.moves.get(self._moves.get(vm, "")) if manager else None
         if move:

@@ -21,6 +21,7 @@ class Counters:
     consumed: int = 0
     redirected: int = 0
     dropped: int = 0
+    outside: int = 0
 
 
 @dataclass
@@ -98,7 +99,7 @@ def drift_of(found: VmDataPlane | None, wanted: VmDataPlane | None) -> str:
         return "missing"
     if wanted is None:
         return "not asked for"
-    names = ("interfaces", "plugged", "forwarding", "target", "policy", "accept_from")
+    names = ("interfaces", "plugged", "forwarding", "target", "policy", "accept_from", "outside")
     return "differs in " + ", ".join(
         n.replace("_", "-") for n in names if getattr(found, n) != getattr(wanted, n)
     )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.engine.fake_hypervisor import Life
 from vmmobility.engine.binding_cache import BindingCache
-from vmmobility.engine.dataplane import Forwarding
+from vmmobility.engine.dataplane import Forwarding, Outside
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.values import VmKey
 
@@ -45,10 +45,12 @@ class Violation(AssertionError):
 
 class Walk(NamedTuple):
     """Where a packet went.  end: delivered, waits (a guest's memory is on its way there), stale
-    (taps of a guest that does not run there), dropped, loop."""
+    (taps of a guest that does not run there), dropped, loop.  outside: its sender is outside of the
+    data centres (it came in by a border router), so no NVE may tunnel it."""
 
     path: tuple[str, ...]
     end: str
+    outside: bool = False
 
 
 def check(world: World) -> None:
@@ -95,7 +97,7 @@ def _turns_without_net(world: World, vm: VmKey) -> bool:
 
 
 def describe(walk: Walk) -> str:
-    return f"{' -> '.join(walk.path)} {walk.end}"
+    return f"{'outside -> ' if walk.outside else ''}{' -> '.join(walk.path)} {walk.end}"
 
 
 def check_settled(
@@ -130,6 +132,8 @@ def check_settled(
             # A VM that was started away from its home is reached by a route of its serving NVE's
             # own, which walks do not know: no NVE at its home could redirect.
             unknown_at_home = walk.path[-1] == home(world, vm) not in known and not world.fabric
+            if walk.outside and not _is_led_to(world, vm, at):
+                continue  # nobody may tunnel it
             if walk.end != "delivered" and not (walk.end == "dropped" and unknown_at_home):
                 raise Violation("not reached", f"{vm}: {describe(walk)}")
 
@@ -154,6 +158,13 @@ def check_routes(world: World, vm: VmKey, at: str, *, at_home: bool) -> None:
         detour = [n for n in walk.path[1:] if n not in fabric.sites and n != at]
         if detour:
             raise Violation("a detour", f"{vm}: {describe(walk)}")
+
+
+def _is_led_to(world: World, vm: VmKey, at: str) -> bool:
+    """Whether the fabric itself leads there, wherever a packet comes in."""
+    fabric = world.fabric
+    assert fabric is not None
+    return not fabric.barred and (home(world, vm) == at or fabric.router_of(at) is not None)
 
 
 def _only_by_hand(world: World, vm: VmKey, name: str) -> bool:
@@ -186,23 +197,27 @@ def running(world: World, vm: VmKey) -> list[str]:
 
 
 def walks(world: World, vm: VmKey) -> list[Walk]:
-    """A packet from each NVE and router, walked to its end.  Raises Violation for a loop."""
+    """A packet from each NVE and router, and one from outside by each border router, walked to its
+    end.  Raises Violation for a loop."""
     found = []
     fabric = world.fabric
-    for name, node in world.nodes.items():
-        if node.hypervisor is not None or (fabric is not None and name in fabric.sites):
-            walk = _walk(world, vm, name)
-            if walk.end == "loop" and _bounces(world, vm, walk.path):
-                walk = Walk(walk.path, "dropped")
-            if walk.end == "loop" and fabric is not None and fabric.under_way[vm]:
-                fabric.micro_loops += 1
-            elif walk.end == "loop":
-                raise Violation("loop", f"{world.now:.3f} {vm}: {describe(walk)}")
-            found.append(walk)
+    sites = fabric.sites if fabric is not None else {}
+    starts = [(n, False) for n, node in world.nodes.items() if node.hypervisor or n in sites]
+    starts += [(name, True) for name, site in sites.items() if site.border]
+    for name, outside in starts:
+        path, end = _walk(world, vm, name, outside=outside)
+        if end == "loop" and _bounces(world, vm, path):
+            end = "dropped"
+        walk = Walk(path, end, outside)
+        if end == "loop" and fabric is not None and fabric.under_way[vm]:
+            fabric.micro_loops += 1
+        elif end == "loop":
+            raise Violation("loop", f"{world.now:.3f} {vm}: {describe(walk)}")
+        found.append(walk)
     return found
 
 
-def _walk(world: World, vm: VmKey, start: str) -> Walk:
+def _walk(world: World, vm: VmKey, start: str, *, outside: bool) -> tuple[tuple[str, ...], str]:
     path, came_from = [start], ""
     seen = set()
     while True:
@@ -213,27 +228,30 @@ def _walk(world: World, vm: VmKey, start: str) -> Walk:
             path += [hop] if hop else []
             if not hop or hop in path[:-1]:
                 unknown = not hop or (hop == path[0] and _by_fabric(world, vm, path) == "")
-                return Walk(tuple(path), "dropped" if unknown else "loop")
+                return tuple(path), "dropped" if unknown else "loop"
             continue
         if came_from and not _accepts(world, vm, path[-1], came_from):
-            return Walk(tuple(path), "dropped")
+            return tuple(path), "dropped"
         if state is None or state.forwarding is Forwarding.NONE:
             covering = home(world, vm)
             if covering is None or covering == path[-1] or came_from:
-                return Walk(tuple(path), "dropped")
+                return tuple(path), "dropped"
             following, tunnelled = covering, ""
         elif state.forwarding is Forwarding.LOCAL:
-            return Walk(tuple(path), _local(world, vm, path[-1]))
+            return tuple(path), _local(world, vm, path[-1])
+        elif outside:
+            queued = state.outside is Outside.QUEUE
+            return tuple(path), _local(world, vm, path[-1]) if queued else "dropped"
         else:
             assert state.target is not None
             following, tunnelled = state.target.nve_id, path[-1]
             if following == came_from:
-                return Walk(tuple(path), "dropped")
+                return tuple(path), "dropped"
         if following in path and vm not in world.nodes[following].kernel.lost:
             refused = tunnelled and not _accepts(world, vm, following, tunnelled)
-            return Walk((*path, following), "dropped" if refused else "loop")
+            return (*path, following), "dropped" if refused else "loop"
         if (following, tunnelled) in seen:
-            return Walk((*path, following), "loop")
+            return (*path, following), "loop"
         seen.add((following, tunnelled))
         path.append(following)
         came_from = tunnelled

@@ -96,6 +96,9 @@ def test_a_router_that_is_silent_is_not_waited_for_for_ever() -> None:
     world.run(GATE_S - 0.1)
     assert held(world)["rc"] == "announce"  # edge1 might still send packets there
     world.run(2 * GATE_S)
+    assert held(world) == {"edge1": "hold"}  # as it was told before it died
+    world.restart("edge1")
+    world.run(1.0)
     assert held(world) == {}
 
 

@@ -38,22 +38,22 @@ KNOWN: dict[str, int] = {
     "switch before it delivers": 0,
     "stop before the redirect": 5,
     "turn back at once": 112,
-    "turn back though it runs": 112,
-    "give up before it has ended": 537,
+    "turn back though it runs": 432,
+    "give up before it has ended": 397,
     "boot before it is accepted": 1,
     "grant without asking": 1,
     "take silence for death": 106,
     "ask nobody after a loss": 102,
     "take replayed datagrams": 231,
-    "serving NVE lets go first": 318,
+    "serving NVE lets go first": 807,
     "a chain, not a star": 4,
-    "drain alone": 14,
+    "drain alone": 0,
     "drain on silence alone": 11,
-    "drop the hold before the gate": 170,
+    "no border router holds": 1157,
     "skip the gate": 104,
     "say it once": 1,
     "never withdraw": 2,
-    "drain though a router leads there": 667,
+    "drain though a router leads there": 6,
     "no net under the gate": 170,
 }
 
@@ -77,7 +77,9 @@ def find(name: str, seeds: range) -> tuple[int | None, str]:
         seed = schedule.seed
         with applied(name):
             violation = run(schedule).violation
-        if violation is not None and run(schedule).violation is None:
+        if violation is None or violation.invariant.startswith("raised"):
+            continue  # an engine that cannot run shows nothing
+        if run(schedule).violation is None:
             return seed, str(violation)
     return None, ""
 

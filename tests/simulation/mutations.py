@@ -261,10 +261,10 @@ _method(
 
 
 def _let_go_first(original: Any) -> Any:
-    def try_removal(engine: ManagerEngine, binding: Binding) -> None:
+    def try_removal(engine: ManagerEngine, binding: Binding, now: float) -> None:
         kept, binding.previous = binding.previous, {}
         try:
-            original(engine, binding)
+            original(engine, binding, now)
         finally:
             binding.previous = kept
 

@@ -5,17 +5,17 @@ Not here: those of everything else (mutations.py).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.mutations import Mutant
-from vmmobility.engine.fabric_record import Lead
 from vmmobility.engine.manager_fabric import ManagerFabric
 from vmmobility.engine.manager_gate import ManagerGate
+from vmmobility.engine.manager_holding import ManagerHolding
 from vmmobility.engine.router import RouterEngine
-from vmmobility.wire.registry import RouteState
 
 FABRIC_MUTANTS: dict[str, Mutant] = {}
 
@@ -25,20 +25,21 @@ def _method(name: str, breaks: str, owner: type, method: str, new: Any) -> None:
     FABRIC_MUTANTS[name] = Mutant(breaks, partial(patch.object, owner, method, new))
 
 
-_leads_in_move = ManagerFabric._leads_in_move
 _has_changed = ManagerFabric._has_changed
 
 
-def _no_hold(engine: ManagerFabric, binding: Any, move: Any) -> dict[str, Lead]:
-    leads = _leads_in_move(engine, binding, move)
-    kept = {name: lead for name, lead in leads.items() if lead.state is RouteState.KEEP}
-    return leads | {n: replace(k, state=RouteState.WATCH, previous=None) for n, k in kept.items()}
+@contextmanager
+def _no_border_holds() -> Iterator[None]:
+    with (
+        patch.object(ManagerHolding, "_borders_in_move", lambda engine, move: {}),
+        patch.object(ManagerHolding, "_is_overridden", lambda engine, vm, towards, ends: True),
+    ):
+        yield
 
 
-_method(
-    "drop the hold before the gate", "the source's routers lead to it no more when they withdraw",
-    ManagerFabric, "_leads_in_move", _no_hold,
-)  # fmt: skip
+FABRIC_MUTANTS["no border router holds"] = Mutant(
+    "while the fabric turns border routers lead where they hear", _no_border_holds
+)
 
 _method(
     "skip the gate", "a move does not wait for the fabric",

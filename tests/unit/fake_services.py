@@ -269,9 +269,12 @@ class FakeNve:
         self.definitions: list[dict[str, Any]] = []
         self.compared: dict[str, Any] = {"checked": 1, "drift": [], "repaired": 0}
         self.raised: list[dict[str, Any]] = []
+        self.dc_prefixes: list[str] = []
 
     def status(self) -> dict[str, Any]:
-        return {**STATUS, "role": "nve", "accelerator": "tcg"}
+        return {
+            **STATUS, "role": "nve", "accelerator": "tcg", "dc_prefixes": self.dc_prefixes,
+        }  # fmt: skip
 
     async def vms(self) -> list[dict[str, Any]]:
         return list(self.running.values())
@@ -290,7 +293,8 @@ class FakeNve:
             "epoch": 1,
             "forwarding": "local",
             "target": None,
-            "traffic": {"delivered": 5, "consumed": 5, "redirected": 0, "dropped": 0},
+            "outside": None,
+            "traffic": {"delivered": 5, "consumed": 5, "redirected": 0, "dropped": 0, "outside": 0},
         }
         return self.running[vm]
 
@@ -313,7 +317,8 @@ class FakeNve:
             "epoch": 0,
             "forwarding": "none",
             "target": None,
-            "traffic": {"delivered": 0, "consumed": 0, "redirected": 0, "dropped": 0},
+            "outside": None,
+            "traffic": {"delivered": 0, "consumed": 0, "redirected": 0, "dropped": 0, "outside": 0},
         }
         return self.running[vm]
 

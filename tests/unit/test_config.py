@@ -82,6 +82,14 @@ def test_what_is_optional_is_optional(file: Path):
     loaded = config.load_nve(file)
     assert loaded.nve.ipv6 is None
     assert loaded.home_prefixes == ()
+    assert loaded.dc_prefixes == ()
+
+
+def test_the_data_centres_prefixes_may_lie_in_one_another(file: Path):
+    own = 'dc_prefixes = ["10.0.0.0/8", "10.1.0.0/16", "fd00::/8", "fd01::1/128"]'
+    file.write_text(NVE.replace(HOME_PREFIXES, f"{HOME_PREFIXES}\n{own}"))
+    found = [str(prefix) for prefix in config.load_nve(file).dc_prefixes]
+    assert found == ["10.0.0.0/8", "10.1.0.0/16", "fd00::/8", "fd01::1/128"]
 
 
 def test_given_values_are_taken(file: Path):
@@ -130,6 +138,23 @@ WRONG_NVE = [
     ("10.1.0.0/24", "10.1.0.1/24", "node.home_prefixes[0]", "did you mean 10.1.0.0/24?"),
     ("10.1.0.0/24", "10.1.0/24", "node.home_prefixes[0]", "192.0.2.0/24"),
     ("fd01::/64", "10.1.0.0/24", "node.home_prefixes[1]", "remove"),
+    (HOME_PREFIXES, HOME_PREFIXES + "\ndc_prefixes = []", "node.dc_prefixes", "remove the key"),
+    *(
+        (HOME_PREFIXES, f"{HOME_PREFIXES}\ndc_prefixes = [{given}]", f"node.{key}", remedy)
+        for given, key, remedy in (
+            ('"10.0.0.0/8"', "dc_prefixes", "add the data centres' IPv6 prefixes"),
+            ('"fd00::/8"', "dc_prefixes", "add the data centres' IPv4 prefixes"),
+            ('"10.0.0.1/8", "fd00::/8"', "dc_prefixes[0]", "did you mean 10.0.0.0/8?"),
+            ('"10.0.0.0/8", "fd00::/8", "10.0.0.0/8"', "dc_prefixes[2]", "remove one"),
+            ('"0.0.0.0/0", "fd00::/8"', "dc_prefixes[0]", "every sender counts as inside"),
+            ('"10.0.0.0/8", "::/0"', "dc_prefixes[1]", "every sender counts as inside"),
+            ('"10.0.0.0/8", "ff00::/8"', "dc_prefixes[1]", "no host sends"),
+            ('"10.0.0.0/8", "here"', "dc_prefixes[1]", "192.0.2.0/24"),
+            ('"10.0.0.0/8", 6', "dc_prefixes[1]", "text"),
+        )
+    ),
+    (HOME_PREFIXES, HOME_PREFIXES + '\ndc_prefixes = "10.0.0.0/8"', "node.dc_prefixes", "a list"),
+    (HOME_PREFIXES, HOME_PREFIXES + "\ndc_prefix = []", "node.dc_prefix", "node.dc_prefixes"),
     ('redirect = "auto"', 'redirect = "tunel"', "node.redirect", "did you mean 'tunnel'?"),
     ('redirect = "auto"', 'redirect = "x"', "node.redirect", "host-route"),
     ('id = "nve-a"', 'id = "nve a"', "node.id", "another name"),

@@ -144,6 +144,7 @@ via = "none"
         ('[[step]]\ndo = "power-off"\nnode = "manager"\n', "`node` is 'manager'", "nve-a"),
         ('[[step]]\ndo = "expect"\nvm = "vm1"\nnve = "nve-a"\n', "not external", "kind"),
         ('[[step]]\ndo = "replay"\nfrom = "moon"\n', "`from` is 'moon'", "core"),
+        ('[[step]]\ndo = "assert"\nwhat = "no-loss"\nfrom = "core"\n', "`from` is", "near"),
         ('[[step]]\ndo = "assert"\nwhat = "no-los"\n', "`what` is 'no-los'", "no-loss"),
     ],
 )

@@ -22,6 +22,8 @@ from vmmobility.cli.parameters import VM_NAME, chosen_vm, nve_socket, vni_option
 from vmmobility.cli.run import nve_flush, nve_run
 from vmmobility.wire.values import VmKey
 
+EVERYBODY = "not configured, every sender counts as inside"
+
 
 def _phase(row: Mapping[str, Any]) -> str:
     """A VM that other hands may bring here at any time is in no phase until they do."""
@@ -128,6 +130,7 @@ def list_vms(socket_path: Path, json_output: bool) -> None:
             ("EPOCH", lambda row: row["epoch"]),
             ("FORWARDING", lambda row: row["forwarding"]),
             ("TARGET", lambda row: row["target"]),
+            ("OUTSIDE", lambda row: row["outside"]),
             ("PORTS", lambda row: row["ports"]),
             ("TRAFFIC", lambda row: row["traffic"]),
         ],
@@ -141,7 +144,11 @@ def status(socket_path: Path, json_output: bool) -> None:
     """How the NVE is."""
     with NveClient(socket_path) as client:
         found = client.status()
-    output.print_json(found) if json_output else output.print_fields(found)
+    if json_output:
+        output.print_json(found)
+    else:
+        inside = found.get("dc_prefixes") or EVERYBODY
+        output.print_fields({**found, "dc_prefixes": inside})
 
 
 @nve.command()

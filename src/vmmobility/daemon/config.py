@@ -96,7 +96,9 @@ class ManagerConfig:
 
 @dataclass(frozen=True, slots=True)
 class NveConfig:
-    """nve.toml.  nve: its NVE-ID and locators, where it listens too."""
+    """nve.toml.  nve: its NVE-ID and locators, where it listens too; dc_prefixes: of all hosts in
+    the data centres, VMs too, empty if not configured: then every sender counts as one of them.
+    """
 
     file: Path
     nve: Nve
@@ -111,6 +113,7 @@ class NveConfig:
     timers: NveTimers
     accelerator: Accelerator
     napts: tuple[Napt, ...] = ()
+    dc_prefixes: tuple[Prefix, ...] = ()
     record: Path | None = None
     record_mib: int = RECORD_MIB
 
@@ -176,6 +179,7 @@ def load_nve(path: Path) -> NveConfig:
         timers=_nve_timers(top.table("timers")),
         accelerator=cast(Accelerator, hypervisor.choice("accelerator", ACCELERATORS, "auto")),
         napts=napts_of(top, nve.nve_id),
+        dc_prefixes=_dc_prefixes(node, nve),
         record=node.optional_path("record"),
         record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
     )
@@ -213,6 +217,31 @@ def _nve(node: Table) -> Nve:
         found[locator.version] = locator
     ipv4, ipv6 = found.get(4), found.get(6)
     return Nve(nve_id, cast(IPv4Address | None, ipv4), cast(IPv6Address | None, ipv6))
+
+
+def _dc_prefixes(node: Table, nve: Nve) -> tuple[Prefix, ...]:
+    """Of every family that the NVE tunnels in: else it would drop that family's packets."""
+    name = "dc_prefixes"
+    if name not in node:
+        return ()
+    found = node.prefixes(name)
+    leave_out = "remove the key: without it every sender counts as inside"
+    if not found:
+        raise node.wrong(name, "is empty: every sender would count as outside", leave_out)
+    for index, prefix in enumerate(found):
+        if prefix.prefixlen == 0:
+            what = f"{prefix} is every IPv{prefix.version} address: nobody would count as outside"
+            raise node.wrong(f"{name}[{index}]", what, leave_out)
+        if prefix.is_multicast:
+            raise node.wrong(f"{name}[{index}]", f"{prefix} is multicast", "no host sends from it")
+    for locator in nve.locators:
+        if all(prefix.version != locator.version for prefix in found):
+            raise node.wrong(
+                name,
+                f"has no IPv{locator.version} prefix, and this NVE has the locator {locator}",
+                f"add the data centres' IPv{locator.version} prefixes",
+            )
+    return found
 
 
 def socket_of(node: Table) -> Path:

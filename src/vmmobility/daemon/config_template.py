@@ -70,6 +70,9 @@ home_prefixes = ["203.0.113.0/24", "2001:db8:a1::/64"]  # routed here by the fab
 api_socket = "/run/vmmobility/nve.sock"
 keys_dir = "/etc/vmmobility/keys"  # pairwise keys, made by `vmmob key new`
 redirect = "auto"  # auto | host-route | tunnel
+# The prefixes of all hosts in your data centres: VMs, NVEs, routers, servers.  Tunnels carry no
+# packet of any other sender (Section 3 of the draft).  Without it every sender counts as inside.
+# dc_prefixes = ["198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32"]
 # port = {port}  # UDP
 # log_file = "/var/log/vmmobility/nve.log"  # JSON lines; standard error unless given
 # record = "/var/log/vmmobility/recordings"  # what it hears, for `vmmob replay`; off unless given

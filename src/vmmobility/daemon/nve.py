@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.survivors import held_taps
 from vmmobility.engine.channel import Retransmission
+from vmmobility.engine.dataplane import outside_of
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
     Audit,
@@ -77,7 +79,12 @@ class NveDaemon(NveService):
             config.accelerator if config.accelerator != "auto" else "not probed yet"
         )
         self._data_plane = LinuxDataPlane(
-            LinuxSettings(config.nve.ipv4, config.nve.ipv6, config.state_dir / "dataplane"),
+            LinuxSettings(
+                config.nve.ipv4,
+                config.nve.ipv6,
+                config.state_dir / "dataplane",
+                dc_prefixes=config.dc_prefixes,
+            ),
             on_failure=lambda what: log.note("data-plane.failure", reason=what),
         )
         self._qemu_settings = QemuSettings(accelerator=config.accelerator)
@@ -116,6 +123,7 @@ class NveDaemon(NveService):
             check_s=timers.check_s,
             redirect_alarm_s=timers.redirect_alarm_s,
             policy=config.redirect,
+            dc_prefixes=config.dc_prefixes,
             retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
             napts=pools_of(config.napts),
         )
@@ -149,6 +157,7 @@ class NveDaemon(NveService):
         known = self.engine.definitions()
         running = await self._desk.adopt(known)
         await self._desk.sweep(known, spare=self._spare_orphans)
+        self._look_at_locators()
         self.pump.open()
         self._group.create_task(self._worker.run(), name="data plane")
         self._group.create_task(self._probe(), name="accelerator")
@@ -156,6 +165,16 @@ class NveDaemon(NveService):
         self._ready = True
         for report in self._early:
             self._guest_report(report)
+
+    def _look_at_locators(self) -> None:
+        """What this node itself says to a sender goes by a tunnel, too, if a peer redirects it."""
+        own = [ip_network(locator) for locator in self._config.locators]
+        for prefix in outside_of(own, self._config.dc_prefixes):
+            self._log.note(
+                "dc-prefixes.lack",
+                prefixes=[str(prefix)],
+                words="this NVE's own locator: other NVEs drop its errors where they tunnel",
+            )
 
     async def end(self) -> None:
         """Let go of everything, leaving guests, routes and the relay as they are."""

@@ -15,7 +15,7 @@ from vmmobility.drivers.dataplane import Traffic
 from vmmobility.drivers.hypervisor import definition as definitions
 from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.engine.binding_update_list import Entry
-from vmmobility.engine.dataplane import port_name
+from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
 from vmmobility.errors import BadRequest, DecodeError, NotFound, Unavailable
 from vmmobility.wire.values import VmKey
 
@@ -58,6 +58,7 @@ class NveService:
             **standing_of(self.engine),
             "accelerator": self._accelerator,
             "relay_deaths": self._data_plane.relay_deaths,
+            "dc_prefixes": [str(prefix) for prefix in self._config.dc_prefixes],
         }
 
     async def vms(self) -> list[dict[str, Any]]:
@@ -74,15 +75,22 @@ class NveService:
                     **self._row(vm),
                     "forwarding": state.forwarding.value,
                     "target": state.target.nve_id if state.target else None,
+                    "outside": self._outside(state),
                     "traffic": {
                         "delivered": traffic.delivered,
                         "consumed": traffic.consumed,
                         "redirected": traffic.redirected,
                         "dropped": traffic.dropped,
+                        "outside": traffic.outside,
                     },
                 }
             )
         return rows
+
+    def _outside(self, state: VmDataPlane) -> str | None:
+        """What becomes of packets from outside the data centres, where that is not as for all."""
+        apart = self._config.dc_prefixes and state.forwarding is Forwarding.REDIRECT
+        return state.outside.value if apart else None
 
     async def start_vm(self, definition: dict[str, Any]) -> dict[str, Any]:
         """definition: as docs/architecture.md; checked here.  Raises BadRequest or Conflict."""

@@ -251,6 +251,14 @@ def redirects_to(answer: Answer) -> str | None:
     return target if isinstance(target, str) else None
 
 
+_COUNTERS = {
+    "delivered": "delivered",
+    "redirected": "redirected",
+    "dropped": "dropped",
+    "outside": "of these for their senders outside the data centres",
+}
+
+
 def _kernel(shown: Mapping[str, Any]) -> list[str]:
     """Taps and counters, as the NVE tells them."""
     ports = shown.get("ports")
@@ -258,8 +266,8 @@ def _kernel(shown: Mapping[str, Any]) -> list[str]:
     if isinstance(ports, list) and ports:
         words.append(f"taps {', '.join(map(str, ports))}")
     counts = [
-        f"{shown[name]} {name}"
-        for name in ("delivered", "redirected", "dropped")
+        f"{shown[name]} {word}"
+        for name, word in _COUNTERS.items()
         if isinstance(shown.get(name), int) and shown[name]
     ]
     return words + ([f"packets {', '.join(counts)}"] if counts else [])

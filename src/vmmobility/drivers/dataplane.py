@@ -57,13 +57,16 @@ class Traffic:
     delivered:  packets routed towards the VM's taps (also those that wait in a tap's queue)
     consumed:   packets the guest side has taken out of the taps
     redirected: packets sent on towards the redirect's target, by tunnel or by host route
-    dropped:    packets for or from the VM that were dropped here (filter, relay guard)
+    dropped:    packets for or from the VM that were dropped here (filter, guards)
+    outside:    of those, the ones dropped because a host outside the data centres sent them, and
+                a tunnel would have carried them
     """
 
     delivered: int = 0
     consumed: int = 0
     redirected: int = 0
     dropped: int = 0
+    outside: int = 0
 
 
 class DataPlane(Protocol):

@@ -1,8 +1,8 @@
 """FakeDataPlane: the data plane's in-memory twin, with failures to inject and traffic to add.
 
 It passes the same contract tests as drivers/linux (tests/contract/test_dataplane_contract.py).
-Not here: packets.  What the kernel would hold is shown as `routes` and `taps`: hands that change
-them make drift.
+Not here: packets.  What the kernel would hold is shown as `routes`, `inside_routes` (what senders
+in the data centres see before these) and `taps`: hands that change them make drift.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from vmmobility.drivers.dataplane import Drift, Failure, Traffic
 from vmmobility.engine.dataplane import (
     Forwarding,
+    Outside,
     RedirectPolicy,
     VmDataPlane,
     port_name,
@@ -25,15 +26,21 @@ class FakeDataPlane:
     """A data plane without a kernel.
 
     adjacent: locators to which `auto` and `host-route` may use a host route
+    dc_prefixes: of all hosts in the data centres; empty: every sender counts as one
     applied:  every state given to apply or resync, in order
     writes:   how often something was made, changed or removed
     """
 
-    def __init__(self, adjacent: frozenset[Address] = frozenset()) -> None:
-        self.adjacent = adjacent
+    def __init__(
+        self,
+        adjacent: frozenset[Address] = frozenset(),
+        dc_prefixes: tuple[Prefix, ...] = (),
+    ) -> None:
+        self.adjacent, self.dc_prefixes = adjacent, dc_prefixes
         self.applied: list[VmDataPlane] = []
         self.held: dict[VmKey, VmDataPlane] = {}
         self.routes: dict[Prefix, str] = {}
+        self.inside_routes: dict[Prefix, str] = {}
         self.taps: dict[str, Interface] = {}
         self.missing = ""
         self.writes = 0
@@ -57,6 +64,7 @@ class FakeDataPlane:
         consumed: int = 0,
         redirected: int = 0,
         dropped: int = 0,
+        outside: int = 0,
     ) -> None:
         """Count packets for a VM that this node holds something for."""
         old = self._traffic[vm]
@@ -64,7 +72,8 @@ class FakeDataPlane:
             old.delivered + delivered,
             old.consumed + consumed,
             old.redirected + redirected,
-            old.dropped + dropped,
+            old.dropped + dropped + outside,
+            old.outside + outside,
         )
 
     def forwarding(self, vm: VmKey) -> Forwarding:
@@ -95,7 +104,7 @@ class FakeDataPlane:
         """See DataPlane.apply."""
         self._check_started()
         self.writes += 1
-        before = dict(self.routes)
+        before = (dict(self.routes), dict(self.inside_routes))
         for state in desired:
             self._withdraw(state.vm)
         return [failure for state in desired for failure in self._apply_one(state, before)]
@@ -123,7 +132,7 @@ class FakeDataPlane:
     async def remove_all(self) -> None:
         """See DataPlane.remove_all."""
         self.held, self.routes, self.taps, self._traffic = {}, {}, {}, {}
-        self._owners = {}
+        self._owners, self.inside_routes = {}, {}
         self._started = self._synchronised = False
 
     # -- inside -------------------------------------------------------------------------------
@@ -132,7 +141,9 @@ class FakeDataPlane:
         if not self._started:
             raise DataPlaneError("the data plane is not started", "call start() first")
 
-    def _apply_one(self, state: VmDataPlane, before: Mapping[Prefix, str]) -> list[Failure]:
+    def _apply_one(
+        self, state: VmDataPlane, before: tuple[Mapping[Prefix, str], Mapping[Prefix, str]]
+    ) -> list[Failure]:
         """Install one VM's state; `before`: the routes that stood before this apply."""
         self.applied.append(state)
         vm, failures = state.vm, list[Failure]()
@@ -153,18 +164,23 @@ class FakeDataPlane:
             for prefix in interface.prefixes:
                 if state.forwarding is Forwarding.LOCAL and state.plugged and not tap_stands:
                     continue
-                leads = self._leads(state, prefix, tap)
-                reason = leads.partition("!")[2] or self._injected(vm, f"route {prefix}")
+                ways = self._ways(state, prefix, tap)
+                reason = ways[0].partition("!")[2] or self._injected(vm, f"route {prefix}")
                 if reason:
                     failures.append(Failure(vm, f"route {prefix}", reason))
                     # As in the kernel: what stood there before stays.
-                    if prefix in before:
-                        self.routes[prefix] = before[prefix]
+                    ways = (before[0].get(prefix, ""), before[1].get(prefix, ""))
+                for table, leads in zip((self.routes, self.inside_routes), ways, strict=True):
+                    if leads:
+                        table[prefix] = leads
                         self._owners[prefix] = vm
-                elif leads:
-                    self.routes[prefix] = leads
-                    self._owners[prefix] = vm
         return failures
+
+    def _ways(self, state: VmDataPlane, prefix: Prefix, tap: str) -> tuple[str, str]:
+        """Where a prefix leads for all, and before that for senders in the data centres."""
+        leads = self._leads(state, prefix, tap)
+        queue = bool(self.dc_prefixes) and state.outside is Outside.QUEUE and state.plugged
+        return (tap, leads) if queue and leads.startswith("tunnel") else (leads, "")
 
     def _leads(self, state: VmDataPlane, prefix: Prefix, tap: str) -> str:
         """Where a prefix leads; "" nowhere; "!REASON" where it cannot lead."""
@@ -188,6 +204,7 @@ class FakeDataPlane:
             for prefix in interface.prefixes:
                 if self._owners.get(prefix) == vm:
                     self.routes.pop(prefix, None)
+                    self.inside_routes.pop(prefix, None)
                     del self._owners[prefix]
 
     def _differences(self, vms: Collection[VmKey] | None) -> list[Drift]:
@@ -199,7 +216,8 @@ class FakeDataPlane:
         if vms is None:
             stray = [f"tap {tap}" for tap in self.taps if tap not in self._wanted_taps()]
             told = {p for s in self.held.values() for i in s.interfaces for p in i.prefixes}
-            stray += [f"route {p}" for p in self.routes if p not in {*self._owners, *told}]
+            held = {**self.routes, **self.inside_routes}
+            stray += [f"route {p}" for p in held if p not in {*self._owners, *told}]
             found += [Drift(None, item, "stands, and nobody asked for it") for item in stray]
         return found
 
@@ -209,14 +227,12 @@ class FakeDataPlane:
             if state.plugged and self.taps.get(tap) != interface:
                 yield f"tap {tap}", "has another guest" if tap in self.taps else "is gone"
             for prefix in interface.prefixes:
-                leads, held = self._leads(state, prefix, tap), self.routes.get(prefix)
-                if leads.startswith("!") or self._owners.get(prefix, state.vm) != state.vm:
+                ways = self._ways(state, prefix, tap)
+                if ways[0].startswith("!") or self._owners.get(prefix, state.vm) != state.vm:
                     continue
-                if leads and held != leads:
-                    way = f"leads to {held}" if held else "is gone"
-                    yield f"route {prefix}", f"{way}; it should lead to {leads}"
-                elif held and not leads:
-                    yield f"route {prefix}", "stands, and should not"
+                for table, leads in zip((self.routes, self.inside_routes), ways, strict=True):
+                    if found := _difference(leads, table.get(prefix)):
+                        yield f"route {prefix}", found
 
     def _wanted_taps(self) -> set[str]:
         plugged = [state for state in self.held.values() if state.plugged]
@@ -225,7 +241,9 @@ class FakeDataPlane:
     def _remove_strays(self) -> None:
         wanted = self._wanted_taps()
         self.taps = {tap: one for tap, one in self.taps.items() if tap in wanted}
-        self.routes = {p: leads for p, leads in self.routes.items() if p in self._owners}
+        for table in (self.routes, self.inside_routes):
+            for prefix in [p for p in table if p not in self._owners]:
+                del table[prefix]
 
     def _injected(self, vm: VmKey, item: str) -> str:
         for failing in self._failing:
@@ -234,3 +252,11 @@ class FakeDataPlane:
                 self._failing.remove(failing)
                 return reason
         return ""
+
+
+def _difference(leads: str, held: str | None) -> str:
+    """What is wrong with a route, in words; "" if nothing is."""
+    if leads and held != leads:
+        way = f"leads to {held}" if held else "is gone"
+        return f"{way}; it should lead to {leads}"
+    return "stands, and should not" if held and not leads else ""

@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from vmmobility.engine.channel import Received
-from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane
+from vmmobility.engine.dataplane import Forwarding, Outside, RedirectPolicy, VmDataPlane
 from vmmobility.wire.registry import GuestLife, Mobility, Phase
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
@@ -90,6 +90,7 @@ class Entry:
     rolling_back: SERVING only: once packets come here again, the guest is let go on
     resumes:    how often the hypervisor has refused that
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
+    redirected, outside: packets sent on, and dropped for their senders outside, when last counted
     lifetime_s: granted lifetime; refresh_at, drained_at: monotonic seconds
     request:    the manager's request that waits for the data plane or the hypervisor
     tag:        number of the newest data plane state asked for
@@ -134,6 +135,7 @@ class Entry:
     refresh_at: float | None = None
     quiet_since: float | None = None
     redirected: int = 0
+    outside: int = 0
     delivered_before: int = 0
     draining: bool = False
     request: Received | None = None
@@ -177,7 +179,12 @@ class Entry:
         accept = self.accept if led_on or forwarding is Forwarding.LOCAL else ()
         if self.phase in (Phase.COPYING, Phase.CONVERGED) and self.target is not None:
             accept = tuple(dict.fromkeys((*accept, self.target)))  # what its destination relays
-        return VmDataPlane(self.vm, self.interfaces, plugged, forwarding, target, policy, accept)
+        # What comes from outside may not be tunnelled: before the switch it waits for the guest.
+        early = forwarding is Forwarding.REDIRECT and self.phase is Phase.PREPARED
+        outside = Outside.QUEUE if early and self.relaying else Outside.DROP
+        return VmDataPlane(
+            self.vm, self.interfaces, plugged, forwarding, target, policy, accept, outside
+        )
 
     @property
     def _failed_prepared(self) -> bool:

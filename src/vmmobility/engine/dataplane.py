@@ -7,10 +7,11 @@ Rests on wire.values.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from vmmobility.wire.values import Interface, Nve, VmKey
+from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
 
 class Forwarding(Enum):
@@ -29,6 +30,17 @@ class RedirectPolicy(Enum):
     TUNNEL = "tunnel"
 
 
+class Outside(Enum):
+    """What becomes of packets from outside the data centres where REDIRECT is by tunnel.
+
+    Section 3: "Tunneling MUST NOT be used between a VM located in a data center and a host in
+    some other site".
+    """
+
+    DROP = "drop"  # they are dropped here, and counted
+    QUEUE = "queue"  # to the VM's own taps, where they wait for the guest that is to resume here
+
+
 @dataclass(frozen=True, slots=True)
 class VmDataPlane:
     """Everything this node's data plane should hold for one VM.
@@ -40,6 +52,7 @@ class VmDataPlane:
     target:      the NVE that REDIRECT leads to
     policy:      how to redirect
     accept_from: NVEs whose tunnelled packets for this VM are accepted here (previous NVEs, source)
+    outside:     what becomes of packets from outside the data centres, where REDIRECT is by tunnel
     """
 
     vm: VmKey
@@ -49,6 +62,7 @@ class VmDataPlane:
     target: Nve | None = None
     policy: RedirectPolicy = RedirectPolicy.AUTO
     accept_from: tuple[Nve, ...] = field(default=())
+    outside: Outside = Outside.DROP
 
     def words(self) -> str:
         """This state for people, in one line."""
@@ -57,9 +71,27 @@ class VmDataPlane:
         words = ["plugged"] if self.plugged else []
         to = f" to {self.target.nve_id}" if self.target else ""
         words.append(self.forwarding.value + to)
+        if self.outside is not Outside.DROP:
+            words.append(f"outside: {self.outside.value}")
         if self.accept_from:
             words.append("accepts " + " ".join(nve.nve_id for nve in self.accept_from))
         return ", ".join(words)
+
+
+def outside_of(prefixes: Iterable[Prefix], dc_prefixes: Sequence[Prefix]) -> list[Prefix]:
+    """Those that lie in no data centre prefix; none where no data centre prefix is known."""
+    if not dc_prefixes:
+        return []
+    return [
+        prefix
+        for prefix in prefixes
+        if not any(
+            dc.version == prefix.version
+            and dc.prefixlen <= prefix.prefixlen
+            and dc.overlaps(prefix)
+            for dc in dc_prefixes
+        )
+    ]
 
 
 def port_name(vm: VmKey, index: int) -> str:

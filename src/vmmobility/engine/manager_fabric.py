@@ -20,9 +20,9 @@ from vmmobility.engine.fabric_record import (
     fabric_to_json,
     load_fabric,
 )
-from vmmobility.engine.manager_gate import GATED
+from vmmobility.engine.manager_holding import ManagerHolding
 from vmmobility.engine.manager_transitions import Happening, MoveState
-from vmmobility.engine.manager_withdrawal import NEVER, ManagerWithdrawal
+from vmmobility.engine.manager_withdrawal import NEVER
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
@@ -55,7 +55,7 @@ _S, _M = RouteState, MoveState
 ROUTED = frozenset({_M.ANNOUNCING, _M.DELIVERING, _M.WITHDRAWING, _M.SWITCHING, _M.ENDING_GUEST})
 
 
-class ManagerFabric(ManagerWithdrawal):
+class ManagerFabric(ManagerHolding):
     """Routers; a part of ManagerEngine."""
 
     if TYPE_CHECKING:
@@ -113,27 +113,6 @@ class ManagerFabric(ManagerWithdrawal):
         entry = self._fabric.get(vm)
         told = entry.routers.items() if entry else ()
         return {name: one.lead for name, one in told if one.lead is not None}
-
-    def _leads_in_move(self, binding: Binding, move: Move) -> dict[str, Lead]:
-        source, destination = binding.nve, move.destination
-        theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
-        leads = self._leads_elsewhere(move)
-        leads |= {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
-        there = _S.LEAD if move.home else _S.ANNOUNCE
-        routed = self._is_routed_to(destination, at_home=move.home)
-        if move.state is not _M.ANNOUNCING and not binding.at_home and routed:
-            leads |= self._overrides(move.vm, destination, (source, destination))
-        if move.relaying:
-            leads |= {r: Lead(there, destination) for r in ours}
-        if move.state not in GATED or move.released:
-            return leads
-        if binding.at_home:
-            # A router of both leads to the source by the covering prefix until the switch.
-            return leads | {r: Lead(_S.WATCH, source) for r in theirs if r in ours}
-        leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
-        if move.state is _M.WITHDRAWING and self._may_withdraw(move):
-            leads |= {r: Lead(_S.KEEP, destination, source) for r in theirs if r not in ours}
-        return leads
 
     def _follow_routes(self, binding: Binding, now: float) -> None:
         """Tell the routers what has changed for a VM."""

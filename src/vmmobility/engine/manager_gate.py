@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmmobility.engine.binding_cache import Previous
 from vmmobility.engine.fabric_record import FabricEntry, RouterSite
-from vmmobility.engine.manager_move import nve_of_peer
+from vmmobility.engine.manager_move import Release, nve_of_peer
 from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.registry import Role, RouteState
@@ -42,7 +42,10 @@ class ManagerGate:
         _turning: Callable[[Binding], Move | None]
         _begin_withdrawal: Callable[[VmKey, float], object]
         _is_routed_to: Callable[..., bool]
-        _is_overridden: Callable[[VmKey, Nve, Sequence[Nve]], bool]
+        _may_withdraw: Callable[[Move], bool]
+        _hold: Callable[[Move, Binding, float], bool]
+        _let_go: Callable[[Move, Binding, float], bool]
+        _still_held: Callable[[Move], list[str]]
         _redirect_previous: Callable[[Binding, float], None]
         _doubt_left: Callable[[float], float]
         _save_binding: Callable[[Binding], None]
@@ -98,49 +101,52 @@ class ManagerGate:
             return
         if move.state is _M.ANNOUNCING and not move.relaying:
             return
-        withdraws = move.state is _M.WITHDRAWING and not (move.released or binding.at_home)
+        if move.release is Release.HOLDING and not self._hold(move, binding, now):
+            return
+        withdraws = move.state is _M.WITHDRAWING and not binding.at_home
         if withdraws and not self._may_withdraw(move):
             return
         early = move.state is _M.ANNOUNCING and not binding.at_home
         led = self._is_routed_to(move.destination, at_home=move.home)
-        if self._waits_for(move, with_sight=led and not early and not move.released):
+        letting_go = move.release in (Release.NEAR, Release.BORDERS, Release.ALL)
+        if self._waits_for(move, with_sight=led and not early and not letting_go):
             return
         if move.state is _M.ANNOUNCING and not self._is_net_spread(binding):
             return
-        if move.state is _M.WITHDRAWING and not move.released:
-            move.released = True
-            self._follow_routes(binding, now)
-            if self._waits_for(move, with_sight=False):
-                return
-        self._happen(move, Happening.ROUTED, now)
+        if move.state is _M.WITHDRAWING and not self._let_go(move, binding, now):
+            return
+        self._routed(move, now)
 
-    def _may_withdraw(self, move: Move) -> bool:
-        """Whether the source's routers may announce no more."""
-        ends = (move.source, move.destination)
-        routed = self._is_routed_to(move.destination, at_home=move.home)
-        return not routed or self._is_overridden(move.vm, move.destination, ends)
+    def _routed(self, move: Move, now: float) -> None:
+        """Go on; whatever still holds by policy lets go when the destination delivers."""
+        self._happen(move, Happening.ROUTED, now)
+        binding = self.cache.bindings.get(move.vm)
+        if binding is not None:
+            self._follow_routes(binding, now)
 
     def _waits_for(self, move: Move, *, with_sight: bool) -> list[str]:
-        """The routers for which a move waits."""
+        """The routers for which a move waits; for none that is silent, once that is policy."""
         entry, ends = self._fabric.get(move.vm), (move.source, move.destination)
-        return self._unready(entry, move.destination, ends, with_sight=with_sight) if entry else []
+        if entry is None:
+            return []
+        found = self._unready(entry, move.destination, ends, with_sight=with_sight)
+        forced = move.release is Release.FORCED
+        return [n for n in found if entry.routers[n].acknowledged] if forced else found
 
     def _unready(
         self, entry: FabricEntry, goal: Nve, ends: Sequence[Nve], *, with_sight: bool
     ) -> list[str]:
         """Routers that have not done what they were told, or where the fabric leads elsewhere.
 
-        A router that only watches counts by its sight alone, and not at all if it is the border
-        router of another data centre than those of `ends`: what it leads to the old place comes to
-        a border router that does count.  Nor does one that still leads to none of `ends`.
+        A router that only watches counts by its sight alone.  The border router of a data centre
+        of none of `ends` does not count while it watches or holds to the old place: what it leads
+        there comes to a border router that does.  Nor does one that still leads to none of `ends`.
         """
-        centres = {centre for nve in ends for centre in self._centres(nve)}
         known = {nve.nve_id for nve in ends}
         found = []
         for name, told in entry.routers.items():
-            site = self._sites.get(name)
-            elsewhere = site is not None and site.border and site.dc and site.dc not in centres
-            if told.lead is None or (elsewhere and told.lead.state is _S.WATCH):
+            idle = told.lead is None or told.lead.state in (_S.WATCH, _S.KEEP)
+            if told.lead is None or (idle and self._is_elsewhere(name, ends)):
                 continue
             if told.target is not None and told.target.nve_id not in known:
                 continue
@@ -149,6 +155,13 @@ class ManagerGate:
             if (does and not told.acknowledged) or (with_sight and meant and not told.direct):
                 found.append(name)
         return found
+
+    def _is_elsewhere(self, name: str, ends: Sequence[Nve]) -> bool:
+        """Whether it is the border router of a data centre where none of `ends` is."""
+        site = self._sites.get(name)
+        if site is None or not site.border or not site.dc:
+            return False
+        return all(site.dc not in self._centres(nve) for nve in ends)
 
     # ---- the routers of a configuration ----------------------------------------------------------
 
@@ -177,18 +190,20 @@ class ManagerGate:
         binding = self.cache.bindings.get(move.vm)
         early = move.state is _M.ANNOUNCING and binding is not None and not binding.at_home
         if early and move.relaying and not self._waits_for(move, with_sight=False):
-            self._happen(move, Happening.ROUTED, now)  # only its home's NVE does not answer
+            self._routed(move, now)  # only its home's NVE does not answer
             return
-        waits = ", ".join(self._waits_for(move, with_sight=not early))
+        announced = move.release is not Release.HOLDING
+        unready = self._waits_for(move, with_sight=announced and not early)
+        unready += self._still_held(move)
+        waits = ", ".join(dict.fromkeys(unready))
         detail = {"vm": move.vm.vm_id, "vni": move.vm.vni, "move": move.move_id, "routers": waits}
         self.outbox.emit(Event("gate.timeout", {**detail, "policy": self.settings.gate_policy}))
         if self.settings.gate_policy != "proceed":
             self._happen(move, Happening.TIMEOUT, now, waits)
             return
-        if move.state is _M.WITHDRAWING and binding is not None and not move.released:
-            move.released = True
-            self._follow_routes(binding, now)
-        self._happen(move, Happening.ROUTED, now)
+        if move.state is _M.WITHDRAWING or move.release is Release.HOLDING:
+            move.release = Release.FORCED
+        self._routed(move, now)
 
     # ---- where routers may still lead ------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
     from vmmobility.engine.channel import Peer
 
 
+class Release(IntEnum):
+    """How far the routers that hold to the source have come.  They let go in this order, for one
+    that has let go sends what it gets to those nearer the destination."""
+
+    HOLDING = 0  # they are told to hold: nothing is announced before all do
+    HELD = 1  # they do
+    NEAR = 2  # the border routers of the destination's data centre are told to let go
+    BORDERS = 3  # all border routers are
+    ALL = 4  # the source's routers are, too
+    FORCED = 5  # by policy: border routers lead to the destination, whatever the fabric does
+
+
 @dataclass(slots=True)
 class Move:
     """One move.  phases: (name, milliseconds since the request) for people.
@@ -28,7 +41,7 @@ class Move:
     cleared: False from the first request to the destination until it has nothing left of the move
     home:    the VM's addresses lie in the destination's covering prefixes
     relaying: the destination sends on to the source what the fabric leads there already
-    released: the source's routers lead there no more (not durable: a restart turns them again)
+    release: how far the routers that hold to the source have come
     sure:    begun in this manager's life, or its source has told since that it has not switched;
              one that was set back into a move would else turn it back though its guest runs
     """
@@ -52,7 +65,7 @@ class Move:
     sure: bool = True
     home: bool = False
     relaying: bool = False
-    released: bool = False
+    release: Release = Release.HOLDING
 
     @property
     def ok(self) -> bool | None:
@@ -101,6 +114,7 @@ def move_to_json(move: Move) -> dict[str, Any]:
         "cleared": move.cleared,
         "home": move.home,
         "relaying": move.relaying,
+        "release": move.release.value,
     }
 
 
@@ -124,4 +138,5 @@ def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
         sure=False,
         home=value.get("home", False),
         relaying=value.get("relaying", False),
+        release=Release(value.get("release", 0)),
     )

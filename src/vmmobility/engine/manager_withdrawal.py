@@ -158,7 +158,7 @@ class ManagerWithdrawal(ManagerGate):
         wanted = Lead(_S.LEAD, towards)
         entry, names = self._fabric.get(vm), self._border_routers()
         told = entry.routers if entry else {}
-        chosen = {r for r in names if r in told and told[r].lead == wanted}
+        chosen = {r for r in names if r in told and told[r].target == towards}
         others = {r for nve in ends if nve != towards for r in self.routers_of(nve.nve_id)}
         if entry is not None and self._own_turned(entry, towards, others):
             near = self._border_routers(self._centres(towards))

@@ -19,7 +19,7 @@ from vmmobility.engine import binding_update_list as bul
 from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
-from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane
+from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane, outside_of
 from vmmobility.engine.nve_host_reports import NveHostReports
 from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_transitions import OTHERWISE, TABLE, Otherwise, Trigger
@@ -80,7 +80,8 @@ class NveSettings:
     """lifetime_s: registration lifetime asked for; drain_s: silence after which a redirect that no
     covering prefix needs is given up; home_prefixes: what the fabric routes to this node; check_s:
     how often list, hypervisor and kernel are compared; redirect_alarm_s: age of a redirect at which
-    people are told; napts: NAPT boxes by name, and their public addresses."""
+    people are told; dc_prefixes: of all hosts in the data centres, VMs too; empty: not configured;
+    napts: NAPT boxes by name, and their public addresses."""
 
     own: Nve
     home_prefixes: tuple[Prefix, ...] = ()
@@ -89,6 +90,7 @@ class NveSettings:
     check_s: float = 60.0
     redirect_alarm_s: float = 86400.0
     policy: RedirectPolicy = RedirectPolicy.AUTO
+    dc_prefixes: tuple[Prefix, ...] = ()
     retransmission: Retransmission = field(default_factory=Retransmission)
     napts: Napts = ()
 
@@ -124,6 +126,7 @@ class NveEngine(NveHostReports):
         self.counts: Counter[str] = Counter()
         self._retry: dict[VmKey, float] = {}
         self._surveys = {}
+        self._told_outside: set[VmKey] = set()
 
     # ---- inputs --------------------------------------------------------------------------------
 
@@ -359,7 +362,18 @@ class NveEngine(NveHostReports):
 
     def _set_data_plane(self, entry: Entry) -> None:
         entry.tag += 1
+        self._look_at_prefixes(entry)
         self.outbox.emit(SetDataPlane(entry.data_plane(self.settings.policy), entry.tag))
+
+    def _look_at_prefixes(self, entry: Entry) -> None:
+        """A VM outside the data centres by its own address: other VMs' tunnels would drop it."""
+        if entry.vm in self._told_outside:
+            return
+        outside = outside_of(entry.prefixes, self.settings.dc_prefixes)
+        if outside:
+            self._told_outside.add(entry.vm)
+            words = "its packets to VMs that are redirected are dropped: add them to dc_prefixes"
+            self._event("dc-prefixes.lack", entry, prefixes=[str(p) for p in outside], words=words)
 
     def _order(self, entry: Entry, order: Order, **arguments: Any) -> None:
         self.outbox.emit(HypervisorOrder(order, entry.vm, arguments))

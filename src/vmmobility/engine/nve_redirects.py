@@ -36,6 +36,8 @@ class Counted(Protocol):
     def redirected(self) -> int: ...
     @property
     def dropped(self) -> int: ...
+    @property
+    def outside(self) -> int: ...
 
 
 class NveRedirects(NveParts):
@@ -54,7 +56,7 @@ class NveRedirects(NveParts):
         elif label == "check" and entry.check is not None:
             entry.check.traffic = {
                 name: getattr(counted, name)
-                for name in ("delivered", "consumed", "redirected", "dropped")
+                for name in ("delivered", "consumed", "redirected", "dropped", "outside")
             }
 
     def traffic(self, counts: Mapping[VmKey, Counted], now: float) -> None:
@@ -67,8 +69,9 @@ class NveRedirects(NveParts):
             entry = self.entries.get(vm)
             if entry is None or entry.phase is not Phase.REDIRECTING:
                 continue
-            if counted.redirected != entry.redirected:
-                entry.redirected = counted.redirected
+            # What is dropped for its sender outside is inbound traffic, too.
+            if (counted.redirected, counted.outside) != (entry.redirected, entry.outside):
+                entry.redirected, entry.outside = counted.redirected, counted.outside
                 if entry.draining:
                     # The manager is asked again after the next silence, if there is one.
                     self.channel.withdraw_subject(self.manager, (vm, "registration"))

@@ -24,6 +24,7 @@ from vmmobility.lab.route_recorder import kind_of
 from vmmobility.lab.settled import TOMBSTONES
 from vmmobility.lab.soundness import command_line, examine, processes_in
 from vmmobility.lab.step_types import Assertion
+from vmmobility.lab.tunnelled import external_not_tunnelled
 from vmmobility.wire.values import FAMILIES, VmKey
 
 ROUTE_PROTOCOL = "77"
@@ -41,6 +42,7 @@ def judge(run: LabRun, what: Assertion) -> str:
 def _no_loss(run: LabRun, what: Assertion) -> str:
     asked_ns = time.time_ns()
     pairs = [pair for pair in run.probes.pairs if what.vm in ("", pair.vm)]
+    pairs = [pair for pair in pairs if what.source in ("", pair.correspondent)]
     while True:
         streams = [(p, v, run.probes.udp(p, v)) for p in pairs for v in FAMILIES]
         now_ns, whole = time.time_ns(), Window(0, asked_ns)
@@ -240,4 +242,5 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "drained": fabric_assertions.drained,
     "routes-at-most": fabric_assertions.routes_at_most,
     "collected": collected,
+    "external-not-tunnelled": external_not_tunnelled,
 }

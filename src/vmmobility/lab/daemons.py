@@ -166,6 +166,8 @@ class Daemons:
             "home_prefixes": [str(p) for p in node.home_prefixes],
             "redirect": node.redirect,
         }
+        if self.fabric.dc_prefixes:
+            table["dc_prefixes"] = [str(p) for p in self.fabric.dc_prefixes]
         manager = [{"id": self.manager, "addresses": self._addresses(self.manager)}]
         timers = {k: v for k, v in self.fabric.timers if k in NVE_TIMERS}
         hypervisor = {"accelerator": self.accelerator}

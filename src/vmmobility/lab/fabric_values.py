@@ -154,6 +154,20 @@ class Fabric:
             return found.dc
         return next((router.dc for router in self.routers_of(node)), "")
 
+    @property
+    def dc_prefixes(self) -> tuple[Prefix, ...]:
+        """The prefixes of all that is in a data centre; () where nobody is outside of one.
+
+        A link is inside if all its nodes are: the internet's links to border routers are not.
+        """
+        outside = [node for node in self.nodes if not self.dc_of(node.name)]
+        if not outside or len(outside) == len(self.nodes):
+            return ()
+        names = {node.name for node in outside}
+        links = [link for link in self.links if not names & {end.node for end in link.ends}]
+        homes = [p for node in self.nodes for p in node.home_prefixes if node.name not in names]
+        return (*homes, *(prefix for link in links for prefix in link.prefixes))
+
     def names(self) -> frozenset[str]:
         """All names that have a namespace of their own (guests live in their NVE's)."""
         vms = {vm.name for vm in self.vms if vm.kind == "netns"}

@@ -7,6 +7,7 @@ gobgp, daemons, faults, teardown, workdir.
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vmmobility.drivers.hypervisor.interface import VmDefinition
-from vmmobility.lab import namespaces, teardown, workdir
+from vmmobility.errors import LabError
+from vmmobility.lab import namespaces, teardown, tunnel_capture, workdir
 from vmmobility.lab.bird import Bird
 from vmmobility.lab.by_hand import ByHand
 from vmmobility.lab.control_capture import Captured
@@ -33,11 +35,13 @@ from vmmobility.lab.logbook import Logbook
 from vmmobility.lab.namespaces import Namespaces
 from vmmobility.lab.narrator import Narrator, Say
 from vmmobility.lab.route_recorder import RouteRecorder
+from vmmobility.lab.tunnel_capture import Capture
 from vmmobility.lab.workdir import LabInfo
 from vmmobility.wire.registry import UDP_PORT
 from vmmobility.wire.values import Interface, VmKey
 
 VM_START_S = 90.0
+_CAPTURE_START_S, _CAPTURE_POLL_S = 10.0, 0.02
 _KINDS = {"guest": "qemu", "netns": "netns", "external": "external"}
 
 
@@ -78,6 +82,7 @@ class Laboratory:
         self.daemons.configure()
         self._await_convergence()
         self._start_capture()
+        self._start_tunnel_captures()
         self.daemons.start_all()
         self.logbook.start()
         self.say("the manager and " + ", ".join(n.name for n in self.fabric.of_kind("nve"))
@@ -100,6 +105,30 @@ class Laboratory:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True, env=python_environment(),
         ))  # fmt: skip
+
+    def _start_tunnel_captures(self) -> None:
+        """Write down what tunnels carry, where somebody is outside the data centres."""
+        for nve in self.fabric.of_kind("nve") if self.fabric.dc_prefixes else ():
+            ends = [end for link in self.fabric.links if (end := link.end(nve.name)) is not None]
+            self._helpers.append(subprocess.Popen(
+                python("vmmobility.lab.tunnel_capture", str(self._tunnel_file(nve.name)),
+                       *(end.interface for end in ends), namespace=self.spaces.name(nve.name)),
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True, env=python_environment(),
+            ))  # fmt: skip
+        deadline = time.monotonic() + _CAPTURE_START_S
+        while late := [nve for nve, found in self.tunnelled().items() if not found.ready]:
+            if time.monotonic() > deadline:
+                raise LabError(f"no capture of tunnels began at {', '.join(late)}", "try again")
+            time.sleep(_CAPTURE_POLL_S)
+
+    def _tunnel_file(self, nve: str) -> Path:
+        return self.info.folder / f"tunnelled-{nve}.txt"
+
+    def tunnelled(self) -> dict[str, Capture]:
+        """What tunnels have carried past each NVE; none where nobody is outside."""
+        nves = self.fabric.of_kind("nve") if self.fabric.dc_prefixes else ()
+        return {nve.name: tunnel_capture.read(self._tunnel_file(nve.name)) for nve in nves}
 
     @property
     def _capture_file(self) -> Path:

@@ -66,17 +66,39 @@ class HostRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelCount:
+    """What passed an NVE's underlay inside tunnels, in and out, by who sent and gets it.
+
+    inside:     both ends in the data centres      from_outside, to_outside: one is not
+    unseen:     further fragments, without ends    missed: that the capture had no room for
+    strangers:  the ends of what was not inside, the most frequent ones
+    """
+
+    run: int
+    nve: str
+    packets: int
+    inside: int
+    from_outside: int
+    to_outside: int
+    unseen: int
+    missed: int
+    strangers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FabricReport:
     """All of them, over all runs."""
 
     settled: tuple[SettledPath, ...] = ()
     routes: tuple[RouteTimes, ...] = ()
     left: tuple[HostRoute, ...] = ()
+    tunnelled: tuple[TunnelCount, ...] = ()
 
     def __add__(self, other: FabricReport) -> FabricReport:
         return FabricReport(
-            self.settled + other.settled, self.routes + other.routes, self.left + other.left
-        )
+            self.settled + other.settled, self.routes + other.routes, self.left + other.left,
+            self.tunnelled + other.tunnelled,
+        )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
         """The report's keys of them."""
@@ -84,6 +106,7 @@ class FabricReport:
             "settled_path": [asdict(path) for path in self.settled],
             "routes": [asdict(times) for times in self.routes],
             "host_routes_left": [asdict(route) for route in self.left],
+            "tunnelled": [asdict(count) for count in self.tunnelled],
         }
 
     def summary(self) -> dict[str, Any]:
@@ -92,6 +115,8 @@ class FabricReport:
             "settled_paths": len(self.settled),
             "settled_direct": sum(path.direct for path in self.settled),
             "host_routes_left": len(self.left),
+            "tunnelled_inside": sum(count.inside for count in self.tunnelled),
+            "tunnelled_outside": sum(c.from_outside + c.to_outside for c in self.tunnelled),
             **{name: _two(getattr(times, name) for times in self.routes) for _, name in _SHOWN},
         }
 
@@ -101,6 +126,15 @@ class FabricReport:
         found = []
         if self.routes:
             found.append("fabric follows: " + "; ".join(_range(total, *each) for each in _SHOWN))
+        if self.tunnelled:
+            each = ", ".join(f"{count.nve} {count.packets}" for count in self.tunnelled)
+            unknown = sum(count.unseen + count.missed for count in self.tunnelled)
+            found.append(
+                f"tunnelled packets seen, in and out: {total['tunnelled_inside']} between hosts "
+                f"inside the data centres, {total['tunnelled_outside']} of hosts outside, "
+                f"{unknown} not known ({each})"
+            )
+            found += [f"  {c.nve}: {', '.join(c.strangers)}" for c in self.tunnelled if c.strangers]
         if self.settled:
             indirect = [path for path in self.settled if not path.direct]
             found.append(f"settled paths: {total['settled_direct']} of {total['settled_paths']} "

@@ -18,6 +18,7 @@ from vmmobility.lab.lab_run import LabRun
 from vmmobility.lab.path_walk import PathWalker
 from vmmobility.lab.report_fabric import FabricReport, HostRoute, SettledPath
 from vmmobility.lab.route_times import route_times
+from vmmobility.lab.tunnelled import tunnel_counts
 from vmmobility.wire.values import FAMILIES
 
 TOMBSTONES = ("none", "gone")  # an NVE's entry that holds its epoch only
@@ -124,4 +125,6 @@ def fabric_report(run: LabRun) -> FabricReport:
             begin_ns = move.requested_ns
             times = route_times(run.number, move.number, vm, changes, begin_ns, end_ns, dc_of)
             found += [times] if times is not None else []
-    return FabricReport(tuple(run.settled), tuple(found), tuple(run.host_routes_left))
+    return FabricReport(
+        tuple(run.settled), tuple(found), tuple(run.host_routes_left), tuple(tunnel_counts(run))
+    )

@@ -47,7 +47,7 @@ ASSERTIONS = (
     "unreachable", "hops", "command", "vmmob", "event", "no-event", "moves-done", "sound",
     "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
     "redirects", "direct-path", "no-host-routes", "drained", "routes-at-most",
-    "collected",
+    "collected", "external-not-tunnelled",
 )  # fmt: skip
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
@@ -55,7 +55,7 @@ COLLECTED_STATES = ("away", "home")
 GUEST_STATES = ("running", "paused", "none")
 _PATIENT = ("only-serving-route", "direct-path", "no-host-routes", "drained")
 _PLAIN = ("no-broken-tcp", "moves-done", "bindings-unchanged", "routes-unchanged", "refreshed",
-          "replay-dropped")  # fmt: skip
+          "replay-dropped", "external-not-tunnelled")  # fmt: skip
 
 
 def read_steps(table: Table, key: str, fabric: Fabric) -> Iterator[Step]:
@@ -159,7 +159,11 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
     if what == "no-loss":
         vm = vm_of(entry, fabric) if entry.has("vm") else ""
         most, at_rest = entry.take("max", int, 0), entry.take("at_rest", bool, False)
-        return Assertion(what, within_s, vm, maximum=most, at_rest=at_rest)
+        talkers = [node.name for node in fabric.of_kind("correspondent")]
+        talkers += [one.name for one in fabric.vms if one.kind == "netns"]
+        named = entry.has("from")
+        source = _one_of(entry, "from", entry.take("from", str), talkers) if named else ""
+        return Assertion(what, within_s, vm, source=source, maximum=most, at_rest=at_rest)
     if what in ("serving", "binding", "guest"):
         return _placed(entry, fabric, what, within_s)
     if what == "redirects":

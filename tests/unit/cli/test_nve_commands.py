@@ -36,6 +36,14 @@ def test_a_vm_is_started_and_stopped(vmmob: Vmmob, nve: FakeNve, tmp_path: Path)
     assert vmmob("nve", "stop", "vm1").out == "vm1: stopped\n"
 
 
+def test_the_data_centres_prefixes_are_said(vmmob: Vmmob, nve: FakeNve):
+    shown = vmmob("nve", "status").out
+    assert "not configured, every sender counts as inside" in shown
+    assert vmmob("nve", "status", "--json").json["dc_prefixes"] == []
+    nve.dc_prefixes = ["10.0.0.0/8", "fd00::/8"]
+    assert "10.0.0.0/8, fd00::/8" in vmmob("nve", "status").out
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [("vm.toml", "vm_id"), ("vm.json", "{"), ("vm.json", "[]"), ("vm.toml", 'kind = "x"'),

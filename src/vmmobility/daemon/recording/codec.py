@@ -25,7 +25,7 @@ from typing import Any, get_args
 from vmmobility.daemon.recording.sealed import sent
 from vmmobility.drivers.dataplane import Traffic
 from vmmobility.engine.channel import Retransmission
-from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane
+from vmmobility.engine.dataplane import Forwarding, Outside, RedirectPolicy, VmDataPlane
 from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.fabric_routes import RouteAction, Sight, VmRoutes
 from vmmobility.engine.manager_move import Move
@@ -60,7 +60,7 @@ CLASSES: dict[str, type] = {
     )
 }
 ENUMS: dict[str, type[Enum]] = {
-    e.__name__: e for e in (Order, Forwarding, RedirectPolicy, RouteAction)
+    e.__name__: e for e in (Order, Forwarding, Outside, RedirectPolicy, RouteAction)
 }
 MOVE = "$Move"  # a move that the engine holds, by its id
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in CLASSES.values() if is_dataclass(cls)}

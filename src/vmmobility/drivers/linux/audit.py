@@ -17,6 +17,7 @@ from vmmobility.drivers.linux.filter_listing import Shown
 from vmmobility.drivers.linux.filter_state import Filters
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.ownership import (
+    INSIDE_TABLE,
     MAIN_TABLE,
     ROUTE_METRIC,
     TUN_NAME,
@@ -182,8 +183,8 @@ class Comparison:
             yield "filter tables", fault
 
     def _policy(self) -> Iterator[tuple[str, str]]:
-        """The rules and the blackholes that keep tunnelled packets from going anywhere else."""
-        wanted = environment.tunnelled_rules()
+        """The rules, and the blackholes that keep tunnelled packets from going anywhere else."""
+        wanted = environment.node_rules(self._settings)
         for rule in wanted:
             if rule not in self._seen.rules:
                 yield f"rule {_rule(rule)}", "is gone"
@@ -241,7 +242,8 @@ def relay_drifts(faults: Iterable[tuple[str, str]], vms: Iterable[VmKey]) -> lis
 
 
 def _all_names(made: Plan) -> list[RouteName]:
-    return [(table, prefix) for prefix in made.prefixes for table in (MAIN_TABLE, TUNNELLED_TABLE)]
+    tables = (MAIN_TABLE, TUNNELLED_TABLE, INSIDE_TABLE)
+    return [(table, prefix) for prefix in made.prefixes for table in tables]
 
 
 def _route_item(table: int, prefix: object) -> str:
@@ -253,4 +255,5 @@ def _setting(key: str, value: str, current: str) -> tuple[str, str]:
 
 
 def _rule(rule: Rule) -> str:
-    return f"IPv{rule.version} of {rule.interface}, table {rule.table}, priority {rule.priority}"
+    who = rule.interface or f"packets from {rule.source or 'anywhere'}"
+    return f"IPv{rule.version} of {who}, table {rule.table}, priority {rule.priority}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vmmobility.drivers.dataplane import Traffic
 from vmmobility.wire.values import VmKey
 
-KINDS = ("delivered", "consumed", "redirected", "dropped")
+KINDS = ("delivered", "consumed", "redirected", "dropped", "outside")
 
 
 @dataclass(slots=True)

@@ -55,7 +55,7 @@ class LinuxDataPlane:
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
         self._desired: dict[VmKey, VmDataPlane] = {}
-        self._filters = Filters()
+        self._filters = Filters(settings.dc_prefixes)
         self._ledger = Ledger()
         self._ports: Ports
         self._routes: Routes
@@ -78,7 +78,9 @@ class LinuxDataPlane:
             self._netlink = Netlink()
         self._ports = Ports(self._netlink, self._settings)
         self._routes = Routes(self._netlink)
-        self._orders = RelayOrders(self._relay, self._netlink, self._ports)
+        self._orders = RelayOrders(
+            self._relay, self._netlink, self._ports, self._settings.dc_prefixes
+        )
 
     async def _ensure_base(self) -> None:
         """Sysctls, TUN, rules, tables and relay, then read what the kernel holds of ours."""
@@ -90,7 +92,7 @@ class LinuxDataPlane:
         if before is None and self._relay.connected:
             # A relay that holds a removed device moves nothing: it must attach to the new one.
             await self._relay.stop()
-        environment.ensure_rules(netlink)
+        environment.ensure_rules(netlink, self._settings)
         self._ports.read()
         self._routes.read()
         await self._filters.read()
@@ -138,7 +140,7 @@ class LinuxDataPlane:
             for vm in list(self._ledger.vms()):
                 self._ledger.close(vm)
             self._desired = {}
-            self._filters = Filters()
+            self._filters = Filters(self._settings.dc_prefixes)
             self._orders.forget()
             self._routes.read()
         await self.close()
@@ -237,12 +239,12 @@ class LinuxDataPlane:
                 if hop.ifindex:  # else its tap failed, and was reported
                     wanted.append((made.vm, Route(wish.table, wish.prefix, hop)))
             surplus += [name for name in self._routes.of(made.vm) if name not in names]
-        failures = [
-            Failure(vm, f"route {route.prefix}", str(refusal))
-            for vm, route, refusal in self._routes.turn(wanted)
-        ]
+        refused = self._routes.turn(wanted)
+        failures = [Failure(vm, f"route {r.prefix}", str(why)) for vm, r, why in refused]
         owners = {name: self._routes.owners.get(name) for name in surplus}
-        mine = {name: owners[name] for name in surplus if owners[name] is not None}
+        # What should have taken its place is not there: the old way stays, in whichever table.
+        stays = {(vm, route.prefix) for vm, route, _ in refused}
+        mine = {n: vm for n, vm in owners.items() if vm is not None and (vm, n[1]) not in stays}
         taken = {(route.table, route.prefix) for _, route in wanted}
         for name, refusal in self._routes.remove([n for n in mine if n not in taken]):
             owner = owners[name]

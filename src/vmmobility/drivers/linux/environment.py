@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from vmmobility.drivers.linux import rtnetlink, sysctl
 from vmmobility.drivers.linux.netlink import Netlink, Refusal, Request
+from vmmobility.drivers.linux.outside import inside_rules
 from vmmobility.drivers.linux.ownership import (
     ROUTE_METRIC,
     RULE_PRIORITY,
@@ -145,9 +146,14 @@ def tunnelled_blackholes() -> list[Route]:
     ]
 
 
-def ensure_rules(netlink: Netlink) -> None:
+def node_rules(settings: LinuxSettings) -> list[Rule]:
+    """All rules of ours at an NVE."""
+    return [*tunnelled_rules(), *inside_rules(settings.dc_prefixes)]
+
+
+def ensure_rules(netlink: Netlink, settings: LinuxSettings) -> None:
     """Have the rules and the blackholes, and no other rule of ours.  Raises DataPlaneError."""
-    wanted = tunnelled_rules()
+    wanted = node_rules(settings)
     held = list(rtnetlink.rules_of_ours(netlink))
     blackholes = [rtnetlink.new_route(route) for route in tunnelled_blackholes()]
     missing = [rtnetlink.new_rule(rule) for rule in wanted if rule not in held]

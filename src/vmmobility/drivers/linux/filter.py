@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from ipaddress import collapse_addresses, ip_network
 from typing import Any
 
+from vmmobility.drivers.linux.outside import OUTSIDE
 from vmmobility.drivers.linux.ownership import NFT_TABLE, TAP_PREFIX
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Prefix
 
 TO_TAP, ONWARD = "to_tap", "onward"
+KINDS = (TO_TAP, ONWARD, OUTSIDE)
 _SPOOFED = "spoofed"
 
 
@@ -73,7 +75,7 @@ def base_script() -> str:
     lines = [f"add table inet {NFT_TABLE}", f"add table netdev {NFT_TABLE}"]
     chain = f"inet {NFT_TABLE} counting"
     for version in (4, 6):
-        for kind in (TO_TAP, ONWARD):
+        for kind in KINDS:
             lines.append(
                 f"add set inet {NFT_TABLE} {kind}{version} "
                 f"{{ type ipv{version}_addr; flags interval; counter; }}"
@@ -112,12 +114,12 @@ def _inside(inner: Prefix, outer: Prefix) -> bool:
     ) <= int(outer.broadcast_address)
 
 
-def count_script(prefixes: Sequence[Prefix]) -> str:
-    """Count packets to these prefixes, towards taps and onward."""
+def count_script(prefixes: Sequence[Prefix], kinds: Sequence[str]) -> str:
+    """Count packets to these prefixes: towards taps, onward, and what the guard drops."""
     return "".join(
         f"add element inet {NFT_TABLE} {kind}{p.version} {{ {p} }}\n"
         for p in prefixes
-        for kind in (TO_TAP, ONWARD)
+        for kind in kinds
     )
 
 
@@ -126,7 +128,7 @@ def uncount_script(prefixes: Sequence[Prefix]) -> str:
     return "".join(
         f"{verb} element inet {NFT_TABLE} {kind}{p.version} {{ {p} }}\n"
         for p in prefixes
-        for kind in (TO_TAP, ONWARD)
+        for kind in KINDS
         for verb in ("add", "delete")
     )
 

@@ -17,12 +17,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
+from vmmobility.drivers.linux import outside
 from vmmobility.drivers.linux.filter import list_text
 from vmmobility.drivers.linux.netlink import Netlink, Refusal, parse_attributes
 from vmmobility.wire.values import Prefix
 
 COUNTING = ("inet", "counting")
 """The chain that counts; a tap's is ("netdev", TAP)."""
+
+GUARDING = ("inet", outside.GUARD)
+"""The chain that keeps senders outside the data centres from tunnels."""
 
 ChainName = tuple[str, str]
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from vmmobility.drivers.linux import filter
-from vmmobility.drivers.linux.filter import ONWARD, TO_TAP
-from vmmobility.drivers.linux.filter_listing import COUNTING, ChainName, Shown, View
+from vmmobility.drivers.linux import filter, outside
+from vmmobility.drivers.linux.filter import KINDS, ONWARD, TO_TAP
+from vmmobility.drivers.linux.filter_listing import COUNTING, GUARDING, ChainName, Shown, View
 from vmmobility.drivers.linux.plan import Plan, Port
 from vmmobility.errors import DataPlaneError
 from vmmobility.wire.values import Prefix, VmKey
@@ -22,7 +22,11 @@ _MANY = 100
 class Filters:
     """Counters by VM and source filters by tap; the kernel's side is read once, then followed."""
 
-    def __init__(self) -> None:
+    def __init__(self, dc_prefixes: Sequence[Prefix] = ()) -> None:
+        self._dc_prefixes = dc_prefixes
+        self._kinds = KINDS if dc_prefixes else (TO_TAP, ONWARD)
+        rules = outside.guard_rules(dc_prefixes)
+        self._guard = f"{filter.digest_of(rules)}/{len(rules)}"
         self.counted: dict[VmKey, list[Prefix]] = {}
         self._users: Counter[Prefix] = Counter()
         self._view = View()
@@ -35,11 +39,14 @@ class Filters:
         """Take what nft lists, after making what is missing of our tables."""
         self._held = await self._view.show()
         if self.base_fault(self._held):
-            await filter.run_nft(filter.base_script())
+            guard = outside.guard_script(self._dc_prefixes, self._guard)
+            await filter.run_nft(filter.base_script() + guard)
             self._held = await self._view.show()
             self._prints.pop(COUNTING, None)
-        if COUNTING in self._held.prints:
-            self._prints.setdefault(COUNTING, self._held.prints[COUNTING])
+            self._prints.pop(GUARDING, None)
+        for chain in (COUNTING, GUARDING):
+            if chain in self._held.prints:
+                self._prints.setdefault(chain, self._held.prints[chain])
         self._learn(self._held)
         for chain in self._held.digests:
             if self._held.prints[chain] != self._prints.get(chain):
@@ -52,8 +59,15 @@ class Filters:
                 return f"lacks its {family} table"
         if COUNTING not in shown.prints:
             return "lacks the chain that counts"
-        changed = self._prints.get(COUNTING, shown.prints[COUNTING]) != shown.prints[COUNTING]
-        return "counts by other rules" if changed or shown.rules[COUNTING] != 4 else ""
+        if self._changed(COUNTING, shown) or shown.rules[COUNTING] != 4:
+            return "counts by other rules"
+        if GUARDING not in shown.prints:
+            return "lacks the chain that guards the tunnels"
+        wrong = shown.digests[GUARDING] != self._guard or self._changed(GUARDING, shown)
+        return "guards the tunnels by other rules" if wrong else ""
+
+    def _changed(self, chain: ChainName, shown: Shown) -> bool:
+        return self._prints.get(chain, shown.prints[chain]) != shown.prints[chain]
 
     def fault(self, port: Port, shown: Shown) -> str:
         """What is wrong with a tap's filter, in words; "" if nothing is."""
@@ -61,18 +75,20 @@ class Filters:
         if chain not in shown.prints:
             return "is gone"
         right = shown.digests[chain] == self._digest(port)[0]
-        known = self._prints.get(chain, shown.prints[chain])
-        return "" if right and shown.prints[chain] == known else "has other rules"
+        return "" if right and not self._changed(chain, shown) else "has other rules"
 
     def strays(self, shown: Shown, taps: Collection[str]) -> list[ChainName]:
         """Chains in our tables that are not ours."""
-        ours = {COUNTING, *(("netdev", tap) for tap in taps)}
+        ours = {COUNTING, GUARDING, *(("netdev", tap) for tap in taps)}
         return [chain for chain in shown.prints if chain not in ours]
 
     def uncounted(self, vm: VmKey, shown: Shown) -> list[Prefix]:
-        """The prefixes of a VM that should be counted, and are not both ways."""
+        """The prefixes of a VM that should be counted, and are not in every way."""
         wanted = self.counted.get(vm, [])
-        return [p for p in wanted if not {(TO_TAP, p), (ONWARD, p)} <= shown.counted]
+        return [p for p in wanted if not self._all(p) <= shown.counted]
+
+    def _all(self, prefix: Prefix) -> set[tuple[str, Prefix]]:
+        return {(kind, prefix) for kind in self._kinds}
 
     def surplus(self, shown: Shown) -> list[Prefix]:
         """The prefixes that are counted and that nobody wants counted."""
@@ -113,9 +129,8 @@ class Filters:
         if self.counted.get(made.vm) == made.counted:
             return ""
         held = self._held.counted
-        return filter.count_script(
-            [p for p in made.counted if (TO_TAP, p) not in held or (ONWARD, p) not in held]
-        )
+        missing = [p for p in made.counted if not self._all(p) <= held]
+        return filter.count_script(missing, self._kinds)
 
     def filter_script(self, port: Port, anew: bool) -> str:
         """The script that installs a tap's filter, "" where it stands right."""
@@ -166,7 +181,7 @@ class Filters:
         else:
             self.counted.pop(made.vm, None)
         for prefix in made.counted:
-            self._held.counted |= {(TO_TAP, prefix), (ONWARD, prefix)}
+            self._held.counted |= self._all(prefix)
         return self._uncount([p for p in before if self._users[p] <= 0])
 
     def leftovers_script(self, taps: Collection[str]) -> str:
@@ -180,7 +195,7 @@ class Filters:
     def _uncount(self, prefixes: list[Prefix]) -> str:
         for prefix in prefixes:
             del self._users[prefix]
-            self._held.counted -= {(TO_TAP, prefix), (ONWARD, prefix)}
+            self._held.counted -= {(kind, prefix) for kind in KINDS}
         return filter.uncount_script(prefixes)
 
 

@@ -25,8 +25,17 @@ HOLD_TABLE = 7701
 HOLD_RULE_PRIORITY = 78
 """Priority of the router's rule: all packets look up table 7701 first."""
 
+INSIDE_TABLE = 7702
+"""The table of redirects by tunnel that only senders inside the data centres may see."""
+
+INSIDE_RULE_PRIORITY = 79
+"""Priority of the rules, one a data centre prefix: packets from there look up table 7702 first."""
+
 TAP_PREFIX = "vmt"
 TUN_NAME = "vmmob-tun"
+
+TUNNEL_PREFIX = "vmmob-"
+"""How the names of all devices that lead into a tunnel begin."""
 
 NFT_TABLE = "vmmobility"
 """Name of our two nftables tables: inet (counters) and netdev (source filters)."""

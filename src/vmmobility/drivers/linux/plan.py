@@ -7,12 +7,18 @@ what the kernel holds now, or how to change it (driver.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vmmobility.drivers.dataplane import Failure
 from vmmobility.drivers.linux.filter import counted_prefixes
-from vmmobility.drivers.linux.ownership import MAIN_TABLE, TUN_NAME, TUNNELLED_TABLE
+from vmmobility.drivers.linux.outside import queues_outside
+from vmmobility.drivers.linux.ownership import (
+    INSIDE_TABLE,
+    MAIN_TABLE,
+    TUN_NAME,
+    TUNNELLED_TABLE,
+)
 from vmmobility.drivers.linux.rtnetlink import NextHop
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane, port_name
@@ -82,11 +88,17 @@ def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent) -> Pla
             made.routes += [RouteWish(TUNNELLED_TABLE, p, tap) for p in interface.prefixes]
         for prefix in interface.prefixes:
             wish = _main_route(state, prefix, tap, settings, adjacent)
-            if isinstance(wish, RouteWish):
+            if isinstance(wish, RouteWish) and wish.interface not in ("", tap):
+                if queues_outside(state, settings.dc_prefixes):
+                    made.routes.append(replace(wish, table=INSIDE_TABLE))
+                    made.routes.append(RouteWish(MAIN_TABLE, prefix, tap))
+                else:
+                    made.routes.append(wish)
+            elif isinstance(wish, RouteWish):
                 made.routes.append(wish)
             elif wish:
                 # Turning it elsewhere could make a loop: leave what is there, and say so.
-                made.keep.add((MAIN_TABLE, prefix))
+                made.keep |= {(MAIN_TABLE, prefix), (INSIDE_TABLE, prefix)}
                 made.failures.append(Failure(state.vm, f"route {prefix}", wish))
     return made
 

@@ -1,7 +1,7 @@
 """The relay's control socket: newline-delimited JSON orders, each answered in order.
 
     {"op": "hello"}                                     -> version, pid, configuration, descriptors
-    {"op": "set", "entries": [...], "ports": [...]}     -> the whole table
+    {"op": "set", "entries": [...], "ports": [...], "inside": [...]}  -> the whole table
     {"op": "change", "put": [...], "gone": ["0/vm"]}    -> some entries; "ports" where they changed
     {"op": "counters"}                                  -> {"vms": {...}, "strays": {...}}
     {"op": "stop"}
@@ -21,10 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vmmobility.drivers.linux.inside import Inside
 from vmmobility.drivers.linux.neighbour_proxy import NeighbourProxy, read_ports
 from vmmobility.drivers.linux.relay_table import RelayTable, read_entry
 
-VERSION = 2
+VERSION = 3
 _READ_BYTES = 1 << 20
 _LONGEST_ORDER = 64 << 20
 
@@ -115,7 +116,9 @@ class Control:
             self.told = True
         elif operation == "set":
             entries = [read_entry(one) for one in order["entries"]]
+            inside = Inside(order.get("inside", ()))
             self._proxy.ports = read_ports(order["ports"])
+            self.table.inside = inside
             self.table.replace_all(entries)
             self.told = True
         elif operation == "counters":

@@ -17,6 +17,7 @@ from vmmobility.drivers.linux.plan import Plan, vm_name
 from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_client import Found, RelayClient
 from vmmobility.errors import DataPlaneError, VmMobilityError
+from vmmobility.wire.values import Prefix
 
 
 class RelayOrders:
@@ -26,8 +27,11 @@ class RelayOrders:
     table of the daemon before us: traffic must not stop while this one learns.
     """
 
-    def __init__(self, client: RelayClient, netlink: Netlink, ports: Ports) -> None:
+    def __init__(
+        self, client: RelayClient, netlink: Netlink, ports: Ports, dc_prefixes: Sequence[Prefix]
+    ) -> None:
         self.client, self._netlink, self._ports = client, netlink, ports
+        self._inside = [str(prefix) for prefix in dc_prefixes]
         self.synchronised = False
         self.ports_changed = False
         self._entries: dict[str, dict[str, Any]] = {}
@@ -110,7 +114,8 @@ class RelayOrders:
 
     def _whole_table(self) -> dict[str, Any]:
         entries = list(self._entries.values())
-        return {"op": "set", "entries": entries, "ports": self._port_orders()}
+        ports, inside = self._port_orders(), self._inside
+        return {"op": "set", "entries": entries, "ports": ports, "inside": inside}
 
     def _port_orders(self) -> list[dict[str, Any]]:
         settled = [tap.settled for tap in self._ports.taps.values() if tap.settled is not None]

@@ -14,6 +14,8 @@ from enum import Enum
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from vmmobility.drivers.linux.inside import Inside
+
 Packet = bytes | bytearray | memoryview
 
 
@@ -41,6 +43,7 @@ Decision = tuple[Verdict, str, Packet, Entry | None]
 """Verdict; peer or drop reason; the packet as it shall go; its VM's entry, if it is known."""
 
 _BITS = {4: 32, 6: 128}
+_SOURCE = {4: slice(12, 16), 6: slice(8, 24)}
 _DESTINATION = {4: slice(16, 20), 6: slice(24, 40)}
 _HEADER_LENGTH = {4: 20, 6: 40}
 
@@ -69,6 +72,7 @@ class RelayTable:
         self._hosts: dict[bytes, Entry] = {}
         self._networks: dict[int, list[tuple[int, dict[int, Entry]]]] = {4: [], 6: []}
         self.strays: Counter[str] = Counter()
+        self.inside = Inside()
 
     def replace_all(self, entries: Iterable[Entry]) -> None:
         """Hold exactly these entries; a VM that stays keeps its counters."""
@@ -159,6 +163,8 @@ class RelayTable:
             return Verdict.DROP, "unknown", packet, None
         if peer not in entry.accept:
             return _drop(entry, "not_accepted", packet)
+        if not self.inside.holds(packet[_SOURCE[version]]):
+            return _drop(entry, "outside", packet)
         if entry.mode == "local":
             entry.counters["decapsulated"] += 1
             return Verdict.DELIVER, "", packet, entry

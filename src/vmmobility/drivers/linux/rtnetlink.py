@@ -88,12 +88,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A policy rule: packets that come in by `interface` ("": all packets) use `table`."""
+    """A policy rule: packets that come in by `interface` ("": by any) from `source` use `table`."""
 
     version: int
     interface: str
     table: int
     priority: int
+    source: Prefix | None = None  # None: from anywhere
 
 
 def new_route(route: Route) -> Request:
@@ -317,7 +318,11 @@ def delete_rule(rule: Rule) -> Request:
 
 def _rule(rule: Rule) -> bytes:
     to_table = 1
-    body = _RULE.pack(_AF[rule.version], 0, 0, 0, 0, 0, 0, to_table, 0)
+    source = rule.source
+    length = source.prefixlen if source is not None else 0
+    body = _RULE.pack(_AF[rule.version], 0, length, 0, 0, 0, 0, to_table, 0)
+    if source is not None:
+        body += attribute(2, source.network_address.packed)
     if rule.interface:
         body += text(3, rule.interface)
     body += u32(6, rule.priority) + u32(15, rule.table)
@@ -331,11 +336,15 @@ def rules_of_ours(netlink: Netlink) -> Iterator[Rule]:
             found = parse_attributes(body[_RULE.size :])
             if found.get(21) != bytes([ROUTE_PROTOCOL]):
                 continue
+            with reading():
+                length = _RULE.unpack_from(body)[2]
+                source = ip_network((found[2], length)) if 2 in found else None
             yield Rule(
                 version,
                 _name(found),
                 number(found.get(15, b"\0")),
                 number(found.get(6, b"\0")),
+                source,
             )
 
 

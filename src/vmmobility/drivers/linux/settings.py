@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC
-from vmmobility.wire.values import Address
+from vmmobility.wire.values import Address, Prefix
 
 _GATEWAY4, _GATEWAY6 = IPv4Address("169.254.1.1"), IPv6Address("fe80::1")
 
@@ -27,6 +27,7 @@ class LinuxSettings:
     gateway4/6:       the guests' default gateways, answered on every tap
     tap_queue_length: packets that wait for a guest that is about to resume
     relay_python:     the interpreter that runs the relay process
+    dc_prefixes:      of all hosts in the data centres, VMs too; empty: every sender counts as one
     """
 
     ipv4: IPv4Address | None
@@ -38,6 +39,7 @@ class LinuxSettings:
     gateway6: IPv6Address = _GATEWAY6
     tap_queue_length: int = 10_000
     relay_python: str = sys.executable
+    dc_prefixes: tuple[Prefix, ...] = ()
 
     def locator(self, version: int) -> Address | None:
         """This NVE's own locator of IP version 4 or 6, or None."""

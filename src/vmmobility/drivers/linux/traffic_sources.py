@@ -13,6 +13,7 @@ from vmmobility.drivers.linux import filter, rtnetlink
 from vmmobility.drivers.linux.counters import Ledger
 from vmmobility.drivers.linux.filter_state import Filters
 from vmmobility.drivers.linux.netlink import Netlink
+from vmmobility.drivers.linux.outside import OUTSIDE
 from vmmobility.drivers.linux.plan import vm_name
 from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_orders import RelayOrders
@@ -39,6 +40,7 @@ class Sources:
                 ledger.note(vm, "redirected", "relay", relay.get("forwarded", 0))
                 drops = sum(n for key, n in relay.items() if key.startswith("drop_"))
                 ledger.note(vm, "dropped", "relay", drops)
+                ledger.note(vm, "outside", "relay", relay.get("drop_outside", 0))
         for name, tap in self.ports.taps.items():
             if tap.settled is None:
                 continue
@@ -54,8 +56,14 @@ def _note_counted(
     ledger: Ledger, vm: VmKey, prefixes: Sequence[Prefix], counts: filter.Counts
 ) -> None:
     """What is not listed just now is not zero: leave it out."""
+    kinds = (
+        (filter.TO_TAP, "delivered"),
+        (filter.ONWARD, "redirected"),
+        (OUTSIDE, "dropped"),
+        (OUTSIDE, "outside"),
+    )
     for prefix in prefixes:
-        for kind, name in ((filter.TO_TAP, "delivered"), (filter.ONWARD, "redirected")):
+        for kind, name in kinds:
             packets = counts.counted.get((kind, prefix))
             if packets is not None:
                 ledger.note(vm, name, f"{kind} {prefix}", packets)
