@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
 
 from tests.daemon.napt_fabric import PRIVATE, VM, HandingOver, NaptFabric, napt_fabric
 
-pytestmark = [pytest.mark.netns]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(400)]
 
 
 def test_a_vm_registers_and_moves_across_two_boxes() -> None:
@@ -16,6 +17,7 @@ def test_a_vm_registers_and_moves_across_two_boxes() -> None:
         public = registered(live)
         live.echoes_at(public)
         refreshed(live)
+        people_see_it(live, public)
         live.move("nve-b")
         moved(live, public)
         live.echoes_at(public)
@@ -55,6 +57,26 @@ def refreshed(live: NaptFabric) -> None:
         return seen[-1] > seen[-2]
 
     live.eventually(risen, "a refresh has crossed", 15.0)
+
+
+def people_see_it(live: NaptFabric, public: str) -> None:
+    """The commands, as people type them, and as programs do."""
+    socket = str(live.daemons.socket("napt-1"))
+    listed = live.vmmob("napt", "list", "--socket", socket)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    [row] = [line.split() for line in listed.stdout.splitlines() if VM in line]
+    assert row == ["vm", VM, PRIVATE, public, "napt-1", "translated", "here"]
+    for words in (("list",), ("status",), ("check",)):
+        answer = live.vmmob("napt", *words, "--socket", socket, "--json")
+        assert answer.returncode == 0, answer
+        assert json.loads(answer.stdout)
+    status = live.vmmob("napt", "status", "--socket", socket)
+    assert "pool_free" in status.stdout
+    with live.manager() as client:
+        nve, _ = client.nves()
+        [binding] = client.bindings()
+    assert binding["mappings"] == [{"box": "napt-1", "private": PRIVATE, "public": public}]
+    assert nve["via"] == "napt-1"
 
 
 def moved(live: NaptFabric, public: str) -> None:
