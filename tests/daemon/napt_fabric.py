@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import Any
 
-from tests.daemon.live_fabric import LIFETIME_S, STEP_S, LiveFabric, ShortTimers
+from tests.daemon.live_fabric import LiveFabric, ShortTimers
 from vmmobility.api.client import NaptClient
 from vmmobility.lab import laboratory, workdir
-from vmmobility.lab.daemons import to_toml
+from vmmobility.lab.daemons import Daemons, to_toml
 from vmmobility.lab.fabric import parse_fabric
 from vmmobility.lab.inside import python, python_environment, udp_ask
 
+STEP_S, LIFETIME_S = 20.0, 8  # a busy machine, and three hops
 POOLS = {"napt-1": "198.51.100.0/28", "napt-2": "203.0.113.0/28"}
 BEHIND = {"napt-1": "nve-a", "napt-2": "nve-b"}
 VM, PRIVATE = "vm1", "10.1.0.5"
@@ -79,7 +80,7 @@ class BoxedDaemons(ShortTimers):
 
     def configure(self) -> None:
         nodes, self.nodes = self.nodes, self.nodes + self.boxes
-        super().configure()
+        Daemons.configure(self)  # with the timers that stand here
         self.nodes = nodes
 
     def _toml(self, node: Any) -> str:
@@ -260,4 +261,4 @@ def napt_fabric(daemons: type[BoxedDaemons] = BoxedDaemons) -> Iterator[NaptFabr
     assert left == []
 
 
-__all__ = ["LIFETIME_S", "STEP_S", "HandingOver", "NaptFabric", "napt_fabric"]
+__all__ = ["HandingOver", "NaptFabric", "napt_fabric"]
