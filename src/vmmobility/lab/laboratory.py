@@ -166,9 +166,10 @@ class Laboratory:
         }
 
     def addresses(self, vm: str) -> list[str]:
-        """The VM's addresses, IPv4 first."""
+        """The VM's addresses as correspondents know it, IPv4 first: behind a box, a public one."""
         found = sorted(self.fabric.vm(vm).addresses, key=lambda a: a.version)
-        return [str(address.ip) for address in found]
+        public = self.daemons.public(vm) if self.daemons.boxes else ""
+        return [public or str(found[0].ip), *(str(address.ip) for address in found[1:])]
 
     def detach(self) -> None:
         """Let the lab live on without this process."""
