@@ -211,7 +211,7 @@ class Daemons:
         self.socket(name).unlink(missing_ok=True)
         config = str(home / "config.toml")
         command = python("vmmobility", node.kind, "run", "--config", config,
-                         namespace=self._spaces.name(self._place(node)))  # fmt: skip
+                         namespace=self._spaces.name(self.place(name)))  # fmt: skip
         with (home / "stderr.txt").open("ab") as stderr:
             self._meant_to_end.discard(name)
             self.forked_ns[name] = time.time_ns()
@@ -219,9 +219,9 @@ class Daemons:
                 command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
                 start_new_session=True, env=environment)  # fmt: skip
 
-    def _place(self, node: Node) -> str:
-        """In whose namespace its daemon runs: a box's in its router's."""
-        return self.fabric.box(node.name).at if node in self.boxes else node.name
+    def place(self, name: str) -> str:
+        """In whose namespace that daemon runs: a box's in its router's."""
+        return next((box.at for box in self.fabric.boxes if box.name == name), name)
 
     def wait_ready(self, name: str, within_s: float = START_S) -> None:
         """Wait until the daemon's API answers."""
