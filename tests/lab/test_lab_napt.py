@@ -2,7 +2,7 @@
 
 The real data plane at both border routers, told directly what an engine would tell it: whether the
 public address is kept at the first box or handed to the second, no probe is lost and no TCP
-connection breaks, in both families and both directions.  Not here: the boxes' daemon.
+connection breaks, in both families and both directions.  Then the scenarios, with boxes' daemons.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.lab.lab_command import Lab
 from vmmobility.drivers.frr.check import missing_tools
 from vmmobility.drivers.linux.napt_driver import LinuxNaptPlane
 from vmmobility.engine.napt_plane import Detour, NaptState, StaticMapping
@@ -33,8 +34,8 @@ pytestmark = [
     pytest.mark.netns,
     pytest.mark.lab,
     pytest.mark.timeout(240),
-    pytest.mark.skipif(missing_tools() != "", reason=f"{missing_tools()}: run make setup"),
 ]
+needs_frr = pytest.mark.skipif(missing_tools() != "", reason=f"{missing_tools()}: run make setup")
 
 T = TypeVar("T")
 _PATIENCE_S = 30.0
@@ -192,6 +193,7 @@ def kept(boxed: Boxed) -> NaptState:
     return state(2, FAR_POOL, Detour(PRIVATE1, boxed.box1), Detour(PRIVATE2, boxed.box1))
 
 
+@needs_frr
 def test_a_kept_mapping_serves_a_vm_in_another_data_centre(boxed: Boxed) -> None:
     boxed.two.apply(kept(boxed))
     boxed.move("vm1", "nve-2a")
@@ -208,6 +210,7 @@ def test_a_kept_mapping_serves_a_vm_in_another_data_centre(boxed: Boxed) -> None
         assert (used.untranslated, used.unknown, used.exhausted) == (0, 0, 0)
 
 
+@needs_frr
 def test_a_mapping_is_handed_to_the_box_of_the_new_data_centre(boxed: Boxed) -> None:
     """Kept while the VM moves, then handed over; the pool's flows of the other VM stay kept."""
     one, two = boxed.one, boxed.two
@@ -231,3 +234,10 @@ def test_a_mapping_is_handed_to_the_box_of_the_new_data_centre(boxed: Boxed) -> 
     assert tcp
     assert tcp <= ends
     assert one.wait(one.plane.export_flows(PRIVATE2)) != ()
+
+
+@pytest.mark.parametrize("scenario", ["napt-inter-dc", "napt-restart"])
+def test_a_vm_moves_behind_live_boxes(lab: Lab, scenario: str) -> None:
+    report = lab.run(scenario)
+    assert report["ok"], report
+    assert [move["ok"] for move in report["moves"]] == [True, True]

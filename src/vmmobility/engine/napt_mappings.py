@@ -293,7 +293,8 @@ def _detours(
 ) -> Iterator[Detour]:
     for mapping in sorted(living, key=lambda m: m.private):
         box = boxes.get(mapping.owner)
-        if mapping.here and not mapping.ours and box is not None:
+        # Also before the VM has registered here: its first packet comes before that.
+        if (mapping.here or mapping.moving) and not mapping.ours and box is not None:
             yield Detour(mapping.private, box)
 
 

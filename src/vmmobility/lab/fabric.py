@@ -37,6 +37,7 @@ SOFTWARE = ("frr", "bird")
 COLLECTOR_SOFTWARE = ("gobgp",)
 ROLES = ("default", "border", "transit")
 MAX_ASN = 4294967294
+NAPT_POLICIES = ("keep", "hand-over")
 REDIRECTS = ("auto", "host-route", "tunnel")
 LAB_TIMERS = {"drain_s": 2.0, "step_s": 15.0}
 MANAGER_TIMERS = frozenset(field.name for field in dataclasses.fields(ManagerTimers))
@@ -171,7 +172,8 @@ def _boxes(table: Table) -> Iterable[Box]:
         publics = tuple(_network(p, entry) for p in entry.strings("publics"))
         if not publics or any(p.version != 4 for p in publics):
             raise LabError(f"{entry.where}: publics", "give IPv4 prefixes; IPv6 is not translated")
-        yield Box(_name(entry), entry.take("at", str), publics)
+        policy = entry.choice("policy", NAPT_POLICIES, NAPT_POLICIES[0])
+        yield Box(_name(entry), entry.take("at", str), publics, policy)
 
 
 def _public(entry: Table) -> Address | None:

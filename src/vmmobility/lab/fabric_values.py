@@ -65,11 +65,15 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A NAPT box in the namespace of the router `at`, and the public prefixes that lead to it."""
+    """A NAPT box in the namespace of the router `at`, and the public prefixes that lead to it.
+
+    policy: its daemon's, of mappings whose VM is behind another box: keep or hand-over
+    """
 
     name: str
     at: str
     publics: tuple[Prefix, ...]
+    policy: str = "keep"
 
 
 @dataclass(frozen=True, slots=True)
