@@ -25,6 +25,7 @@ from tools.vector_messages import (  # noqa: E402
     parts,
     registrations,
 )
+from tools.vector_napt import boxes, napt  # noqa: E402
 from tools.vector_routes import routes  # noqa: E402
 from tools.vector_trust import challenges, checks  # noqa: E402
 
@@ -38,6 +39,8 @@ FILES: dict[str, Callable[[], Json]] = {
     "challenges.json": challenges,
     "checks.json": checks,
     "routes.json": routes,
+    "boxes.json": boxes,
+    "napt.json": napt,
     "invalid.json": invalid,
     "replay.json": replay,
 }

@@ -23,9 +23,10 @@ sys.path.insert(0, str(ROOT / "src"))
 from vmmobility.engine import manager_transitions, nve_transitions  # noqa: E402
 from vmmobility.engine.manager import RIGHTS as MANAGER_RIGHTS  # noqa: E402
 from vmmobility.engine.nve import RIGHTS as NVE_RIGHTS  # noqa: E402
+from vmmobility.engine.relay_channel import BOX_RIGHTS  # noqa: E402
 from vmmobility.engine.router import RIGHTS as ROUTER_RIGHTS  # noqa: E402
-from vmmobility.wire.authentication import DATA  # noqa: E402
-from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS  # noqa: E402
+from vmmobility.wire.authentication import DATA, SENDER  # noqa: E402
+from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS, RECEIVER_TYPE  # noqa: E402
 from vmmobility.wire.registry import (  # noqa: E402
     DROP_REASONS,
     GuestLife,
@@ -65,8 +66,9 @@ def option_types() -> str:
         )
         for d in OPTIONS
     ]  # fmt: skip
-    wire_type = f"`0x{AUTHENTICATION_TYPE | 0x8000:04X}`"
-    rows.append((AUTHENTICATION_TYPE, wire_type, "Authentication", "yes", "no", str(DATA)))
+    trailers = ((AUTHENTICATION_TYPE, "Authentication", DATA), (RECEIVER_TYPE, "Receiver", SENDER))
+    for number, name, size in trailers:
+        rows.append((number, f"`0x{number | 0x8000:04X}`", name, "yes", "no", str(size)))
     head = ("Type", "On the wire", "Name", "U", "Repeatable", "Octets of data")
     return _rows(head, sorted(rows))
 
@@ -85,11 +87,11 @@ def rights() -> str:
             return "any peer"
         return ", ".join(f"`{r.name}`" for r in sorted(table.get(purpose, ()))) or "–"
 
-    receivers = (MANAGER_RIGHTS, NVE_RIGHTS, ROUTER_RIGHTS)
+    receivers = (MANAGER_RIGHTS, NVE_RIGHTS, ROUTER_RIGHTS, BOX_RIGHTS)
     rows: list[tuple[object, ...]] = [
         (f"`{p.name}`", *(cell(table, p) for table in receivers)) for p in Purpose
     ]
-    by = ("a `MANAGER`", "an `NVE`", "a router")
+    by = ("a `MANAGER`", "an `NVE`", "a router", "a `NAPT`")
     return _rows(("Request", *(f"received by {who} from" for who in by)), rows)
 
 

@@ -18,13 +18,16 @@ from vmmobility.wire.options import (
     Definition,
     Endpoint,
     Epoch,
+    FlowOption,
     Guest,
     InterfaceGroup,
     KnownBoot,
+    Mapping,
     Measurements,
     MobilityKind,
     Nonce,
     Option,
+    OriginAuthentication,
     PhaseOption,
     PreviousNve,
     Reason,
@@ -34,6 +37,7 @@ from vmmobility.wire.options import (
     Supported,
     Ticket,
     Timestamp,
+    Translation,
     UnknownOption,
     VmId,
 )
@@ -57,10 +61,13 @@ KEYS: dict[tuple[str, str], dict[int, bytes]] = {
     ("manager", "tor-a"): {1: bytes(range(0x40, 0x60))},
     ("manager", "tor-b"): {1: bytes(range(0x60, 0x80))},
     ("edge", "manager"): {1: bytes(range(0x80, 0xA0))},
+    ("manager", "napt-1"): {1: bytes(range(0x90, 0xB0))},
+    ("napt-1", "nve-a"): {1: bytes(range(0x10, 0x30))},
+    ("napt-1", "napt-2"): {1: bytes(range(0x30, 0x50))},
 }
+_NAMES = ("manager", "nve-a", "nve-b", "tor-a", "tor-b", "edge")
 BOOTS = {
-    name: 0x186CC6ACD4B00000 + number
-    for number, name in enumerate(("manager", "nve-a", "nve-b", "tor-a", "tor-b", "edge"))
+    name: 0x186CC6ACD4B00000 + number for number, name in enumerate((*_NAMES, "napt-1", "napt-2"))
 }
 
 NVE_A = Nve("nve-a", IPv4Address("10.0.1.2"), IPv6Address("fd00:0:1::2"))
@@ -74,6 +81,16 @@ TICKET = Ticket(bytes(range(0xA0, 0xB0)))
 NONCE = Nonce(bytes(range(0xB0, 0xC0)))
 DEFINITION = b'{"memory_mib":128,"interfaces":[{"mac":"52:54:00:00:00:01"}]}'
 LIFETIME = 30  # 120 s
+PRIVATE, PUBLIC = IPv4Address("10.1.0.5"), IPv4Address("198.51.100.2")
+FLOW = FlowOption(
+    6,
+    True,
+    (PRIVATE, 40000),
+    (PUBLIC, 40000),
+    (IPv4Address("192.0.2.9"), 443),
+    431999,
+    "ESTABLISHED",
+)
 
 
 class Speaker:
@@ -164,6 +181,12 @@ def every_option() -> Json:
         "sight, direct": Sight(True, False),
         "sight, covered": Sight(False, True),
         "sight, both": Sight(True, True),
+        "origin authentication": OriginAuthentication(1, BOOTS["nve-a"], bytes(range(32))),
+        "translation": Translation("napt-1", PRIVATE, PUBLIC),
+        "translation by a box of a long name": Translation("x" * 32, PUBLIC, PRIVATE),
+        "mapping": Mapping("napt-1", PRIVATE, PUBLIC),
+        "flow, tcp from inside": FLOW,
+        "flow, udp from outside": replace(FLOW, protocol=17, outgoing=False, tcp_state=""),
         "an unknown option that may be ignored": UnknownOption(0x1234, b"\x00\xff\x10"),
     }
     speaker = Speaker()

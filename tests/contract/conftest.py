@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.dataplane_fabric import DC_OF_FABRIC, Fabric, make_fabric
+from tests.contract.napt_planes import Box, LinuxBox, fake_boxes, linux_boxes
 from tests.contract.planes import DC, NEAR, OTHER, REDIRECT, Plane, fake_plane, linux_plane, state
 from tests.contract.router_planes import Kernel, LinuxHands, Router, fake_router, linux_router
 from vmmobility.drivers.linux import tunnel_choice
@@ -143,3 +144,21 @@ def kernel() -> Iterator[Kernel]:
         made.start()
         assert made.resync() == []
         yield made
+
+
+@pytest.fixture(params=["fake", pytest.param("linux", marks=pytest.mark.netns)])
+def boxes(request: pytest.FixtureRequest) -> Iterator[tuple[Box, Box]]:
+    """Two NAPT boxes of each kind in turn, started and empty."""
+    made: Iterator[tuple[Box, Box]] = fake_boxes() if request.param == "fake" else linux_boxes()
+    for pair in made:
+        for box in pair:
+            box.start()
+        yield pair
+
+
+@pytest.fixture
+def linux_pair() -> Iterator[tuple[LinuxBox, LinuxBox]]:
+    for pair in linux_boxes():
+        for box in pair:
+            box.start()
+        yield pair

@@ -188,7 +188,7 @@ class World(People):
         node = self.nodes[name]
         if node.engine is None:
             return
-        node.manager = node.edge = node.router = None
+        node.manager = node.edge = node.router = node.box = None
         node.life += 1
         self.observe(node, "crash", None)
 

@@ -8,6 +8,7 @@ from typing import Any
 from tests.engine.fake_hypervisor import Hypervisor
 from tests.engine.fake_kernel import Kernel
 from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.napt import NaptEngine
 from vmmobility.engine.nve import NveEngine
 from vmmobility.engine.router import RouterEngine
 from vmmobility.wire.registry import Role
@@ -32,6 +33,7 @@ class Node:
     manager: ManagerEngine | None = None
     edge: NveEngine | None = None
     router: RouterEngine | None = None
+    box: NaptEngine | None = None
     starts: int = 0
     wake: int = 0
     carried: int = 0
@@ -41,5 +43,5 @@ class Node:
     synced: float = 0.0  # when the last record under way is durable: they keep their order
 
     @property
-    def engine(self) -> ManagerEngine | NveEngine | RouterEngine | None:
-        return self.manager or self.edge or self.router
+    def engine(self) -> ManagerEngine | NveEngine | RouterEngine | NaptEngine | None:
+        return self.manager or self.edge or self.router or self.box

@@ -31,6 +31,7 @@ from tests.fuzz import (
     targets_engine,
     targets_files,
     targets_kernel,
+    targets_napt,
     targets_store,
     targets_wire,
 )
@@ -38,7 +39,8 @@ from tests.fuzz.mutation import Mutator
 from tests.fuzz.target import Target
 
 MODULES = (
-    targets_wire, targets_engine, targets_store, targets_kernel, targets_files, targets_api,
+    targets_wire, targets_engine, targets_napt, targets_store, targets_kernel, targets_files,
+    targets_api,
 )  # fmt: skip
 TARGETS = {t.name: t for module in MODULES for t in module.TARGETS}
 CORPUS = Path(__file__).with_name("corpus")

@@ -55,6 +55,7 @@ def test_a_decoder_that_raises_something_else_is_found(name, place, monkeypatch)
     def careless(*_):
         raise IndexError(place)
 
+    campaign.seeds_of(name)  # made, and kept, while every decoder is whole
     monkeypatch.setattr(formats, place, careless)
     target = TARGETS[name]
     found = campaign.run(target, campaign.mutated(target, 1), campaign.until(3000, 60))

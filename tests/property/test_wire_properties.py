@@ -19,13 +19,16 @@ from vmmobility.wire.options import (
     Definition,
     Endpoint,
     Epoch,
+    FlowOption,
     Guest,
     InterfaceGroup,
     KnownBoot,
+    Mapping,
     Measurements,
     MobilityKind,
     Nonce,
     Option,
+    OriginAuthentication,
     PhaseOption,
     PreviousNve,
     Reason,
@@ -35,6 +38,7 @@ from vmmobility.wire.options import (
     Supported,
     Ticket,
     Timestamp,
+    Translation,
     UnknownOption,
     VmId,
     decode_options,
@@ -85,6 +89,9 @@ prefixes = st.one_of(
 ).map(lambda pair: ip_network(pair, strict=False))
 macs = st.binary(min_size=6, max_size=6).map(lambda m: bytes([m[0] & 0xFE]) + m[1:]).filter(any)
 interfaces = st.builds(Interface, macs, st.lists(prefixes, max_size=5).map(tuple))
+any_ipv4 = uints(32).map(IPv4Address)
+ends = st.tuples(any_ipv4, uints(16))
+tcp_states = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789", max_size=20)
 nves = st.builds(Nve, names(32), st.none() | ipv4, st.none() | ipv6)
 words = st.text(
     st.characters(exclude_categories=("C", "Z"), exclude_characters="\ufffd"),
@@ -114,6 +121,14 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     Guest: st.builds(Guest, st.sampled_from(GuestLife)),
     Route: st.builds(Route, st.sampled_from(RouteState)),
     Sight: st.builds(Sight, st.booleans(), st.booleans()),
+    OriginAuthentication: st.builds(
+        OriginAuthentication, uints(32), uints(64), st.binary(min_size=32, max_size=32)
+    ),
+    Translation: st.builds(Translation, names(32), any_ipv4, any_ipv4),
+    Mapping: st.builds(Mapping, names(32), any_ipv4, any_ipv4),
+    FlowOption: st.builds(
+        FlowOption, uints(8), st.booleans(), ends, ends, ends, uints(32), tcp_states
+    ),
 }
 unknown_options = st.builds(UnknownOption, unknown_types, st.binary(max_size=200))
 options = st.one_of(*OPTION_VALUES.values(), unknown_options)

@@ -17,6 +17,7 @@ from vmmobility.daemon.recording.reading import open_recording
 from vmmobility.daemon.recording.recorder import Recorder
 from vmmobility.daemon.recording.replay import Replay
 from vmmobility.drivers.dataplane import Traffic
+from vmmobility.engine.napt import NaptEngine
 from vmmobility.engine.router import RouterEngine
 from vmmobility.wire.registry import Role
 
@@ -42,7 +43,7 @@ class RecordedWorld(World):
         super()._make_engine(node)
         engine = node.engine
         assert engine is not None
-        assert not isinstance(engine, RouterEngine)
+        assert not isinstance(engine, RouterEngine | NaptEngine)
         peers = [self._peer(node.node_id, other) for other in engine.channel.peers]
         state = json.loads(json.dumps(node.disk))
         origin = Origin(node.role, engine.settings, peers, state, node.boot, self.now)

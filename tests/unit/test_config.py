@@ -10,6 +10,7 @@ import pytest
 
 from vmmobility.daemon import config, config_files
 from vmmobility.daemon.config_template import template
+from vmmobility.daemon.napt_config import NaptTimers
 from vmmobility.daemon.router_config import RouterTimers
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError
@@ -68,7 +69,7 @@ def test_another_tunnel_is_refused_by_name(file: Path):
     assert "auto, kernel, relay" in str(refusal.value) + refusal.value.remedy
 
 
-@pytest.mark.parametrize("role", ["manager", "nve", "router"])
+@pytest.mark.parametrize("role", ["manager", "nve", "router", "napt"])
 @pytest.mark.parametrize("uncomment", [False, True])
 def test_templates_are_valid_and_show_the_defaults(file: Path, role: str, uncomment: bool):
     text = template(role)
@@ -77,14 +78,14 @@ def test_templates_are_valid_and_show_the_defaults(file: Path, role: str, uncomm
         assert "check_s" in text
     file.write_text(text)
     loaded = config_files.load(file)
-    timers = (config.ManagerTimers(), config.NveTimers(), RouterTimers())
+    timers = (config.ManagerTimers(), config.NveTimers(), RouterTimers(), NaptTimers())
     assert loaded.timers in timers
     assert loaded.port == UDP_PORT
 
 
 def test_no_template_for_another_role():
     with pytest.raises(ConfigError):
-        template("napt")
+        template("switch")
 
 
 def test_what_is_optional_is_optional(file: Path):

@@ -127,3 +127,18 @@ def test_an_address_that_cannot_be_had_names_itself(address: str):
         again.close()
 
     play(part)
+
+
+def test_what_has_no_source_leaves_by_the_side_that_the_kernel_would_choose():
+    async def part(port: int) -> None:
+        endpoint = UdpEndpoint([ip_address("127.0.0.2"), ip_address("127.0.0.1")], port)
+        endpoint.bind()
+        try:
+            with client(ip_address("127.0.0.1")) as hearing:
+                to = Endpoint(ip_address("127.0.0.9"), hearing.getsockname()[1])
+                endpoint.send(Send(b"word", to))
+                assert hearing.recvfrom(99) == (b"word", ("127.0.0.1", port))
+        finally:
+            endpoint.close()
+
+    asyncio.run(part(free_port()))

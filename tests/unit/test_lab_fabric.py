@@ -190,3 +190,50 @@ def test_wrong_settings_are_refused(settings, message):
 def test_a_vm_may_have_a_redirect_policy_of_its_own():
     fabric = fabrics.load_fabric(fabrics.built_in()["two-dc-redirects"])
     assert [vm.redirect for vm in fabric.vms] == ["", "host-route"]
+
+
+BOX = {"name": "napt-1", "at": "r", "publics": ["192.0.2.0/28"]}
+
+
+def boxed(**changes):
+    nve = {"name": "nve-b", "prefixes": ["10.2.0.0/24", "fd02::/64"]}
+    base = small()
+    links = [*base["link"], {"nodes": ["s", "nve-b"]}, {"nodes": ["s", "r"]}]
+    return {**base, "napt": [BOX], "router": [{"name": "r"}, {"name": "s"}], "nve":
+            [*base["nve"], nve], "link": links, **changes}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"at": "nve-a"}, "napt-1 is at 'nve-a'"),
+        ({"publics": []}, "publics"),
+        ({"publics": ["2001:db8::/64"]}, "publics"),
+        ({"publics": ["10.1.0.0/25"]}, "overlap"),
+        ({"name": "r"}, "used twice"),
+        ({"policy": "share"}, "policy"),
+        ({"strange": 1}, "strange"),
+    ],
+)
+def test_a_box_that_cannot_be_is_an_error(changes, words):
+    with pytest.raises(LabError, match=words):
+        fabrics.parse_fabric(small(napt=[{**BOX, **changes}]), "f")
+
+
+def test_a_public_address_leads_to_a_box():
+    vm = {**small()["vm"][0], "public": "192.0.2.99"}
+    with pytest.raises(LabError, match="leads to no box"):
+        fabrics.parse_fabric(small(napt=[BOX], vm=[vm]), "f")
+    fabric = fabrics.parse_fabric(small(napt=[BOX], vm=[{**vm, "public": "192.0.2.9"}]), "f")
+    assert fabric.vm("vm1").public == ip_address("192.0.2.9")
+
+
+def test_outside_knows_public_prefixes_and_nothing_private():
+    two = [BOX, {"name": "napt-2", "at": "s", "publics": ["203.0.113.0/28"]}]
+    routes = static_routes(fabrics.parse_fabric(boxed(napt=two), "f"))
+    by_node = {node: {str(route.prefix) for route in found} for node, found in routes.items()}
+    assert {"192.0.2.0/28", "203.0.113.0/28", "fd02::/64"} <= by_node["nve-a"]
+    assert "10.2.0.0/24" not in by_node["nve-a"] | by_node["r"]
+    assert "10.2.0.0/24" in by_node["s"]
+    assert "10.1.0.0/24" in by_node["r"]
+    assert "192.0.2.0/28" in by_node["s"]

@@ -19,10 +19,11 @@ from vmmobility.engine import (
     router,
 )
 from vmmobility.engine.manager_settings import ManagerSettings
+from vmmobility.engine.napt_settings import NaptSettings
 from vmmobility.engine.nve_transitions import RULES
 from vmmobility.wire import formats
 from vmmobility.wire.authentication import DATA, TRAILER
-from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS
+from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS, RECEIVER_TYPE
 from vmmobility.wire.registry import (
     DROP_REASONS,
     LIFETIME_UNIT_S,
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 PLAIN = " ".join(PAGE.split())
 MANAGER = ManagerSettings("manager")
+BOX = NaptSettings("napt", (), ())
 
 
 def test_the_tables_are_the_code_s():
@@ -52,7 +54,8 @@ def test_the_tables_are_the_code_s():
 def test_every_option_has_its_section():
     found = re.findall(r"^### 4\.\d+\. (.+) \((\d+)\)$", PAGE, re.MULTILINE)
     declared = {(d.name, str(d.number)) for d in OPTIONS}
-    assert set(found) == declared | {("Authentication", str(AUTHENTICATION_TYPE))}
+    trailers = {("Authentication", str(AUTHENTICATION_TYPE)), ("Receiver", str(RECEIVER_TYPE))}
+    assert set(found) == declared | trailers
 
 
 def test_every_heading_is_linked_and_every_link_leads_somewhere():
@@ -111,6 +114,9 @@ def test_every_action_of_an_nve_is_explained():
         f"every {MANAGER.check_s:.0f} s or so",
         f"({nve_unmanaged.REFUSED_RETRY_S:.0f} s for a guest that other hands brought)",
         f"after {nve_unmanaged.DEPARTED_ASK_S:.0f} s and then every",
+        f"({BOX.mapping_s:,.0f} s unless configured",
+        f"else for a further {BOX.quarantine_s:.0f} s",
+        f"and again every {BOX.hold_s:.0f} s",
         f"1 to {formats.MAX_NAME} octets (a node's: 1 to {formats.MAX_NODE_NAME})",
     ],
 )

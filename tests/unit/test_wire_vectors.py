@@ -19,7 +19,13 @@ from vmmobility.errors import DecodeError
 from vmmobility.wire import dissect
 from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
 from vmmobility.wire.message import decode_part, encode_parts, join_parts
-from vmmobility.wire.options import OPTIONS
+from vmmobility.wire.options import OPTIONS, OriginAuthentication
+from vmmobility.wire.origin import (
+    RELAYED_TRAILER,
+    read_receiver,
+    receiver_option,
+    verify_origin,
+)
 from vmmobility.wire.registry import (
     MAX_DATAGRAM,
     GuestLife,
@@ -32,7 +38,16 @@ from vmmobility.wire.registry import (
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "docs" / "vectors"
-MESSAGES = ("options", "registrations", "hot-move", "parts", "challenges", "checks", "routes")
+MESSAGES = (
+    "options",
+    "registrations",
+    "hot-move",
+    "parts",
+    "challenges",
+    "checks",
+    "routes",
+    "boxes",
+)
 
 Json = dict[str, Any]
 
@@ -122,6 +137,45 @@ def test_a_node_counts_and_answers_it_as_stored(vector):
     sent = [o for o in (*outputs, *outbox.flush()) if isinstance(o, Send)]
     statuses = [decode_part(o.data, TRAILER).message.status.name for o in sent]
     assert statuses == ([vector["answer"]] if vector["answer"] else [])
+
+
+@pytest.mark.parametrize("vector", vectors("napt"))
+def test_what_crosses_a_box_is_as_stored_and_its_originator_s(vector):
+    content, parts = load("napt"), []
+    secret, origin_key = bytes.fromhex(vector["hop_key"]), bytes.fromhex(content["origin_key"])
+    for number, text in enumerate(vector["datagrams"]):
+        datagram = bytes.fromhex(text)
+        mark = open_sealed(datagram, lambda *_: secret)
+        assert (mark.sender, mark.boot) == (vector["sender"], int(vector["boot"], 16))
+        assert mark.counter == int(vector["counter"], 16) + number
+        assert read_receiver(datagram) == vector["receiver"]
+        parts.append(decode_part(datagram, RELAYED_TRAILER))
+    message = join_parts(parts)
+    assert dissect.readable(message) == vector["message"]
+    own = message.need(OriginAuthentication)
+    assert verify_origin(message, own, vector["sender"], vector["receiver"], origin_key)
+    assert not verify_origin(message, own, vector["receiver"], vector["sender"], origin_key)
+    made = encode_parts(dissect.message_of(vector["message"]), MAX_DATAGRAM, RELAYED_TRAILER)
+    option = receiver_option(vector["receiver"])
+    boot, counter = int(vector["boot"], 16), int(vector["counter"], 16)
+    again = [
+        seal(part + option, Seal(vector["sender"], 1, boot, counter + n), secret).hex()
+        for n, part in enumerate(made)
+    ]
+    assert again == vector["datagrams"]
+
+
+def test_a_box_alters_addresses_and_says_so():
+    before, after, *_ = (v["message"]["options"] for v in load("napt")["vectors"])
+    told = [o for o in after if o["option"] == "Translation"]
+    assert [(o["original"], o["substitute"]) for o in told] == [
+        ("10.0.1.2", "198.51.100.1"),
+        ("10.1.0.5", "198.51.100.2"),
+    ]
+    rest = json.dumps([o for o in after if o["option"] != "Translation"])
+    for note in told:
+        rest = rest.replace(f'"{note["substitute"]}', f'"{note["original"]}')
+    assert json.loads(rest) == before
 
 
 class Foretold(random.Random):

@@ -228,6 +228,17 @@ class NveClient(_Client):
         return answer
 
 
+class NaptClient(_Client):
+    """A NAPT box's API."""
+
+    def __init__(self, socket_path: Path) -> None:
+        super().__init__(socket_path, "napt")
+
+    def mappings(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/mappings")
+        return answer
+
+
 class RouterClient(_Client):
     """A router's API."""
 

@@ -79,6 +79,18 @@ class RouterService(Protocol):
         """The rules and routes that lead an address there."""
 
 
+class NaptService(Protocol):
+    """A NAPT box, as its API sees it."""
+
+    async def status(self) -> Json: ...
+
+    def mappings(self) -> list[Json]:
+        """One row a mapping: NVEs first, then VMs."""
+
+    async def check(self, limit_s: float) -> Json:
+        """Compare the record and the kernel."""
+
+
 class NveService(Protocol):
     """An NVE, as its API sees it."""
 

@@ -31,7 +31,7 @@ def check(file: Path) -> None:
 
 
 @config.command()
-@click.argument("role", type=click.Choice(["manager", "nve", "router"]))
+@click.argument("role", type=click.Choice(["manager", "nve", "router", "napt"]))
 @click.option(
     "--output",
     "target",
@@ -83,10 +83,14 @@ def show(file: Path, json_output: bool) -> None:
         return
     timers, peers = values.pop("timers"), values.pop("peers", [])
     managers, nve = values.pop("managers", []), values.pop("nve", None)
+    neighbours, napts = values.pop("neighbours", []), values.pop("napts", [])
     if nve is not None:
         locators = [nve["ipv4"], nve["ipv6"]]
         values["node_id"] = nve["nve_id"]
         values["locators"] = [locator for locator in locators if locator is not None]
     output.print_fields({**values, **timers})
-    for peer in [*peers, *managers]:
-        click.echo(f"{peer['role']} {peer['id']}: {', '.join(peer['addresses'])}")
+    for peer in [*peers, *managers, *neighbours]:
+        way = f"via {peer['via']}" if peer.get("via") else ", ".join(peer["addresses"])
+        click.echo(f"{peer['role']} {peer['id']}: {way}")
+    for napt in napts:
+        click.echo(f"napt {napt['id']}: {', '.join([*napt['addresses'], *napt['pool']])}")

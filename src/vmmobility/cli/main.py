@@ -19,6 +19,7 @@ from vmmobility.cli.config import config
 from vmmobility.cli.key import key
 from vmmobility.cli.manager import manager
 from vmmobility.cli.move import move
+from vmmobility.cli.napt import napt
 from vmmobility.cli.nve import nve
 from vmmobility.cli.router import router
 from vmmobility.cli.show import show
@@ -79,7 +80,7 @@ def vmmob() -> None:
     """Move running virtual machines between routed racks without changing their IP addresses."""
 
 
-for command in (check, config, key, manager, move, nve, router, show, trace, vm):
+for command in (check, config, key, manager, move, napt, nve, router, show, trace, vm):
     vmmob.add_command(command)
 
 

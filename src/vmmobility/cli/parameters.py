@@ -17,6 +17,7 @@ from vmmobility.wire.values import VmKey
 MANAGER_SOCKET = Path("/run/vmmobility/manager.sock")
 NVE_SOCKET = Path("/run/vmmobility/nve.sock")
 ROUTER_SOCKET = Path("/run/vmmobility/router.sock")
+NAPT_SOCKET = Path("/run/vmmobility/napt.sock")
 
 manager_socket = click.option(
     "--socket",
@@ -47,6 +48,16 @@ router_socket = click.option(
     show_envvar=True,
     type=click.Path(path_type=Path),
     help="The router's API socket.",
+)
+napt_socket = click.option(
+    "--socket",
+    "socket_path",
+    envvar="VMMOB_NAPT_SOCKET",
+    default=NAPT_SOCKET,
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path),
+    help="The NAPT box's API socket.",
 )
 config_file = click.option(
     "--config",

@@ -1,4 +1,4 @@
-"""The commands that do a daemon's own work: `manager|nve|router run`, `nve|router flush`.
+"""The commands that do a daemon's own work: `manager|nve|router|napt run`, `nve|router|napt flush`.
 
 The only module of the command line that knows the daemons; they are imported when asked for, so
 that every other command starts quickly.  Not here: the daemons (daemon/).
@@ -63,5 +63,25 @@ def router_run(path: Path, record: Path | None) -> None:
 def router_flush(path: Path) -> None:
     """Remove what the router has put into this host's kernel.  The daemon must not run."""
     from vmmobility.daemon import router as daemon
+
+    daemon.flush(path)
+
+
+@click.command("run")
+@config_file
+def napt_run(path: Path) -> None:
+    """Run the NAPT box in the foreground, until SIGTERM or SIGINT.  Its translation goes on."""
+    from vmmobility.api.napt_api import napt_api
+    from vmmobility.api.server import serve
+    from vmmobility.daemon import napt as daemon
+
+    daemon.run(path, lambda service, socket: serve(napt_api(service), socket))
+
+
+@click.command("flush")
+@config_file
+def napt_flush(path: Path) -> None:
+    """Remove what the box has put into this host's kernel.  The daemon must not run."""
+    from vmmobility.daemon import napt as daemon
 
     daemon.flush(path)

@@ -20,12 +20,17 @@ from vmmobility import __version__
 from vmmobility.daemon.config import Peer as PeerConfig
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
-from vmmobility.daemon.keys import load_keys, role_text
+from vmmobility.daemon.keys import PeerKeys, load_keys, role_text
+from vmmobility.daemon.via_config import Napt
 from vmmobility.engine.challenge import next_boot
 from vmmobility.engine.channel import Channel, Peer
+from vmmobility.engine.origin import Napts
 from vmmobility.engine.outputs import Endpoint
+from vmmobility.engine.peer import OriginKeys
 from vmmobility.errors import ConfigError
 from vmmobility.store.journal import Journal
+from vmmobility.wire.registry import Role
+from vmmobility.wire.values import Address
 
 ServeApi = Callable[[Any, Path], AbstractAsyncContextManager[None]]
 """Serves a service's API on a socket while the context lasts; the command line joins the two."""
@@ -62,30 +67,74 @@ def note_recovery(store: Journal, log: EventLog) -> None:
 
 
 def make_peers(
-    peers: Sequence[PeerConfig], keys_dir: Path, node_id: str, port: int, file: Path
+    peers: Sequence[PeerConfig],
+    keys_dir: Path,
+    node_id: str,
+    port: int,
+    file: Path,
+    napts: Sequence[Napt] = (),
 ) -> list[Peer]:
-    """The engine's peers from configuration and keys.  Raises ConfigError naming the pair."""
+    """The engine's peers from configuration and keys, NAPT boxes last.  Raises ConfigError naming
+    the pair."""
     keys = load_keys(keys_dir, node_id)
-    made = []
-    for peer in peers:
-        pair = keys.get(peer.id)
+
+    def pair_of(name: str, role: Role) -> PeerKeys:
+        pair = keys.get(name)
         if pair is None:
             raise ConfigError(
-                f"{keys_dir}: no key of {node_id} and {peer.id}, whom {file} names",
+                f"{keys_dir}: no key of {node_id} and {name}, whom {file} names",
                 f"make it with `vmmob key new` and copy the file to both nodes' {keys_dir.name}",
             )
-        if pair.role is not peer.role:
+        if pair.role is not role:
             raise ConfigError(
-                f"{keys_dir}: {peer.id}'s key says role {role_text(pair.role)}, {file} says "
-                f"{role_text(peer.role)}",
+                f"{keys_dir}: {name}'s key says role {role_text(pair.role)}, {file} says "
+                f"{role_text(role)}",
                 "correct the configuration, or make a new key with the right role",
             )
-        endpoints = tuple(Endpoint(address, port) for address in peer.addresses)
-        made.append(Peer(peer.id, peer.role, endpoints, dict(pair.secrets), pair.signing))
-    return made
+        return pair
+
+    def made(name: str, role: Role, hop: PeerKeys, addresses: Sequence[Address]) -> Peer:
+        endpoints = tuple(Endpoint(address, port) for address in addresses)
+        return Peer(name, role, endpoints, dict(hop.secrets), hop.signing)
+
+    boxes = {napt.id: napt for napt in napts if napt.addresses}
+    found = []
+    for peer in peers:
+        pair = pair_of(peer.id, peer.role)
+        if not peer.via:
+            found.append(made(peer.id, peer.role, pair, peer.addresses))
+            continue
+        hop = pair_of(peer.via, Role.NAPT)
+        behind = made(peer.id, peer.role, hop, boxes[peer.via].addresses)
+        behind.via, behind.origin = peer.via, OriginKeys(dict(pair.secrets), pair.signing)
+        found.append(behind)
+    for name, box in boxes.items():
+        found.append(made(name, Role.NAPT, pair_of(name, Role.NAPT), box.addresses))
+    return found
 
 
-def reload_keys(channel: Channel, keys_dir: Path) -> None:
+def pools_of(napts: Sequence[Napt]) -> Napts:
+    """What the engines know of NAPT boxes: their public addresses."""
+    return tuple((napt.id, napt.pool) for napt in napts)
+
+
+def check_recordable(record: Path | None, peers: Sequence[Peer], file: Path) -> None:
+    """Raises ConfigError where a recording is wanted and could not be replayed: the originator's
+    seals of peers behind a box need their keys, which no recording has."""
+    behind = next((peer for peer in peers if peer.via), None)
+    if record is not None and behind is not None:
+        raise ConfigError(
+            f"{file}: {behind.node_id} is reached via {behind.via}, and what crosses a NAPT box "
+            "cannot be recorded yet",
+            "remove node.record, or --record",
+        )
+
+
+def reload_keys(
+    channel: Channel,
+    keys_dir: Path,
+    set_secrets: Callable[[str, dict[int, bytes], int], None] | None = None,
+) -> None:
     """Take new keys of known peers (rotation).  Raises ConfigError and then changes nothing."""
     keys = load_keys(keys_dir, channel.node_id)
     for name, peer in channel.peers.items():
@@ -101,14 +150,22 @@ def reload_keys(channel: Channel, keys_dir: Path) -> None:
                 "a role is changed by a new key, a new configuration and a restart",
             )
     for name, pair in keys.items():
-        channel.set_secrets(name, dict(pair.secrets), pair.signing)
+        (set_secrets or channel.set_secrets)(name, dict(pair.secrets), pair.signing)
 
 
-def on_hangup(channel: Channel, keys_dir: Path, log: EventLog) -> None:
-    """SIGHUP: take new keys, and go on in the log file that now has the name."""
+def on_hangup(
+    channel: Channel,
+    keys_dir: Path,
+    log: EventLog,
+    set_secrets: Callable[[str, dict[int, bytes], int], None] | None = None,
+) -> None:
+    """SIGHUP: take new keys, and go on in the log file that now has the name.
+
+    set_secrets: takes a peer's new ones, where the channel alone is not enough
+    """
     try:
         log.reopen()
-        reload_keys(channel, keys_dir)
+        reload_keys(channel, keys_dir, set_secrets)
         log.note("keys.reloaded")
     except ConfigError as error:
         log.note("keys.refused", reason=str(error))

@@ -15,6 +15,7 @@ from typing import Literal, cast
 
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES
 from vmmobility.daemon.toml_table import Table
+from vmmobility.daemon.via_config import Napt, check_via, napts_of
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import LIFETIME_UNIT_S, MAX_LIFETIME_UNITS, UDP_PORT, Role
@@ -33,7 +34,8 @@ MAX_SOCKET_PATH = 107  # octets: sun_path without its closing zero
 class Peer:
     """A node that may speak to this one, or a manager that this one speaks to.
 
-    serves: the NVEs whose default router it is; dc: the data centre of a router
+    serves: the NVEs whose default router it is; dc: the data centre of a router; via: the NAPT
+    box by which it is reached, whose addresses count then
     """
 
     id: str
@@ -41,6 +43,7 @@ class Peer:
     addresses: tuple[Address, ...]
     serves: tuple[str, ...] = ()
     dc: str = ""
+    via: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class ManagerConfig:
     timers: ManagerTimers
     gate_policy: str = "abort"
     max_host_routes: int = 0
+    napts: tuple[Napt, ...] = ()
     record: Path | None = None
     record_mib: int = RECORD_MIB
 
@@ -111,6 +115,7 @@ class NveConfig:
     managers: tuple[Peer, ...]
     timers: NveTimers
     accelerator: Accelerator
+    napts: tuple[Napt, ...] = ()
     dc_prefixes: tuple[Prefix, ...] = ()
     record: Path | None = None
     record_mib: int = RECORD_MIB
@@ -148,11 +153,13 @@ def load_manager(path: Path) -> ManagerConfig:
         timers=_manager_timers(top.table("timers")),
         gate_policy=manager.choice("gate_policy", GATE_POLICIES, "abort"),
         max_host_routes=manager.integer("max_host_routes", 0, 1 << 24, 0),
+        napts=napts_of(top, node_id),
         record=node.optional_path("record"),
         record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
     )
     for table in (node, manager, top):
         table.finish()
+    check_via(top, [(peer.id, peer.via) for peer in config.peers], config.napts)
     return config
 
 
@@ -175,6 +182,7 @@ def load_nve(path: Path) -> NveConfig:
         managers=peers_of(top.tables("manager"), nve.nve_id, Role.MANAGER),
         timers=_nve_timers(top.table("timers")),
         accelerator=cast(Accelerator, hypervisor.choice("accelerator", ACCELERATORS, "auto")),
+        napts=napts_of(top, nve.nve_id),
         dc_prefixes=_dc_prefixes(node, nve),
         record=node.optional_path("record"),
         record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
@@ -182,6 +190,7 @@ def load_nve(path: Path) -> NveConfig:
     )
     for table in (node, hypervisor, top):
         table.finish()
+    check_via(top, [(peer.id, peer.via) for peer in config.managers], config.napts)
     if not config.managers:
         raise top.wrong("manager", "is missing", "name a manager: [[manager]] id, addresses")
     return config
@@ -258,10 +267,13 @@ def peers_of(tables: Iterable[Table], own: str, role: Role | None) -> tuple[Peer
             what = "stands here twice" if name in found else "is this node's own id"
             raise table.wrong("id", f"{name!r} {what}", "every node has an id of its own")
         is_what = role or ROLES[table.choice("role", tuple(ROLES))]
-        addresses = table.addresses("addresses", loopback=True)
+        if is_what is Role.NAPT:
+            raise table.wrong("role", "a NAPT box is no such peer", "write it as [[napt]]")
+        via = table.name("via", MAX_NODE_NAME) if "via" in table else ""
+        addresses = () if via else table.addresses("addresses", loopback=True)
         routes = is_what in (Role.DEFAULT_ROUTER, Role.BORDER_ROUTER)
         serves = table.names("serves", MAX_NODE_NAME) if routes else ()
-        found[name] = Peer(name, is_what, addresses, serves, table.text("dc", ""))
+        found[name] = Peer(name, is_what, addresses, serves, table.text("dc", ""), via)
         table.finish()
     return tuple(found.values())
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from vmmobility.daemon.config import ManagerConfig, NveConfig, load_manager, load_nve, parse_file
+from vmmobility.daemon.napt_config import NaptConfig, load_napt
 from vmmobility.daemon.router_config import RouterConfig, load_router
 
-AnyConfig = ManagerConfig | NveConfig | RouterConfig
+AnyConfig = ManagerConfig | NveConfig | RouterConfig | NaptConfig
 
 
 def load(path: Path) -> AnyConfig:
-    """A router's file says its role; one with [[manager]] or node.locators is an NVE's.
+    """A router's file says its role, a NAPT box's has [napt]; one with [[manager]] or node.locators
+    is an NVE's.
 
     Raises ConfigError.
     """
@@ -22,6 +24,8 @@ def load(path: Path) -> AnyConfig:
     node = top.table("node")
     if "role" in node:
         return load_router(path)
+    if "napt" in top and not top.is_list("napt"):
+        return load_napt(path)
     is_nve = top.is_list("manager") or "locators" in node
     return load_nve(path) if is_nve else load_manager(path)
 
@@ -30,4 +34,6 @@ def role_of(config: AnyConfig) -> str:
     """What `vmmob ROLE run` runs with it."""
     if isinstance(config, RouterConfig):
         return "router"
+    if isinstance(config, NaptConfig):
+        return "napt"
     return "manager" if isinstance(config, ManagerConfig) else "nve"

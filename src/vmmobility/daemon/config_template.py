@@ -7,6 +7,7 @@ Rests on config.py for the defaults.
 from __future__ import annotations
 
 from vmmobility.daemon.config import RECORD_MIB, ManagerTimers, NveTimers
+from vmmobility.daemon.napt_config import NaptTimers
 from vmmobility.daemon.router_config import RouterTimers
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT
@@ -123,12 +124,77 @@ addresses = ["192.0.2.10", "2001:db8::10"]
 """
 
 
+_NAPT = """\
+# vmmobility: configuration of a NAPT box.  Check it with `vmmob config check FILE`.
+
+[node]
+id = "napt-1"
+state_dir = "/var/lib/vmmobility/napt"  # its journal; for this daemon alone
+addresses = ["10.1.255.1", "192.0.2.1"]  # where it listens: on both sides
+api_socket = "/run/vmmobility/napt.sock"
+keys_dir = "/etc/vmmobility/keys"  # pairwise keys with its neighbours, made by `vmmob key new`
+# port = {port}  # UDP
+# log_file = "/var/log/vmmobility/napt.log"  # JSON lines; standard error unless given
+
+[napt]
+inside = ["10.1.0.0/16"]  # this data centre's private addresses
+pool = ["198.51.100.0/28"]  # public addresses, one for each NVE and each VM
+exempt = ["203.0.113.0/24"]  # destinations that are never translated; [] if none
+ports_pool = ["192.0.2.200"]  # public addresses whose ports all else from inside shares
+policy = "keep"  # keep | hand-over: a VM's mapping when it moves to another data centre
+
+# Public ports that lead inside: one [[port]] each.
+[[port]]
+protocol = "tcp"  # tcp | udp
+private = "10.1.0.80"
+private_port = 80
+public = "192.0.2.201"
+public_port = 8080
+
+# Every node that it speaks to itself, on either side.
+[[neighbour]]
+id = "nve-a"
+role = "nve"
+side = "inside"
+addresses = ["10.1.0.2"]
+
+[[neighbour]]
+id = "manager"
+role = "manager"
+side = "outside"
+addresses = ["192.0.2.10"]
+
+# Another box: who is behind it, its pool, and where traffic goes whose mapping it keeps.
+[[neighbour]]
+id = "napt-2"
+role = "napt"
+side = "outside"
+addresses = ["192.0.2.2"]
+behind = ["nve-b:nve"]
+pool = ["198.51.100.16/28"]
+detour = ["192.0.2.2"]
+
+[timers]  # seconds; these are the defaults
+# mapping_s = {timers.mapping_s:g}  # a VM's mapping of which nothing was heard for so long ends
+# quarantine_s = {timers.quarantine_s:g}  # then nobody else gets its public address for so long
+# move_s = {timers.move_s:g}  # a move under way keeps it so long at least
+# linger_s = {timers.linger_s:g}  # what was handed over is translated here so much longer
+# hold_s = {timers.hold_s:g}  # another box's mapping is held anew so often
+# check_s = {timers.check_s:g}  # kernel and record are compared so often
+# retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time
+# retransmit_max_s = {timers.retransmit_max_s:g}  # longest gap between two of them
+"""
+
+
 def template(role: str) -> str:
-    """The file of a "manager", an "nve" or a "router".  Raises ConfigError on another role."""
+    """The file of a "manager", an "nve", a "router" or a "napt".  Raises ConfigError on another
+    role."""
     if role == "manager":
         return _MANAGER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=ManagerTimers())
     if role == "nve":
         return _NVE.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NveTimers())
     if role == "router":
         return _ROUTER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=RouterTimers())
-    raise ConfigError(f"no configuration for the role {role!r}", "use manager, nve or router")
+    if role == "napt":
+        return _NAPT.format(port=UDP_PORT, timers=NaptTimers())
+    raise ConfigError(f"no configuration for the role {role!r}", "use manager, nve, router or napt")

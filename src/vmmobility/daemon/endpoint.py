@@ -80,8 +80,7 @@ class UdpEndpoint:
         """Send one datagram; what cannot leave now is lost, and retransmission sees to it."""
         opened = self._sockets.get(output.source) if output.source else None
         if opened is None:
-            version = output.destination.address.version
-            opened = next((s for a, s in self._sockets.items() if a.version == version), None)
+            opened = self._towards(output.destination)
         if opened is None:
             self.unsent += 1
             return
@@ -89,6 +88,19 @@ class UdpEndpoint:
             opened.sendto(output.data, (str(output.destination.address), output.destination.port))
         except OSError:
             self.unsent += 1
+
+    def _towards(self, destination: Endpoint) -> socket.socket | None:
+        """The socket whose address the kernel would choose: a box has one on each of its sides, and
+        what leaves by the wrong one has no way back.  Else the family's first."""
+        address = destination.address
+        own = [a for a in self._sockets if a.version == address.version]
+        if len(own) > 1:
+            family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+            with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+                probe.connect((str(address), destination.port))  # sends nothing
+                chosen = ip_address(probe.getsockname()[0].partition("%")[0])
+                own.sort(key=lambda a: a != chosen)
+        return self._sockets[own[0]] if own else None
 
     def close(self) -> None:
         """Let go of the sockets.  Idempotent."""

@@ -13,11 +13,13 @@ from typing import Any
 
 from vmmobility.daemon.assembly import (
     ServeApi,
+    check_recordable,
     make_peers,
     note_recovery,
     on_hangup,
     on_signals,
     open_store,
+    pools_of,
 )
 from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.config import ManagerConfig, load_manager
@@ -65,6 +67,7 @@ def _settings(config: ManagerConfig) -> ManagerSettings:
         gate_policy=config.gate_policy,
         max_host_routes=config.max_host_routes,
         retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
+        napts=pools_of(config.napts),
     )
 
 
@@ -85,7 +88,10 @@ async def _serve(
     log: EventLog,
 ) -> None:
     settings = _settings(config)
-    peers = make_peers(config.peers, config.keys_dir, config.node_id, config.port, config.file)
+    peers = make_peers(
+        config.peers, config.keys_dir, config.node_id, config.port, config.file, config.napts
+    )
+    check_recordable(config.record, peers, config.file)
     loop = asyncio.get_running_loop()
     origin = Origin(Role.MANAGER, settings, peers, state, boot, loop.time())
     recorder = open_recorder(config.record, config.record_mib << 20, origin, log.note)

@@ -26,6 +26,7 @@ from vmmobility.engine.manager_move import CommandRefused, Move
 from vmmobility.engine.manager_onboarding import Onboarded
 from vmmobility.engine.outputs import Event
 from vmmobility.errors import ApiError, BadRequest, Conflict, DecodeError, NotFound
+from vmmobility.wire.options import Mapping
 from vmmobility.wire.registry import Role, RouteState
 from vmmobility.wire.values import Address, VmKey
 
@@ -82,6 +83,7 @@ class Manager:
             {
                 "nve": peer.node_id,
                 "addresses": [str(e.address) for e in peer.endpoints],
+                **({"via": peer.via} if peer.via else {}),
                 "last_heard_s": None
                 if peer.last_heard is None
                 else round(now - peer.last_heard, 3),
@@ -236,6 +238,16 @@ def binding_view(binding: Binding, now: float) -> dict[str, Any]:
             for p in binding.previous.values()
         ],
         "state": binding.state,
+        **({"mappings": [_mapping(m) for m in binding.mappings]} if binding.mappings else {}),
+    }
+
+
+def _mapping(mapping: Mapping) -> dict[str, str]:
+    """An address of a VM that a NAPT box has mapped."""
+    return {
+        "box": mapping.box,
+        "private": str(mapping.private),
+        "public": str(mapping.public),
     }
 
 

@@ -20,11 +20,13 @@ from typing import Any
 from vmmobility.daemon.assembly import (
     ServeApi,
     Stopped,
+    check_recordable,
     make_peers,
     note_recovery,
     on_hangup,
     on_signals,
     open_store,
+    pools_of,
     run_to_end,
 )
 from vmmobility.daemon.commands import Commands
@@ -124,10 +126,17 @@ class NveDaemon(NveService):
             policy=config.redirect,
             dc_prefixes=config.dc_prefixes,
             retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
+            napts=pools_of(config.napts),
         )
         managers = make_peers(
-            config.managers, config.keys_dir, config.node_id, config.port, config.file
+            config.managers,
+            config.keys_dir,
+            config.node_id,
+            config.port,
+            config.file,
+            config.napts,
         )
+        check_recordable(config.record, managers, config.file)
         # A journal that is new or was torn may lack guests that live here and serve.
         self._spare_orphans = "boot" not in state or store.recovered is not None
         now = asyncio.get_running_loop().time()

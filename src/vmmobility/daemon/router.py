@@ -19,12 +19,14 @@ from typing import Any
 from vmmobility.daemon.assembly import (
     ServeApi,
     Stopped,
+    check_recordable,
     is_proven,
     make_peers,
     note_recovery,
     on_hangup,
     on_signals,
     open_store,
+    pools_of,
     run_to_end,
     status_of,
 )
@@ -66,10 +68,17 @@ class RouterDaemon:
             config.node_id,
             timers.check_s,
             Retransmission(timers.retransmit_s, timers.retransmit_max_s),
+            pools_of(config.napts),
         )
         managers = make_peers(
-            config.managers, config.keys_dir, config.node_id, config.port, config.file
+            config.managers,
+            config.keys_dir,
+            config.node_id,
+            config.port,
+            config.file,
+            config.napts,
         )
+        check_recordable(config.record, managers, config.file)
         now = asyncio.get_running_loop().time()
         origin = Origin(config.role, settings, managers, state, boot, now)
         self._recorder = open_recorder(

@@ -19,6 +19,7 @@ from vmmobility.daemon.config import (
 )
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES
 from vmmobility.daemon.toml_table import Table
+from vmmobility.daemon.via_config import Napt, check_via, napts_of
 from vmmobility.wire.registry import UDP_PORT, Role
 from vmmobility.wire.values import Address
 
@@ -49,6 +50,7 @@ class RouterConfig:
     log_file: Path | None
     managers: tuple[Peer, ...]
     timers: RouterTimers
+    napts: tuple[Napt, ...] = ()
     record: Path | None = None
     record_mib: int = RECORD_MIB
 
@@ -73,11 +75,13 @@ def load_router(path: Path) -> RouterConfig:
         log_file=node.optional_path("log_file"),
         managers=peers_of(top.tables("manager"), node_id, Role.MANAGER),
         timers=_timers(top.table("timers")),
+        napts=napts_of(top, node_id),
         record=node.optional_path("record"),
         record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
     )
     for table in (node, top):
         table.finish()
+    check_via(top, [(peer.id, peer.via) for peer in config.managers], config.napts)
     if not config.managers:
         raise top.wrong("manager", "is missing", "name a manager: [[manager]] id, addresses")
     return config

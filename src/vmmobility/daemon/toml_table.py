@@ -164,6 +164,10 @@ class Table:
         value: datetime = self._take(name, (datetime,), _MISSING)
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts, as they stand."""
+        return tuple(text for _, text in self._texts(name))
+
     # --- addresses ---
 
     def _texts(self, name: str) -> Iterator[tuple[str, str]]:

@@ -162,5 +162,7 @@ def _nodes(
         nves += [told.lead.serving, told.lead.previous] if told.lead else []
     found = {a: nve.nve_id for nve in nves if nve is not None for a in nve.locators}
     for peer in engine.channel.peers.values():
+        if peer.via:
+            continue  # its endpoints are the box's
         found |= {endpoint.address: peer.node_id for endpoint in peer.endpoints}
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from typing import Any
 
 from vmmobility.engine.admission import MAX_PREVIOUS
@@ -20,6 +20,7 @@ from vmmobility.engine.binding_update_list import (
     nve_to_json,
 )
 from vmmobility.engine.replay_window import WINDOW
+from vmmobility.wire.options import Mapping as MappingOption
 from vmmobility.wire.registry import Mobility
 from vmmobility.wire.values import Address, Interface, Nve, Prefix, VmKey
 
@@ -54,6 +55,7 @@ class Binding:
                 record may be of an old backup, and ends no guest (not durable)
     at_home:    its addresses lie in the serving NVE's covering prefixes; home: the last NVE of
                 which that was so
+    mappings: its addresses that a NAPT box has mapped
     fabric_direct: every router asked sees the fabric lead to the serving NVE (not durable)
     takeovers:  when it changed its NVE without a ticket; heard: when its NVE last held it; lost:
                 its NVE says that it has no such guest; departed: that the guest has left it;
@@ -85,6 +87,7 @@ class Binding:
     lost: bool = False
     departed: bool = False
     duplicates: dict[str, float] = field(default_factory=dict)
+    mappings: tuple[MappingOption, ...] = ()
 
     @property
     def state(self) -> str:
@@ -257,6 +260,7 @@ def binding_to_json(binding: Binding) -> dict[str, Any]:
         "frozen": binding.frozen,
         "at_home": binding.at_home,
         "home": nve_to_json(binding.home),
+        "mappings": [[m.box, str(m.private), str(m.public)] for m in binding.mappings],
     }
 
 
@@ -278,4 +282,8 @@ def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
         frozen=value.get("frozen", False),
         at_home=value.get("at_home", False),
         home=nve_from_json(value["home"]) if value.get("home") else None,
+        mappings=tuple(
+            MappingOption(box, IPv4Address(private), IPv4Address(public))
+            for box, private, public in value.get("mappings", ())
+        ),
     )

@@ -82,6 +82,11 @@ class OwnMarks:
         self._outbox.emit(Event("boot.raised", detail))
         return True
 
+    def fall(self, peer: str) -> None:
+        """Speak to the peer as one that has lost its state does, until it has asked."""
+        self._raised[peer] = 1 + self._chance.getrandbits(STEP_BITS - 1)
+        del self._counters[peer]
+
     def _take_above(self, peer: str, boot: int) -> None:
         self._raised[peer] = next_boot(boot, self._chance)
         del self._counters[peer]

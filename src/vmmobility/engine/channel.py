@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from vmmobility.engine import origin
 from vmmobility.engine.challenge import Challenges, OwnMarks
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Send
 from vmmobility.engine.peer import Arrival, Peer, Received
@@ -23,6 +24,7 @@ from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
 from vmmobility.wire.message import Message, Part, UnsupportedVersion, decode_part, encode_parts
 from vmmobility.wire.options import KnownBoot, Option, Reason, Supported, UnsupportedOption
+from vmmobility.wire.origin import RELAYED_TRAILER, read_receiver, receiver_option
 from vmmobility.wire.registry import MAX_DATAGRAM, VERSION, Kind, Purpose, Role, Status
 from vmmobility.wire.values import Address
 
@@ -73,8 +75,10 @@ class Channel:
         outbox: Outbox,
         jitter: random.Random,
         retransmission: Retransmission,
+        boxes: origin.Boxes = origin.NO_BOXES,
     ) -> None:
         self.node_id = node_id
+        self._boxes = boxes
         self.peers = {peer.node_id: peer for peer in peers}
         self.drops: Counter[str] = Counter()
         self.state_was_lost: Callable[[float], None] = lambda now: None
@@ -118,6 +122,8 @@ class Channel:
             raise DecodeError("too-long", f"{len(data)} octets")
         mark = open_sealed(data, self._secret)
         peer = self.peers[mark.sender]
+        if read_receiver(data) != (self.node_id if peer.via else None):
+            raise DecodeError("wrong-receiver", f"from {mark.sender}, key {mark.key_id}")
         refused = peer.window.check(mark.boot, mark.counter)
         if refused in STRANGE:
             self._hear_stranger(data, Arrival(peer, mark, source, local), refused, now)
@@ -133,15 +139,14 @@ class Channel:
         if message.purpose is Purpose.CHALLENGE:
             self._hear_challenge(received, now)
             return None
-        if message.kind is Kind.REPLY:
-            self._match(received, now)
-            return None
-        return self._admit(received)
+        if peer.origin is not None:
+            received = origin.trusted(received, self.node_id, self._boxes, self._outbox.record)
+        return (self._match if message.kind is Kind.REPLY else self._admit)(received, now)
 
     def _decode(self, data: bytes, arrival: Arrival) -> Part:
         """One datagram's part of a message; an authentic request that is none is answered."""
         try:
-            return decode_part(data, TRAILER)
+            return decode_part(data, RELAYED_TRAILER if arrival.peer.via else TRAILER)
         except UnsupportedVersion:
             self._answer_header(data, arrival, Status.UNSUPPORTED_VERSION, (VERSION,))
             raise
@@ -191,6 +196,7 @@ class Channel:
         self._note_mark(peer, now)
         self._outbox.emit(Event("peer.proven", {"peer": peer.node_id, "boot": mark.boot}))
         if self._challenges.came_back(peer.node_id, mark.boot):
+            origin.begin_anew(peer, self._outbox.record)
             self.peer_lost_state(peer, now)
         self._repeat(peer, now)  # its replies were dropped
 
@@ -237,7 +243,7 @@ class Channel:
             self._send(peer, message, peer.endpoints[before % len(peer.endpoints)], None)
             self._outbox.emit(Event("peer.challenged", {"peer": peer.node_id, "reason": why}))
 
-    def _admit(self, received: Received) -> Received | None:
+    def _admit(self, received: Received, now: float) -> Received | None:
         peer, message = received.peer, received.message
         key = (received.boot, message.sequence)
         if key in peer.replies:
@@ -355,24 +361,30 @@ class Channel:
 
     def _send(self, peer: Peer, message: Message, to: Endpoint, local: Address | None) -> None:
         """design: a retransmission keeps its sequence and takes a fresh counter."""
-        secret = peer.secrets[peer.signing]
-        for datagram in encode_parts(message, MAX_DATAGRAM, TRAILER):
-            self._outbox.emit(Send(seal(datagram, self.next_mark(peer), secret), to, local))
+        secret, receiver = peer.secrets[peer.signing], b""
+        if peer.via:
+            receiver = receiver_option(peer.node_id)
+            if message.purpose is not Purpose.CHALLENGE:
+                boot = self._own.boot_to(peer.node_id)
+                message = origin.sealed(message, self.node_id, peer, boot)
+        for datagram in encode_parts(message, MAX_DATAGRAM, TRAILER + len(receiver)):
+            whole = datagram + receiver
+            self._outbox.emit(Send(seal(whole, self.next_mark(peer), secret), to, local))
 
     def next_mark(self, peer: Peer) -> Seal:
         """The mark of this node's next datagram to a peer; each is taken once."""
         return Seal(self.node_id, peer.signing, *self._own.next(peer.node_id))
 
-    def _match(self, received: Received, now: float) -> None:
+    def _match(self, received: Received, now: float) -> Received | None:
         message = received.message
         outstanding = self._outstanding.get(message.sequence)
         if (
             outstanding is None
-            or outstanding.peer is not received.peer
+            or not origin.may_answer(received, outstanding.peer)
             or outstanding.message.purpose is not message.purpose
         ):
             self.drops["unexpected-reply"] += 1
-            return
+            return None
         self.withdraw(message.sequence)
         try:
             outstanding.on_reply(message, now)
@@ -383,6 +395,7 @@ class Channel:
                 self._outstanding[message.sequence] = outstanding
                 if outstanding.subject is not None:
                     self._by_subject[outstanding.subject] = message.sequence
+        return None
 
     # ---- keys and marks ------------------------------------------------------------------------
 
@@ -391,9 +404,13 @@ class Channel:
         for peer in self.peers.values():
             self._own.restore(peer.node_id, state.get(f"boot/{peer.node_id}"))
             peer.restore(state.get(f"mark/{peer.node_id}"))
+            origin.restore(peer, state)
 
     def set_secrets(self, node_id: str, secrets: dict[int, bytes], signing: int) -> None:
-        """New keys of a peer (rotation); nothing else about it changes."""
-        peer = self.peers.get(node_id)
-        if peer is not None:
-            peer.secrets, peer.signing = secrets, signing
+        """New keys of a peer (rotation); nothing else about it changes.  A box's are those of the
+        hop to all that it is between."""
+        for peer in self.peers.values():
+            if peer.node_id == node_id and peer.origin is not None:
+                peer.origin.secrets, peer.origin.signing = secrets, signing
+            elif node_id == (peer.via or peer.node_id):
+                peer.secrets, peer.signing = secrets, signing

@@ -34,6 +34,7 @@ from vmmobility.engine.manager_removals import ManagerRemovals
 from vmmobility.engine.manager_route_limits import ManagerRouteLimits
 from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.manager_trace import ManagerTrace
+from vmmobility.engine.origin import Boxes, locators_behind, mappings_told
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
@@ -91,8 +92,16 @@ class ManagerEngine(
     ) -> None:
         self.settings = settings
         self.outbox = Outbox()
+        self._boxes = Boxes(dict(settings.napts))
         self.channel = Channel(
-            settings.node_id, boot, peers, RIGHTS, self.outbox, jitter, settings.retransmission
+            settings.node_id,
+            boot,
+            peers,
+            RIGHTS,
+            self.outbox,
+            jitter,
+            settings.retransmission,
+            self._boxes,
         )
         self.channel.restore(state)
         self.channel.state_was_lost = self._state_was_lost
@@ -270,6 +279,8 @@ class ManagerEngine(
         covers a packet's addresses, so the source must be one that the sender declares, or that it
         is known by here."""
         declared = received.message.need(ServingNve).nve
+        if received.peer.via:
+            return locators_behind(received)  # the source is the box's
         source = received.source.address
         known = [e.address for e in received.peer.endpoints]
         if source not in declared.locators and source not in known:
@@ -311,6 +322,7 @@ class ManagerEngine(
             at_home=at_home,
             home=nve if at_home else (old.home if old else None),
             takeovers=old.takeovers if old else [],
+            mappings=old.mappings if old and moved else mappings_told(message, self._boxes),
         )
         self.cache.put(binding)
         self.channel.withdraw_subject(received.peer, (binding.vm, "redirect"))

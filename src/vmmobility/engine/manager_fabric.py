@@ -162,6 +162,8 @@ class ManagerFabric(ManagerHolding):
             options.append(Route(_S.NONE))
         else:
             options += [Route(told.lead.state), *(InterfaceGroup(i) for i in entry.interfaces)]
+            binding = self.cache.bindings.get(entry.vm)
+            options += binding.mappings if binding else ()
             options.append(ServingNve(told.lead.serving))
             options += [PreviousNve(told.lead.previous)] if told.lead.previous else []
         self.channel.request(

@@ -90,6 +90,8 @@ class ReleaseRefused(CommandRefused):
 
 def nve_of_peer(peer: Peer) -> Nve:
     """An NVE's locators as configured at the manager (before it has attached anything)."""
+    if peer.via:
+        return Nve(peer.node_id)  # the addresses are the box's; it says its own
     return make_nve(peer.node_id, tuple(e.address for e in peer.endpoints))
 
 

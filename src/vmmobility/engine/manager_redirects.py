@@ -74,6 +74,7 @@ class ManagerRedirects:
                 [
                     VmId(binding.vm),
                     *(InterfaceGroup(i) for i in binding.interfaces),
+                    *binding.mappings,
                     ServingNve(binding.nve),
                     Epoch(binding.epoch),
                     *(PreviousNve(n) for n in others),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.fabric_record import RouterSite
+from vmmobility.engine.origin import Napts
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class ManagerSettings:
     routers: default and border routers; gate_s: how long a move waits for the fabric to lead to
     its destination, and gate_policy ("abort", "proceed") what then; max_host_routes: as many VM
     prefixes may a data centre's routers announce, 0 is any number.
-    shortest_ipv4, shortest_ipv6: length in bits of the shortest prefixes that a VM may have."""
+    shortest_ipv4, shortest_ipv6: length in bits of the shortest prefixes that a VM may have.
+    napts: NAPT boxes by name, and their public addresses."""
 
     node_id: str
     lifetime_s: float = 120.0
@@ -40,3 +42,4 @@ class ManagerSettings:
     shortest_ipv4: int = 16
     shortest_ipv6: int = 48
     retransmission: Retransmission = field(default_factory=Retransmission)
+    napts: Napts = ()

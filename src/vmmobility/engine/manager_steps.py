@@ -111,6 +111,9 @@ class ManagerSteps:
                     self._happen(move, Happening.REFUSED, now, "it names no endpoint")
                     return
                 move.endpoint = endpoint
+                told = reply.find(ServingNve)
+                if told is not None and told.nve.nve_id == move.destination.nve_id:
+                    move.destination = told.nve  # behind a box: only it knows its locators
                 sight = reply.find(Sight)
                 move.home = sight is not None and sight.covered
             elif move.state is MoveState.COPYING:
@@ -164,6 +167,7 @@ class ManagerSteps:
             move.epoch,
             Phase.PREPARED,
             *(InterfaceGroup(i) for i in binding.interfaces),
+            *binding.mappings,
             *(PreviousNve(n) for n in (binding.nve, *previous)),
             MobilityKind(binding.mobility),
             *definition_options(binding.definition),

@@ -52,6 +52,9 @@ class NaptState:
     ports:    public ports that lead to a private address and port
     pool:     public addresses of all else from inside (NAPT); () drops it
     detours:  addresses here whose mapping is kept elsewhere
+    pool_ports: the pool's first and last public port (RFC 4787, REQ-3)
+    publics:  public prefixes that are routed to this box; what comes to an address of theirs and
+              is led nowhere is dropped, else it would go back by the default route, and round
     """
 
     inside: tuple[IPv4Network, ...] = ()
@@ -60,6 +63,8 @@ class NaptState:
     ports: tuple[PortMapping, ...] = ()
     pool: tuple[IPv4Address, ...] = ()
     detours: tuple[Detour, ...] = field(default=())
+    pool_ports: tuple[int, int] = (1024, 65535)
+    publics: tuple[IPv4Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

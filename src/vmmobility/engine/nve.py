@@ -23,6 +23,7 @@ from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane, outside_of
 from vmmobility.engine.nve_host_reports import NveHostReports
 from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_transitions import OTHERWISE, TABLE, Otherwise, Trigger
+from vmmobility.engine.origin import Boxes, Napts
 from vmmobility.engine.outputs import (
     CommandDone,
     Endpoint,
@@ -79,8 +80,8 @@ class NveSettings:
     """lifetime_s: registration lifetime asked for; drain_s: silence after which a redirect that no
     covering prefix needs is given up; home_prefixes: what the fabric routes to this node; check_s:
     how often list, hypervisor and kernel are compared; redirect_alarm_s: age of a redirect at which
-    people are told; dc_prefixes: of all hosts in the data centres, VMs too; empty: not configured.
-    """
+    people are told; dc_prefixes: of all hosts in the data centres, VMs too; empty: not configured;
+    napts: NAPT boxes by name, and their public addresses."""
 
     own: Nve
     home_prefixes: tuple[Prefix, ...] = ()
@@ -91,6 +92,7 @@ class NveSettings:
     policy: RedirectPolicy = RedirectPolicy.AUTO
     dc_prefixes: tuple[Prefix, ...] = ()
     retransmission: Retransmission = field(default_factory=Retransmission)
+    napts: Napts = ()
 
 
 class NveEngine(NveHostReports):
@@ -109,7 +111,14 @@ class NveEngine(NveHostReports):
         peers = list(managers)
         self.manager = peers[0]
         self.channel = Channel(
-            settings.own.nve_id, boot, peers, RIGHTS, self.outbox, jitter, settings.retransmission
+            settings.own.nve_id,
+            boot,
+            peers,
+            RIGHTS,
+            self.outbox,
+            jitter,
+            settings.retransmission,
+            Boxes(dict(settings.napts)),
         )
         self.channel.restore(state)
         self.entries: BindingUpdateList = bul.load(state)

@@ -108,7 +108,8 @@ class NveMoves(NveRedirects, NveRestart):
             self._fail_request(entry, entry.came_from, Status.HYPERVISOR_FAILURE, error, now)
             return
         endpoint = Endpoint(ip_address(result["address"]), result["port"])
-        self._answer_waiting(entry, options=(endpoint, *self._home_options(entry)))
+        own = (ServingNve(self.settings.own),) if self.manager.via else ()
+        self._answer_waiting(entry, options=(endpoint, *own, *self._home_options(entry)))
 
     def _relay(self, entry: Entry, received: Received, now: float) -> None:
         """The fabric is about to lead the VM's packets here, while the source still serves it."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import IPv4Address
 from typing import Any, NamedTuple
 
 from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.engine.fabric_routes import VmRoutes
+from vmmobility.engine.napt_plane import Flow, NaptState
 from vmmobility.wire.values import Address, VmKey
 
 
@@ -55,6 +57,38 @@ class SetRoutes:
 
     state: VmRoutes
     tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetNapt:
+    """Make a NAPT box's kernel hold this; answer napt_applied(tag, failures)."""
+
+    state: NaptState
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFlows:
+    """Read the flows of a private address that are alive; answer flows_exported(number, flows,
+    error)."""
+
+    number: int
+    private: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class ImportFlows:
+    """Continue these flows of another box here; answer flows_imported(number, failures)."""
+
+    number: int
+    flows: tuple[Flow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropFlows:
+    """Forget the flows of a private address: another box has them, or its mapping is over."""
+
+    private: IPv4Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +177,10 @@ Output = (
     | Persist
     | SetDataPlane
     | SetRoutes
+    | SetNapt
+    | ExportFlows
+    | ImportFlows
+    | DropFlows
     | Explain
     | HypervisorOrder
     | CountTraffic

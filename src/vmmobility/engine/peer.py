@@ -30,10 +30,25 @@ class Assembly:
 
 
 @dataclass(slots=True)
+class OriginKeys:
+    """The end-to-end keys of a pair that a NAPT box is between.
+
+    boot: the highest under which the peer has sealed a message itself; 0: none on record
+    """
+
+    secrets: dict[int, bytes]
+    signing: int
+    boot: int = 0
+
+
+@dataclass(slots=True)
 class Peer:
     """A node that may speak to this one.
 
     signing: the key-ID that outgoing messages use
+    via:     the NAPT box that is between: `endpoints`, `secrets` and `window` are those of the hop
+             to it, and every datagram says for whom it is
+    origin:  what is shared with a peer behind a box itself; None where this node is the box
     window:  without a boot as long as nothing is known of the peer
     replies: (boot, sequence) of its requests -> the reply; None while it is being worked on
     """
@@ -47,6 +62,8 @@ class Peer:
     replies: OrderedDict[tuple[int, int], Message | None] = field(default_factory=OrderedDict)
     assemblies: OrderedDict[tuple[int, int, int], Assembly] = field(default_factory=OrderedDict)
     last_heard: float | None = None
+    via: str = ""
+    origin: OriginKeys | None = None
 
     def restore(self, mark: object) -> None:
         """Take the durable mark of an earlier start: boot and highest counter."""

@@ -25,6 +25,7 @@ from vmmobility.engine.binding_update_list import (
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.fabric_routes import RouteAction, VmRoutes
 from vmmobility.engine.fabric_routes import Sight as Seen
+from vmmobility.engine.origin import Boxes, Napts
 from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output, SetRoutes
 from vmmobility.engine.router_checks import RouterChecks
 from vmmobility.errors import DecodeError
@@ -40,11 +41,13 @@ RETRY_S = 5.0  # what the kernel refused is tried again after so long
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """report_s: how often the manager is told, unasked, of every VM that this router knows."""
+    """report_s: how often the manager is told, unasked, of every VM that this router knows;
+    napts: NAPT boxes by name, and their public addresses."""
 
     router_id: str
     report_s: float = 60.0
     retransmission: Retransmission = field(default_factory=Retransmission)
+    napts: Napts = ()
 
 
 @dataclass(slots=True)
@@ -98,7 +101,14 @@ class RouterEngine(RouterChecks):
         peers = list(managers)
         self.manager = peers[0]
         self.channel = Channel(
-            settings.router_id, boot, peers, RIGHTS, self.outbox, jitter, settings.retransmission
+            settings.router_id,
+            boot,
+            peers,
+            RIGHTS,
+            self.outbox,
+            jitter,
+            settings.retransmission,
+            Boxes(dict(settings.napts)),
         )
         self.channel.restore(state)
         self.channel.peer_lost_state = self._manager_lost_state

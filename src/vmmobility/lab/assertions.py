@@ -211,7 +211,7 @@ def _moves_done(run: LabRun, what: Assertion) -> str:
 
 def _sound(run: LabRun, what: Assertion) -> str:
     asker = run.asker(what.vm)
-    verdict = examine(asker, run.lab.addresses(what.vm)[0], None, None)
+    verdict = examine(asker, run.lab.known_as(what.vm)[0], None, None)
     return "" if verdict.sound else verdict.reason
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import ApiError, LabError
-from vmmobility.lab import workdir
+from vmmobility.lab import napt_daemons, workdir
 from vmmobility.lab.api_client import request
 from vmmobility.lab.fabric import MANAGER_TIMERS, NVE_TIMERS, Fabric, Node
 from vmmobility.lab.inside import python, python_environment
@@ -45,7 +45,8 @@ class Daemons:
         self.forked_ns: dict[str, int] = {}
         self.answered_ns: dict[str, int] = {}
         self.agents = tuple(node for node in fabric.of_kind("router") if node.role in _AGENTS)
-        self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve") + self.agents
+        self.boxes = tuple(Node(box.name, "napt") for box in napt_daemons.boxes_of(fabric))
+        self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve") + self.agents + self.boxes
 
     @property
     def manager(self) -> str:
@@ -90,14 +91,25 @@ class Daemons:
     def _toml(self, node: Node) -> str:
         if node.kind == "manager":
             return self._manager_toml()
+        if node.kind == "napt":
+            return self._box_toml(node)
         return self._nve_toml(node) if node.kind == "nve" else self._router_toml(node)
+
+    def _box_toml(self, node: Node) -> str:
+        box = self.fabric.box(node.name)
+        table = {
+            **self._node_table(node),
+            "addresses": napt_daemons.addresses(self.fabric, box),
+        }
+        return to_toml({"node": table, **napt_daemons.in_boxs_file(self.fabric, box)})
 
     def _make_keys(self) -> None:
         folder = self._folder / "keys"
         folder.mkdir(exist_ok=True)
-        for node in self.fabric.of_kind("nve") + self.agents:
-            command = python("vmmobility", "key", "new", f"{self.manager}:manager",
-                             f"{node.name}:{_role(node)}", "--dir", str(folder))  # fmt: skip
+        peers = self.fabric.of_kind("nve") + self.agents
+        pairs = [(f"{self.manager}:manager", f"{node.name}:{_role(node)}") for node in peers]
+        for one, other in pairs + napt_daemons.key_pairs(self.fabric):
+            command = python("vmmobility", "key", "new", one, other, "--dir", str(folder))
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, env=python_environment()
             )
@@ -132,7 +144,9 @@ class Daemons:
         peers += [self._router_peer(router) for router in self.agents]
         timers = {k: v for k, v in self.fabric.timers if k in MANAGER_TIMERS}
         manager = {"gate_policy": self.fabric.gate_policy}
-        return to_toml({"node": table, "manager": manager, "timers": timers, "peer": peers})
+        tables: dict[str, Any] = {"node": table, "manager": manager, "timers": timers}
+        told = napt_daemons.in_managers_file(self.fabric) if self.boxes else {"peer": peers}
+        return to_toml({**tables, **told})
 
     def _dc(self, node: Node) -> dict[str, str]:
         dc = self.fabric.dc_of(node.name) if self.agents else ""
@@ -172,9 +186,10 @@ class Daemons:
         manager = [{"id": self.manager, "addresses": self._addresses(self.manager)}]
         timers = {k: v for k, v in self.fabric.timers if k in NVE_TIMERS}
         hypervisor = {"accelerator": self.accelerator}
-        return to_toml(
-            {"node": table, "manager": manager, "timers": timers, "hypervisor": hypervisor}
-        )
+        told: dict[str, Any] = {"manager": manager}
+        if self.boxes:
+            told = napt_daemons.in_nves_file(self.fabric, node.name, self.manager)
+        return to_toml({"node": table, **told, "timers": timers, "hypervisor": hypervisor})
 
     @cached_property
     def accelerator(self) -> str:
@@ -186,11 +201,10 @@ class Daemons:
 
     def start(self, name: str) -> None:
         """Start one daemon; it is ready when its API answers (wait_ready)."""
-        node = self.fabric.node(name)
-        if node not in self.nodes:
-            raise LabError(
-                f"{name} is a {node.kind}: it runs no daemon", "name the manager or an NVE"
-            )
+        node = next((node for node in self.nodes if node.name == name), None)
+        if node is None:
+            kind = self.fabric.node(name).kind
+            raise LabError(f"{name} is a {kind}: it runs no daemon", "name the manager or an NVE")
         if self.running(name):
             raise LabError(f"{name} runs already", "kill it first, or use `restart`")
         home = self._folder / "nodes" / name
@@ -200,13 +214,17 @@ class Daemons:
         self.socket(name).unlink(missing_ok=True)
         config = str(home / "config.toml")
         command = python("vmmobility", node.kind, "run", "--config", config,
-                         namespace=self._spaces.name(name))  # fmt: skip
+                         namespace=self._spaces.name(self.place(name)))  # fmt: skip
         with (home / "stderr.txt").open("ab") as stderr:
             self._meant_to_end.discard(name)
             self.forked_ns[name] = time.time_ns()
             self.processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
                 start_new_session=True, env=environment)  # fmt: skip
+
+    def place(self, name: str) -> str:
+        """In whose namespace that daemon runs: a box's in its router's."""
+        return next((box.at for box in self.fabric.boxes if box.name == name), name)
 
     def wait_ready(self, name: str, within_s: float = START_S) -> None:
         """Wait until the daemon's API answers."""
@@ -233,11 +251,25 @@ class Daemons:
         return path.read_text(errors="replace")[-1500:].strip() if path.exists() else ""
 
     def start_all(self) -> None:
-        """Start every daemon and wait for all of them."""
-        for node in self.nodes:
+        """Start every daemon and wait for all of them; boxes are there before who needs them."""
+        for node in self.boxes:
             self.start(node.name)
+        for node in self.boxes:
+            self.wait_ready(node.name)
+        for node in self.nodes:
+            if node not in self.boxes:
+                self.start(node.name)
         for node in self.nodes:
             self.wait_ready(node.name)
+
+    def public(self, vm: str) -> str:
+        """The VM's public IPv4 address; "" in a fabric whose boxes map nothing."""
+        private = str(self.fabric.vm(vm).address(4))
+        for box in self.boxes:
+            for row in self.ask(box.name, "GET", "/v1/mappings"):
+                if row["private"] == private and row["public"]:
+                    return str(row["public"])
+        return ""
 
     def kill(self, names: Sequence[str], sign: signal.Signals) -> None:
         """Send a signal to these daemons alone (guests live on), then wait for their ends."""

@@ -21,6 +21,7 @@ from vmmobility.daemon.config import GATE_POLICIES, TUNNELS, ManagerTimers, NveT
 from vmmobility.errors import LabError
 from vmmobility.lab import fat_tree
 from vmmobility.lab.fabric_checks import check_fabric
+from vmmobility.lab.fabric_values import Box as Box
 from vmmobility.lab.fabric_values import End as End
 from vmmobility.lab.fabric_values import Fabric as Fabric
 from vmmobility.lab.fabric_values import IpInterface as IpInterface
@@ -28,7 +29,7 @@ from vmmobility.lab.fabric_values import Link as Link
 from vmmobility.lab.fabric_values import Node as Node
 from vmmobility.lab.fabric_values import Vm as Vm
 from vmmobility.lab.toml_table import Table, load, whole
-from vmmobility.wire.values import FAMILIES, Prefix
+from vmmobility.wire.values import FAMILIES, Address, Prefix
 
 NODE_KINDS = ("router", "nve", "manager", "correspondent", "collector")
 VM_KINDS = ("guest", "netns", "external")
@@ -38,6 +39,7 @@ COLLECTOR_SOFTWARE = ("gobgp",)
 ROLES = ("default", "border", "transit")
 MAX_ASN = 4294967294
 LEAST_MTU, MOST_MTU = 1280, 65535
+NAPT_POLICIES = ("keep", "hand-over")
 REDIRECTS = ("auto", "host-route", "tunnel")
 SETTINGS = {"tunnel": TUNNELS, "redirect": REDIRECTS}
 LAB_TIMERS = {"drain_s": 2.0, "step_s": 15.0}
@@ -125,8 +127,11 @@ def parse_fabric(
         tunnel = table.choice("tunnel", TUNNELS, "auto")
         nodes = tuple(_nodes(table))
         links = tuple(_links(table, nodes))
+        boxes = tuple(_boxes(table))
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
-    fabric = Fabric(name, description, mtu, nodes, links, vms, timers, igp, gate_policy, tunnel)
+    fabric = Fabric(
+        name, description, mtu, nodes, links, vms, timers, igp, gate_policy, tunnel, boxes
+    )
     check_fabric(fabric, where)
     if igp_given and not fabric.dynamic:
         raise LabError(f"{where}: `igp` without FRR", "add `frr = true` to every router")
@@ -182,6 +187,24 @@ def _asn(entry: Table) -> int:
     if not 0 <= asn <= MAX_ASN:
         raise LabError(f"{entry.where}: asn {asn}", "give an AS number such as 65001")
     return asn
+
+
+def _boxes(table: Table) -> Iterable[Box]:
+    for entry in table.tables("napt"):
+        publics = tuple(_network(p, entry) for p in entry.strings("publics"))
+        if not publics or any(p.version != 4 for p in publics):
+            raise LabError(f"{entry.where}: publics", "give IPv4 prefixes; IPv6 is not translated")
+        policy = entry.choice("policy", NAPT_POLICIES, NAPT_POLICIES[0])
+        yield Box(_name(entry), entry.take("at", str), publics, policy)
+
+
+def _public(entry: Table) -> Address | None:
+    if not entry.has("public"):
+        return None
+    address = _address(entry.take("public", str), entry).ip
+    if address.version != 4:
+        raise LabError(f"{entry.where}: public {address}", "give an IPv4 address")
+    return address
 
 
 def _link_entries(table: Table, nodes: Iterable[Node]) -> Iterable[Table]:
@@ -273,6 +296,7 @@ def _vms(table: Table, nodes: dict[str, Node]) -> Iterable[Vm]:
             entry.take("memory_mib", int, 128),
             entry.take("dirty_mibps", int, 0),
             entry.choice("redirect", REDIRECTS, "") if entry.has("redirect") else "",
+            _public(entry),
         )
 
 

@@ -13,7 +13,7 @@ from vmmobility.lab.fabric_values import Fabric, Link, Node
 def check_fabric(fabric: Fabric, where: str) -> None:
     """Raises LabError."""
     names = [node.name for node in fabric.nodes] + [vm.name for vm in fabric.vms]
-    names += [link.name for link in fabric.links]
+    names += [link.name for link in fabric.links] + [box.name for box in fabric.boxes]
     for name in names:
         if names.count(name) > 1:
             raise LabError(f"{where}: the name {name!r} is used twice", "rename one")
@@ -25,11 +25,13 @@ def check_fabric(fabric: Fabric, where: str) -> None:
         raise LabError(f"{where}: more than one manager", "leave one [[manager]]")
     _check_overlap(fabric, where)
     _check_routers(fabric, where)
+    _check_boxes(fabric, where)
 
 
 def _check_overlap(fabric: Fabric, where: str) -> None:
     prefixes = [p for link in fabric.links for p in link.prefixes]
     prefixes += [p for node in fabric.nodes for p in node.home_prefixes]
+    prefixes += [p for box in fabric.boxes for p in box.publics]
     for index, one in enumerate(prefixes):
         for other in prefixes[index + 1 :]:
             if one.version == other.version and one.overlaps(other):
@@ -69,6 +71,19 @@ def _check_routers(fabric: Fabric, where: str) -> None:
         if fabric.igp == "isis" and len(borders) > 1:
             raise LabError(f"{where}: {dc} has border routers {', '.join(borders)}",
                            "with IS-IS, whose tags do not match, leave one")  # fmt: skip
+
+
+def _check_boxes(fabric: Fabric, where: str) -> None:
+    routers = {node.name for node in fabric.of_kind("router")}
+    for box in fabric.boxes:
+        if box.at not in routers:
+            raise LabError(f"{where}: {box.name} is at {box.at!r}", "`at` names a router")
+    for vm in fabric.vms:
+        if vm.public is not None and not any(
+            vm.public in prefix for box in fabric.boxes for prefix in box.publics
+        ):
+            raise LabError(f"{where}: {vm.name}'s public {vm.public} leads to no box",
+                           "choose one in the publics of a [[napt]]")  # fmt: skip
 
 
 def _check_router(node: Node, where: str) -> None:

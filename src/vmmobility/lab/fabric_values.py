@@ -68,9 +68,23 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """A NAPT box in the namespace of the router `at`, and the public prefixes that lead to it.
+
+    policy: its daemon's, of mappings whose VM is behind another box: keep or hand-over
+    """
+
+    name: str
+    at: str
+    publics: tuple[Prefix, ...]
+    policy: str = "keep"
+
+
+@dataclass(frozen=True, slots=True)
 class Vm:
     """A virtual machine: a QEMU guest or a namespace that stands in for one.
 
+    public: its static public IPv4 address at a NAPT box, to those outside
     kind: "guest", "netns", or "external": a QEMU guest that only by-hand steps start and move
     redirect: how NVEs that it has left lead its packets on; "": as each of them is set
     """
@@ -85,6 +99,7 @@ class Vm:
     memory_mib: int = 128
     dirty_mibps: int = 0
     redirect: str = ""
+    public: Address | None = None
 
     def address(self, version: int) -> Address:
         """The VM's address of IP version 4 or 6."""
@@ -108,6 +123,7 @@ class Fabric:
     igp: str = "ospf"
     gate_policy: str = "abort"
     tunnel: str = "auto"
+    boxes: tuple[Box, ...] = ()
 
     @property
     def dynamic(self) -> bool:
@@ -129,6 +145,15 @@ class Fabric:
     def mtu_at(self, node: str) -> int:
         """The MTU of the node's first link."""
         return next(link.mtu or self.mtu for link in self.links if link.end(node) is not None)
+
+    def box(self, name: str) -> Box:
+        """The NAPT box of that name."""
+        return next(box for box in self.boxes if box.name == name)
+
+    def end_towards(self, node: str, peer: str) -> End:
+        """A node's end of the first link that it shares with a peer."""
+        shared = (link for link in self.links if link.end(peer) is not None)
+        return next(end for link in shared if (end := link.end(node)) is not None)
 
     def first_end(self, node: str) -> End:
         """The node's end of its first link: there its own address (an NVE's locator) lies."""

@@ -108,7 +108,7 @@ class LabRun:
         if not pairs:
             return
         spaces = {p.correspondent: self.lab.spaces.name(p.correspondent) for p in pairs}
-        self.probes.start(pairs, spaces, {p.vm: self.lab.addresses(p.vm) for p in pairs})
+        self.probes.start(pairs, spaces, {p.vm: self.lab.known_as(p.vm) for p in pairs})
         if self.scenario.packet_sizes:
             self._try_sizes(pairs)
         self.lab.say(f"{len(spaces)} correspondents talk to {len({p.vm for p in pairs})} VM(s), "
@@ -221,7 +221,7 @@ class LabRun:
         if vm.kind == "guest":
             place = record.target if record.ok else record.source
             cpu = qemu_cpu(self.lab.spaces.name(place))
-        address = self.lab.addresses(record.vm)[0]
+        address = self.lab.known_as(record.vm)[0]
         before = self.cpu_before.get(record.vm)
         record.soundness = examine(self.asker(record.vm), address, cpu, before)
         if not record.soundness.sound:

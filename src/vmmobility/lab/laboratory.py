@@ -196,9 +196,15 @@ class Laboratory:
         }
 
     def addresses(self, vm: str) -> list[str]:
-        """The VM's addresses, IPv4 first."""
+        """The VM's own addresses, IPv4 first."""
         found = sorted(self.fabric.vm(vm).addresses, key=lambda a: a.version)
         return [str(address.ip) for address in found]
+
+    def known_as(self, vm: str) -> list[str]:
+        """The VM's addresses as correspondents know it: behind a NAPT box, its public IPv4 one."""
+        ipv4, *others = self.addresses(vm)
+        public = self.daemons.public(vm) if self.daemons.boxes else ""
+        return [public or ipv4, *others]
 
     def detach(self) -> None:
         """Let the lab live on without this process."""

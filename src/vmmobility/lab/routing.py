@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from vmmobility.lab.fabric_values import Fabric, Link
+from vmmobility.lab.napt_daemons import hidden
 from vmmobility.wire.values import Address, Prefix
 
 
@@ -30,7 +31,28 @@ _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 def kernel_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
     """What the lab puts into every node's kernel."""
-    return default_routes(fabric) if fabric.dynamic else static_routes(fabric)
+    if not fabric.dynamic:
+        return static_routes(fabric)
+    routes = default_routes(fabric)
+    for node, more in public_routes(fabric).items():
+        routes[node] = (*routes.get(node, ()), *more)
+    return routes
+
+
+def public_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
+    """Public prefixes lead to their boxes, at routers outside (without a dc) that boxes are on."""
+    routes: dict[str, list[Route]] = {}
+    for box in fabric.boxes:
+        for link in fabric.links:
+            there = link.end(box.at)
+            for router in fabric.of_kind("router"):
+                here = link.end(router.name)
+                if there is None or here is None or router.dc or router.name == box.at:
+                    continue
+                routes.setdefault(router.name, []).extend(
+                    Route(prefix, there.address(4), here.interface) for prefix in box.publics
+                )
+    return {node: tuple(found) for node, found in routes.items()}
 
 
 def default_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
@@ -58,13 +80,17 @@ def static_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
         (link.prefixes, [end.node for end in link.ends]) for link in fabric.links
     ]
     goals += [(node.home_prefixes, [node.name]) for node in fabric.nodes if node.home_prefixes]
+    goals += [(box.publics, [box.at]) for box in fabric.boxes]
+    unknown = {node.name: hidden(fabric, node.name) for node in fabric.nodes}
     for prefixes, goal in goals:
         for node, (link, neighbour) in _steps_towards(fabric, goal, routers).items():
             here, there = link.end(node), link.end(neighbour)
             assert here is not None
             assert there is not None
             routes[node] += [
-                Route(prefix, there.address(prefix.version), here.interface) for prefix in prefixes
+                Route(prefix, there.address(prefix.version), here.interface)
+                for prefix in prefixes
+                if prefix not in unknown[node]
             ]
     return {node: tuple(found) for node, found in routes.items()}
 

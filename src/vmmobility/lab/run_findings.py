@@ -48,7 +48,9 @@ def restart_reports(run: LabRun) -> list[RestartReport]:
 
 
 def _restart(run: LabRun, restart: Restart, messages: list[Captured]) -> RestartReport:
-    own = {str(a.ip) for a in run.lab.fabric.first_end(restart.node).addresses}
+    own = {
+        str(a.ip) for a in run.lab.fabric.first_end(run.lab.daemons.place(restart.node)).addresses
+    }
     ends = [r.forked_ns for r in run.marks.restarts
             if r.node == restart.node and r.forked_ns > restart.forked_ns]  # fmt: skip
     window = Window(restart.forked_ns, min(ends, default=run.ended_ns))

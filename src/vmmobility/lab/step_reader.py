@@ -15,6 +15,7 @@ from vmmobility.errors import LabError
 from vmmobility.lab.fabric import Fabric, Link
 from vmmobility.lab.faults import find_link
 from vmmobility.lab.frr_plans import router_plans
+from vmmobility.lab.napt_daemons import boxes_of
 from vmmobility.lab.step_types import (
     Assertion,
     Carrier,
@@ -289,7 +290,8 @@ def _daemons(entry: Table, fabric: Fabric) -> tuple[str, ...]:
 
 def _all_daemons(fabric: Fabric) -> list[str]:
     agents = [n for n in fabric.of_kind("router") if n.role != "transit"]
-    return [n.name for n in (*fabric.of_kind("manager"), *fabric.of_kind("nve"), *agents)]
+    nodes = (*fabric.of_kind("manager"), *fabric.of_kind("nve"), *agents)
+    return [n.name for n in nodes] + [box.name for box in boxes_of(fabric)]
 
 
 def _one_of(entry: Table, key: str, value: str, known: list[str]) -> str:

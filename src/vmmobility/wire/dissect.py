@@ -20,13 +20,16 @@ from vmmobility.wire.options import (
     Definition,
     Endpoint,
     Epoch,
+    FlowOption,
     Guest,
     InterfaceGroup,
     KnownBoot,
+    Mapping,
     Measurements,
     MobilityKind,
     Nonce,
     Option,
+    OriginAuthentication,
     PhaseOption,
     PreviousNve,
     Reason,
@@ -36,6 +39,7 @@ from vmmobility.wire.options import (
     Supported,
     Ticket,
     Timestamp,
+    Translation,
     UnknownOption,
     VmId,
 )
@@ -119,6 +123,26 @@ def _interface(entry: Readable) -> Interface:
     return Interface(mac, tuple(ip_network(p) for p in entry["prefixes"]))
 
 
+def _end(entry: list[Any]) -> tuple[IPv4Address, int]:
+    return IPv4Address(entry[0]), int(entry[1])
+
+
+def _flow(entry: Readable) -> FlowOption:
+    return FlowOption(
+        entry["protocol"],
+        bool(entry["outgoing"]),
+        _end(entry["private"]),
+        _end(entry["public"]),
+        _end(entry["remote"]),
+        entry["timeout_s"],
+        entry["tcp_state"],
+    )
+
+
+def _mapped(entry: Readable, first: str, second: str) -> tuple[str, IPv4Address, IPv4Address]:
+    return entry["box"], IPv4Address(entry[first]), IPv4Address(entry[second])
+
+
 _READERS: dict[type, Callable[[Readable], Option]] = {
     VmId: lambda e: VmId(VmKey(e["vni"], e["vm_id"])),
     InterfaceGroup: lambda e: InterfaceGroup(_interface(e)),
@@ -140,6 +164,12 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     Guest: lambda e: Guest(GuestLife[e["life"]]),
     Route: lambda e: Route(RouteState[e["state"]]),
     Sight: lambda e: Sight(bool(e["direct"]), bool(e["covered"])),
+    OriginAuthentication: lambda e: OriginAuthentication(
+        e["key_id"], int(e["boot"]), bytes.fromhex(e["digest"])
+    ),
+    Translation: lambda e: Translation(*_mapped(e, "original", "substitute")),
+    Mapping: lambda e: Mapping(*_mapped(e, "private", "public")),
+    FlowOption: _flow,
 }
 _BY_NAME = {BY_CLASS[option].name: reader for option, reader in _READERS.items()}
 

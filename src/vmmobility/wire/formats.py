@@ -74,6 +74,21 @@ def take_name(cursor: Cursor) -> str:
     return _decoded_name(cursor.rest())
 
 
+def node_name(value: str) -> bytes:
+    """A node's name among other values: its length (1 octet) before it."""
+    identity = name(value, MAX_NODE_NAME)
+    return bytes([len(identity)]) + identity
+
+
+def take_node_name(cursor: Cursor) -> str:
+    return _decoded_name(cursor.take(cursor.uint(1)), MAX_NODE_NAME)
+
+
+def take_ipv4(cursor: Cursor) -> IPv4Address:
+    """Four octets without a family."""
+    return IPv4Address(cursor.take(4))
+
+
 def address(value: Address) -> bytes:
     return bytes([value.version]) + value.packed
 
@@ -124,16 +139,11 @@ def take_interface(cursor: Cursor) -> Interface:
 
 
 def nve(value: Nve) -> bytes:
-    identity = name(value.nve_id, MAX_NODE_NAME)
-    return (
-        bytes([len(identity)])
-        + identity
-        + b"".join(address(check_locator(a)) for a in value.locators)
-    )
+    return node_name(value.nve_id) + b"".join(address(check_locator(a)) for a in value.locators)
 
 
 def take_nve(cursor: Cursor) -> Nve:
-    identity = _decoded_name(cursor.take(cursor.uint(1)), MAX_NODE_NAME)
+    identity = take_node_name(cursor)
     found: dict[int, Address] = {}
     while cursor.left:
         family = cursor.uint(1)

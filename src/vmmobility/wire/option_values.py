@@ -7,6 +7,7 @@ Rests on values and registry.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
@@ -163,6 +164,47 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
+class OriginAuthentication:
+    """The originator's seal for the receiver itself, over the message as it was before any box
+    (Section 9); `boot` is the originator's towards its own neighbour."""
+
+    key_id: int
+    boot: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What a NAPT box has put in the place of an IPv4 address, everywhere in this message."""
+
+    box: str
+    original: IPv4Address
+    substitute: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """The VM's public address, and the private one to which this box has mapped it."""
+
+    box: str
+    private: IPv4Address
+    public: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class FlowOption:
+    """HANDOVER: one translated flow that is alive (engine/napt_plane.Flow; seconds)."""
+
+    protocol: int
+    outgoing: bool
+    private: tuple[IPv4Address, int]
+    public: tuple[IPv4Address, int]
+    remote: tuple[IPv4Address, int]
+    timeout_s: int
+    tcp_state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option of a type that this node does not know, kept as it came."""
 
@@ -191,5 +233,9 @@ Option = (
     | Guest
     | Route
     | Sight
+    | OriginAuthentication
+    | Translation
+    | Mapping
+    | FlowOption
     | UnknownOption
 )

@@ -29,13 +29,16 @@ from vmmobility.wire.option_values import (
     Definition,
     Endpoint,
     Epoch,
+    FlowOption,
     Guest,
     InterfaceGroup,
     KnownBoot,
+    Mapping,
     Measurements,
     MobilityKind,
     Nonce,
     Option,
+    OriginAuthentication,
     PhaseOption,
     PreviousNve,
     Reason,
@@ -45,6 +48,7 @@ from vmmobility.wire.option_values import (
     Supported,
     Ticket,
     Timestamp,
+    Translation,
     UnknownOption,
     VmId,
 )
@@ -58,18 +62,22 @@ __all__ = [
     "MUST_UNDERSTAND",
     "OPTIONS",
     "OPTION_HEADER",
+    "RECEIVER_TYPE",
     "AttachId",
     "Declaration",
     "Definition",
     "Endpoint",
     "Epoch",
+    "FlowOption",
     "Guest",
     "InterfaceGroup",
     "KnownBoot",
+    "Mapping",
     "Measurements",
     "MobilityKind",
     "Nonce",
     "Option",
+    "OriginAuthentication",
     "PhaseOption",
     "PreviousNve",
     "Reason",
@@ -79,6 +87,7 @@ __all__ = [
     "Supported",
     "Ticket",
     "Timestamp",
+    "Translation",
     "UnknownOption",
     "UnsupportedOption",
     "VmId",
@@ -91,6 +100,8 @@ __all__ = [
 MUST_UNDERSTAND = 0x8000
 OPTION_HEADER = 4
 AUTHENTICATION_TYPE = 14
+RECEIVER_TYPE = 22
+TRAILERS = {AUTHENTICATION_TYPE: "Authentication", RECEIVER_TYPE: "Receiver"}  # at the end alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +147,19 @@ def _endpoint(cursor: Cursor) -> Endpoint:
     if not port:
         raise DecodeError("bad-value", "an endpoint's port is zero")
     return Endpoint(formats.take_locator(cursor, cursor.uint(1)), port)
+
+
+def _take_flow(cursor: Cursor) -> FlowOption:
+    protocol, outgoing = cursor.uint(1), cursor.uint(1)
+    if outgoing > 1:
+        raise DecodeError("bad-value", f"a flow's direction is 0 or 1, not {outgoing}")
+    ends = [(formats.take_ipv4(cursor), cursor.uint(2)) for _ in range(3)]
+    timeout_s, state = cursor.uint(4), cursor.rest()
+    if state and not (state.isascii() and state.replace(b"_", b"A").isalnum()):
+        raise DecodeError("bad-value", "a flow's TCP state is letters, digits and '_'")
+    return FlowOption(
+        protocol, bool(outgoing), ends[0], ends[1], ends[2], timeout_s, state.decode("ascii")
+    )
 
 
 OPTIONS: tuple[Declaration, ...] = (
@@ -239,6 +263,31 @@ OPTIONS: tuple[Declaration, ...] = (
         lambda o: bytes([o.direct | o.covered << 1]),
         _sight,
     ),
+    Declaration(
+        23, "Origin Authentication", True, False, (44, 44), OriginAuthentication,
+        lambda o: o.key_id.to_bytes(4, "big") + o.boot.to_bytes(8, "big") + o.digest,
+        lambda c: OriginAuthentication(c.uint(4), c.uint(8), c.take(32)),
+    ),
+    Declaration(
+        24, "Translation", False, True, (10, 41), Translation,
+        lambda o: formats.node_name(o.box) + o.original.packed + o.substitute.packed,
+        lambda c: Translation(
+            formats.take_node_name(c), formats.take_ipv4(c), formats.take_ipv4(c)
+        ),
+    ),
+    Declaration(
+        25, "Mapping", False, True, (10, 41), Mapping,
+        lambda o: formats.node_name(o.box) + o.private.packed + o.public.packed,
+        lambda c: Mapping(formats.take_node_name(c), formats.take_ipv4(c), formats.take_ipv4(c)),
+    ),
+    Declaration(
+        26, "Flow", True, True, (24, 56), FlowOption,
+        lambda o: bytes([o.protocol, o.outgoing])
+        + b"".join(a.packed + p.to_bytes(2, "big") for a, p in (o.private, o.public, o.remote))
+        + o.timeout_s.to_bytes(4, "big")
+        + o.tcp_state.encode("ascii"),
+        _take_flow,
+    ),
 )  # fmt: skip
 
 BY_TYPE = {d.number: d for d in OPTIONS}
@@ -273,7 +322,7 @@ def encode_option(option: Option) -> bytes:
 def is_unknown(wire_type: int) -> bool:
     """Whether a type, with or without the U bit, is none that this node knows."""
     number = wire_type & ~MUST_UNDERSTAND
-    return 0 <= wire_type <= 0xFFFF and number not in BY_TYPE and number != AUTHENTICATION_TYPE
+    return 0 <= wire_type <= 0xFFFF and number not in BY_TYPE and number not in TRAILERS
 
 
 def check_repeats(options: Iterable[Option]) -> None:
@@ -298,8 +347,8 @@ def decode_options(cursor: Cursor) -> tuple[Option, ...]:
         wire_type = cursor.uint(2)
         data = cursor.take(cursor.uint(2))
         number = wire_type & ~MUST_UNDERSTAND
-        if number == AUTHENTICATION_TYPE:
-            raise DecodeError("repeated-option", "Authentication stands before the end")
+        if number in TRAILERS:
+            raise DecodeError("repeated-option", f"{TRAILERS[number]} stands before the end")
         declaration = BY_TYPE.get(number)
         if declaration is None:
             if wire_type & MUST_UNDERSTAND:

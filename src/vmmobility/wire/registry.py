@@ -36,6 +36,8 @@ class Purpose(IntEnum):
     CHECK = 8  # where do you stand with this VM, now?
     ROUTE = 9  # router: lead this VM's packets thus (the Route option), and say how the fabric does
     SIGHT = 10  # a router says, unasked, how the fabric leads a VM's packets there now
+    HOLD = 11  # NAPT box: a VM whose mapping is yours is behind me now: keep the mapping
+    HANDOVER = 12  # NAPT box: this VM's mapping, and its flows, are yours from now on
 
 
 class Phase(IntEnum):
@@ -147,4 +149,10 @@ DROP_REASONS: dict[str, str] = {
     "wrong-role": "the sender's role may not ask for that purpose here",
     "repeated-request": "a request seen before; its reply, if there is one yet, is sent again",
     "unexpected-reply": "a reply that no outstanding request of that peer waits for",
+    "wrong-receiver": "it is for another node, or says not for whom where a NAPT box is between",
+    "bad-origin": "its originator's digest is missing or wrong, its translations undone",
+    "old-origin": "its originator's boot is below the one on record",
+    "bad-translation": "a translation that its box may not make, or that cannot be undone",
+    "no-path": "NAPT box: none of its two sides leads from that sender to that receiver",
+    "no-mapping": "NAPT box: no public address for a private one in a reply",
 }

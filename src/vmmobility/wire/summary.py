@@ -20,6 +20,7 @@ from vmmobility.wire.options import (
     ServingNve,
     Sight,
     Ticket,
+    Translation,
     VmId,
 )
 from vmmobility.wire.registry import Kind
@@ -66,6 +67,8 @@ def _word(option: Option, full: bool) -> str:
             return state.name
         case Sight(direct, covered):
             return "direct" * direct + " covered" * covered if direct or covered else "indirect"
+        case Translation(box, original, substitute):
+            return f"{box} {original}>{substitute}"
         case Reason(text) if full:
             return f"({text})"
         case _:

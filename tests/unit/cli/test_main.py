@@ -45,7 +45,7 @@ def test_version_and_help(vmmob: Vmmob):
         ["nve", "expect"],
         ["move", "v", "n", "--timeout", "0"],
         ["nve", "run"],
-        ["config", "init", "napt"],
+        ["config", "init", "switch"],
     ],
 )
 def test_wrong_usage_is_2(vmmob: Vmmob, arguments: list[str]):

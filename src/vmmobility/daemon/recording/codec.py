@@ -30,6 +30,7 @@ from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.fabric_routes import RouteAction, Sight, VmRoutes
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_settings import ManagerSettings
+from vmmobility.engine.napt_plane import Detour, Flow, NaptState, PortMapping, StaticMapping
 from vmmobility.engine.nve import NveSettings
 from vmmobility.engine.outputs import Endpoint, Order, Output, Send
 from vmmobility.engine.router import RouterSettings
@@ -45,6 +46,11 @@ CLASSES: dict[str, type] = {
         VmRoutes,
         Sight,
         RouterSite,
+        NaptState,
+        StaticMapping,
+        PortMapping,
+        Detour,
+        Flow,
         Traffic,
         Retransmission,
         ManagerSettings,

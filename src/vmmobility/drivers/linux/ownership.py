@@ -56,6 +56,17 @@ ACCEPTED_MARK = 0x766D0077
 UNACCEPTED_RULE_PRIORITY = 78
 """Priority of the rule: what comes in by a kernel tunnel without the mark goes nowhere."""
 
+NAPT_PROTOCOL = 78
+"""Protocol of a NAPT box's rules and routes: its own, for an NVE or a router may share its kernel,
+and each of those takes every rule of protocol 77 for its own."""
+
+NAPT_RULE_PRIORITY = 79
+"""Priority of the rules that detour an address whose mapping is kept at another box.  Their table
+is that box's IPv4 address as a number: no record is needed to know whose it is."""
+
+NAPT_TABLE = "vmmob_napt"
+"""Name of a NAPT box's nftables table, family ip."""
+
 DEFAULT_GATEWAY_MAC = bytes.fromhex("02766d6d0001")
 """The taps' MAC, the same at every NVE, so that a moved guest's neighbour caches stay true."""
 

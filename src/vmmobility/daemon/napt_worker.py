@@ -1,0 +1,109 @@
+"""The NAPT box's worker: its engine's orders to the kernel, one after the other, in their order.
+
+Not here: what the state should be (engine/napt.py), how it is made (drivers/napt_plane.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Address
+
+from vmmobility.drivers.dataplane import Drift
+from vmmobility.drivers.napt_plane import NaptFailure, NaptPlane
+from vmmobility.engine.napt_plane import Flow
+from vmmobility.engine.outputs import DropFlows, ExportFlows, ImportFlows, SetNapt
+from vmmobility.errors import DataPlaneError
+
+Order = SetNapt | ExportFlows | ImportFlows | DropFlows
+
+
+class NaptWorker:
+    """One task in front of the driver.
+
+    applied(tag, failures), exported(number, flows, error), imported(number, failures): the answers
+    drifted(drift): found by a comparison; trouble(reason): it could not be made
+    check_s: how often kernel and record are compared
+    """
+
+    def __init__(
+        self,
+        plane: NaptPlane,
+        applied: Callable[[int, Sequence[str]], None],
+        exported: Callable[[int, Sequence[Flow], str], None],
+        imported: Callable[[int, Sequence[str]], None],
+        drifted: Callable[[Drift], None],
+        trouble: Callable[[str], None],
+        check_s: float,
+    ) -> None:
+        self._plane = plane
+        self._applied = applied
+        self._exported = exported
+        self._imported = imported
+        self._drifted = drifted
+        self._trouble = trouble
+        self._check_s = check_s
+        self._orders: deque[Order] = deque()
+        self._wake = asyncio.Event()
+
+    def give(self, order: Order) -> None:
+        """What waits is done in the order given; of two states that follow each other the last."""
+        if self._orders and isinstance(order, SetNapt) and isinstance(self._orders[-1], SetNapt):
+            self._orders.pop()
+        self._orders.append(order)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        audit_at = loop.time() + self._check_s
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(audit_at):
+                    await self._wake.wait()
+            self._wake.clear()
+            while self._orders:
+                await self._carry_out(self._orders.popleft())
+            if loop.time() >= audit_at:
+                await self.audit()
+                audit_at = loop.time() + self._check_s
+
+    async def _carry_out(self, order: Order) -> None:
+        match order:
+            case SetNapt(state, tag):
+                self._applied(tag, await self._tried(self._plane.apply(state)))
+            case ImportFlows(number, flows):
+                self._imported(number, await self._tried(self._plane.import_flows(flows)))
+            case DropFlows(private):
+                with contextlib.suppress(DataPlaneError, OSError):
+                    await self._plane.drop_flows(private)
+            case ExportFlows(number, private):
+                await self._export(number, private)
+
+    async def _export(self, number: int, private: IPv4Address) -> None:
+        try:
+            flows = await self._plane.export_flows(private)
+        except (DataPlaneError, OSError) as error:
+            self._exported(number, (), str(error))
+        else:
+            self._exported(number, flows, "")
+
+    @staticmethod
+    async def _tried(work: Awaitable[Sequence[NaptFailure]]) -> list[str]:
+        try:
+            return [str(failure) for failure in await work]
+        except (DataPlaneError, OSError) as error:
+            return [str(error)]
+
+    async def audit(self) -> list[Drift]:
+        """Compare the kernel with what was asked, repair it, and tell what differed."""
+        try:
+            found = list(await self._plane.audit())
+        except (DataPlaneError, OSError) as error:
+            self._trouble(f"the kernel cannot be compared: {error}")
+            return []
+        for drift in found:
+            self._drifted(drift)
+        return found

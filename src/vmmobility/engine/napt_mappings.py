@@ -1,0 +1,335 @@
+"""A NAPT box's mappings: whose private address is which public one, durable before it is used.
+
+An NVE's locator and a VM's address each have a whole public address (basic NAT, RFC 3022, 2.1):
+tunnels have no ports.  A mapping that has ended keeps its public address through a quarantine, and
+lives again if its VM is heard of in that time.
+Not here: messages (napt_translate.py), other boxes (napt_boxes.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from vmmobility.engine.napt_plane import Detour, NaptState, StaticMapping
+from vmmobility.engine.napt_settings import NaptSettings
+from vmmobility.engine.outputs import Event, Outbox
+from vmmobility.wire.registry import Status
+from vmmobility.wire.values import VmKey
+
+
+class NaptRefused(Exception):
+    """A message that cannot be sent on; its sender is told why."""
+
+    def __init__(self, status: Status, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+@dataclass(slots=True)
+class LocatorMapping:
+    """One NVE's locator."""
+
+    nve_id: str
+    private: IPv4Address
+    public: IPv4Address
+
+
+@dataclass(slots=True)
+class VmMapping:
+    """One address of a VM.
+
+    owner:  the box in whose pool the public address is
+    ours:   this box translates it (the owner, or a box that it was handed over to)
+    here:   the VM is served behind this box
+    holder: at the owner: the other box behind which the VM is, "" for none
+    epoch:  the highest that came with what is known of it
+    moving: a move of the VM is under way
+    ended:  it is over; at its owner, its public address waits
+    due:    it ends then, or its wait does (monotonic seconds, not durable)
+    lingers: it was handed over, and is translated here, too, until then; 0: not so (not durable)
+    """
+
+    vm: VmKey
+    private: IPv4Address
+    public: IPv4Address
+    owner: str
+    ours: bool
+    here: bool = False
+    holder: str = ""
+    epoch: int = 0
+    moving: bool = False
+    ended: bool = False
+    due: float = 0.0
+    lingers: float = 0.0
+
+    @property
+    def standing(self) -> str:
+        """How it stands, in a word, for people."""
+        if self.ended:
+            return "ended"
+        if self.ours:
+            return "translated"
+        return "detour" if self.here else "elsewhere"
+
+    @property
+    def key(self) -> str:
+        return f"map/{self.vm.vni}/{self.vm.vm_id}/{self.private}"
+
+
+class Mappings:
+    """All of one box.  version: rises with every change of what the data plane should hold."""
+
+    def __init__(
+        self, settings: NaptSettings, state: Mapping[str, Any], outbox: Outbox, now: float
+    ) -> None:
+        self.settings = settings
+        self.locators: dict[str, LocatorMapping] = {}
+        self.vms: dict[tuple[VmKey, IPv4Address], VmMapping] = {}
+        self.version = 0
+        self._outbox = outbox
+        for key, value in state.items():
+            kind, _, rest = key.partition("/")
+            if kind == "locator":
+                self.locators[rest] = LocatorMapping(
+                    rest, IPv4Address(value["private"]), IPv4Address(value["public"])
+                )
+            elif kind == "map":
+                found = _from_json(rest, value)
+                wait = settings.quarantine_s if found.ended else settings.mapping_s
+                found.due = now + wait  # a restart grants the whole time anew
+                self.vms[found.vm, found.private] = found
+
+    # ---- looking up ----------------------------------------------------------------------------
+
+    def of_vm(self, vm: VmKey) -> list[VmMapping]:
+        return [m for m in self.vms.values() if m.vm == vm]
+
+    def by_public(self, public: IPv4Address) -> VmMapping | None:
+        return next((m for m in self.vms.values() if m.public == public and not m.ended), None)
+
+    def user_of(self, private: IPv4Address) -> str:
+        """What has the private address here, in words; "" if nothing that is known."""
+        for mapping in self.vms.values():
+            if mapping.private == private and not mapping.ended:
+                return f"VM {mapping.vm}"
+        for locator in self.locators.values():
+            if locator.private == private:
+                return f"NVE {locator.nve_id}"
+        return ""
+
+    def is_inside(self, address: IPv4Address) -> bool:
+        return any(address in network for network in self.settings.inside)
+
+    def in_pool(self, address: IPv4Address) -> bool:
+        return any(address in network for network in self.settings.pool)
+
+    # ---- making and ending ---------------------------------------------------------------------
+
+    def locator(self, nve_id: str, private: IPv4Address) -> IPv4Address:
+        """The public address of an NVE's locator, made if need be.  Raises NaptRefused."""
+        known = self.locators.get(nve_id)
+        if known is not None and known.private == private:
+            return known.public
+        user = self.user_of(private)
+        if user:
+            raise NaptRefused(
+                Status.ADDRESS_IN_USE,
+                f"{self.settings.box_id}: {private} of NVE {nve_id} is {user}'s",
+            )
+        public = known.public if known else self._free(f"NVE {nve_id}")
+        self.locators[nve_id] = LocatorMapping(nve_id, private, public)
+        value = {"private": str(private), "public": str(public)}
+        self._outbox.record(f"locator/{nve_id}", value)
+        self._changed("mapping.made", nve=nve_id, private=str(private), public=str(public))
+        return public
+
+    def address(self, vm: VmKey, private: IPv4Address, now: float) -> VmMapping:
+        """The mapping of a VM's address, made or brought back to life.  Raises NaptRefused."""
+        known = self.vms.get((vm, private))
+        if known is not None and not known.ended:
+            return known
+        user = self.user_of(private)
+        if user:
+            raise NaptRefused(
+                Status.ADDRESS_IN_USE, f"{self.settings.box_id}: {private} of VM {vm} is {user}'s"
+            )
+        if known is not None:
+            known.ended = False
+            self.touch(known, now)
+            self.save(known)
+            self._changed("mapping.revived", **words(known))
+            return known
+        made = VmMapping(vm, private, self._free(f"VM {vm}"), self.settings.box_id, ours=True)
+        return self.add(made, now)
+
+    def add(self, mapping: VmMapping, now: float) -> VmMapping:
+        self.vms[mapping.vm, mapping.private] = mapping
+        self.touch(mapping, now)
+        self.save(mapping)
+        self._changed("mapping.made", **words(mapping))
+        return mapping
+
+    def touch(self, mapping: VmMapping, now: float, seconds: float = 0.0) -> None:
+        """Something was heard of it: it lives on."""
+        mapping.due = max(mapping.due, now + max(self.settings.mapping_s, seconds))
+
+    def note(self, mapping: VmMapping, **values: Any) -> None:
+        """Change and save it, if anything differs."""
+        if any(getattr(mapping, name) != value for name, value in values.items()):
+            for name, value in values.items():
+                setattr(mapping, name, value)
+            self.save(mapping)
+            self._changed("mapping.changed", **words(mapping))
+
+    def end(self, mapping: VmMapping, why: str, now: float) -> None:
+        """It is over: its owner keeps the address in quarantine, others forget it."""
+        mapping.ended, mapping.lingers = True, 0.0
+        if mapping.owner == self.settings.box_id:
+            mapping.ours, mapping.here, mapping.holder, mapping.moving = True, False, "", False
+            mapping.due = now + self.settings.quarantine_s
+            self.save(mapping)
+        else:
+            self._forget(mapping)
+        self._changed("mapping.ended", reason=why, **words(mapping))
+
+    def expire(self, now: float) -> list[VmMapping]:
+        """Those whose time is over.  What has ended and waited is forgotten here; a mapping that a
+        move needs gets more time."""
+        over = []
+        for mapping in [m for m in self.vms.values() if m.due <= now]:
+            if mapping.ended:
+                self._forget(mapping)
+                self._outbox.emit(Event("mapping.free", words(mapping)))
+            elif mapping.moving:
+                mapping.moving, mapping.due = False, now + self.settings.move_s
+                self.save(mapping)
+            else:
+                over.append(mapping)
+        return over
+
+    def let_go(self, mapping: VmMapping, now: float) -> None:
+        """Another box has it now: what still comes here is translated a little longer."""
+        self.note(mapping, ours=False)
+        mapping.lingers = now + self.settings.linger_s
+
+    def lingered(self, now: float) -> list[VmMapping]:
+        """Those that were handed over and are translated here no more from now on."""
+        found = [m for m in self.vms.values() if 0 < m.lingers <= now]
+        for mapping in found:
+            mapping.lingers = 0.0
+            self._changed("mapping.gone", **words(mapping))
+        return [m for m in found if not m.ours]
+
+    def next_due(self) -> float | None:
+        mappings = self.vms.values()
+        due = [m.due for m in mappings] + [m.lingers for m in mappings if m.lingers]
+        return min(due, default=None)
+
+    def save(self, mapping: VmMapping) -> None:
+        self._outbox.record(mapping.key, _to_json(mapping))
+
+    def _forget(self, mapping: VmMapping) -> None:
+        self.vms.pop((mapping.vm, mapping.private), None)
+        self._outbox.record(mapping.key, None)
+
+    def _changed(self, event: str, **detail: Any) -> None:
+        self.version += 1
+        self._outbox.emit(Event(event, detail))
+
+    def _taken(self) -> set[IPv4Address]:
+        taken = {m.public for m in self.vms.values()}
+        return taken | {m.public for m in self.locators.values()}
+
+    def free_addresses(self) -> int:
+        """How many public addresses nobody has."""
+        taken = self._taken()
+        return sum(a not in taken for a in self._all())
+
+    def _free(self, whose: str) -> IPv4Address:
+        taken = self._taken()
+        free = next((a for a in self._all() if a not in taken), None)
+        if free is None:
+            pools = ", ".join(map(str, self.settings.pool)) or "none"
+            waiting = sum(m.ended for m in self.vms.values())
+            raise NaptRefused(
+                Status.INSUFFICIENT_RESOURCES,
+                f"{self.settings.box_id}: no public address for {whose}: pool {pools} is exhausted"
+                + (f" ({waiting} in quarantine)" if waiting else ""),
+            )
+        return free
+
+    def _all(self) -> Iterator[IPv4Address]:
+        for network in self.settings.pool:
+            yield from network if network.prefixlen >= 31 else network.hosts()
+
+    # ---- what the data plane should hold -------------------------------------------------------
+
+    def desired(self, detours: Mapping[str, IPv4Address | None]) -> NaptState:
+        """detours: other boxes' own addresses, by name."""
+        settings = self.settings
+        living = [m for m in self.vms.values() if not m.ended]
+        static = [StaticMapping(m.private, m.public) for m in self.locators.values()]
+        static += [StaticMapping(m.private, m.public) for m in living if m.ours or m.lingers]
+        return NaptState(
+            settings.inside,
+            settings.exempt,
+            _sorted(static),
+            settings.ports,
+            settings.ports_pool,
+            tuple(_detours(living, detours)),
+            settings.pool_ports,
+        )
+
+
+def _sorted(mappings: Iterable[StaticMapping]) -> tuple[StaticMapping, ...]:
+    return tuple(sorted(mappings, key=lambda m: (m.private, m.public)))
+
+
+def _detours(
+    living: Iterable[VmMapping], boxes: Mapping[str, IPv4Address | None]
+) -> Iterator[Detour]:
+    for mapping in sorted(living, key=lambda m: m.private):
+        box = boxes.get(mapping.owner)
+        # Also before the VM has registered here: its first packet comes before that.
+        if (mapping.here or mapping.moving) and not mapping.ours and box is not None:
+            yield Detour(mapping.private, box)
+
+
+def words(mapping: VmMapping) -> dict[str, Any]:
+    """A mapping for people."""
+    return {
+        "vni": mapping.vm.vni,
+        "vm": mapping.vm.vm_id,
+        "private": str(mapping.private),
+        "public": str(mapping.public),
+        "owner": mapping.owner,
+        "ours": mapping.ours,
+        "here": mapping.here,
+        "holder": mapping.holder,
+        "epoch": mapping.epoch,
+    }
+
+
+def _to_json(mapping: VmMapping) -> dict[str, Any]:
+    value = words(mapping)
+    del value["vni"], value["vm"], value["private"]
+    return {**value, "moving": mapping.moving, "ended": mapping.ended}
+
+
+def _from_json(rest: str, value: Mapping[str, Any]) -> VmMapping:
+    vni, vm_id, private = rest.split("/")
+    return VmMapping(
+        VmKey(int(vni), vm_id),
+        IPv4Address(private),
+        IPv4Address(value["public"]),
+        value["owner"],
+        value["ours"],
+        value["here"],
+        value["holder"],
+        value["epoch"],
+        value["moving"],
+        value["ended"],
+    )
