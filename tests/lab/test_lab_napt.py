@@ -241,3 +241,10 @@ def test_a_vm_moves_behind_live_boxes(lab: Lab, scenario: str) -> None:
     report = lab.run(scenario)
     assert report["ok"], report
     assert [move["ok"] for move in report["moves"]] == [True, True]
+
+
+def test_two_sites_with_the_same_private_addresses_do_not_meet(lab: Lab) -> None:
+    report = lab.run("napt-overlap")
+    [move] = report["moves"]
+    assert move["ok"] is False
+    assert "napt-2: 10.1.0.5 of VM vm1 is VM vm2's" in move["reason"]

@@ -31,7 +31,8 @@ AWAY = {
     "unmanaged-inter-dc",
     "tug-of-war",
     "reimaged-nve",
-}  # moved by other hands, or lost
+    "napt-overlap",
+}  # moved by other hands, lost or refused
 TALKATIVE = {"stale-nve"}  # a resident of the old NVE talks on: its redirect has traffic
 
 

@@ -267,7 +267,7 @@ class Daemons:
         private = str(self.fabric.vm(vm).address(4))
         for box in self.boxes:
             for row in self.ask(box.name, "GET", "/v1/mappings"):
-                if row["private"] == private and row["public"]:
+                if (row.get("vm"), row["private"]) == (vm, private) and row["public"]:
                     return str(row["public"])
         return ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vmmobility.errors import LabError
 from vmmobility.lab.fabric_values import Fabric, Link, Node
+from vmmobility.lab.napt_daemons import apart
 
 
 def check_fabric(fabric: Fabric, where: str) -> None:
@@ -29,18 +30,24 @@ def check_fabric(fabric: Fabric, where: str) -> None:
 
 
 def _check_overlap(fabric: Fabric, where: str) -> None:
-    prefixes = [p for link in fabric.links for p in link.prefixes]
-    prefixes += [p for node in fabric.nodes for p in node.home_prefixes]
-    prefixes += [p for box in fabric.boxes for p in box.publics]
-    for index, one in enumerate(prefixes):
-        for other in prefixes[index + 1 :]:
-            if one.version == other.version and one.overlaps(other):
+    """Nothing twice, but private IPv4 behind different NAPT boxes."""
+    prefixes = [(p, "") for link in fabric.links for p in link.prefixes]
+    prefixes += [(p, node.name) for node in fabric.nodes for p in node.home_prefixes]
+    prefixes += [(p, "") for box in fabric.boxes for p in box.publics]
+    for index, (one, owner) in enumerate(prefixes):
+        for other, another in prefixes[index + 1 :]:
+            if one.version != other.version or not one.overlaps(other):
+                continue
+            if not (one.version == 4 and owner and another and apart(fabric, owner, another)):
                 raise LabError(f"{where}: {one} and {other} overlap", "renumber one of them")
-    addresses = [a.ip for vm in fabric.vms for a in vm.addresses]
-    addresses += [a.ip for link in fabric.links for end in link.ends for a in end.addresses]
-    for address in addresses:
-        if addresses.count(address) > 1:
-            raise LabError(f"{where}: {address} is used twice", "change one of them")
+    addresses = [(a.ip, vm.home) for vm in fabric.vms for a in vm.addresses]
+    addresses += [(a.ip, "") for link in fabric.links for end in link.ends for a in end.addresses]
+    for index, (address, owner) in enumerate(addresses):
+        for there, another in addresses[index + 1 :]:
+            if address != there:
+                continue
+            if not (address.version == 4 and owner and another and apart(fabric, owner, another)):
+                raise LabError(f"{where}: {address} is used twice", "change one of them")
 
 
 def _check_routers(fabric: Fabric, where: str) -> None:

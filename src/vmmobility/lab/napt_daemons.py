@@ -6,6 +6,7 @@ Tables of configuration, no files.  Not here: processes (daemons.py).  Rests on 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vmmobility.lab.fabric_values import Box, Fabric, Node
@@ -39,13 +40,23 @@ def private(fabric: Fabric, box: Box) -> list[Prefix]:
     return found
 
 
-def hidden(fabric: Fabric, node: str) -> set[Prefix]:
-    """The private prefixes that a node has no routes to: those of boxes that it is not behind."""
-    found: set[Prefix] = set()
+def hidden(fabric: Fabric, node: str, goal: Sequence[str], prefix: Prefix) -> bool:
+    """Whether a node has no route to a prefix of the nodes `goal`: it is private behind a box that
+    the node is not behind.  Two boxes may have the same prefixes.
+    """
     for box in boxes_of(fabric):
-        if node != box.at and node not in {nve.name for nve in _nves(fabric, box)}:
-            found.update(private(fabric, box))
-    return found
+        behind = {box.at, *(nve.name for nve in _nves(fabric, box))}
+        if node not in behind and behind & set(goal) and prefix in private(fabric, box):
+            return True
+    return False
+
+
+def apart(fabric: Fabric, one: str, other: str) -> bool:
+    """Whether two NVEs are behind different boxes: their private prefixes may be the same."""
+    boxes = boxes_of(fabric)
+    found = [box for nve in (one, other) for box in boxes
+             if box.at in {router.name for router in fabric.routers_of(nve)}]  # fmt: skip
+    return len(found) == 2 and found[0] != found[1]
 
 
 def key_pairs(fabric: Fabric) -> list[tuple[str, str]]:

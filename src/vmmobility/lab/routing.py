@@ -81,7 +81,6 @@ def static_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
     ]
     goals += [(node.home_prefixes, [node.name]) for node in fabric.nodes if node.home_prefixes]
     goals += [(box.publics, [box.at]) for box in fabric.boxes]
-    unknown = {node.name: hidden(fabric, node.name) for node in fabric.nodes}
     for prefixes, goal in goals:
         for node, (link, neighbour) in _steps_towards(fabric, goal, routers).items():
             here, there = link.end(node), link.end(neighbour)
@@ -90,7 +89,7 @@ def static_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
             routes[node] += [
                 Route(prefix, there.address(prefix.version), here.interface)
                 for prefix in prefixes
-                if prefix not in unknown[node]
+                if not hidden(fabric, node, goal, prefix)
             ]
     return {node: tuple(found) for node, found in routes.items()}
 
