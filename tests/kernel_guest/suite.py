@@ -19,7 +19,7 @@ from tests.kernel_guest.machine import CLONE, OUT_INSIDE, Ended, Hear, run_in_gu
 # Three minutes of two emulated CPUs are enough for these; `make test-all` runs the whole.
 QUICK = ("tests/contract/test_dataplane_redirect.py", "tests/contract/test_dataplane_tunnels.py")
 QUICK_CHOICE = "kernel and not hundred_flips and not another_back_end"
-CHOICE = "kernel"
+CHOICE = "kernel and not hundred_flips"  # a thousand packets a second are too many there
 TEST_LIMIT_S = 900  # of one test: with other work on the machine it may need many times its time
 ENVIRONMENT = {"CI": "true", "VMMOB_EXPECT_KERNEL_TUNNELS": "1"}
 _CLOSING = re.compile(r"^=+ .*\b(passed|failed|error|errors|no tests ran)\b.* in [0-9.]+s")
