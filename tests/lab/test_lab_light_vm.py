@@ -16,6 +16,7 @@ from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import teardown, workdir
 from vmmobility.lab.correspondents import Correspondents, Pair
 from vmmobility.lab.counting import Window, count_tcp, count_udp
+from vmmobility.lab.fabric_values import PROBE_EVERY_MS
 from vmmobility.lab.inside import python, python_environment, set_namespace
 from vmmobility.lab.namespaces import Namespaces
 from vmmobility.wire.values import Interface, VmKey
@@ -138,7 +139,7 @@ async def move(spaces, fabric, source, target, names):
 def test_moves_there_and_back_without_loss(lab):
     fabric, spaces, info = lab
     pairs = [Pair("near", "vm1"), Pair("far", "vm1")]
-    probes = Correspondents(info.folder / "probes")
+    probes = Correspondents(info.folder / "probes", PROBE_EVERY_MS)
 
     async def scene():
         a, b = Node(spaces, "nve-a", info.folder), Node(spaces, "nve-b", info.folder)

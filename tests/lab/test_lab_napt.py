@@ -28,6 +28,7 @@ from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import laboratory
 from vmmobility.lab.correspondents import Correspondents, Pair
 from vmmobility.lab.counting import echo_ns
+from vmmobility.lab.fabric_values import PROBE_EVERY_MS
 from vmmobility.lab.inside import python, python_environment, set_namespace
 
 pytestmark = [
@@ -94,7 +95,7 @@ class Boxed:
     def __init__(self, lab: laboratory.Laboratory, folder: Path) -> None:
         self.lab = lab
         self.one, self.two = (Box(lab.spaces.name(box.at)) for box in lab.fabric.boxes)
-        self.probes = Correspondents(folder)
+        self.probes = Correspondents(folder, PROBE_EVERY_MS)
         end = lab.fabric.end_towards("border-1", "border-2")
         self.box1 = IPv4Address(str(end.address(4)))
 

@@ -13,6 +13,7 @@ from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import teardown, workdir
 from vmmobility.lab.correspondents import Correspondents, Pair
 from vmmobility.lab.counting import Window, count_tcp, count_udp, write_raw
+from vmmobility.lab.fabric_values import PROBE_EVERY_MS
 from vmmobility.lab.faults import Faults, find_link
 from vmmobility.lab.inside import python, python_environment, udp_ask
 from vmmobility.lab.namespaces import Namespaces
@@ -60,7 +61,7 @@ def test_probe_counts_a_known_loss_and_raw_files_agree(lab, tmp_path):
     answer = udp_ask(spaces.name("near"), addresses[0], 8, b"check", 10)
     assert b'"bad_pages": 0' in answer
     pair = Pair("near", "echo")
-    probes = Correspondents(info.folder / "probes")
+    probes = Correspondents(info.folder / "probes", PROBE_EVERY_MS)
     probes.start([pair], {"near": spaces.name("near")}, {"echo": addresses})
     Faults(spaces).drop_next(fabric.first_end("near"), 7, 37)
 
@@ -99,7 +100,7 @@ def test_cut_link_loses_all_until_healed_and_routes_stay(lab):
     addresses = [str(a.ip) for a in fabric.first_end("echo").addresses]
     udp_ask(spaces.name("near"), addresses[0], 8, b"status", 10)
     pair = Pair("near", "echo")
-    probes = Correspondents(info.folder / "probes")
+    probes = Correspondents(info.folder / "probes", PROBE_EVERY_MS)
     probes.start([pair], {"near": spaces.name("near")}, {"echo": addresses})
     faults, link = Faults(spaces), find_link(fabric, "echo--core", "test")
     faults.drop(link, 1000)

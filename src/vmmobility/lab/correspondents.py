@@ -33,9 +33,9 @@ class Pair:
 class Correspondents:
     """All probes of one run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, every_ms: int) -> None:
         self.pairs: tuple[Pair, ...] = ()
-        self._folder = folder
+        self._folder, self._every_ms = folder, every_ms
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(
@@ -55,7 +55,8 @@ class Correspondents:
             folder = self._folder / name
             folder.mkdir(parents=True, exist_ok=True)
             targets = [p.vm for p in pairs if p.correspondent == name]
-            words = [str(folder), *(f"{vm}={','.join(addresses[vm])}" for vm in targets)]
+            words = [str(folder), str(self._every_ms)]
+            words += [f"{vm}={','.join(addresses[vm])}" for vm in targets]
             command = python("vmmobility.lab.probe", *words, namespace=namespace[name])
             with (folder / "stderr.txt").open("ab") as stderr:
                 self._processes.append(

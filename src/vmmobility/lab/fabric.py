@@ -21,6 +21,7 @@ from vmmobility.daemon.config import GATE_POLICIES, TUNNELS, ManagerTimers, NveT
 from vmmobility.errors import LabError
 from vmmobility.lab import fat_tree
 from vmmobility.lab.fabric_checks import check_fabric
+from vmmobility.lab.fabric_values import PROBE_EVERY_MS
 from vmmobility.lab.fabric_values import Box as Box
 from vmmobility.lab.fabric_values import End as End
 from vmmobility.lab.fabric_values import Fabric as Fabric
@@ -41,7 +42,11 @@ MAX_ASN = 4294967294
 LEAST_MTU, MOST_MTU = 1280, 65535
 NAPT_POLICIES = ("keep", "hand-over")
 REDIRECTS = ("auto", "host-route", "tunnel")
-SETTINGS = {"tunnel": TUNNELS, "redirect": REDIRECTS}
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "tunnel": TUNNELS, "redirect": REDIRECTS, "probe_every_ms": (),
+}  # fmt: skip
+"""What `--set` knows, and the values; none: a number."""
+MOST_PROBE_MS = 1000
 LAB_TIMERS = {"drain_s": 2.0, "step_s": 15.0}
 MANAGER_TIMERS = frozenset(field.name for field in dataclasses.fields(ManagerTimers))
 NVE_TIMERS = frozenset(field.name for field in dataclasses.fields(NveTimers))
@@ -81,19 +86,30 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def with_settings(fabric: Fabric, settings: Mapping[str, str]) -> Fabric:
-    """The fabric with these of its settings changed: `tunnel`, and `redirect` of every NVE."""
+    """The fabric with these of its settings changed: `tunnel`, `probe_every_ms`, and `redirect` of
+    every NVE."""
     for key, value in settings.items():
         known = SETTINGS.get(key)
         if known is None:
             raise LabError(f"there is no setting {key!r}", f"settings: {', '.join(SETTINGS)}")
-        if value not in known:
+        if known and value not in known:
             raise LabError(f"{key} cannot be {value!r}", f"use one of: {', '.join(known)}")
+    given = settings.get("probe_every_ms", str(fabric.probe_every_ms))
+    every_ms = _every_ms(int(given) if given.isdecimal() else 0, "--set")
     redirect = settings.get("redirect", "")
     nodes = tuple(
         replace(node, redirect=redirect) if redirect and node.kind == "nve" else node
         for node in fabric.nodes
     )
-    return replace(fabric, nodes=nodes, tunnel=settings.get("tunnel", fabric.tunnel))
+    tunnel = settings.get("tunnel", fabric.tunnel)
+    return replace(fabric, nodes=nodes, tunnel=tunnel, probe_every_ms=every_ms)
+
+
+def _every_ms(value: int, where: str) -> int:
+    if not 1 <= value <= MOST_PROBE_MS:
+        what = f"{where}: probe_every_ms must be 1 to {MOST_PROBE_MS}"
+        raise LabError(what, f"the default is {PROBE_EVERY_MS}; slow machines need more")
+    return value
 
 
 def _with_base(data: dict[str, Any], where: str, beside: Path | None) -> dict[str, Any]:
@@ -127,10 +143,11 @@ def parse_fabric(
         tunnel = table.choice("tunnel", TUNNELS, "auto")
         nodes = tuple(_nodes(table))
         links = tuple(_links(table, nodes))
+        every_ms = _every_ms(table.take("probe_every_ms", int, PROBE_EVERY_MS), where)
         boxes = tuple(_boxes(table))
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
     fabric = Fabric(
-        name, description, mtu, nodes, links, vms, timers, igp, gate_policy, tunnel, boxes
+        name, description, mtu, nodes, links, vms, timers, igp, gate_policy, tunnel, boxes, every_ms
     )
     check_fabric(fabric, where)
     if igp_given and not fabric.dynamic:

@@ -12,6 +12,8 @@ from vmmobility.wire.values import Address, Prefix
 
 IpInterface = IPv4Interface | IPv6Interface
 
+PROBE_EVERY_MS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -111,6 +113,7 @@ class Fabric:
     """Everything that the lab builds, and the daemons' timers that differ from their own.
 
     tunnel: who carries tunnelled packets at every NVE (nve.toml)
+    probe_every_ms: how often a correspondent sends to a VM, over each family
     """
 
     name: str
@@ -124,6 +127,7 @@ class Fabric:
     gate_policy: str = "abort"
     tunnel: str = "auto"
     boxes: tuple[Box, ...] = ()
+    probe_every_ms: int = PROBE_EVERY_MS
 
     @property
     def dynamic(self) -> bool:

@@ -55,7 +55,8 @@ class LabRun:
         self.lab = lab
         self.scenario = scenario
         self.number = number
-        self.probes = Correspondents(lab.info.folder / "probes" / str(number))
+        every_ms = lab.fabric.probe_every_ms
+        self.probes = Correspondents(lab.info.folder / "probes" / str(number), every_ms)
         self.sizes = SizeProbes(lab.info.folder / "sizes" / str(number))
         self.marks = Marks()
         moved = frozenset(move.vm for move in scenario.moves())
@@ -111,8 +112,9 @@ class LabRun:
         self.probes.start(pairs, spaces, {p.vm: self.lab.known_as(p.vm) for p in pairs})
         if self.scenario.packet_sizes:
             self._try_sizes(pairs)
-        self.lab.say(f"{len(spaces)} correspondents talk to {len({p.vm for p in pairs})} VM(s), "
-                     "UDP every 5 ms and TCP, IPv4 and IPv6")  # fmt: skip
+        vms_told, every_ms = len({p.vm for p in pairs}), self.lab.fabric.probe_every_ms
+        self.lab.say(f"{len(spaces)} correspondents talk to {vms_told} VM(s), "
+                     f"UDP every {every_ms} ms and TCP, IPv4 and IPv6")  # fmt: skip
 
     def _try_sizes(self, pairs: Sequence[Pair]) -> None:
         vms = {vm.name for vm in self.lab.fabric.vms}

@@ -1,11 +1,13 @@
-"""The probe: a process that echoes off virtual machines every 5 ms and keeps TCP talking.
+"""The probe: a process that echoes off virtual machines every few ms and keeps TCP talking.
 
 Runs inside its correspondent's namespace, standard library only, one tight loop, no garbage
 collection.  It records; it does not count (counting.py).  For each target NAME and family it
 writes lines to DIR/NAME-FAMILY.udp (`s,SEQ,NS` sent, `r,SEQ,NS` received, kernel's time stamp)
 and DIR/NAME-FAMILY.tcp (`o,0,NS` opened, `r,COUNT,NS` echo, `x,COUNT,NS` broken).
 
-    python -m vmmobility.lab.probe DIR NAME=ADDRESS,ADDRESS ...      ends on SIGTERM, 2 s later
+    python -m vmmobility.lab.probe DIR EVERY_MS NAME=ADDRESS,ADDRESS ...
+
+ends on SIGTERM, 2 s later.  TCP says something every fourth time.
 """
 
 from __future__ import annotations
@@ -24,8 +26,6 @@ from pathlib import Path
 from typing import TextIO
 
 ECHO_PORT = 7
-UDP_EVERY_NS = 5_000_000
-TCP_EVERY_NS = 20_000_000
 LATE_NS = 2_000_000_000
 _FLUSH_NS = 200_000_000
 _RETRY_NS = 200_000_000
@@ -39,15 +39,13 @@ _TCP_SIZE = 16
 class UdpProbe:
     """One UDP echo stream to one address."""
 
-    every_ns = UDP_EVERY_NS
-
-    def __init__(self, address: str, out: TextIO, due_ns: int) -> None:
+    def __init__(self, address: str, out: TextIO, due_ns: int, every_ns: int) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.sock: socket.socket | None = socket.socket(family, socket.SOCK_DGRAM)
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self.due_ns = due_ns
+        self.due_ns, self.every_ns = due_ns, every_ns
         self._target = (address, ECHO_PORT)
         self._out = out
         self._nonce = int.from_bytes(os.urandom(4), "big")
@@ -88,11 +86,9 @@ class UdpProbe:
 class TcpProbe:
     """One TCP session that must never break; when it does, the next one is opened."""
 
-    every_ns = TCP_EVERY_NS
-
-    def __init__(self, address: str, out: TextIO, due_ns: int) -> None:
+    def __init__(self, address: str, out: TextIO, due_ns: int, every_ns: int) -> None:
         self.sock: socket.socket | None = None
-        self.due_ns = due_ns
+        self.due_ns, self.every_ns = due_ns, 4 * every_ns
         self._target = (address, ECHO_PORT)
         self._out = out
         self._connected = False
@@ -209,11 +205,11 @@ def run(streams: list[Stream], outs: list[TextIO], stopping: list[bool]) -> None
 
 def main(arguments: list[str]) -> None:
     """Open a UDP and a TCP stream a family to every target and run them."""
-    folder = Path(arguments[0])
+    folder, every_ns = Path(arguments[0]), int(arguments[1]) * 1_000_000
     streams: list[Stream] = []
     outs: list[TextIO] = []
     start_ns = time.monotonic_ns()
-    for number, target in enumerate(arguments[1:]):
+    for number, target in enumerate(arguments[2:]):
         name, _, addresses = target.partition("=")
         for address in addresses.split(","):
             family = "ipv6" if ":" in address else "ipv4"
@@ -221,9 +217,9 @@ def main(arguments: list[str]) -> None:
                 out = (folder / f"{name}-{family}.{kind}").open("w", buffering=1 << 16)
                 outs.append(out)
                 # Both families in one turn, TCP in another: half as many turns for the machine.
-                due_ns = start_ns + number * 1_100_000 + (kind == "tcp") * 2_500_000
+                due_ns = start_ns + number * 1_100_000 + (kind == "tcp") * every_ns // 2
                 make = UdpProbe if kind == "udp" else TcpProbe
-                streams.append(make(address, out, due_ns))
+                streams.append(make(address, out, due_ns, every_ns))
     stopping: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
