@@ -32,7 +32,7 @@ from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
-_START_S = 10.0
+_START_S = 60.0  # a card that dies is noticed at once; an emulated CPU may need most of it
 _ANSWER_S = 15.0
 _POLL_S = 0.02
 _RUNNING = ("running", "converged", "about-to-stop")
