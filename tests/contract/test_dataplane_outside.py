@@ -141,7 +141,7 @@ def test_prefixes_longer_and_shorter(dc_plane: Plane) -> None:
 
 
 @pytest.fixture
-def kernel_plane(tmp_path):
+def linux_dc_plane(tmp_path):
     for one in linux_plane(tmp_path, "relay", DC):
         one.start()
         one.resync()
@@ -204,17 +204,17 @@ CHANGES = {
 
 @pytest.mark.netns
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_hands_changes_are_found_and_repaired(kernel_plane: Plane, change: str) -> None:
+def test_other_hands_changes_are_found_and_repaired(linux_dc_plane: Plane, change: str) -> None:
     command, expected = CHANGES[change]
-    kernel_plane.apply(redirect(Outside.QUEUE))
-    before = guard(kernel_plane)
-    hands(kernel_plane).space.run(*command)
-    found = kernel_plane.audit()
+    linux_dc_plane.apply(redirect(Outside.QUEUE))
+    before = guard(linux_dc_plane)
+    hands(linux_dc_plane).space.run(*command)
+    found = linux_dc_plane.audit()
     assert {(drift.vm, drift.item) for drift in found} == expected
     assert all(drift.repaired for drift in found), found
-    assert kernel_plane.audit() == []
-    assert guard(kernel_plane) == before
-    assert ways(kernel_plane) == {EXPECTED[Outside.QUEUE]}
+    assert linux_dc_plane.audit() == []
+    assert guard(linux_dc_plane) == before
+    assert ways(linux_dc_plane) == {EXPECTED[Outside.QUEUE]}
 
 
 @pytest.mark.netns
@@ -245,28 +245,28 @@ def test_other_prefixes_after_a_restart_make_other_rules_and_another_guard(tmp_p
 
 @pytest.mark.netns
 def test_a_refused_route_leaves_the_old_way(
-    kernel_plane: Plane, monkeypatch: pytest.MonkeyPatch
+    linux_dc_plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel_plane.apply(redirect(Outside.QUEUE))
+    linux_dc_plane.apply(redirect(Outside.QUEUE))
     real = rtnetlink.new_route
 
     def to_no_interface(route: Route) -> Request:
         return real(replace(route, hop=NextHop(4242)) if route.table == MAIN_TABLE else route)
 
     monkeypatch.setattr(rtnetlink, "new_route", to_no_interface)
-    found = kernel_plane.apply(redirect(Outside.DROP))
+    found = linux_dc_plane.apply(redirect(Outside.DROP))
     assert {failure.item for failure in found} == {f"route {prefix}" for prefix in BOTH}
-    assert ways(kernel_plane) == {EXPECTED[Outside.QUEUE]}
+    assert ways(linux_dc_plane) == {EXPECTED[Outside.QUEUE]}
     monkeypatch.undo()
-    assert kernel_plane.apply(redirect(Outside.DROP)) == []
-    assert ways(kernel_plane) == {EXPECTED[Outside.DROP]}
+    assert linux_dc_plane.apply(redirect(Outside.DROP)) == []
+    assert ways(linux_dc_plane) == {EXPECTED[Outside.DROP]}
 
 
 @pytest.mark.netns
-def test_nothing_is_left_behind(kernel_plane: Plane) -> None:
-    kernel_plane.apply(redirect(Outside.QUEUE))
-    kernel_plane.remove_all()
-    space = hands(kernel_plane).space
+def test_nothing_is_left_behind(linux_dc_plane: Plane) -> None:
+    linux_dc_plane.apply(redirect(Outside.QUEUE))
+    linux_dc_plane.remove_all()
+    space = hands(linux_dc_plane).space
     assert "7702" not in space.ip("rule") + space.ip("-6", "rule")
     assert "proto 77" not in space.ip("route", "show", "table", "all")
     assert "vmmobility" not in space.run("nft", "list", "ruleset")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.daemon.napt_fabric import PRIVATE, VM, HandingOver, NaptFabric, napt_fabric
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(400), pytest.mark.slow]
 
 
 def test_a_vm_registers_and_moves_across_two_boxes() -> None:

@@ -40,7 +40,7 @@ VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 OUT_INSIDE = "/run/kernel-guest/out"
 MEMORY = "2G"  # taken as it is used
 SOCKET_LIMIT_S = 10.0
-LAST_LINES = 40
+LAST_LINES = 80
 
 # In the order of loading.  One that the kernel has built in has no file.
 MODULES = (

@@ -68,6 +68,8 @@ class StandInDaemons(Daemons):
     def ask(self, node: str, method: str, target: str, body: Any = None,
             timeout_s: float = 30.0) -> Any:  # fmt: skip
         path = target.split("?")[0].split("/")[2:]
+        if path == ["status"]:
+            return {"tunnels": {"back_end": "relay"}}
         if path[0] == "vms" and method == "PUT":
             return self._do(self._start(node, decode(json.dumps(body).encode())))
         if path[0] == "vms":

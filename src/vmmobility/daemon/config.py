@@ -16,6 +16,7 @@ from typing import Literal, cast
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES
 from vmmobility.daemon.toml_table import Table
 from vmmobility.daemon.via_config import Napt, check_via, napts_of
+from vmmobility.drivers.linux.outside import collapsed
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import LIFETIME_UNIT_S, MAX_LIFETIME_UNITS, UDP_PORT, Role
@@ -233,10 +234,10 @@ def _dc_prefixes(node: Table, nve: Nve) -> tuple[Prefix, ...]:
     leave_out = "remove the key: without it every sender counts as inside"
     if not found:
         raise node.wrong(name, "is empty: every sender would count as outside", leave_out)
+    for whole in (prefix for prefix in collapsed(found) if prefix.prefixlen == 0):
+        what = f"holds every IPv{whole.version} address: nobody would count as outside"
+        raise node.wrong(name, what, leave_out)
     for index, prefix in enumerate(found):
-        if prefix.prefixlen == 0:
-            what = f"{prefix} is every IPv{prefix.version} address: nobody would count as outside"
-            raise node.wrong(f"{name}[{index}]", what, leave_out)
         if prefix.is_multicast:
             raise node.wrong(f"{name}[{index}]", f"{prefix} is multicast", "no host sends from it")
     for locator in nve.locators:

@@ -21,6 +21,7 @@ from vmmobility.engine.fabric_record import (
     load_fabric,
 )
 from vmmobility.engine.manager_holding import ManagerHolding
+from vmmobility.engine.manager_move import Release
 from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.engine.manager_withdrawal import NEVER
 from vmmobility.engine.outputs import Event
@@ -271,8 +272,10 @@ class ManagerFabric(ManagerHolding):
     def _routes_changed(self, entry: FabricEntry, now: float) -> None:
         """A router has done what it was told, or sees the fabric otherwise than before."""
         move, binding = self._current.get(entry.vm), self.cache.bindings.get(entry.vm)
-        withdrawing = move is not None and move.state is _M.WITHDRAWING
-        if binding is not None and (withdrawing or entry.vm in self._withdrawals):
+        turning = move is not None and (
+            move.state is _M.WITHDRAWING or move.release is Release.FORCED
+        )
+        if binding is not None and (turning or entry.vm in self._withdrawals):
             self._follow_routes(binding, now)
         if move is not None:
             self._try_gate(move, now)

@@ -124,14 +124,19 @@ class ManagerGate:
         if binding is not None:
             self._follow_routes(binding, now)
 
+    def _silent(self, move: Move) -> frozenset[str]:
+        """The routers that have not answered what they were told last."""
+        entry = self._fabric.get(move.vm)
+        told = entry.routers.items() if entry else ()
+        return frozenset(name for name, one in told if not one.acknowledged)
+
     def _waits_for(self, move: Move, *, with_sight: bool) -> list[str]:
         """The routers for which a move waits; for none that is silent, once that is policy."""
         entry, ends = self._fabric.get(move.vm), (move.source, move.destination)
         if entry is None:
             return []
         found = self._unready(entry, move.destination, ends, with_sight=with_sight)
-        forced = move.release is Release.FORCED
-        return [n for n in found if entry.routers[n].acknowledged] if forced else found
+        return [name for name in found if name not in move.silent]
 
     def _unready(
         self, entry: FabricEntry, goal: Nve, ends: Sequence[Nve], *, with_sight: bool
@@ -195,14 +200,16 @@ class ManagerGate:
         announced = move.release is not Release.HOLDING
         unready = self._waits_for(move, with_sight=announced and not early)
         unready += self._still_held(move)
-        waits = ", ".join(dict.fromkeys(unready))
+        lost = move.state is _M.ANNOUNCING and not move.relaying
+        waits = ", ".join(dict.fromkeys([move.destination.nve_id] if lost else unready))
         detail = {"vm": move.vm.vm_id, "vni": move.vm.vni, "move": move.move_id, "routers": waits}
         self.outbox.emit(Event("gate.timeout", {**detail, "policy": self.settings.gate_policy}))
-        if self.settings.gate_policy != "proceed":
+        if lost or self.settings.gate_policy != "proceed":
+            # Nothing may lead to a destination that has not said that it sends on what it gets.
             self._happen(move, Happening.TIMEOUT, now, waits)
             return
         if move.state is _M.WITHDRAWING or move.release is Release.HOLDING:
-            move.release = Release.FORCED
+            move.release, move.silent = Release.FORCED, self._silent(move)
         self._routed(move, now)
 
     # ---- where routers may still lead ------------------------------------------------------------

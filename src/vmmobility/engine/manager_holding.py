@@ -22,6 +22,8 @@ from vmmobility.engine.manager_withdrawal import ManagerWithdrawal
 from vmmobility.wire.registry import RouteState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmmobility.engine.binding_cache import Binding
     from vmmobility.engine.manager_move import Move
 
@@ -37,36 +39,50 @@ class ManagerHolding(ManagerWithdrawal):
         theirs, ours = self.routers_of(source.nve_id), self.routers_of(destination.nve_id)
         leads = self._leads_elsewhere(move)
         leads |= {r: Lead(_S.WATCH, destination) for r in [*self._watching(binding), *theirs]}
-        leads |= self._borders_in_move(move)
+        hold, borders = Lead(_S.KEEP, destination, source), self._borders_in_move(move)
+        leads |= borders
         if move.relaying and move.release > Release.HOLDING:
             there = _S.LEAD if move.home else _S.ANNOUNCE
             leads |= {r: Lead(there, destination) for r in ours}
-        if move.state not in GATED or move.release is Release.ALL:
+        if hold not in borders.values() and (
+            move.state not in GATED or move.release is Release.ALL
+        ):
             return leads
-        hold = Lead(_S.KEEP, destination, source)
         both = [r for r in theirs if r in ours]
         if binding.at_home:
             # A router of both leads to the source by the covering prefix until the switch.
             leads |= dict.fromkeys(theirs, hold)
             return leads | {r: Lead(_S.WATCH, source) for r in both}
         leads |= {r: Lead(_S.ANNOUNCE, source) for r in theirs}
-        if move.state is _M.WITHDRAWING and self._may_withdraw(move):
+        if move.state is not _M.ANNOUNCING and self._may_withdraw(move):
             leads |= {r: hold for r in theirs if r not in both}
         return leads
 
     def _borders_in_move(self, move: Move) -> dict[str, Lead]:
-        """What border routers do but watch: hold until they are told to let go - or, by policy,
-        lead to the destination, those of its own data centre before the others."""
-        entry, ends = self._fabric.get(move.vm), (move.source, move.destination)
-        hold, lead = Lead(_S.KEEP, move.destination, move.source), Lead(_S.LEAD, move.destination)
-        borders, gated = self._border_routers(), move.state in GATED
+        """What border routers do but watch: hold until they are told to let go.  (One that is the
+        destination's default router, too, does its part there.)"""
+        ours = self.routers_of(move.destination.nve_id)
+        borders = [r for r in self._border_routers() if r not in ours]
+        hold = Lead(_S.KEEP, move.destination, move.source)
         near = self._border_routers(self._centres(move.destination))
         if move.release is Release.FORCED:
-            turned = entry and all(self._border_turned(entry, r, ends[1], ends) for r in near)
-            return {r: lead if r in near or turned or not gated else hold for r in borders}
-        if not gated or move.release >= Release.BORDERS:
+            return self._forced(move, borders, near)
+        if move.state not in GATED or move.release >= Release.BORDERS:
             return {}
         return {r: hold for r in borders if r not in near or move.release < Release.NEAR}
+
+    def _forced(self, move: Move, borders: Sequence[str], near: Sequence[str]) -> dict[str, Lead]:
+        """By policy: border routers lead to the destination, once its own routers do; those of its
+        data centre first, and the others hold until these do."""
+        entry, ends = self._fabric.get(move.vm), (move.source, move.destination)
+        led = entry is not None and self._is_routed_to(move.destination, at_home=move.home)
+        leads = self._overrides(move.vm, move.destination, ends) if led else {}
+        awaited = [r for r in near if r not in move.silent]
+        turned = entry and all(self._border_turned(entry, r, ends[1], ends) for r in awaited)
+        if move.state not in GATED and (turned or not led):
+            return {r: lead for r, lead in leads.items() if r in borders}
+        hold = Lead(_S.KEEP, move.destination, move.source)
+        return {r: leads.get(r, hold) for r in borders}
 
     def _hold(self, move: Move, binding: Binding, now: float) -> bool:
         """Whether all hold that should: then, and not before, the destination's routers announce.

@@ -42,6 +42,7 @@ class Move:
     home:    the VM's addresses lie in the destination's covering prefixes
     relaying: the destination sends on to the source what the fabric leads there already
     release: how far the routers that hold to the source have come
+    silent:  routers that had not answered when policy went on without them (not durable)
     sure:    begun in this manager's life, or its source has told since that it has not switched;
              one that was set back into a move would else turn it back though its guest runs
     """
@@ -66,6 +67,7 @@ class Move:
     home: bool = False
     relaying: bool = False
     release: Release = Release.HOLDING
+    silent: frozenset[str] = frozenset()
 
     @property
     def ok(self) -> bool | None:

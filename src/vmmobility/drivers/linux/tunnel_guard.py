@@ -75,7 +75,7 @@ def base_script() -> str:
 
 def _rules(chain: str) -> Iterator[str]:
     if chain == "leaving":
-        yield f"ip protocol 4 {_INNER_DF_CLEAR} ip frag-off set 0"
+        yield f"{_CLOSED[4]} {_INNER_DF_CLEAR} ip frag-off set 0"
         return
     for version in FAMILIES:
         word, name = _WORD[version], KERNEL_TUNNELS[version]
