@@ -17,8 +17,12 @@ from xml.etree import ElementTree
 from tests.kernel_guest.machine import CLONE, OUT_INSIDE, Ended, Hear, run_in_guest
 
 # Three minutes of two emulated CPUs are enough for these; `make test-all` runs the whole.
-QUICK = ("tests/contract/test_dataplane_redirect.py", "tests/contract/test_dataplane_tunnels.py")
-QUICK_CHOICE = "kernel and not hundred_flips and not another_back_end"
+QUICK = (
+    "tests/contract/test_dataplane_redirect.py",
+    "tests/contract/test_dataplane_tunnels.py",
+    "tests/lab/test_lab_tunnels.py",
+)
+QUICK_CHOICE = "kernel and not hundred_flips and not another_back_end and not ten_moves"
 CHOICE = "kernel and not hundred_flips"  # a thousand packets a second are too many there
 TEST_LIMIT_S = 900  # of one test: with other work on the machine it may need many times its time
 ENVIRONMENT = {"CI": "true", "VMMOB_EXPECT_KERNEL_TUNNELS": "1"}

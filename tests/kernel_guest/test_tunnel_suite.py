@@ -37,3 +37,13 @@ def test_the_whole_data_plane_suite_passes(
 ) -> None:
     paths = sorted(str(path) for path in Path("tests/contract").glob("test_dataplane_*.py"))
     check(run_suite(paths, CHOICE, tmp_path, 5400, print), capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.lab
+@pytest.mark.timeout(1900)
+def test_ten_moves_by_the_kernels_tunnels_lose_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice = "ten_moves and kernel"
+    check(run_suite(["tests/lab/test_lab_tunnels.py"], choice, tmp_path, 1800, print), capsys)
