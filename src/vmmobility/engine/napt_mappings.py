@@ -294,7 +294,8 @@ def _detours(
     for mapping in sorted(living, key=lambda m: m.private):
         box = boxes.get(mapping.owner)
         # Also before the VM has registered here: its first packet comes before that.
-        if (mapping.here or mapping.moving) and not mapping.ours and box is not None:
+        away = not mapping.ours and not mapping.lingers  # what lingers is translated here
+        if (mapping.here or mapping.moving) and away and box is not None:
             yield Detour(mapping.private, box)
 
 
