@@ -62,6 +62,7 @@ class Box:
     state: NaptState = field(default_factory=NaptState)
     flows: list[Flow] = field(default_factory=list)
     fail_next: list[str] = field(default_factory=list)
+    fail_all: str = ""  # every state is refused so
 
     @property
     def static(self) -> dict[str, str]:
@@ -215,6 +216,7 @@ class NaptWorld(World):
         match output:
             case SetNapt(state, tag):
                 failures = [box.fail_next.pop(0)] if box.fail_next else []
+                failures += [box.fail_all] if box.fail_all else []
                 box.state = box.state if failures else state
                 self.later(
                     0.001, lambda: answer(lambda: engine.napt_applied(tag, failures, self.now))
