@@ -23,6 +23,7 @@ from vmmobility.wire.options import (
     InterfaceGroup,
     OriginAuthentication,
     PhaseOption,
+    PreviousNve,
     ServingNve,
     Translation,
     VmId,
@@ -275,3 +276,25 @@ def test_a_datagram_that_leads_nowhere_is_counted(world: NaptWorld) -> None:
     )
     world.run(0.5)
     assert world.drops("x")["no-path"] == 1
+
+
+@pytest.mark.parametrize("kind", [PreviousNve, ServingNve])
+def test_no_nve_says_where_another_one_is(
+    world: NaptWorld, kind: type[PreviousNve] | type[ServingNve]
+) -> None:
+    """c attaches a VM that a is said to have had, at another locator of the same data centre."""
+    world.begin()
+    static, edge = world.boxes["x"].static, world.edge("c")
+    other = Nve("a", IPv4Address("10.0.3.66"))
+    options = (VmId(VmKey(0, "vm2")), kind(other))
+
+    def ask() -> None:
+        edge.channel.request(edge.manager, Purpose.ATTACH, options, world.now, print)
+
+    world.feed(world.nodes["c"], ask)
+    world.run(0.5)
+    assert world.box("x").mappings.locators["a"].private == IPv4Address("10.0.1.2")
+    assert world.boxes["x"].static == static
+    [said] = [e for _, n, e in world.events if n == "x" and e.name == "refused"]
+    assert said.detail["status"] == "administratively_prohibited"
+    assert "x: a is at 10.0.1.2" in str(said.detail["reason"])

@@ -258,7 +258,8 @@ class NaptEngine(NaptBoxes, NaptObserver):
         asked = self._asked(sender, target, message)
         try:
             if sender.inside:
-                changes = self.translator.outward(message, sender.name, now)
+                manager = sender.role is Role.MANAGER
+                changes = self.translator.outward(message, sender.name, now, manager)
             else:
                 changes = self.translator.inward(message, receiver, now)
             made = translate(message, self.settings.box_id, changes)
