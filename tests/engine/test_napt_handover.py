@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 from tests.engine.napt_world import PRIVATE, VM, NaptWorld
+from vmmobility.engine.napt_boxes import flow_option, told
+from vmmobility.engine.napt_plane import Flow
 from vmmobility.engine.napt_settings import NaptPolicy
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import Epoch, VmId
+from vmmobility.wire.registry import Purpose, Status
 
 PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
 HAND_OVER = {"policy": NaptPolicy.HAND_OVER}
@@ -47,3 +54,55 @@ def test_back_again_while_it_is_still_translated_there_needs_no_detour() -> None
     world.run_until(
         lambda: world.boxes["y"].static.get(str(PRIVATE)) == PUBLIC and not mapping.lingers
     )
+
+
+def flow(public: str = PUBLIC, port: int = 80) -> Flow:
+    remote = (IPv4Address("192.0.2.9"), 4000)
+    return Flow(6, (PRIVATE, port), (IPv4Address(public), port), remote, False, 300)
+
+
+def test_flows_of_mapped_ports_and_the_pool_stay_and_stop_no_hand_over() -> None:
+    world = handing_world()
+    own, other = flow(), flow("192.0.2.200", 8080)
+    world.boxes["x"].flows = [own, other]
+    move_to(world, "b")
+    assert world.boxes["y"].flows == [own]
+
+
+def test_a_hand_over_with_a_foreign_flow_changes_nothing() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    assert world.moved("b").ok
+    world.run(1.0)
+    [mapping] = world.box("y").mappings.of_vm(VM)
+    state, x = world.boxes["y"].state, world.box("x")
+    answers: list[Message] = []
+    options = (VmId(VM), Epoch(mapping.epoch), told(mapping), flow_option(flow("192.0.2.200")))
+
+    def hand() -> None:
+        peer = x.neighbours["y"].peer
+        answer = lambda reply, now: answers.append(reply)  # noqa: E731
+        x.channel.request(peer, Purpose.HANDOVER, options, world.now, answer)
+
+    world.feed(world.nodes["x"], hand)
+    world.run_until(lambda: answers)
+    assert answers[0].status is Status.MALFORMED
+    assert not mapping.ours
+    assert world.boxes["y"].state == state
+
+
+def test_the_owner_forgets_flows_also_when_the_reply_to_its_hand_over_was_lost() -> None:
+    world = handing_world(linger_s=5.0)
+    world.boxes["x"].flows = [flow()]
+    assert world.moved("b").ok
+    world.run(0.1)
+    [mapping] = world.box("x").mappings.of_vm(VM)
+    world.box("x")._handing.clear()
+    mapping.ours, mapping.lingers = True, 0.0
+    world.feed(world.nodes["y"], lambda: world.box("y")._hold_all(world.now))
+    world.run(0.5)
+    assert mapping.lingers, "it says that it translates"
+    world.run(6.0)
+    assert world.boxes["x"].flows == []
+    assert str(PRIVATE) not in world.boxes["x"].static

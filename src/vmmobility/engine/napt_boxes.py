@@ -128,7 +128,8 @@ class NaptBoxes:
         if mapping.key in self._handing:
             return  # it is on its way, and its reply tells
         if message.find(PhaseOption) is not None:
-            self.mappings.note(mapping, ours=False)  # the reply to its HANDOVER was lost
+            if mapping.ours:
+                self.mappings.let_go(mapping, now)  # the reply to its HANDOVER was lost
         elif self.settings.policy is NaptPolicy.HAND_OVER:
             self._hand_over(mapping, box)
 
@@ -166,7 +167,9 @@ class NaptBoxes:
             self._handing.pop(handing.mapping.key, None)
             self.outbox.emit(Event("handover.failed", {"reason": error}))
             return
-        handing.flows = list(flows)
+        # What went out by a mapped port or from `ports_pool` is this box's, and stays.
+        own = handing.mapping.public
+        handing.flows = [flow for flow in flows if flow.public[0] == own]
         self._send_flows(handing, now)
 
     def _send_flows(self, handing: Handing, now: float) -> None:
@@ -204,22 +207,23 @@ class NaptBoxes:
         """A mapping, or the flows that come before it, are this box's from now on."""
         message, box = received.message, received.peer.node_id
         flows = tuple(flow_of(o) for o in message.options if isinstance(o, FlowOption))
-        option = message.find(Mapping)
-        if option is not None:
+        mapping = None
+        if message.find(Mapping) is not None:
             mapping = self._asked_for(received)
             if mapping is None:
                 return
             if mapping.owner not in (box, self.settings.box_id):
                 self.channel.reply(received, Status.NOT_OWNER, reason=f"not {box}'s to hand over")
                 return
-            mapping.lingers = 0.0
-            self.mappings.note(mapping, ours=True, epoch=message.epoch)
-            self.mappings.touch(mapping, now)
         elif not any(m.vm == message.vm and not m.ended for m in self.mappings.vms.values()):
             self.channel.reply(received, Status.UNKNOWN_BINDING)
             return
         if any(not self._may_have(message, flow) for flow in flows):
             raise DecodeError("bad-value", "a flow of another address than the mapping's")
+        if mapping is not None:
+            mapping.lingers = 0.0
+            self.mappings.note(mapping, ours=True, epoch=message.epoch)
+            self.mappings.touch(mapping, now)
         self._numbers += 1
         self._imports[self._numbers] = received
         self.outbox.emit(ImportFlows(self._numbers, flows))
