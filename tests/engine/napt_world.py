@@ -63,6 +63,7 @@ class Box:
     flows: list[Flow] = field(default_factory=list)
     fail_next: list[str] = field(default_factory=list)
     fail_all: str = ""  # every state is refused so
+    orders: list[NaptState | IPv4Address] = field(default_factory=list)  # the latter: drop its flows
 
     @property
     def static(self) -> dict[str, str]:
@@ -218,6 +219,7 @@ class NaptWorld(World):
                 failures = [box.fail_next.pop(0)] if box.fail_next else []
                 failures += [box.fail_all] if box.fail_all else []
                 box.state = box.state if failures else state
+                box.orders.append(state)
                 self.later(
                     0.001, lambda: answer(lambda: engine.napt_applied(tag, failures, self.now))
                 )
@@ -234,6 +236,7 @@ class NaptWorld(World):
                 )
             case DropFlows(private):
                 box.flows = [f for f in box.flows if f.private[0] != private]
+                box.orders.append(private)
             case _:
                 super()._carry_out(node, output)
 

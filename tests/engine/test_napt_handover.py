@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from tests.engine.napt_world import PRIVATE, VM, NaptWorld
 from vmmobility.engine.napt_boxes import flow_option, told
-from vmmobility.engine.napt_plane import Flow
+from vmmobility.engine.napt_plane import Flow, NaptState
 from vmmobility.engine.napt_settings import NaptPolicy
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, VmId
@@ -106,3 +106,18 @@ def test_the_owner_forgets_flows_also_when_the_reply_to_its_hand_over_was_lost()
     world.run(6.0)
     assert world.boxes["x"].flows == []
     assert str(PRIVATE) not in world.boxes["x"].static
+
+
+def last_state_before_drop(world: NaptWorld, box: str) -> NaptState:
+    """What the kernel was last asked to hold before it was to forget the VM's flows."""
+    orders = world.boxes[box].orders
+    states = [o for o in orders[: orders.index(PRIVATE)] if isinstance(o, NaptState)]
+    return states[-1]
+
+
+def test_flows_are_forgotten_after_the_mapping_that_would_begin_them_anew() -> None:
+    world = handing_world(linger_s=5.0)
+    world.boxes["x"].flows = [flow()]
+    move_to(world, "b")
+    world.run_until(lambda: PRIVATE in world.boxes["x"].orders, 20.0)
+    assert PRIVATE not in {m.private for m in last_state_before_drop(world, "x").static}

@@ -30,6 +30,8 @@ from vmmobility.wire.registry import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmmobility.engine.napt_mappings import Mappings, VmMapping
     from vmmobility.engine.napt_settings import NaptSettings
     from vmmobility.engine.outputs import Outbox
@@ -57,6 +59,7 @@ class NaptBoxes:
         outbox: Outbox
         channel: BoxChannel
         neighbours: dict[str, Neighbour]
+        _settle: Callable[[], None]
 
     _numbers: int
     _exports: dict[int, Handing]
@@ -252,7 +255,9 @@ class NaptBoxes:
 
     def _forget_flows(self, now: float) -> None:
         """Of what was handed over a while ago: its public address leads to the other by now."""
-        for mapping in self.mappings.lingered(now):
+        gone = self.mappings.lingered(now)
+        self._settle()  # first: what comes meanwhile would begin the flow anew
+        for mapping in gone:
             self.outbox.emit(DropFlows(mapping.private))
 
     def _give_back(self, mapping: VmMapping) -> None:
