@@ -121,3 +121,38 @@ def test_flows_are_forgotten_after_the_mapping_that_would_begin_them_anew() -> N
     move_to(world, "b")
     world.run_until(lambda: PRIVATE in world.boxes["x"].orders, 20.0)
     assert PRIVATE not in {m.private for m in last_state_before_drop(world, "x").static}
+
+
+def test_a_mapping_that_ends_takes_its_flows_along() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    world.boxes["x"].flows = [flow()]
+    number = world.stop_vm(VM, "a")
+    world.run_until(lambda: number in world.results, 60.0)
+    world.run(1.0)
+    assert world.boxes["x"].flows == []
+    assert PRIVATE not in {m.private for m in last_state_before_drop(world, "x").static}
+
+
+def test_a_restart_before_the_flows_were_forgotten_forgets_them() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    number = world.stop_vm(VM, "a")
+    world.run_until(lambda: number in world.results, 60.0)
+    world.run(1.0)
+    world.boxes["x"].flows = [flow()]
+    world.restart("x")
+    world.run(0.1)
+    assert world.boxes["x"].flows == []
+
+
+def test_a_restart_leaves_the_flows_of_what_lives() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    world.boxes["x"].flows = [flow()]
+    world.restart("x")
+    world.run(1.0)
+    assert world.boxes["x"].flows == [flow()]

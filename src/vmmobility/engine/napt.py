@@ -29,7 +29,7 @@ from vmmobility.engine.napt_plane import NaptState
 from vmmobility.engine.napt_settings import NaptSettings, Neighbour
 from vmmobility.engine.napt_translate import Translator
 from vmmobility.engine.nve import RIGHTS as NVE_RIGHTS
-from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output, SetNapt
+from vmmobility.engine.outputs import DropFlows, Endpoint, Event, Outbox, Output, SetNapt
 from vmmobility.engine.peer import Arrival
 from vmmobility.engine.relay_channel import BoxChannel, RelayChannel
 from vmmobility.engine.router import RIGHTS as ROUTER_RIGHTS
@@ -165,6 +165,7 @@ class NaptEngine(NaptBoxes, NaptObserver):
         for relay in self.relays.values():
             relay.start(now)
         self._hold_all(now)
+        self._settle()
 
     def datagram_received(
         self, data: bytes, source: Endpoint, local: Address | None, now: float
@@ -395,6 +396,11 @@ class NaptEngine(NaptBoxes, NaptObserver):
             self._applied_version = self.mappings.version
             self._tag += 1
             self.outbox.emit(SetNapt(self.desired(), self._tag))
+        over, self.mappings.over = self.mappings.over, []
+        if over:  # flows outlive their mapping, and would lead to whoever gets the address next
+            kept = {m.private for m in self.desired().static}
+            for private in sorted(set(over) - kept):
+                self.outbox.emit(DropFlows(private))
 
     def _drop(self, reason: str, who: str) -> None:
         self.channel.drops[reason] += 1

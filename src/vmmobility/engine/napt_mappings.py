@@ -80,7 +80,11 @@ class VmMapping:
 
 
 class Mappings:
-    """All of one box.  version: rises with every change of what the data plane should hold."""
+    """All of one box.
+
+    version: rises with every change of what the data plane should hold
+    over:    private addresses that are translated no more, and whose flows are to be forgotten
+    """
 
     def __init__(
         self, settings: NaptSettings, state: Mapping[str, Any], outbox: Outbox, now: float
@@ -89,6 +93,7 @@ class Mappings:
         self.locators: dict[str, LocatorMapping] = {}
         self.vms: dict[tuple[VmKey, IPv4Address], VmMapping] = {}
         self.version = 0
+        self.over: list[IPv4Address] = []
         self._outbox = outbox
         for key, value in state.items():
             kind, _, rest = key.partition("/")
@@ -101,6 +106,8 @@ class Mappings:
                 wait = settings.quarantine_s if found.ended else settings.mapping_s
                 found.due = now + wait  # a restart grants the whole time anew
                 self.vms[found.vm, found.private] = found
+                if found.ended or not found.ours:  # the flows of it may have outlived a crash
+                    self.over.append(found.private)
 
     # ---- looking up ----------------------------------------------------------------------------
 
@@ -186,6 +193,8 @@ class Mappings:
 
     def end(self, mapping: VmMapping, why: str, now: float) -> None:
         """It is over: its owner keeps the address in quarantine, others forget it."""
+        if mapping.ours or mapping.lingers:
+            self.over.append(mapping.private)
         mapping.ended, mapping.lingers = True, 0.0
         if mapping.owner == self.settings.box_id:
             mapping.ours, mapping.here, mapping.holder, mapping.moving = True, False, "", False
