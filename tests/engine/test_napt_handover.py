@@ -11,6 +11,7 @@ from vmmobility.engine.napt_settings import NaptPolicy
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, VmId
 from vmmobility.wire.registry import Purpose, Status
+from vmmobility.wire.values import VmKey
 
 PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
 HAND_OVER = {"policy": NaptPolicy.HAND_OVER}
@@ -156,3 +157,39 @@ def test_a_restart_leaves_the_flows_of_what_lives() -> None:
     world.restart("x")
     world.run(1.0)
     assert world.boxes["x"].flows == [flow()]
+
+
+def test_a_mapping_that_ended_lives_again_when_a_box_says_that_it_has_the_vm() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    assert world.moved("b").ok
+    world.run(1.0)
+    x = world.box("x")
+    [mapping] = x.mappings.of_vm(VM)
+    world.feed(world.nodes["x"], lambda: x.mappings.end(mapping, "nothing was heard", world.now))
+    world.feed(world.nodes["y"], lambda: world.box("y")._hold_all(world.now))
+    world.run(0.5)
+    assert (mapping.ended, mapping.holder) == (False, "y")
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
+
+
+def test_a_mapping_whose_address_is_another_s_by_now_does_not_live_again() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    assert world.moved("b").ok
+    world.run(1.0)
+    x, other = world.box("x"), VmKey(0, "vm2")
+    [mapping] = x.mappings.of_vm(VM)
+
+    def another() -> None:
+        x.mappings.end(mapping, "nothing was heard", world.now)
+        x.mappings.address(other, PRIVATE, world.now)
+
+    world.feed(world.nodes["x"], another)
+    world.feed(world.nodes["y"], lambda: world.box("y")._hold_all(world.now))
+    world.run(0.5)
+    assert mapping.ended
+    said = [e for _, n, e in world.events if n == "y" and e.name == "mapping.refused"]
+    assert said[-1].detail["reason"] == "address-in-use"

@@ -15,6 +15,7 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
+from vmmobility.engine.napt_mappings import NaptRefused
 from vmmobility.engine.napt_plane import Flow
 from vmmobility.engine.napt_settings import NaptPolicy, Neighbour
 from vmmobility.engine.outputs import DropFlows, Event, ExportFlows, ImportFlows
@@ -125,6 +126,12 @@ class NaptBoxes:
                 self.mappings.end(mapping, f"{box}: the VM is no more", now)
             self.channel.reply(received, Status.ACCEPTED)
             return
+        if mapping.ended:
+            try:
+                mapping = self.mappings.address(mapping.vm, mapping.private, now)
+            except NaptRefused as refused:
+                self.channel.reply(received, refused.status, reason=str(refused))
+                return
         self.mappings.note(mapping, here=False, holder=box, epoch=epoch, moving=False)
         self.mappings.touch(mapping, now, message.lifetime * LIFETIME_UNIT_S)
         self.channel.reply(received, Status.ACCEPTED, lifetime=message.lifetime)
