@@ -193,3 +193,32 @@ def test_a_mapping_whose_address_is_another_s_by_now_does_not_live_again() -> No
     assert mapping.ended
     said = [e for _, n, e in world.events if n == "y" and e.name == "mapping.refused"]
     assert said[-1].detail["reason"] == "address-in-use"
+
+
+def test_a_vm_that_is_home_is_translated_though_the_other_box_is_silent() -> None:
+    world = handing_world()
+    world.boxes["x"].flows = [flow()]
+    move_to(world, "b")
+    world.run(60.0)
+    assert str(PRIVATE) not in world.boxes["x"].static
+    silent = frozenset(("x", "y"))
+    world.cut.add(silent)
+    assert world.moved("a").ok
+    world.run(1.0)
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
+    world.cut.discard(silent)
+    world.run_until(lambda: world.boxes["x"].flows == [flow()], 200.0)
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
+    world.run_until(lambda: str(PRIVATE) not in world.boxes["y"].static, 200.0)
+
+
+def test_a_hand_over_that_ends_when_the_vm_is_home_again_takes_nothing_away() -> None:
+    world = handing_world()
+    assert world.moved("b").ok
+    x = world.box("x")
+    [mapping] = x.mappings.of_vm(VM)
+    world.run_until(lambda: mapping.key in x._handing)
+    x._is_at(mapping, True, mapping.epoch, world.now)
+    world.run_until(lambda: mapping.key not in x._handing)
+    assert mapping.ours
+    assert not mapping.lingers

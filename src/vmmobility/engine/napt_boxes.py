@@ -210,6 +210,11 @@ class NaptBoxes:
             self._send_flows(handing, now)
             return
         self._handing.pop(mapping.key, None)
+        own = mapping.owner == self.settings.box_id
+        if own and (mapping.here or mapping.holder != handing.to):
+            words = "the VM is no more behind it"  # nor does this box let go
+            self.outbox.emit(Event("handover.failed", {**detail, "reason": words}))
+            return
         self.mappings.let_go(mapping, now)
         self.outbox.emit(Event("handover.done", detail))
 
