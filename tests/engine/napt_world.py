@@ -63,7 +63,7 @@ class Box:
     flows: list[Flow] = field(default_factory=list)
     fail_next: list[str] = field(default_factory=list)
     fail_all: str = ""  # every state is refused so
-    orders: list[NaptState | IPv4Address] = field(default_factory=list)  # the latter: drop its flows
+    orders: list[NaptState | IPv4Address] = field(default_factory=list)  # an address: drop flows
 
     @property
     def static(self) -> dict[str, str]:

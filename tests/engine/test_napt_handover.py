@@ -222,3 +222,20 @@ def test_a_hand_over_that_ends_when_the_vm_is_home_again_takes_nothing_away() ->
     world.run_until(lambda: mapping.key not in x._handing)
     assert mapping.ours
     assert not mapping.lingers
+
+
+def test_the_pool_is_routed_to_the_box_but_for_what_was_handed_over() -> None:
+    world = handing_world(linger_s=5.0)
+
+    def is_routed_here(box: str) -> bool:
+        return any(IPv4Address(PUBLIC) in network for network in world.boxes[box].state.publics)
+
+    assert is_routed_here("x")
+    move_to(world, "b")
+    world.run(10.0)
+    assert not is_routed_here("x")
+    assert not is_routed_here("y"), "its mapping says so there"
+    kept = sum(network.num_addresses for network in world.boxes["x"].state.publics)
+    assert kept == 15, "of 16"
+    move_to(world, "a")
+    assert is_routed_here("x")

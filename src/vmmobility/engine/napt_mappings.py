@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vmmobility.engine.napt_plane import Detour, NaptState, StaticMapping
@@ -282,6 +282,9 @@ class Mappings:
         living = [m for m in self.vms.values() if not m.ended]
         static = [StaticMapping(m.private, m.public) for m in self.locators.values()]
         static += [StaticMapping(m.private, m.public) for m in living if m.ours or m.lingers]
+        # What was handed over is routed to another box.
+        own = [m for m in living if m.owner == settings.box_id]
+        away = [m.public for m in own if not (m.ours or m.lingers)]
         return NaptState(
             settings.inside,
             settings.exempt,
@@ -290,11 +293,25 @@ class Mappings:
             settings.ports_pool,
             tuple(_detours(living, detours)),
             settings.pool_ports,
+            _without(settings.pool, away),
         )
 
 
 def _sorted(mappings: Iterable[StaticMapping]) -> tuple[StaticMapping, ...]:
     return tuple(sorted(mappings, key=lambda m: (m.private, m.public)))
+
+
+def _without(pool: tuple[IPv4Network, ...], away: Iterable[IPv4Address]) -> tuple[IPv4Network, ...]:
+    """The pool's prefixes, but for these addresses."""
+    for address in map(IPv4Network, away):
+        pool = tuple(
+            part
+            for network in pool
+            for part in (
+                network.address_exclude(address) if address.subnet_of(network) else (network,)
+            )
+        )
+    return tuple(sorted(pool))
 
 
 def _detours(
