@@ -14,6 +14,8 @@ import pytest
 
 from tests.engine.napt_world import VM, NaptWorld, one_like
 from tests.engine.network import MANAGER
+from vmmobility.engine.napt_boxes import told
+from vmmobility.engine.napt_settings import NaptPolicy
 from vmmobility.engine.outputs import Endpoint
 from vmmobility.engine.relay_channel import RelayChannel
 from vmmobility.wire.message import Message
@@ -298,3 +300,26 @@ def test_no_nve_says_where_another_one_is(
     [said] = [e for _, n, e in world.events if n == "x" and e.name == "refused"]
     assert said.detail["status"] == "administratively_prohibited"
     assert "x: a is at 10.0.1.2" in str(said.detail["reason"])
+
+
+@pytest.mark.parametrize(("policy", "phase"), [("keep", Phase.SERVING), ("hand-over", None)])
+def test_no_box_takes_a_mapping_by_saying_that_it_has_it(
+    policy: str, phase: Phase | None
+) -> None:
+    """By `keep` it stays; by `hand-over` what is said must be that it is translated there."""
+    world = NaptWorld(box_settings={"x": {"policy": NaptPolicy(policy)}})
+    world.run(2.0)
+    world.begin()
+    x, y = world.box("x"), world.box("y")
+    [mapping] = x.mappings.of_vm(VM)
+    said = PhaseOption(phase or Phase.SWITCHED)
+    options = (VmId(VM), Epoch(mapping.epoch), told(mapping), said)
+
+    def claim() -> None:
+        peer = y.neighbours["x"].peer
+        y.channel.request(peer, Purpose.HOLD, options, world.now, lambda *_: None, lifetime=60)
+
+    world.feed(world.nodes["y"], claim)
+    world.run(0.5)
+    assert mapping.ours
+    assert world.boxes["x"].static["10.1.0.77"] == str(mapping.public)

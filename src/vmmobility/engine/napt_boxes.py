@@ -137,10 +137,11 @@ class NaptBoxes:
         self.channel.reply(received, Status.ACCEPTED, lifetime=message.lifetime)
         if mapping.key in self._handing:
             return  # it is on its way, and its reply tells
-        if message.find(PhaseOption) is not None:
-            if mapping.ours:
+        phase, hands_over = message.find(PhaseOption), self.settings.policy is NaptPolicy.HAND_OVER
+        if phase is not None and phase.phase is Phase.SERVING:
+            if mapping.ours and hands_over:  # by `keep` nobody else has it, whoever says so
                 self.mappings.let_go(mapping, now)  # the reply to its HANDOVER was lost
-        elif self.settings.policy is NaptPolicy.HAND_OVER:
+        elif hands_over:
             self._hand_over(mapping, box)
 
     def _asked_for(self, received: Received) -> VmMapping | None:
