@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from tests.engine.napt_world import PRIVATE, VM, NaptWorld
 from vmmobility.engine.napt_boxes import flow_option, told
@@ -239,3 +239,21 @@ def test_the_pool_is_routed_to_the_box_but_for_what_was_handed_over() -> None:
     assert kept == 15, "of 16"
     move_to(world, "a")
     assert is_routed_here("x")
+
+
+def test_what_is_no_more_in_the_pool_ends_at_the_start_and_it_says_so() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    world.boxes["x"].flows = [flow()]
+    world.box_settings["x"] = {"pool": (IPv4Network("198.51.100.8/29"),)}
+    world.restart("x")
+    world.run(0.1)
+    said = [e for _, n, e in world.events if n == "x" and e.name == "mapping.ended"]
+    assert {str(e.detail["reason"]) for e in said} == {
+        "198.51.100.1 is no more in the pool",
+        f"{PUBLIC} is no more in the pool",
+    }
+    assert not [key for key in world.nodes["x"].disk if key.startswith("map/")]
+    assert world.boxes["x"].flows == []
+    assert PUBLIC not in world.boxes["x"].static.values()

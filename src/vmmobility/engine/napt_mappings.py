@@ -98,16 +98,34 @@ class Mappings:
         for key, value in state.items():
             kind, _, rest = key.partition("/")
             if kind == "locator":
-                self.locators[rest] = LocatorMapping(
+                locator = LocatorMapping(
                     rest, IPv4Address(value["private"]), IPv4Address(value["public"])
                 )
+                if self.in_pool(locator.public):
+                    self.locators[rest] = locator
+                else:
+                    self._drop_loaded(locator)
             elif kind == "map":
                 found = _from_json(rest, value)
                 wait = settings.quarantine_s if found.ended else settings.mapping_s
                 found.due = now + wait  # a restart grants the whole time anew
                 self.vms[found.vm, found.private] = found
-                if found.ended or not found.ours:  # the flows of it may have outlived a crash
+                if found.owner == settings.box_id and not self.in_pool(found.public):
+                    self._drop_loaded(found)
+                elif found.ended or not found.ours:  # the flows of it may have outlived a crash
                     self.over.append(found.private)
+
+    def _drop_loaded(self, mapping: LocatorMapping | VmMapping) -> None:
+        """`pool` has changed: what is not in it, nobody would believe, nor is it routed here."""
+        why = f"{mapping.public} is no more in the pool"
+        self.over.append(mapping.private)
+        if isinstance(mapping, VmMapping):
+            self._forget(mapping)
+            self._changed("mapping.ended", reason=why, **words(mapping))
+        else:
+            self._outbox.record(f"locator/{mapping.nve_id}", None)
+            at = {"private": str(mapping.private), "public": str(mapping.public)}
+            self._changed("mapping.ended", reason=why, nve=mapping.nve_id, **at)
 
     # ---- looking up ----------------------------------------------------------------------------
 
