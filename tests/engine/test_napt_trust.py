@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.engine.network import MANAGER
 from vmmobility.engine.napt_boxes import told
 from vmmobility.engine.napt_settings import NaptPolicy
 from vmmobility.engine.outputs import Endpoint
+from vmmobility.engine.peer import Received
 from vmmobility.engine.relay_channel import RelayChannel
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
@@ -303,9 +305,7 @@ def test_no_nve_says_where_another_one_is(
 
 
 @pytest.mark.parametrize(("policy", "phase"), [("keep", Phase.SERVING), ("hand-over", None)])
-def test_no_box_takes_a_mapping_by_saying_that_it_has_it(
-    policy: str, phase: Phase | None
-) -> None:
+def test_no_box_takes_a_mapping_by_saying_that_it_has_it(policy: str, phase: Phase | None) -> None:
     """By `keep` it stays; by `hand-over` what is said must be that it is translated there."""
     world = NaptWorld(box_settings={"x": {"policy": NaptPolicy(policy)}})
     world.run(2.0)
@@ -323,3 +323,20 @@ def test_no_box_takes_a_mapping_by_saying_that_it_has_it(
     world.run(0.5)
     assert mapping.ours
     assert world.boxes["x"].static["10.1.0.77"] == str(mapping.public)
+
+
+def test_an_nve_that_is_behind_no_box_has_the_locators_that_are_configured() -> None:
+    world = NaptWorld("x")  # c speaks to the manager itself
+    world.run(2.0)
+    world.begin()
+    channel = world.edge("c").channel
+    honest = channel.reply
+
+    def reply(received: Received, status: Status, options: Any = (), *more: Any, **by: Any) -> None:
+        if received.message.purpose is Purpose.PREPARE and status.accepted:
+            options = (*options, ServingNve(Nve("c", IPv4Address("10.66.6.6"))))
+        honest(received, status, options, *more, **by)
+
+    channel.reply = reply  # type: ignore[method-assign]
+    move = world.moved("c")
+    assert move.destination.ipv4 == world.nodes["c"].nve.ipv4
