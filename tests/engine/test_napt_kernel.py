@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+from typing import Any
+
 import pytest
 
 from tests.engine.napt_world import PRIVATE, VM, NaptWorld
+from vmmobility.engine.napt import Waiting
 from vmmobility.wire.registry import Phase
 
 
@@ -49,3 +53,21 @@ def test_no_vm_moves_to_where_its_address_has_no_way_out(world: NaptWorld) -> No
     assert not move.ok
     assert "y: the kernel refused: detour 10.1.0.77" in move.reason
     assert world.edge("a").entries[VM].phase is Phase.SERVING
+
+
+@pytest.mark.parametrize(
+    ("addresses", "failure", "rests"),
+    [
+        ((PRIVATE,), "static 10.1.0.77: it is somebody's", True),
+        ((PRIVATE,), "static 10.1.0.7: it is somebody's", False),
+        ((PRIVATE,), "rules: 10.1.0.7 cannot be", True),
+        ((PRIVATE,), ": nothing to say", True),
+        ((), "rules: nft: no such table", False),
+    ],
+)
+def test_what_rests_on_a_failure(
+    addresses: tuple[IPv4Address, ...], failure: str, rests: bool
+) -> None:
+    anything: Any = None
+    waiting = Waiting(1, anything, anything, anything, None, frozenset(addresses))
+    assert waiting.rests_on(failure) is rests

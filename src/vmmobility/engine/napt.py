@@ -95,7 +95,9 @@ class Waiting:
         what begins with no item's name is that nothing could be done."""
         item = failure.split(":")[0].split()
         about_all = not item or item[0] not in ITEMS
-        return about_all or any(str(address) in item for address in self.substituted)
+        if about_all:
+            return bool(self.substituted)
+        return any(str(address) in item for address in self.substituted)
 
 
 class NaptEngine(NaptBoxes, NaptObserver):
