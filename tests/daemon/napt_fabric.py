@@ -175,11 +175,7 @@ class BoxedDaemons(ShortTimers):
 
     def start_all(self) -> None:
         self._lead_to_pools()
-        for box in BEHIND:
-            self.start(box)
-        for box in BEHIND:
-            self.wait_ready(box)
-        super().start_all()
+        super().start_all()  # `boxes` first
 
     def _lead_to_pools(self) -> None:
         """Public addresses lead to their boxes; private ones to nobody outside."""

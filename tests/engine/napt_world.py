@@ -62,6 +62,8 @@ class Box:
     state: NaptState = field(default_factory=NaptState)
     flows: list[Flow] = field(default_factory=list)
     fail_next: list[str] = field(default_factory=list)
+    fail_all: str = ""  # every state is refused so
+    orders: list[NaptState | IPv4Address] = field(default_factory=list)  # an address: drop flows
 
     @property
     def static(self) -> dict[str, str]:
@@ -215,7 +217,9 @@ class NaptWorld(World):
         match output:
             case SetNapt(state, tag):
                 failures = [box.fail_next.pop(0)] if box.fail_next else []
+                failures += [box.fail_all] if box.fail_all else []
                 box.state = box.state if failures else state
+                box.orders.append(state)
                 self.later(
                     0.001, lambda: answer(lambda: engine.napt_applied(tag, failures, self.now))
                 )
@@ -232,6 +236,7 @@ class NaptWorld(World):
                 )
             case DropFlows(private):
                 box.flows = [f for f in box.flows if f.private[0] != private]
+                box.orders.append(private)
             case _:
                 super()._carry_out(node, output)
 

@@ -271,6 +271,17 @@ def test_a_manager_that_lost_its_state_learns_it_behind_boxes(manager_at: str) -
         assert (known.box, known.private, known.public) == told
 
 
+def test_a_manager_that_lost_its_state_learns_whose_mapping_it_is(world: NaptWorld) -> None:
+    """The VM is behind y, and its address is x's."""
+    world.begin()
+    assert world.moved("b").ok
+    world.lose_state(MANAGER)
+    world.restart(MANAGER)
+    world.run_until(lambda: VM in world.manager.cache.bindings, 200.0)
+    [known] = world.manager.cache.bindings[VM].mappings
+    assert (known.box, known.private, str(known.public)) == ("x", PRIVATE, PUBLIC)
+
+
 @pytest.mark.parametrize("box", ["x", "y"])
 def test_a_box_that_lost_its_state_is_believed_again(box: str) -> None:
     world = NaptWorld("x")

@@ -9,12 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 
 from tests.engine.napt_world import VM, NaptWorld, one_like
 from tests.engine.network import MANAGER
+from vmmobility.engine.napt_boxes import told
+from vmmobility.engine.napt_settings import NaptPolicy
 from vmmobility.engine.outputs import Endpoint
+from vmmobility.engine.peer import Received
 from vmmobility.engine.relay_channel import RelayChannel
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
@@ -23,6 +27,7 @@ from vmmobility.wire.options import (
     InterfaceGroup,
     OriginAuthentication,
     PhaseOption,
+    PreviousNve,
     ServingNve,
     Translation,
     VmId,
@@ -275,3 +280,63 @@ def test_a_datagram_that_leads_nowhere_is_counted(world: NaptWorld) -> None:
     )
     world.run(0.5)
     assert world.drops("x")["no-path"] == 1
+
+
+@pytest.mark.parametrize("kind", [PreviousNve, ServingNve])
+def test_no_nve_says_where_another_one_is(
+    world: NaptWorld, kind: type[PreviousNve] | type[ServingNve]
+) -> None:
+    """c attaches a VM that a is said to have had, at another locator of the same data centre."""
+    world.begin()
+    static, edge = world.boxes["x"].static, world.edge("c")
+    other = Nve("a", IPv4Address("10.0.3.66"))
+    options = (VmId(VmKey(0, "vm2")), kind(other))
+
+    def ask() -> None:
+        edge.channel.request(edge.manager, Purpose.ATTACH, options, world.now, print)
+
+    world.feed(world.nodes["c"], ask)
+    world.run(0.5)
+    assert world.box("x").mappings.locators["a"].private == IPv4Address("10.0.1.2")
+    assert world.boxes["x"].static == static
+    [said] = [e for _, n, e in world.events if n == "x" and e.name == "refused"]
+    assert said.detail["status"] == "administratively_prohibited"
+    assert "x: a is at 10.0.1.2" in str(said.detail["reason"])
+
+
+@pytest.mark.parametrize(("policy", "phase"), [("keep", Phase.SERVING), ("hand-over", None)])
+def test_no_box_takes_a_mapping_by_saying_that_it_has_it(policy: str, phase: Phase | None) -> None:
+    """By `keep` it stays; by `hand-over` what is said must be that it is translated there."""
+    world = NaptWorld(box_settings={"x": {"policy": NaptPolicy(policy)}})
+    world.run(2.0)
+    world.begin()
+    x, y = world.box("x"), world.box("y")
+    [mapping] = x.mappings.of_vm(VM)
+    said = PhaseOption(phase or Phase.SWITCHED)
+    options = (VmId(VM), Epoch(mapping.epoch), told(mapping), said)
+
+    def claim() -> None:
+        peer = y.neighbours["x"].peer
+        y.channel.request(peer, Purpose.HOLD, options, world.now, lambda *_: None, lifetime=60)
+
+    world.feed(world.nodes["y"], claim)
+    world.run(0.5)
+    assert mapping.ours
+    assert world.boxes["x"].static["10.1.0.77"] == str(mapping.public)
+
+
+def test_an_nve_that_is_behind_no_box_has_the_locators_that_are_configured() -> None:
+    world = NaptWorld("x")  # c speaks to the manager itself
+    world.run(2.0)
+    world.begin()
+    channel = world.edge("c").channel
+    honest = channel.reply
+
+    def reply(received: Received, status: Status, options: Any = (), *more: Any, **by: Any) -> None:
+        if received.message.purpose is Purpose.PREPARE and status.accepted:
+            options = (*options, ServingNve(Nve("c", IPv4Address("10.66.6.6"))))
+        honest(received, status, options, *more, **by)
+
+    channel.reply = reply  # type: ignore[method-assign]
+    move = world.moved("c")
+    assert move.destination.ipv4 == world.nodes["c"].nve.ipv4

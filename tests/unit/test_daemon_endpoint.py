@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -142,3 +143,21 @@ def test_what_has_no_source_leaves_by_the_side_that_the_kernel_would_choose():
             endpoint.close()
 
     asyncio.run(part(free_port()))
+
+
+def test_without_a_free_descriptor_it_still_sends() -> None:
+    """Which address to send from is asked of the kernel by a socket; there may be none to have."""
+
+    async def part(endpoint: UdpEndpoint, port: int) -> None:
+        endpoint.bind()
+        with client(ADDRESSES[0]) as receiver:
+            there = Endpoint(ip_address("127.0.0.9"), receiver.getsockname()[1])
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+            try:
+                endpoint.send(Send(b"here", there))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert receiver.recv(16) == b"here"
+
+    play(part)

@@ -51,6 +51,12 @@ WRONG = [
     ('side = "inside"', 'side = "outside"', "neighbour", "both sides"),
     ('protocol = "tcp"', 'protocol = "icmp"', "protocol", "icmp"),
     ('private = "10.1.0.80"', 'private = "ten"', "private", "ten"),
+    ('pool = ["198.51.100.0/28"]', 'pool = ["192.0.2.1/32"]', "pool", "own address"),
+    ('pool = ["198.51.100.0/28"]', 'pool = ["192.0.2.2/32"]', "pool", "napt-2's address"),
+    ('public = "192.0.2.201"', 'public = "198.51.100.9"', "pool", "[[port]]"),
+    ('ports_pool = ["192.0.2.200"]', 'ports_pool = ["10.1.0.3"]', "ports_pool", "is inside"),
+    ('pool = ["198.51.100.16/28"]', 'pool = ["198.51.100.8/29"]', "pool", "of napt-2"),
+    ('detour = ["192.0.2.2"]', 'detour = ["192.0.2.2", "192.0.2.3"]', "detour", "2 addresses"),
     ('detour = ["192.0.2.2"]', 'detour = ["2001:db8::1"]', "detour", "never translated"),
     ("[napt]", "[napt]\ncolour = 1", "colour", "unknown"),
 ]
@@ -94,6 +100,7 @@ def test_an_nve_reaches_its_manager_via_a_box(file: Path) -> None:
         ("", "which stands nowhere"),
         (BOX.replace('addresses = ["10.1.255.1"]\n', ""), "has no addresses"),
         (BOX + BOX, "stands here twice"),
+        (BOX + BOX.replace("napt-1", "napt-9"), "of napt-1 overlaps"),
         (BOX.replace("198.51.100.0/28", "2001:db8::/64"), "never translated"),
     ],
 )

@@ -138,7 +138,7 @@ keys_dir = "/etc/vmmobility/keys"  # pairwise keys with its neighbours, made by 
 
 [napt]
 inside = ["10.1.0.0/16"]  # this data centre's private addresses
-pool = ["198.51.100.0/28"]  # public addresses, one for each NVE and each VM
+pool = ["198.51.100.0/28"]  # public addresses routed here, one for each NVE and each VM
 exempt = ["203.0.113.0/24"]  # destinations that are never translated; [] if none
 ports_pool = ["192.0.2.200"]  # public addresses whose ports all else from inside shares
 policy = "keep"  # keep | hand-over: a VM's mapping when it moves to another data centre

@@ -96,7 +96,7 @@ class UdpEndpoint:
         own = [a for a in self._sockets if a.version == address.version]
         if len(own) > 1:
             family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-            with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect((str(address), destination.port))  # sends nothing
                 chosen = ip_address(probe.getsockname()[0].partition("%")[0])
                 own.sort(key=lambda a: a != chosen)

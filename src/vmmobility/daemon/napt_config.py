@@ -13,7 +13,7 @@ from pathlib import Path
 from vmmobility.daemon.config import parse_file, retransmission_of, socket_of
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES, parse_node, role_text
 from vmmobility.daemon.toml_table import Table
-from vmmobility.daemon.via_config import ipv4_of
+from vmmobility.daemon.via_config import ipv4_of, overlap
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.napt_plane import PortMapping
 from vmmobility.engine.napt_settings import NaptPolicy, NaptSettings
@@ -141,7 +141,7 @@ def _neighbours(top: Table, own: str) -> tuple[NeighbourConfig, ...]:
             table.addresses("addresses", loopback=True),
             _behind(table) if box and "behind" in table else (),
             ipv4_of(table, "pool") if box else (),
-            next(iter(_ipv4_addresses(table, "detour")), None) if box else None,
+            _detour(table) if box else None,
         )
         table.finish()
     return tuple(found.values())
@@ -159,6 +159,13 @@ def _behind(table: Table) -> tuple[tuple[str, Role], ...]:
             raise table.wrong("behind", f"{text}: a box is no originator", "name who is behind")
         found.append((node.name, node.role))
     return tuple(found)
+
+
+def _detour(table: Table) -> IPv4Address | None:
+    found = _ipv4_addresses(table, "detour")
+    if len(found) > 1:
+        raise table.wrong("detour", f"{len(found)} addresses", "traffic goes to one: name that")
+    return found[0] if found else None
 
 
 def _ipv4_addresses(table: Table, key: str) -> tuple[IPv4Address, ...]:
@@ -200,6 +207,7 @@ def _check(top: Table, napt: Table, config: NaptConfig) -> None:
         port = next((a for a in config.ports_pool if a in network), None)
         if port is not None:
             raise napt.wrong("ports_pool", f"{port} is in the pool {network}", "keep them apart")
+    _check_public(napt, config)
     names: dict[str, str] = {}
     for neighbour in config.neighbours:
         own = [(neighbour.id, neighbour.role)] if neighbour.role is not Role.NAPT else []
@@ -213,6 +221,24 @@ def _check(top: Table, napt: Table, config: NaptConfig) -> None:
         raise top.wrong(
             "neighbour", "a box has neighbours on both sides", "add the [[neighbour]] that lacks"
         )
+
+
+def _check_public(napt: Table, config: NaptConfig) -> None:
+    """The pool is routed to the box, and each address of it is one NVE's or VM's: nobody else's."""
+    apart = "keep them apart"
+    taken = [(a, "is this box's own address") for a in config.addresses]
+    taken += [(a, f"is {n.id}'s address") for n in config.neighbours for a in n.addresses]
+    taken += [(p.public, "has a [[port]] mapping") for p in config.ports]
+    for address, what in taken:
+        if any(address in network for network in config.pool):
+            raise napt.wrong("pool", f"{address} {what}", apart)
+    inner = next((a for a in config.ports_pool if any(a in n for n in config.inside)), None)
+    if inner is not None:
+        raise napt.wrong("ports_pool", f"{inner} is inside", apart)
+    boxes = [(config.node_id, config.pool), *((n.id, n.pool) for n in config.neighbours)]
+    wrong = overlap(boxes)
+    if wrong:
+        raise napt.wrong("pool", wrong, apart)
 
 
 def _timers(timers: Table) -> NaptTimers:

@@ -10,9 +10,10 @@ Not here: the box's own file (napt_config.py).  Rests on toml_table.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from itertools import combinations
 
 from vmmobility.daemon.keys import MAX_NODE_NAME
 from vmmobility.daemon.toml_table import Table
@@ -40,7 +41,19 @@ def napts_of(top: Table, own: str) -> tuple[Napt, ...]:
         addresses = table.addresses("addresses", loopback=True) if there else ()
         found[name] = Napt(name, addresses, ipv4_of(table, "pool"))
         table.finish()
+        wrong = overlap([(napt.id, napt.pool) for napt in found.values()])
+        if wrong:
+            raise table.wrong("pool", wrong, "each public address is of one box")
     return tuple(found.values())
+
+
+def overlap(pools: Sequence[tuple[str, tuple[IPv4Network, ...]]]) -> str:
+    """What overlaps, in words, of boxes' pools by the box's name; "" if nothing does."""
+    every = [(box, network) for box, pool in pools for network in pool]
+    for (one, first), (other, second) in combinations(every, 2):
+        if one != other and first.overlaps(second):
+            return f"{first} of {one} overlaps {second} of {other}"
+    return ""
 
 
 def ipv4_of(table: Table, key: str) -> tuple[IPv4Network, ...]:

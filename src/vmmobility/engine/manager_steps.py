@@ -100,6 +100,13 @@ class ManagerSteps:
             subject=(move.vm, "move"),
         )
 
+    def _heed_locators(self, move: Move, reply: Message) -> None:
+        """Behind a box only the destination knows its locators; else they are configured here."""
+        peer = self.channel.peers.get(move.destination.nve_id)
+        told = reply.find(ServingNve) if peer is not None and peer.via else None
+        if told is not None and told.nve.nve_id == move.destination.nve_id:
+            move.destination = told.nve
+
     def _step_replied(self, move: Move, reply: Message, now: float) -> None:
         phase = reply.find(PhaseOption)
         if move.state is MoveState.COPYING and phase is not None and phase.phase in NOT_SWITCHED:
@@ -111,9 +118,7 @@ class ManagerSteps:
                     self._happen(move, Happening.REFUSED, now, "it names no endpoint")
                     return
                 move.endpoint = endpoint
-                told = reply.find(ServingNve)
-                if told is not None and told.nve.nve_id == move.destination.nve_id:
-                    move.destination = told.nve  # behind a box: only it knows its locators
+                self._heed_locators(move, reply)
                 sight = reply.find(Sight)
                 move.home = sight is not None and sight.covered
             elif move.state is MoveState.COPYING:

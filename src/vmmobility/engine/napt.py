@@ -29,20 +29,23 @@ from vmmobility.engine.napt_plane import NaptState
 from vmmobility.engine.napt_settings import NaptSettings, Neighbour
 from vmmobility.engine.napt_translate import Translator
 from vmmobility.engine.nve import RIGHTS as NVE_RIGHTS
-from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output, SetNapt
+from vmmobility.engine.outputs import DropFlows, Endpoint, Event, Outbox, Output, SetNapt
 from vmmobility.engine.peer import Arrival
 from vmmobility.engine.relay_channel import BoxChannel, RelayChannel
 from vmmobility.engine.router import RIGHTS as ROUTER_RIGHTS
 from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import read_seal
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Reason
+from vmmobility.wire.options import Reason, Translation
 from vmmobility.wire.origin import read_receiver, translate
 from vmmobility.wire.registry import Kind, Purpose, Role, Status
 from vmmobility.wire.values import Address
 
 RETRY_S = 5.0  # what the kernel refused is tried again after so long
 REMEMBERED = 512  # requests under way a box knows the way back of, at least
+ITEMS = frozenset(("static", "port", "pool", "detour", "route", "flow"))  # of the data plane
+# While the kernel refuses, nothing new begins; what is under way or only says "I live" goes on.
+BEGINNING = frozenset((Purpose.ATTACH, Purpose.PREPARE))
 RIGHTS = {
     Role.MANAGER: MANAGER_RIGHTS,
     Role.NVE: NVE_RIGHTS,
@@ -77,7 +80,7 @@ class Crossing:
 class Waiting:
     """A message that leaves when the kernel holds what was asked for under `tag`.
 
-    message: as it will leave; substituted: the addresses that it came with
+    message: as it will leave; substituted: the addresses that changed, before and after
     """
 
     tag: int
@@ -88,8 +91,13 @@ class Waiting:
     substituted: frozenset[IPv4Address]
 
     def rests_on(self, failure: str) -> bool:
-        """Whether what the kernel refused, in words, is about one of its addresses."""
-        return any(str(address) in failure.split(":")[0].split() for address in self.substituted)
+        """Whether what the kernel refused, in words, is about one of its addresses, or about all:
+        what begins with no item's name is that nothing could be done."""
+        item = failure.split(":")[0].split()
+        about_all = not item or item[0] not in ITEMS
+        if about_all:
+            return bool(self.substituted)
+        return any(str(address) in item for address in self.substituted)
 
 
 class NaptEngine(NaptBoxes, NaptObserver):
@@ -128,6 +136,7 @@ class NaptEngine(NaptBoxes, NaptObserver):
             relay.restore(state)
         self._crossings: OrderedDict[tuple[str, str, Purpose, int], Crossing] = OrderedDict()
         self._applied_version, self._tag, self._applied_tag = -1, 0, 0
+        self._failed: tuple[str, ...] = ()  # of what was applied last
         self._waiting: list[Waiting] = []
         self._retry_at: float | None = None
         self._begin_boxes()
@@ -158,6 +167,7 @@ class NaptEngine(NaptBoxes, NaptObserver):
         for relay in self.relays.values():
             relay.start(now)
         self._hold_all(now)
+        self._settle()
 
     def datagram_received(
         self, data: bytes, source: Endpoint, local: Address | None, now: float
@@ -197,16 +207,11 @@ class NaptEngine(NaptBoxes, NaptObserver):
             self.outbox.emit(Event("data-plane.failure", {"reason": failure}))
         if failures and tag == self._tag:
             self._retry_at = now + RETRY_S
-        self._applied_tag = max(self._applied_tag, tag)
+        self._applied_tag, self._failed = max(self._applied_tag, tag), tuple(failures)
         ready = [w for w in self._waiting if w.tag <= self._applied_tag]
         self._waiting = [w for w in self._waiting if w.tag > self._applied_tag]
         for waiting in ready:
-            why = next((f for f in failures if waiting.rests_on(f)), "")
-            if why:
-                words = f"{self.settings.box_id}: the kernel refused: {why}"
-                self._refuse(waiting.received, Status.INSUFFICIENT_RESOURCES, words)
-            else:
-                self._leave(waiting, now)
+            self._leave_if_held(waiting, now)
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self.mappings.next_due(), self._hold_at, self._retry_at]
@@ -256,7 +261,8 @@ class NaptEngine(NaptBoxes, NaptObserver):
         asked = self._asked(sender, target, message)
         try:
             if sender.inside:
-                changes = self.translator.outward(message, sender.name, now)
+                manager = sender.role is Role.MANAGER
+                changes = self.translator.outward(message, sender.name, now, manager)
             else:
                 changes = self.translator.inward(message, receiver, now)
             made = translate(message, self.settings.box_id, changes)
@@ -268,9 +274,23 @@ class NaptEngine(NaptBoxes, NaptObserver):
             self._refuse(received, Status.MALFORMED, str(error))
             return
         self._settle()
-        waiting = Waiting(self._tag, received, target, made, asked, frozenset(changes))
+        # Of `changes`, only what stands in the message: inward they are all locators.
+        notes = [o for o in made.options[len(message.options) :] if isinstance(o, Translation)]
+        used = frozenset(a for note in notes for a in (note.original, note.substitute))
+        waiting = Waiting(self._tag, received, target, made, asked, used)
         if changes and self._tag > self._applied_tag:
             self._waiting.append(waiting)
+        elif used and message.kind is Kind.REQUEST and message.purpose in BEGINNING:
+            self._leave_if_held(waiting, now)
+        else:
+            self._leave(waiting, now)
+
+    def _leave_if_held(self, waiting: Waiting, now: float) -> None:
+        """Send it on unless the kernel refuses what it rests on."""
+        why = next((f for f in self._failed if waiting.rests_on(f)), "")
+        if why:
+            words = f"{self.settings.box_id}: the kernel refused: {why}"
+            self._refuse(waiting.received, Status.INSUFFICIENT_RESOURCES, words)
         else:
             self._leave(waiting, now)
 
@@ -378,6 +398,11 @@ class NaptEngine(NaptBoxes, NaptObserver):
             self._applied_version = self.mappings.version
             self._tag += 1
             self.outbox.emit(SetNapt(self.desired(), self._tag))
+        over, self.mappings.over = self.mappings.over, []
+        if over:  # flows outlive their mapping, and would lead to whoever gets the address next
+            kept = {m.private for m in self.desired().static}
+            for private in sorted(set(over) - kept):
+                self.outbox.emit(DropFlows(private))
 
     def _drop(self, reason: str, who: str) -> None:
         self.channel.drops[reason] += 1

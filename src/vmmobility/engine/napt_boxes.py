@@ -15,6 +15,7 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
+from vmmobility.engine.napt_mappings import NaptRefused
 from vmmobility.engine.napt_plane import Flow
 from vmmobility.engine.napt_settings import NaptPolicy, Neighbour
 from vmmobility.engine.outputs import DropFlows, Event, ExportFlows, ImportFlows
@@ -30,6 +31,8 @@ from vmmobility.wire.registry import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmmobility.engine.napt_mappings import Mappings, VmMapping
     from vmmobility.engine.napt_settings import NaptSettings
     from vmmobility.engine.outputs import Outbox
@@ -57,6 +60,7 @@ class NaptBoxes:
         outbox: Outbox
         channel: BoxChannel
         neighbours: dict[str, Neighbour]
+        _settle: Callable[[], None]
 
     _numbers: int
     _exports: dict[int, Handing]
@@ -122,14 +126,22 @@ class NaptBoxes:
                 self.mappings.end(mapping, f"{box}: the VM is no more", now)
             self.channel.reply(received, Status.ACCEPTED)
             return
+        if mapping.ended:
+            try:
+                mapping = self.mappings.address(mapping.vm, mapping.private, now)
+            except NaptRefused as refused:
+                self.channel.reply(received, refused.status, reason=str(refused))
+                return
         self.mappings.note(mapping, here=False, holder=box, epoch=epoch, moving=False)
         self.mappings.touch(mapping, now, message.lifetime * LIFETIME_UNIT_S)
         self.channel.reply(received, Status.ACCEPTED, lifetime=message.lifetime)
         if mapping.key in self._handing:
             return  # it is on its way, and its reply tells
-        if message.find(PhaseOption) is not None:
-            self.mappings.note(mapping, ours=False)  # the reply to its HANDOVER was lost
-        elif self.settings.policy is NaptPolicy.HAND_OVER:
+        phase, hands_over = message.find(PhaseOption), self.settings.policy is NaptPolicy.HAND_OVER
+        if phase is not None and phase.phase is Phase.SERVING:
+            if mapping.ours and hands_over:  # by `keep` nobody else has it, whoever says so
+                self.mappings.let_go(mapping, now)  # the reply to its HANDOVER was lost
+        elif hands_over:
             self._hand_over(mapping, box)
 
     def _asked_for(self, received: Received) -> VmMapping | None:
@@ -166,7 +178,9 @@ class NaptBoxes:
             self._handing.pop(handing.mapping.key, None)
             self.outbox.emit(Event("handover.failed", {"reason": error}))
             return
-        handing.flows = list(flows)
+        # What went out by a mapped port or from `ports_pool` is this box's, and stays.
+        own = handing.mapping.public
+        handing.flows = [flow for flow in flows if flow.public[0] == own]
         self._send_flows(handing, now)
 
     def _send_flows(self, handing: Handing, now: float) -> None:
@@ -197,6 +211,11 @@ class NaptBoxes:
             self._send_flows(handing, now)
             return
         self._handing.pop(mapping.key, None)
+        own = mapping.owner == self.settings.box_id
+        if own and (mapping.here or mapping.holder != handing.to):
+            words = "the VM is no more behind it"  # nor does this box let go
+            self.outbox.emit(Event("handover.failed", {**detail, "reason": words}))
+            return
         self.mappings.let_go(mapping, now)
         self.outbox.emit(Event("handover.done", detail))
 
@@ -204,22 +223,23 @@ class NaptBoxes:
         """A mapping, or the flows that come before it, are this box's from now on."""
         message, box = received.message, received.peer.node_id
         flows = tuple(flow_of(o) for o in message.options if isinstance(o, FlowOption))
-        option = message.find(Mapping)
-        if option is not None:
+        mapping = None
+        if message.find(Mapping) is not None:
             mapping = self._asked_for(received)
             if mapping is None:
                 return
             if mapping.owner not in (box, self.settings.box_id):
                 self.channel.reply(received, Status.NOT_OWNER, reason=f"not {box}'s to hand over")
                 return
-            mapping.lingers = 0.0
-            self.mappings.note(mapping, ours=True, epoch=message.epoch)
-            self.mappings.touch(mapping, now)
         elif not any(m.vm == message.vm and not m.ended for m in self.mappings.vms.values()):
             self.channel.reply(received, Status.UNKNOWN_BINDING)
             return
         if any(not self._may_have(message, flow) for flow in flows):
             raise DecodeError("bad-value", "a flow of another address than the mapping's")
+        if mapping is not None:
+            mapping.lingers = 0.0
+            self.mappings.note(mapping, ours=True, epoch=message.epoch)
+            self.mappings.touch(mapping, now)
         self._numbers += 1
         self._imports[self._numbers] = received
         self.outbox.emit(ImportFlows(self._numbers, flows))
@@ -248,7 +268,9 @@ class NaptBoxes:
 
     def _forget_flows(self, now: float) -> None:
         """Of what was handed over a while ago: its public address leads to the other by now."""
-        for mapping in self.mappings.lingered(now):
+        gone = self.mappings.lingered(now)
+        self._settle()  # first: what comes meanwhile would begin the flow anew
+        for mapping in gone:
             self.outbox.emit(DropFlows(mapping.private))
 
     def _give_back(self, mapping: VmMapping) -> None:

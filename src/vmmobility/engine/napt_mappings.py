@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vmmobility.engine.napt_plane import Detour, NaptState, StaticMapping
@@ -80,7 +80,11 @@ class VmMapping:
 
 
 class Mappings:
-    """All of one box.  version: rises with every change of what the data plane should hold."""
+    """All of one box.
+
+    version: rises with every change of what the data plane should hold
+    over:    private addresses that are translated no more, and whose flows are to be forgotten
+    """
 
     def __init__(
         self, settings: NaptSettings, state: Mapping[str, Any], outbox: Outbox, now: float
@@ -89,18 +93,39 @@ class Mappings:
         self.locators: dict[str, LocatorMapping] = {}
         self.vms: dict[tuple[VmKey, IPv4Address], VmMapping] = {}
         self.version = 0
+        self.over: list[IPv4Address] = []
         self._outbox = outbox
         for key, value in state.items():
             kind, _, rest = key.partition("/")
             if kind == "locator":
-                self.locators[rest] = LocatorMapping(
+                locator = LocatorMapping(
                     rest, IPv4Address(value["private"]), IPv4Address(value["public"])
                 )
+                if self.in_pool(locator.public):
+                    self.locators[rest] = locator
+                else:
+                    self._drop_loaded(locator)
             elif kind == "map":
                 found = _from_json(rest, value)
                 wait = settings.quarantine_s if found.ended else settings.mapping_s
                 found.due = now + wait  # a restart grants the whole time anew
                 self.vms[found.vm, found.private] = found
+                if found.owner == settings.box_id and not self.in_pool(found.public):
+                    self._drop_loaded(found)
+                elif found.ended or not found.ours:  # the flows of it may have outlived a crash
+                    self.over.append(found.private)
+
+    def _drop_loaded(self, mapping: LocatorMapping | VmMapping) -> None:
+        """`pool` has changed: what is not in it, nobody would believe, nor is it routed here."""
+        why = f"{mapping.public} is no more in the pool"
+        self.over.append(mapping.private)
+        if isinstance(mapping, VmMapping):
+            self._forget(mapping)
+            self._changed("mapping.ended", reason=why, **words(mapping))
+        else:
+            self._outbox.record(f"locator/{mapping.nve_id}", None)
+            at = {"private": str(mapping.private), "public": str(mapping.public)}
+            self._changed("mapping.ended", reason=why, nve=mapping.nve_id, **at)
 
     # ---- looking up ----------------------------------------------------------------------------
 
@@ -186,6 +211,8 @@ class Mappings:
 
     def end(self, mapping: VmMapping, why: str, now: float) -> None:
         """It is over: its owner keeps the address in quarantine, others forget it."""
+        if mapping.ours or mapping.lingers:
+            self.over.append(mapping.private)
         mapping.ended, mapping.lingers = True, 0.0
         if mapping.owner == self.settings.box_id:
             mapping.ours, mapping.here, mapping.holder, mapping.moving = True, False, "", False
@@ -273,6 +300,9 @@ class Mappings:
         living = [m for m in self.vms.values() if not m.ended]
         static = [StaticMapping(m.private, m.public) for m in self.locators.values()]
         static += [StaticMapping(m.private, m.public) for m in living if m.ours or m.lingers]
+        # What was handed over is routed to another box.
+        own = [m for m in living if m.owner == settings.box_id]
+        away = [m.public for m in own if not (m.ours or m.lingers)]
         return NaptState(
             settings.inside,
             settings.exempt,
@@ -281,11 +311,25 @@ class Mappings:
             settings.ports_pool,
             tuple(_detours(living, detours)),
             settings.pool_ports,
+            _without(settings.pool, away),
         )
 
 
 def _sorted(mappings: Iterable[StaticMapping]) -> tuple[StaticMapping, ...]:
     return tuple(sorted(mappings, key=lambda m: (m.private, m.public)))
+
+
+def _without(pool: tuple[IPv4Network, ...], away: Iterable[IPv4Address]) -> tuple[IPv4Network, ...]:
+    """The pool's prefixes, but for these addresses."""
+    for address in map(IPv4Network, away):
+        pool = tuple(
+            part
+            for network in pool
+            for part in (
+                network.address_exclude(address) if address.subnet_of(network) else (network,)
+            )
+        )
+    return tuple(sorted(pool))
 
 
 def _detours(
@@ -294,7 +338,8 @@ def _detours(
     for mapping in sorted(living, key=lambda m: m.private):
         box = boxes.get(mapping.owner)
         # Also before the VM has registered here: its first packet comes before that.
-        if (mapping.here or mapping.moving) and not mapping.ours and box is not None:
+        away = not mapping.ours and not mapping.lingers  # what lingers is translated here
+        if (mapping.here or mapping.moving) and away and box is not None:
             yield Detour(mapping.private, box)
 
 

@@ -86,8 +86,9 @@ class NaptObserver:
         left = mapping.here and not inside
         self.mappings.note(mapping, here=inside, epoch=epoch, moving=False)
         if mapping.owner == self.settings.box_id:
-            if inside and mapping.holder:
-                self.mappings.note(mapping, holder="")
+            if inside:  # at once, also if the other box is dead; flows come with its HANDOVER
+                mapping.lingers = 0.0
+                self.mappings.note(mapping, holder="", ours=True)
             return
         if inside:
             self._hold(mapping, now)

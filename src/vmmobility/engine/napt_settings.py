@@ -27,7 +27,8 @@ class NaptSettings:
     """One box.
 
     inside:       private prefixes of this data centre
-    pool:         public addresses for NVEs and VMs, each the whole address of one (RFC 3022, 2.1)
+    pool:         public addresses for NVEs and VMs, each the whole address of one (RFC 3022, 2.1);
+                  they are routed to the box: what leads nowhere there is dropped
     exempt, ports, ports_pool, pool_ports: as in NaptState
     mapping_s:    a VM's mapping of which nothing was heard for so long ends
     quarantine_s: what has ended keeps its public address for so long: it is nobody else's

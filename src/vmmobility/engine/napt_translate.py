@@ -44,17 +44,21 @@ class Translator:
 
     # ---- outward -------------------------------------------------------------------------------
 
-    def outward(self, message: Message, sender: str, now: float) -> Changes:
-        """Private -> public.  Raises NaptRefused; then no mapping was made that was not there
-        before, but those of NVEs."""
+    def outward(self, message: Message, sender: str, now: float, manager: bool = False) -> Changes:
+        """Private -> public.  manager: whether the sender is one: it may say where NVEs are.
+
+        Raises NaptRefused; then no mapping was made that was not there before, but those of NVEs,
+        and of a VM with several addresses those before the one that is refused: they end as others
+        do of which nothing is heard (mapping_s)."""
         changes: Changes = {}
         for option in message.options:
             if isinstance(option, ServingNve | PreviousNve):
-                self._locator_out(option.nve, changes)
+                own = isinstance(option, ServingNve) and option.nve.nve_id == sender
+                self._locator_out(option.nve, changes, own or manager)
         endpoint = message.find(Endpoint)
         where = endpoint.address if endpoint else None
         if isinstance(where, IPv4Address) and where not in changes:
-            self._locator_out(Nve(self._whose(where) or sender, where), changes)
+            self._locator_out(Nve(self._whose(where) or sender, where), changes, True)
         for vm, address in self._addresses(message):
             public = self._address_out(message, vm, address, now)
             if public is not None:
@@ -66,13 +70,21 @@ class Translator:
         found = (m.nve_id for m in self._mappings.locators.values() if m.private == locator)
         return next(found, "")
 
-    def _locator_out(self, nve: Nve, changes: Changes) -> None:
+    def _locator_out(self, nve: Nve, changes: Changes, may_change: bool) -> None:
+        """may_change: whether the sender may say that the NVE has another locator now."""
         if nve.ipv4 is None or not self._mappings.is_inside(nve.ipv4):
             return
         if nve.nve_id not in self._insiders:
             raise NaptRefused(
                 Status.ADMINISTRATIVELY_PROHIBITED,
                 f"{self._box_id}: {nve.nve_id} at {nve.ipv4} is not configured on its inside",
+            )
+        known = self._mappings.locators.get(nve.nve_id)
+        if known is not None and known.private != nve.ipv4 and not may_change:
+            raise NaptRefused(
+                Status.ADMINISTRATIVELY_PROHIBITED,
+                f"{self._box_id}: {nve.nve_id} is at {known.private}, and only it, or a manager, "
+                f"can say {nve.ipv4}",
             )
         changes[nve.ipv4] = self._mappings.locator(nve.nve_id, nve.ipv4)
 

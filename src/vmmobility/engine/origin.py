@@ -53,6 +53,10 @@ class Boxes:
     def is_public(self, address: IPv4Address) -> bool:
         return any(address in pool for pools in self.pools.values() for pool in pools)
 
+    def owner(self, address: IPv4Address) -> str:
+        """The box in whose pool it is, "" for none."""
+        return next((box for box, pools in self.pools.items() for p in pools if address in p), "")
+
     def check(self, message: Message) -> None:
         """Raises DecodeError("bad-translation") unless each Translation is by a box known here, and
         between a public address and one that is in no box's pool."""
@@ -86,10 +90,12 @@ def may_answer(received: Received, asked: Peer) -> bool:
 
 
 def mappings_told(message: Message, boxes: Boxes) -> tuple[Mapping, ...]:
-    """What Translations say of the VM's own addresses: public ones here, private where it is."""
+    """What Translations say of the VM's own addresses: public ones here, private where it is.
+
+    The box is the one that owns the public address: the VM may be behind another."""
     own = {p.network_address for i in message.interfaces for p in i.prefixes if p.version == 4}
     return tuple(
-        Mapping(note.box, note.original, note.substitute)
+        Mapping(boxes.owner(note.substitute), note.original, note.substitute)
         for note in message.options
         if isinstance(note, Translation)
         and note.substitute in own

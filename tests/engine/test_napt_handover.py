@@ -1,0 +1,259 @@
+"""Mappings that end, come back, or pass between NAPT boxes: what the kernel holds at each step."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+from tests.engine.napt_world import PRIVATE, VM, NaptWorld
+from vmmobility.engine.napt_boxes import flow_option, told
+from vmmobility.engine.napt_plane import Flow, NaptState
+from vmmobility.engine.napt_settings import NaptPolicy
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import Epoch, VmId
+from vmmobility.wire.registry import Purpose, Status
+from vmmobility.wire.values import VmKey
+
+PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
+HAND_OVER = {"policy": NaptPolicy.HAND_OVER}
+
+
+def handing_world(**more: object) -> NaptWorld:
+    """x hands over what is behind y; VM runs at a."""
+    world = NaptWorld(box_settings={"x": {**HAND_OVER, **more}})
+    world.run(2.0)
+    assert not world.begin().error
+    return world
+
+
+def move_to(world: NaptWorld, to: str) -> None:
+    """Until the mapping is translated there, too."""
+    box = world.site(to)
+    move = world.moved(to)
+    assert move.ok, move.reason
+    world.run_until(lambda: world.box(box).mappings.of_vm(VM)[0].ours)
+    world.run(0.1)
+
+
+def test_back_again_while_it_is_still_translated_there_needs_no_detour() -> None:
+    world = handing_world(linger_s=30.0)
+    move_to(world, "b")
+    move_to(world, "a")
+    [mapping] = world.box("y").mappings.of_vm(VM)
+    assert mapping.lingers, "translated at y, until routes have turned"
+    both: list[object] = []
+
+    def look() -> bool:
+        state = world.boxes["y"].state
+        if {m.private for m in state.static} & {d.private for d in state.detours}:
+            both.append(state)
+        return move.ok is not None
+
+    move = world.manager.moves[world.move(VM, "b")]
+    world.run_until(look)
+    assert move.ok, move.reason
+    assert not both, "a static mapping and a detour of one address"
+    world.run_until(
+        lambda: world.boxes["y"].static.get(str(PRIVATE)) == PUBLIC and not mapping.lingers
+    )
+
+
+def flow(public: str = PUBLIC, port: int = 80) -> Flow:
+    remote = (IPv4Address("192.0.2.9"), 4000)
+    return Flow(6, (PRIVATE, port), (IPv4Address(public), port), remote, False, 300)
+
+
+def test_flows_of_mapped_ports_and_the_pool_stay_and_stop_no_hand_over() -> None:
+    world = handing_world()
+    own, other = flow(), flow("192.0.2.200", 8080)
+    world.boxes["x"].flows = [own, other]
+    move_to(world, "b")
+    assert world.boxes["y"].flows == [own]
+
+
+def test_a_hand_over_with_a_foreign_flow_changes_nothing() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    assert world.moved("b").ok
+    world.run(1.0)
+    [mapping] = world.box("y").mappings.of_vm(VM)
+    state, x = world.boxes["y"].state, world.box("x")
+    answers: list[Message] = []
+    options = (VmId(VM), Epoch(mapping.epoch), told(mapping), flow_option(flow("192.0.2.200")))
+
+    def hand() -> None:
+        peer = x.neighbours["y"].peer
+        answer = lambda reply, now: answers.append(reply)  # noqa: E731
+        x.channel.request(peer, Purpose.HANDOVER, options, world.now, answer)
+
+    world.feed(world.nodes["x"], hand)
+    world.run_until(lambda: answers)
+    assert answers[0].status is Status.MALFORMED
+    assert not mapping.ours
+    assert world.boxes["y"].state == state
+
+
+def test_the_owner_forgets_flows_also_when_the_reply_to_its_hand_over_was_lost() -> None:
+    world = handing_world(linger_s=5.0)
+    world.boxes["x"].flows = [flow()]
+    assert world.moved("b").ok
+    world.run(0.1)
+    [mapping] = world.box("x").mappings.of_vm(VM)
+    world.box("x")._handing.clear()
+    mapping.ours, mapping.lingers = True, 0.0
+    world.feed(world.nodes["y"], lambda: world.box("y")._hold_all(world.now))
+    world.run(0.5)
+    assert mapping.lingers, "it says that it translates"
+    world.run(6.0)
+    assert world.boxes["x"].flows == []
+    assert str(PRIVATE) not in world.boxes["x"].static
+
+
+def last_state_before_drop(world: NaptWorld, box: str) -> NaptState:
+    """What the kernel was last asked to hold before it was to forget the VM's flows."""
+    orders = world.boxes[box].orders
+    states = [o for o in orders[: orders.index(PRIVATE)] if isinstance(o, NaptState)]
+    return states[-1]
+
+
+def test_flows_are_forgotten_after_the_mapping_that_would_begin_them_anew() -> None:
+    world = handing_world(linger_s=5.0)
+    world.boxes["x"].flows = [flow()]
+    move_to(world, "b")
+    world.run_until(lambda: PRIVATE in world.boxes["x"].orders, 20.0)
+    assert PRIVATE not in {m.private for m in last_state_before_drop(world, "x").static}
+
+
+def test_a_mapping_that_ends_takes_its_flows_along() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    world.boxes["x"].flows = [flow()]
+    number = world.stop_vm(VM, "a")
+    world.run_until(lambda: number in world.results, 60.0)
+    world.run(1.0)
+    assert world.boxes["x"].flows == []
+    assert PRIVATE not in {m.private for m in last_state_before_drop(world, "x").static}
+
+
+def test_a_restart_before_the_flows_were_forgotten_forgets_them() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    number = world.stop_vm(VM, "a")
+    world.run_until(lambda: number in world.results, 60.0)
+    world.run(1.0)
+    world.boxes["x"].flows = [flow()]
+    world.restart("x")
+    world.run(0.1)
+    assert world.boxes["x"].flows == []
+
+
+def test_a_restart_leaves_the_flows_of_what_lives() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    world.boxes["x"].flows = [flow()]
+    world.restart("x")
+    world.run(1.0)
+    assert world.boxes["x"].flows == [flow()]
+
+
+def test_a_mapping_that_ended_lives_again_when_a_box_says_that_it_has_the_vm() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    assert world.moved("b").ok
+    world.run(1.0)
+    x = world.box("x")
+    [mapping] = x.mappings.of_vm(VM)
+    world.feed(world.nodes["x"], lambda: x.mappings.end(mapping, "nothing was heard", world.now))
+    world.feed(world.nodes["y"], lambda: world.box("y")._hold_all(world.now))
+    world.run(0.5)
+    assert (mapping.ended, mapping.holder) == (False, "y")
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
+
+
+def test_a_mapping_whose_address_is_another_s_by_now_does_not_live_again() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    assert world.moved("b").ok
+    world.run(1.0)
+    x, other = world.box("x"), VmKey(0, "vm2")
+    [mapping] = x.mappings.of_vm(VM)
+
+    def another() -> None:
+        x.mappings.end(mapping, "nothing was heard", world.now)
+        x.mappings.address(other, PRIVATE, world.now)
+
+    world.feed(world.nodes["x"], another)
+    world.feed(world.nodes["y"], lambda: world.box("y")._hold_all(world.now))
+    world.run(0.5)
+    assert mapping.ended
+    said = [e for _, n, e in world.events if n == "y" and e.name == "mapping.refused"]
+    assert said[-1].detail["reason"] == "address-in-use"
+
+
+def test_a_vm_that_is_home_is_translated_though_the_other_box_is_silent() -> None:
+    world = handing_world()
+    world.boxes["x"].flows = [flow()]
+    move_to(world, "b")
+    world.run(60.0)
+    assert str(PRIVATE) not in world.boxes["x"].static
+    silent = frozenset(("x", "y"))
+    world.cut.add(silent)
+    assert world.moved("a").ok
+    world.run(1.0)
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
+    world.cut.discard(silent)
+    world.run_until(lambda: world.boxes["x"].flows == [flow()], 200.0)
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
+    world.run_until(lambda: str(PRIVATE) not in world.boxes["y"].static, 200.0)
+
+
+def test_a_hand_over_that_ends_when_the_vm_is_home_again_takes_nothing_away() -> None:
+    world = handing_world()
+    assert world.moved("b").ok
+    x = world.box("x")
+    [mapping] = x.mappings.of_vm(VM)
+    world.run_until(lambda: mapping.key in x._handing)
+    x._is_at(mapping, True, mapping.epoch, world.now)
+    world.run_until(lambda: mapping.key not in x._handing)
+    assert mapping.ours
+    assert not mapping.lingers
+
+
+def test_the_pool_is_routed_to_the_box_but_for_what_was_handed_over() -> None:
+    world = handing_world(linger_s=5.0)
+
+    def is_routed_here(box: str) -> bool:
+        return any(IPv4Address(PUBLIC) in network for network in world.boxes[box].state.publics)
+
+    assert is_routed_here("x")
+    move_to(world, "b")
+    world.run(10.0)
+    assert not is_routed_here("x")
+    assert not is_routed_here("y"), "its mapping says so there"
+    kept = sum(network.num_addresses for network in world.boxes["x"].state.publics)
+    assert kept == 15, "of 16"
+    move_to(world, "a")
+    assert is_routed_here("x")
+
+
+def test_what_is_no_more_in_the_pool_ends_at_the_start_and_it_says_so() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    world.boxes["x"].flows = [flow()]
+    world.box_settings["x"] = {"pool": (IPv4Network("198.51.100.8/29"),)}
+    world.restart("x")
+    world.run(0.1)
+    said = [e for _, n, e in world.events if n == "x" and e.name == "mapping.ended"]
+    assert {str(e.detail["reason"]) for e in said} == {
+        "198.51.100.1 is no more in the pool",
+        f"{PUBLIC} is no more in the pool",
+    }
+    assert not [key for key in world.nodes["x"].disk if key.startswith("map/")]
+    assert world.boxes["x"].flows == []
+    assert PUBLIC not in world.boxes["x"].static.values()
