@@ -51,7 +51,7 @@ class BoxedDaemons(ShortTimers):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.napt_nodes = tuple(self.fabric.node(name) for name in BEHIND)
+        self.boxes = tuple(self.fabric.node(name) for name in BEHIND)
 
     def ipv4(self, one: str, other: str) -> str:
         """The address of `one` on its link with `other`."""
@@ -79,12 +79,12 @@ class BoxedDaemons(ShortTimers):
         self._key(*(f"{box}:napt" for box in BEHIND))
 
     def configure(self) -> None:
-        nodes, self.nodes = self.nodes, self.nodes + self.napt_nodes
+        nodes, self.nodes = self.nodes, self.nodes + self.boxes
         Daemons.configure(self)  # with the timers that stand here
         self.nodes = nodes
 
     def _toml(self, node: Any) -> str:
-        return self._box_toml(node) if node in self.napt_nodes else super()._toml(node)
+        return self._box_toml(node) if node in self.boxes else super()._toml(node)
 
     def _manager_toml(self) -> str:
         node = self.fabric.node("manager")
