@@ -157,7 +157,7 @@ def state(data: bytes) -> str:
     for mapping in mappings.vms.values():
         mappings.save(mapping)
     persists = [o for o in engine.flush() if isinstance(o, Persist)]
-    written = {k: v for p in persists for k, v in p.changes}
+    written = {k: v for p in persists for k, v in p.changes if v is not None}
     again = _engine(json.loads(json.dumps(written))).mappings
     assert again.vms == mappings.vms, "they are others when written"
     return f"{min(len(written), 3)} read"
