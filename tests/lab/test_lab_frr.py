@@ -158,6 +158,7 @@ def test_a_border_routers_route_that_leads_out_is_told_to_its_own_data_centre_al
         assert (two_dc.spaces.name(router), address) not in watch.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_while_both_data_centres_announce_each_goes_by_its_own_and_then_by_the_one_that_stays(
     two_dc, watch, family

@@ -85,6 +85,7 @@ def test_a_route_of_the_agent_that_leads_in_or_out_is_told_to_one_data_centre_al
 
 
 @needs_bird
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_while_both_data_centres_announce_each_goes_by_its_own_and_then_by_the_one_that_stays(
     routers, watch, family
@@ -120,6 +121,7 @@ def test_moves_to_bird_and_home_lose_nothing(lab: Lab) -> None:
 
 
 @needs_gobgp
+@pytest.mark.slow
 def test_a_collector_hears_each_host_route_while_the_vm_is_away(lab: Lab) -> None:
     report = lab.run("inter-dc-collector-light")
     judged = [step for step in report["steps"] if step["assert"].startswith("collected")]
