@@ -11,18 +11,19 @@ lab/guest for the kernel.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
+from tests.contract.namespaces import wait_for
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.lab import workdir
 from vmmobility.lab.guest.cpio import Archive
@@ -178,12 +179,13 @@ def _shared(socket: Path, folder: Path, cache: str) -> Iterator[None]:
             stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + SOCKET_LIMIT_S
-        while not socket.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                said = log.read_text(errors="replace").strip()
-                raise GuestFailed(f"virtiofsd does not share {folder}: {said or 'no word'}")
-            time.sleep(0.01)
+        with contextlib.suppress(AssertionError):  # what it said says more
+            wait_for(
+                lambda: socket.exists() or process.poll() is not None, "its socket", SOCKET_LIMIT_S
+            )
+        if process.poll() is not None or not socket.exists():
+            said = log.read_text(errors="replace").strip()
+            raise GuestFailed(f"virtiofsd does not share {folder}: {said or 'no word'}")
         yield
     finally:
         process.kill()

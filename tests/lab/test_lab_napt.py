@@ -14,12 +14,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from tests.contract.namespaces import wait_for
 from tests.lab.lab_command import Lab
 from vmmobility.drivers.frr.check import missing_tools
 from vmmobility.drivers.linux.napt_driver import LinuxNaptPlane
@@ -119,16 +121,15 @@ class Boxed:
     def echoes_go_on(self) -> None:
         """Every stream has an echo of a probe that was sent from now on."""
         now_ns = time.time_ns()
-        deadline = time.monotonic() + _PATIENCE_S
+
+        def echoed(pair: Pair, version: int) -> bool:
+            heard = self.probes.udp(pair, version)
+            late = [n for n, at in heard.sent.items() if at > now_ns]
+            return any(echo_ns(heard, n) is not None for n in late)
+
         for pair in self.probes.pairs:
             for version in (4, 6):
-                while True:
-                    heard = self.probes.udp(pair, version)
-                    late = [n for n, at in heard.sent.items() if at > now_ns]
-                    if any(echo_ns(heard, n) is not None for n in late):
-                        break
-                    assert time.monotonic() < deadline, (pair, version)
-                    time.sleep(0.02)
+                wait_for(partial(echoed, pair, version), f"an echo: {pair}", _PATIENCE_S)
 
     def lead_public(self, box: str) -> None:
         """The internet's route of the public address leads to that box now."""
@@ -140,13 +141,20 @@ class Boxed:
 
     def assert_all_alive(self) -> None:
         """Nothing lost, nothing broken, in any stream of any pair."""
+
+        def many_sent(pair: Pair, version: int) -> bool:
+            return len(self.probes.udp(pair, version).sent) > 200
+
+        for pair in self.probes.pairs:
+            for version in (4, 6):
+                wait_for(partial(many_sent, pair, version), f"200 probes: {pair}", _PATIENCE_S)
         self.probes.stop()
         for pair in self.probes.pairs:
             for version in (4, 6):
                 heard, tcp = self.probes.udp(pair, version), self.probes.tcp(pair, version)
                 lost = [n for n in heard.sent if echo_ns(heard, n) is None]
                 assert (pair, version, lost) == (pair, version, [])
-                assert len(heard.sent) > 50
+                assert len(heard.sent) > 200
                 assert (pair, version, len(tcp.opened), tcp.broken) == (pair, version, 1, [])
                 assert tcp.echoes
 

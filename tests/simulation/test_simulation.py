@@ -25,7 +25,7 @@ from tests.simulation.runner import run
 from tests.simulation.schedule import Operation, Schedule
 from tests.simulation.shrink import shrink
 
-SCHEDULES = 1500
+SCHEDULES = 2000
 PROCESSES = 2
 HUNT = 300  # schedules in which a mutant that its known schedule does not kill must die
 

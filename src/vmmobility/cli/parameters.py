@@ -7,58 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import VmKey
 
+FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)
+
 MANAGER_SOCKET = Path("/run/vmmobility/manager.sock")
 NVE_SOCKET = Path("/run/vmmobility/nve.sock")
 ROUTER_SOCKET = Path("/run/vmmobility/router.sock")
 NAPT_SOCKET = Path("/run/vmmobility/napt.sock")
 
-manager_socket = click.option(
-    "--socket",
-    "socket_path",
-    envvar="VMMOB_SOCKET",
-    default=MANAGER_SOCKET,
-    show_default=True,
-    show_envvar=True,
-    type=click.Path(path_type=Path),
-    help="The manager's API socket.",
-)
-nve_socket = click.option(
-    "--socket",
-    "socket_path",
-    envvar="VMMOB_NVE_SOCKET",
-    default=NVE_SOCKET,
-    show_default=True,
-    show_envvar=True,
-    type=click.Path(path_type=Path),
-    help="The NVE's API socket.",
-)
-router_socket = click.option(
-    "--socket",
-    "socket_path",
-    envvar="VMMOB_ROUTER_SOCKET",
-    default=ROUTER_SOCKET,
-    show_default=True,
-    show_envvar=True,
-    type=click.Path(path_type=Path),
-    help="The router's API socket.",
-)
-napt_socket = click.option(
-    "--socket",
-    "socket_path",
-    envvar="VMMOB_NAPT_SOCKET",
-    default=NAPT_SOCKET,
-    show_default=True,
-    show_envvar=True,
-    type=click.Path(path_type=Path),
-    help="The NAPT box's API socket.",
-)
+
+def _socket(envvar: str, default: Path, whose: str) -> Callable[[FC], FC]:
+    return click.option(
+        "--socket",
+        "socket_path",
+        envvar=envvar,
+        default=default,
+        show_default=True,
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        help=f"{whose} API socket.",
+    )
+
+
+manager_socket = _socket("VMMOB_SOCKET", MANAGER_SOCKET, "The manager's")
+nve_socket = _socket("VMMOB_NVE_SOCKET", NVE_SOCKET, "The NVE's")
+router_socket = _socket("VMMOB_ROUTER_SOCKET", ROUTER_SOCKET, "The router's")
+napt_socket = _socket("VMMOB_NAPT_SOCKET", NAPT_SOCKET, "The NAPT box's")
 config_file = click.option(
     "--config",
     "path",
