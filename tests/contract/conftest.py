@@ -85,6 +85,16 @@ def dc_plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
 
 
 @pytest.fixture(params=BACK_ENDS)
+def linux_dc_plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
+    """The Linux one of them alone."""
+    need(request.param)
+    for one in linux_plane(tmp_path, request.param, DC):
+        one.start()
+        one.resync()
+        yield one
+
+
+@pytest.fixture(params=BACK_ENDS)
 def linux(request: pytest.FixtureRequest, standing_planes: Give) -> Plane:
     """The Linux data plane with one VM that is delivered to and one that is redirected."""
     one = standing_planes(request.param)

@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from tests.contract.namespaces import Namespace, wait_for
@@ -140,3 +140,12 @@ def udp_socket(space: Namespace, version: int, address: str) -> socket.socket:
     wait_for(bound, f"{address} port 4000 is free")
     one.settimeout(3)
     return one
+
+
+@contextlib.contextmanager
+def udp_sockets(
+    space: Namespace, addresses: Mapping[int, str]
+) -> Iterator[dict[int, socket.socket]]:
+    """One a family, by version; a test that fails leaves no port taken to the next."""
+    with contextlib.ExitStack() as closing:
+        yield {v: closing.enter_context(udp_socket(space, v, a)) for v, a in addresses.items()}

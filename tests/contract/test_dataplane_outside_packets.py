@@ -26,7 +26,7 @@ from tests.contract.dataplane_fabric import (
     Fabric,
     receives,
 )
-from tests.contract.frames import Guest, payload_of, udp, udp_socket
+from tests.contract.frames import Guest, payload_of, udp, udp_socket, udp_sockets
 from tests.contract.namespaces import Namespace, wait_for
 from vmmobility.drivers.linux.ownership import KERNEL_TUNNELS, TUN_NAME
 from vmmobility.engine.dataplane import Forwarding, Outside, VmDataPlane
@@ -195,22 +195,21 @@ def _stream(
     fabric: Fabric, sender: dict[int, str], guests: list[Guest], states: list[VmDataPlane]
 ) -> tuple[int, list[bytes]]:
     """Packets of both families, one a millisecond, while a's state turns: how many; what came."""
-    sockets = {v: udp_socket(fabric.host, v, sender[v]) for v in (4, 6)}
-    for version in (4, 6):
-        sockets[version].sendto(b"first", (OWN[version], 4000))
-        assert receives(guests[0], b"first")
     seen: list[bytes] = []
-    sent, begin = 0, time.monotonic()
-    for state in states:
-        fabric.a.apply(state)
-        before = sent
-        while sent == before or sent < (time.monotonic() - begin) * 1000:
-            version = 4 if sent % 2 else 6
-            sockets[version].sendto(b"%d" % sent, (OWN[version], 4000))
-            sent += 1
-        seen += _arrivals(guests)
-    for one in sockets.values():
-        one.close()
+    sent = 0
+    with udp_sockets(fabric.host, sender) as sockets:
+        for version in (4, 6):
+            sockets[version].sendto(b"first", (OWN[version], 4000))
+            assert receives(guests[0], b"first")
+        begin = time.monotonic()
+        for state in states:
+            fabric.a.apply(state)
+            before = sent
+            while sent == before or sent < (time.monotonic() - begin) * 1000:
+                version = 4 if sent % 2 else 6
+                sockets[version].sendto(b"%d" % sent, (OWN[version], 4000))
+                sent += 1
+            seen += _arrivals(guests)
     return sent, seen
 
 

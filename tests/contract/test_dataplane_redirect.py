@@ -23,6 +23,7 @@ from tests.contract.frames import (
     Guest,
     payload_of,
     udp_socket,
+    udp_sockets,
 )
 from tests.contract.namespaces import wait_for
 from vmmobility.engine.dataplane import Forwarding, RedirectPolicy
@@ -93,24 +94,24 @@ def test_no_packet_is_lost_over_a_hundred_flips(fabric: Fabric) -> None:
     fabric.b.apply(replace(LOCAL, accept_from=(A,)))
     fabric.a.apply(LOCAL)
     guests = [fabric.a.plug(), fabric.b.plug()]
-    sockets = {v: udp_socket(fabric.host, v, HOST[v]) for v in (4, 6)}
-    for version in (4, 6):
-        reach_once(fabric, sockets[version], guests[0], version)
     seen: list[bytes] = []
     sent = flips = 0
     slowest = 0.0
-    begin = time.monotonic()
-    while flips < 100:
-        while sent < (time.monotonic() - begin) * 1000:
-            version = 4 if sent % 2 else 6
-            sockets[version].sendto(b"%d" % sent, (OWN[version], 4000))
-            sent += 1
-        if (time.monotonic() - begin) * 100 > flips:
-            flips += 1
-            started = time.perf_counter()
-            fabric.a.apply(redirect if flips % 2 else LOCAL)
-            slowest = max(slowest, time.perf_counter() - started)
-        seen += arrivals(guests)
+    with udp_sockets(fabric.host, HOST) as sockets:
+        for version in (4, 6):
+            reach_once(fabric, sockets[version], guests[0], version)
+        begin = time.monotonic()
+        while flips < 100:
+            while sent < (time.monotonic() - begin) * 1000:
+                version = 4 if sent % 2 else 6
+                sockets[version].sendto(b"%d" % sent, (OWN[version], 4000))
+                sent += 1
+            if (time.monotonic() - begin) * 100 > flips:
+                flips += 1
+                started = time.perf_counter()
+                fabric.a.apply(redirect if flips % 2 else LOCAL)
+                slowest = max(slowest, time.perf_counter() - started)
+            seen += arrivals(guests)
 
     def all_arrived() -> bool:
         seen.extend(arrivals(guests))
@@ -120,8 +121,6 @@ def test_no_packet_is_lost_over_a_hundred_flips(fabric: Fabric) -> None:
     assert len(seen) == sent
     assert fabric.a.traffic().redirected > 200
     assert slowest < 0.25, f"the slowest flip took {slowest * 1000:.1f} ms"
-    for sender in sockets.values():
-        sender.close()
     for guest in guests:
         guest.close()
 
