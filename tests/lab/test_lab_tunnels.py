@@ -5,17 +5,13 @@ The kernel's back end runs where the kernel has it: in the kernel guest (tests/k
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from tests.contract.conftest import BACK_ENDS, need
+from tests.contract.conftest import BACK_ENDS, EMULATED, need
 from tests.lab.lab_command import Lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.lab, pytest.mark.timeout(900)]
 
-# In the kernel guest: 200 packets a second and stream are too many for emulated CPUs.
-EMULATED = os.environ.get("VMMOB_EXPECT_KERNEL_TUNNELS") == "1"
 PACE = ("--set", "probe_every_ms=100") if EMULATED else ()
 
 
