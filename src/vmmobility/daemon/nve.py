@@ -47,6 +47,7 @@ from vmmobility.drivers.hypervisor.light import LightHypervisor
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.linux.driver import LinuxDataPlane
+from vmmobility.drivers.linux.link_watch import LinkWatch
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.survivors import held_taps
 from vmmobility.engine.channel import Retransmission
@@ -107,6 +108,7 @@ class NveDaemon(NveService):
             lambda what: log.note("data-plane.failure", reason=what),
             config.timers.check_s,
         )
+        self._links = LinkWatch(self._worker.look)
         self._endpoint = UdpEndpoint(config.locators, config.port)
         self._recorder: Recorder | NotRecording = NotRecording()
         self._ready = False
@@ -162,6 +164,7 @@ class NveDaemon(NveService):
         await self._desk.sweep(known, spare=self._spare_orphans)
         self._look_at_locators()
         self.pump.open()
+        self._links.open()
         self._group.create_task(self._worker.run(), name="data plane")
         self._group.create_task(self._probe(), name="accelerator")
         self.pump.input(lambda now: self.engine.started(running, now))
@@ -183,6 +186,7 @@ class NveDaemon(NveService):
         """Let go of everything, leaving guests, routes and the relay as they are."""
         if hasattr(self, "pump"):
             self.pump.close()
+        self._links.close()
         self._recorder.close()
         for hypervisor in self._hypervisors.values():
             await hypervisor.close()
