@@ -25,7 +25,7 @@ from vmmobility.engine.napt_observe import NaptObserver
 from vmmobility.engine.napt_plane import NaptState
 from vmmobility.engine.napt_settings import NaptSettings, Neighbour
 from vmmobility.engine.napt_translate import Translator
-from vmmobility.engine.outputs import DropFlows, Endpoint, Event, Outbox, Output, SetNapt
+from vmmobility.engine.outputs import DropFlows, Endpoint, Event, Flushing, Outbox, SetNapt
 from vmmobility.engine.relay_channel import BoxChannel, RelayChannel
 from vmmobility.errors import DecodeError
 from vmmobility.wire.authentication import read_seal
@@ -36,7 +36,7 @@ from vmmobility.wire.values import Address
 RETRY_S = 5.0  # what the kernel refused is tried again after so long
 
 
-class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver):
+class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
     """One box.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -162,15 +162,6 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver):
         """New keys of a neighbour (rotation): of the box itself, and of all that it speaks for."""
         for channel in (self.channel, *self.relays.values()):
             channel.set_secrets(node_id, secrets, signing)
-
-    def flush(self) -> list[Output]:
-        return self.outbox.flush()
-
-    def persisted(self, number: int) -> None:
-        self.outbox.persisted(number)
-
-    def persist_failed(self, reason: str) -> None:
-        self.outbox.persist_failed(reason)
 
     def desired(self) -> NaptState:
         """What the kernel should hold."""
