@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.daemon.napt_fabric import PRIVATE, VM, HandingOver, NaptFabric, napt_fabric
+from tests.daemon.napt_fabric import PRIVATE, VM, NaptFabric, napt_fabric
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(400), pytest.mark.slow]
 
@@ -41,7 +41,7 @@ def registered(live: NaptFabric) -> str:
     prefixes = [a for i in binding["interfaces"] for a in i["addresses"]]
     assert f"{public}/32" in prefixes or public in prefixes, binding
     assert any("fd01::5" in a for a in prefixes), "IPv6 is its own"
-    locator = live.daemons.ipv4("nve-a", "napt-1")
+    locator = live.address("nve-a")
     assert live.mappings("napt-1")[locator]["nve"] == "nve-a"
     status = live.status_of_box("napt-1")
     assert (status["nves"], status["vms"], status["unproven"]) == (1, 1, [])
@@ -95,7 +95,7 @@ def moved(live: NaptFabric, public: str) -> None:
 
 
 def test_a_mapping_is_handed_over_to_the_other_box_and_back() -> None:
-    with napt_fabric(HandingOver) as live:
+    with napt_fabric("hand-over") as live:
         public = registered(live)
         live.echoes_at(public)
         live.move("nve-b")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.engine.napt_world import PRIVATE, VM, NaptWorld
-from vmmobility.engine.napt import Waiting
+from vmmobility.engine.napt_crossing import Waiting
 from vmmobility.wire.registry import Phase
 
 

@@ -35,7 +35,7 @@ from vmmobility.engine.manager_route_limits import ManagerRouteLimits
 from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.manager_trace import ManagerTrace
 from vmmobility.engine.origin import Boxes, locators_behind, mappings_told
-from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output
+from vmmobility.engine.outputs import Endpoint, Event, Flushing, Outbox
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import (
     AttachId,
@@ -78,6 +78,7 @@ class ManagerEngine(
     ManagerFabric,
     ManagerRouteLimits,
     ManagerTrace,
+    Flushing,
 ):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
 
@@ -180,15 +181,6 @@ class ManagerEngine(
             self._check_at = now + self.settings.check_s
             self._check_silent(now)
             self._check_routes(now)
-
-    def flush(self) -> list[Output]:
-        return self.outbox.flush()
-
-    def persisted(self, number: int) -> None:
-        self.outbox.persisted(number)
-
-    def persist_failed(self, reason: str) -> None:
-        self.outbox.persist_failed(reason)
 
     # ---- attach --------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ A box that has another's VM behind it says so to the mapping's owner, again and 
 keeps the mapping.  By its policy the owner keeps translating, and the VM's traffic to the outside
 takes the detour by it; or it hands mapping and flows over (HANDOVER), and gets them back when the
 VM has left.  Whoever hands over goes on translating for a while, until routes have turned.
-Not here: registration messages (napt.py), the flows themselves (drivers/napt_plane.py).
+Not here: registration messages (napt_crossing.py), the flows themselves (drivers/napt_plane.py).
 """
 
 from __future__ import annotations

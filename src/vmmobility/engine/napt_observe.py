@@ -2,7 +2,7 @@
 
 The manager's word counts: an accepted attach, a redirect, the end of a binding.  So the box knows
 on which side a VM is, how long its mapping is needed, and when another box must be told.
-Not here: how messages cross (napt.py), what boxes say to each other (napt_boxes.py).
+Not here: how messages cross (napt_crossing.py), what boxes say to each other (napt_boxes.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vmmobility.wire.registry import LIFETIME_UNIT_S, Kind, Phase, Purpose, Role
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmmobility.engine.napt import Party
+    from vmmobility.engine.napt_crossing import Party
     from vmmobility.engine.napt_mappings import Mappings, VmMapping
     from vmmobility.engine.napt_settings import NaptSettings
     from vmmobility.wire.values import VmKey

@@ -28,10 +28,10 @@ from vmmobility.engine.outputs import (
     CommandDone,
     Endpoint,
     Event,
+    Flushing,
     HypervisorOrder,
     Order,
     Outbox,
-    Output,
     SetDataPlane,
 )
 from vmmobility.errors import DecodeError
@@ -95,7 +95,7 @@ class NveSettings:
     napts: Napts = ()
 
 
-class NveEngine(NveHostReports):
+class NveEngine(NveHostReports, Flushing):
     """One NVE.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -231,15 +231,6 @@ class NveEngine(NveHostReports):
             quiet = entry.quiet_since
             if quiet is not None and not entry.draining and quiet + self.settings.drain_s <= now:
                 self._fire(entry, Trigger.DRAINED, None, now)
-
-    def flush(self) -> list[Output]:
-        return self.outbox.flush()
-
-    def persisted(self, number: int) -> None:
-        self.outbox.persisted(number)
-
-    def persist_failed(self, reason: str) -> None:
-        self.outbox.persist_failed(reason)
 
     def desired(self) -> dict[VmKey, VmDataPlane]:
         """What the whole data plane should hold: for a resync at start."""

@@ -239,3 +239,18 @@ class Outbox:
         self._outputs.clear()
         self._changes.clear()
         self._ready.append(Halt(reason))
+
+
+class Flushing:
+    """The part of every engine that hands out what its outbox holds."""
+
+    outbox: Outbox
+
+    def flush(self) -> list[Output]:
+        return self.outbox.flush()
+
+    def persisted(self, number: int) -> None:
+        self.outbox.persisted(number)
+
+    def persist_failed(self, reason: str) -> None:
+        self.outbox.persist_failed(reason)

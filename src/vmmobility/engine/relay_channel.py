@@ -3,7 +3,7 @@
 In the place of an originator the box speaks under that one's name with the key of the hop, has
 boots, counters and replay windows of its own for it, and answers and asks challenges itself.  It
 keeps no replies and repeats no requests: the ends do, and what they send passes.
-Not here: what is altered (napt_translate.py), the way (napt.py).  Rests on channel.py.
+Not here: what is altered (napt_translate.py), the way (napt_crossing.py).  Rests on channel.py.
 """
 
 from __future__ import annotations

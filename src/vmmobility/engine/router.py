@@ -26,7 +26,7 @@ from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.fabric_routes import RouteAction, VmRoutes
 from vmmobility.engine.fabric_routes import Sight as Seen
 from vmmobility.engine.origin import Boxes, Napts
-from vmmobility.engine.outputs import Endpoint, Event, Outbox, Output, SetRoutes
+from vmmobility.engine.outputs import Endpoint, Event, Flushing, Outbox, SetRoutes
 from vmmobility.engine.router_checks import RouterChecks
 from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
@@ -85,7 +85,7 @@ class RouteEntry:
         return VmRoutes(self.vm, prefixes, via, action, self.serving)
 
 
-class RouterEngine(RouterChecks):
+class RouterEngine(RouterChecks, Flushing):
     """One router.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -176,15 +176,6 @@ class RouterEngine(RouterChecks):
         for entry in self._known():
             if entry.report_at is not None and entry.report_at <= now and entry.sight:
                 self._report(entry, entry.sight, now)
-
-    def flush(self) -> list[Output]:
-        return self.outbox.flush()
-
-    def persisted(self, number: int) -> None:
-        self.outbox.persisted(number)
-
-    def persist_failed(self, reason: str) -> None:
-        self.outbox.persist_failed(reason)
 
     def desired(self) -> dict[VmKey, VmRoutes]:
         """What the kernel should hold of all VMs: for a resync at start."""
