@@ -61,7 +61,7 @@ class NaptUsage:
     unknown:           in the middle of a TCP connection from inside that this box does not know:
                        a new public port would break it
     unmapped:          to a public address of ours, and nothing there leads inside
-    untranslated:      would have left with a private source address (out of window, invalid)
+    untranslated:      would have left with a private source address (invalid, and nothing static)
     """
 
     flows: int = 0
