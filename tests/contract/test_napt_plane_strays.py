@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from tests.contract.namespaces import wait_for
-from tests.contract.napt_planes import PUBLIC, WORLD, A, LinuxBox, World, state
+from tests.contract.napt_planes import (
+    BOX1,
+    BOX2,
+    PUBLIC,
+    SECOND,
+    WORLD,
+    A,
+    B,
+    LinuxBox,
+    World,
+    state,
+    static,
+)
 from tests.contract.napt_talks import (
     FAR,
     STATIC,
@@ -93,6 +106,74 @@ def test_what_lived_before_lives_before_and_after_the_route_turns(linux_pair: Pa
     for talk in talks:
         talk.exchange()
     one.world.public_to_box2(PUBLIC)
+    for talk in talks:
+        talk.exchange()
+    assert lost(one, two) == 0
+
+
+# -- VMs of one pool that speak by public addresses ---------------------------------------------
+
+BOTH = (*STATIC, static(B, SECOND))
+NEIGHBOURS = {(A, B): SECOND, (B, A): PUBLIC}
+"""Who calls whom, by which address."""
+
+
+def stays_behind_box1(world: World, private: str) -> None:
+    """What comes from this one leaves by box1, wherever the others leave; boxes know each other's
+    public addresses."""
+    world.inside.ip("rule", "add", "from", private, "lookup", "100")
+    world.inside.ip("route", "add", "default", "via", "10.0.4.1", "table", "100")
+    world.route(world.box2, "192.0.2.0/24", BOX1)
+
+
+def hairpins(world: World, number: int) -> list[Talk]:
+    """TCP and UDP between A and B, begun by each of them."""
+    talks = []
+    for (caller, called), public in NEIGHBOURS.items():
+        number += 1
+        for kind, name in ((socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp")):
+            ear = world.socket(world.inside, kind, called, number)
+            mouth = world.socket(world.inside, kind, caller, number)
+            if kind == socket.SOCK_STREAM:
+                ear.listen()
+                mouth.connect((public, number))
+                ear, peer = ear.accept()
+                world.stack.callback(ear.close)
+                ear.settimeout(20)
+            else:
+                mouth.connect((public, number))
+                mouth.send(b"hello")
+                peer = ear.recvfrom(100)[1]
+                ear.connect(peer)
+            assert peer == (NEIGHBOURS[called, caller], number), "as its public address"
+            talks.append(Talk(f"{name} from {caller} to {called}", mouth, ear))
+    return talks
+
+
+def test_neighbours_speak_by_public_addresses_while_one_is_handed_over(linux_pair: Pair) -> None:
+    """Both are behind one box; one goes, and the old box has its mapping until the route turns."""
+    one, two = linux_pair
+    world = one.world
+    stays_behind_box1(world, B)
+    far = replace(state(pool=[FAR]), publics=(IPv4Network("203.0.113.0/24"),))
+    assert one.apply(state(*BOTH)) == []
+    assert two.apply(far) == []
+    talks = hairpins(world, 9000)
+    assert two.bring_in(one.export(A)) == []
+    assert two.apply(replace(far, static=STATIC)) == []
+    world.behind_box2(A)
+    for talk in talks:
+        talk.exchange()
+    talks += hairpins(world, 9010)
+    for talk in talks:
+        talk.exchange()
+    # Now the public address is routed to the new box, and the old one gives it up.
+    world.route(world.box1, f"{PUBLIC}/32", BOX2)
+    (pool,) = state().publics
+    rest = tuple(pool.address_exclude(IPv4Network(PUBLIC)))
+    assert one.apply(replace(state(static(B, SECOND)), publics=rest)) == []
+    one.drop(A)
+    talks += hairpins(world, 9020)
     for talk in talks:
         talk.exchange()
     assert lost(one, two) == 0

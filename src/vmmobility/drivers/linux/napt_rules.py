@@ -55,12 +55,15 @@ _CHAINS: dict[str, tuple[str, ...]] = {
     ),
     # While a mapping is handed over what comes in passes one box and what goes out another: a
     # SYN-ACK, or the ACK after it, is of no flow that this one knows (`invalid`), and NAT chains
-    # never see it.  An address for an address needs no flow.  Errors quote a packet, which would
-    # stay as it is: they are left to be dropped.
+    # never see it.  An address for an address needs no flow.  Nor has one what comes from a public
+    # address of ours: from a VM that is at another box already, to one here.
+    # Errors quote a packet, which would stay as it is: they are left to be dropped.
     "stray": (
         "type filter hook prerouting priority mangle; policy accept;",
         "ip saddr @detoured return",
         f"{_ERRORS} return",
+        "ct state untracked ip saddr @publics ip daddr set ip daddr map @static_in",
+        "ct state invalid ip daddr @publics ip saddr set ip saddr map @static_out",
         "ct state invalid ip daddr set ip daddr map @static_in",
     ),
     # Whose mapping is kept at another box is translated there, whomever it speaks to.
