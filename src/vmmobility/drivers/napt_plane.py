@@ -125,7 +125,10 @@ class NaptPlane(Protocol):
         """
 
     async def drop_flows(self, private: IPv4Address) -> int:
-        """Forget the translated flows of a private address; how many there were."""
+        """Forget the translated flows of a private address; how many there were.
+
+        Raises DataPlaneError where the kernel refuses; some may be forgotten then.
+        """
 
     async def usage(self) -> NaptUsage:
         """Flows, pool use and drops.  Raises DataPlaneError where the kernel cannot be read."""
