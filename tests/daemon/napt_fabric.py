@@ -9,12 +9,14 @@ routes.  Not here: fabrics without boxes (live_fabric.py).
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import Any
 
+from tests.daemon.dialogues import Dialogue
 from tests.daemon.live_fabric import LiveFabric, ShortTimers
 from vmmobility.api.client import NaptClient
 from vmmobility.lab import laboratory, workdir
@@ -23,6 +25,7 @@ from vmmobility.lab.fabric import parse_fabric
 from vmmobility.lab.inside import python, python_environment, udp_ask
 
 STEP_S, LIFETIME_S = 20.0, 8  # a busy machine, and three hops
+LINGER_S = 300.0  # no test is so slow that the public route turns too late
 POOLS = {"napt-1": "198.51.100.0/28", "napt-2": "203.0.113.0/28"}
 BEHIND = {"napt-1": "nve-a", "napt-2": "nve-b"}
 VM, PRIVATE = "vm1", "10.1.0.5"
@@ -154,7 +157,8 @@ class BoxedDaemons(ShortTimers):
                 "detour": [self.ipv4(other, "core")],
             },
         ]
-        return to_toml({"node": table, "napt": napt, "neighbour": around})
+        timers = {"linger_s": LINGER_S}
+        return to_toml({"node": table, "timers": timers, "napt": napt, "neighbour": around})
 
     def start(self, name: str) -> None:
         if name not in BEHIND:
@@ -214,6 +218,7 @@ class NaptFabric(LiveFabric):
         fabric = parse_fabric(FABRIC, "tests", "tests")
         info = workdir.create("tests", "tests", owned=True)
         self._lab = laboratory.Laboratory(fabric, info, lambda line: None)
+        self._dialogues: list[Dialogue] = []
         self.daemons: BoxedDaemons = daemons(fabric, self._lab.spaces, info.folder)
         self._lab.daemons = self.daemons
         try:
@@ -240,6 +245,22 @@ class NaptFabric(LiveFabric):
         own, daemons = f"{PRIVATE}/32", self.daemons
         daemons.route("core", "replace", f"{public}/32", "via", daemons.ipv4(box, "core"))
         daemons.route(box, "replace", own, "via", daemons.ipv4(BEHIND[box], box))
+
+    def dialogues(self, public: str, when: str) -> list[Dialogue]:
+        """New flows from outside with the VM at its public address, one TCP and one UDP; `close`
+        ends them."""
+        near = self._lab.spaces.name("near")
+        made = [
+            Dialogue(near, public, kind, f"{name} begun {when}")
+            for kind, name in ((socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp"))
+        ]
+        self._dialogues += made
+        return made
+
+    def close(self) -> list[str]:
+        for dialogue in self._dialogues:
+            dialogue.close()
+        return super().close()
 
     def echoes_at(self, public: str) -> None:
         """The VM answers a correspondent outside at its public address.  Raises LabError."""
