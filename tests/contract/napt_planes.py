@@ -60,6 +60,7 @@ def state(
     *items: StaticMapping | PortMapping | Detour,
     pool: Sequence[str] = (POOL,),
     pool_ports: tuple[int, int] = (1024, 65535),
+    outward: Sequence[StaticMapping] = (),
 ) -> NaptState:
     return NaptState(
         inside=(IPv4Network("10.77.0.0/16"),),
@@ -70,6 +71,7 @@ def state(
         detours=tuple(i for i in items if isinstance(i, Detour)),
         pool_ports=pool_ports,
         publics=(IPv4Network("192.0.2.0/24"),),
+        outward=tuple(outward),
     )
 
 
@@ -116,8 +118,9 @@ class Box:
         found: Sequence[NaptFailure] = self.await_(self.plane.import_flows(flows))
         return found
 
-    def drop(self, private: str) -> int:
-        found: int = self.await_(self.plane.drop_flows(IPv4Address(private)))
+    def drop(self, private: str, public: str | None = None) -> int:
+        which = None if public is None else IPv4Address(public)
+        found: int = self.await_(self.plane.drop_flows(IPv4Address(private), which))
         return found
 
     def usage(self) -> NaptUsage:

@@ -38,6 +38,9 @@ from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
 from vmmobility.errors import DataPlaneError, EnvironmentProblem
 
 pytestmark = pytest.mark.netns
+OURS = (("rule", "show"), ("route", "show", "table", "all"))
+
+
 # -- changes ----------------------------------------------------------------------------------
 
 
@@ -90,6 +93,41 @@ def test_refused_rules_leave_what_stood(box: LinuxBox, monkeypatch: pytest.Monke
     assert box.hands.outgoing((A, 7000), (WORLD, 9)) == (PUBLIC, 7000)
     assert [d.repaired for d in box.audit()] == [True, True]
     assert box.hands.outgoing((A, 7001), (WORLD, 9)) == (SECOND, 7001)
+
+
+def test_a_public_address_that_is_translated_outward_alone_is_not_claimed(box: LinuxBox) -> None:
+    """It is routed to another box: what is sent to it from inside goes on, by this one's routes."""
+    elsewhere = "203.0.113.5"
+    box.apply(state(outward=[static(A, elsewhere)]))
+    ear = box.world.socket(box.world.outside, socket.SOCK_DGRAM, WORLD, 9)
+    for host, public in ((A, elsewhere), (C, POOL)):
+        mouth = box.world.socket(box.world.inside, socket.SOCK_DGRAM, host, 7000)
+        mouth.sendto(b"?", (WORLD, 9))
+        assert ear.recvfrom(9)[1] == (public, 7000)
+    box.world.outside.ip("addr", "add", f"{elsewhere}/32", "dev", "lo")
+    far = box.world.socket(box.world.outside, socket.SOCK_DGRAM, elsewhere, 9)
+    mouth.sendto(b"?", (elsewhere, 9))
+    assert far.recvfrom(9)[1] == (POOL, 7000)
+    assert box.usage().unmapped == 0
+
+
+def test_refused_rules_leave_no_new_detour(box: LinuxBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would lead to nothing, or out untranslated, what has its mapping here still."""
+    box.apply(state(static(A, PUBLIC), detour(B, BOX2)))
+    standing = [box.hands.ours("-d", *what) for what in OURS]
+
+    async def refuse(script: str) -> None:
+        raise DataPlaneError("nft: no")
+
+    changed = state(detour(A, "10.0.1.2"), detour(C, BOX2))  # a new table, and one that stands
+    with monkeypatch.context() as patch:
+        patch.setattr(napt_table, "run", refuse)
+        assert [f.item for f in box.apply(changed)] == ["rules"]
+    assert [box.hands.ours("-d", *what) for what in OURS] == standing
+    assert box.hands.outgoing((A, 7000), (WORLD, 9)) == (PUBLIC, 7000)
+    assert box.hands.outgoing((C, 7000), (WORLD, 9)) == (POOL, 7000)
+    assert box.apply(changed) == []
+    assert box.hands.outgoing((A, 7001), (WORLD, 9)) == (A, 7001)
 
 
 # -- detours ----------------------------------------------------------------------------------
@@ -189,6 +227,10 @@ MEDDLING: dict[str, tuple[str, Callable[[LinuxBox], object]]] = {
     "forwarding ends": (
         "sysctl net.ipv4.ip_forward",
         lambda box: box.space.run("sysctl", "-qw", "net.ipv4.ip_forward=0"),
+    ),
+    "connections are not taken up in their middle": (
+        "sysctl net.netfilter.nf_conntrack_tcp_loose",
+        lambda box: box.space.run("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_loose=0"),
     ),
     "a time-out is cut": (
         "sysctl net.netfilter.nf_conntrack_udp_timeout",

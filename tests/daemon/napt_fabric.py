@@ -10,9 +10,11 @@ Not here: fabrics without boxes, and what is asked of both (live_fabric.py).
 
 from __future__ import annotations
 
+import socket
 from contextlib import AbstractContextManager
 from typing import Any
 
+from tests.daemon.dialogues import Dialogue
 from tests.daemon.live_fabric import LiveFabric, left_bare
 from vmmobility.api.client import NaptClient
 from vmmobility.lab import napt_daemons
@@ -21,6 +23,7 @@ from vmmobility.lab.fabric_values import Node
 from vmmobility.lab.inside import udp_ask
 
 STEP_S, LIFETIME_S = 20, 8  # a busy machine, and three hops
+LINGER_S = 300.0  # no test is so slow that the public route turns too late
 POOLS = {"napt-1": "198.51.100.0/28", "napt-2": "203.0.113.0/28"}
 EDGES = {"napt-1": "edge-1", "napt-2": "edge-2"}
 BEHIND = {"edge-1": "nve-a", "edge-2": "nve-b"}
@@ -93,13 +96,15 @@ class ApartDaemons(Daemons):
                 "detour": there,
             },
         ]
-        return to_toml({"node": table, "napt": napt, "neighbour": around})
+        timers = {"linger_s": LINGER_S}
+        return to_toml({"node": table, "timers": timers, "napt": napt, "neighbour": around})
 
 
 class NaptFabric(LiveFabric):
     """Up at once; close() takes it down and answers what is left behind."""
 
     def __init__(self, policy: str) -> None:
+        self._dialogues: list[Dialogue] = []
         super().__init__(ApartDaemons, tables(policy))
 
     def box(self, name: str) -> NaptClient:
@@ -124,6 +129,22 @@ class NaptFabric(LiveFabric):
     def _route(self, node: str, prefix: str, to: str) -> None:
         gateway = self._lab.fabric.end_towards(to, node).address(4)
         self.ip(node, "route", "replace", prefix, "via", str(gateway))
+
+    def dialogues(self, public: str, when: str) -> list[Dialogue]:
+        """New flows from outside with the VM at its public address, one TCP and one UDP; `close`
+        ends them."""
+        near = self._lab.spaces.name("near")
+        made = [
+            Dialogue(near, public, kind, f"{name} begun {when}")
+            for kind, name in ((socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp"))
+        ]
+        self._dialogues += made
+        return made
+
+    def close(self) -> list[str]:
+        for dialogue in self._dialogues:
+            dialogue.close()
+        return super().close()
 
     def echoes_at(self, public: str) -> None:
         """The VM answers a correspondent outside at its public address.  Raises LabError."""

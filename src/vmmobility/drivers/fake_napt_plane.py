@@ -21,6 +21,7 @@ End = tuple[IPv4Address, int]
 
 _TIMEOUT_S = 300
 _LIMIT = 1 << 16
+_PARTS = ("inside", "exempt", "static", "outward", "ports", "pool", "detours", "publics")
 
 
 class FakeNaptPlane:
@@ -49,7 +50,8 @@ class FakeNaptPlane:
     # -- for tests ----------------------------------------------------------------------------
 
     def fail_next(self, item: str, reason: str = "injected") -> None:
-        """Refuse the next rule set (`rules`) or the next flow whose name begins with `item`."""
+        """Refuse the next rule set (`rules`), the next flow whose name begins with `item`, or to
+        forget an address's flows the next time (`drop 10.1.0.5`: a DataPlaneError)."""
         self._failing.append((item, reason))
 
     def outgoing(self, protocol: int, private: End, remote: End) -> End | None:
@@ -73,7 +75,7 @@ class FakeNaptPlane:
 
     @staticmethod
     def _mapped(state: NaptState, protocol: int, private: End) -> End | None:
-        for static in state.static:
+        for static in (*state.static, *state.outward):
             if static.private == private[0]:
                 return static.public, private[1]
         for port in state.ports:
@@ -181,7 +183,7 @@ class FakeNaptPlane:
             if held is None
             else [
                 Drift(None, f"elements {name}", "are not as they should be")
-                for name in ("inside", "exempt", "static", "ports", "pool", "detours", "publics")
+                for name in _PARTS
                 if getattr(held, name) != getattr(wanted, name)
             ]
         )
@@ -218,11 +220,17 @@ class FakeNaptPlane:
         self.flows.append(flow)
         return ""
 
-    async def drop_flows(self, private: IPv4Address) -> int:
+    async def drop_flows(self, private: IPv4Address, public: IPv4Address | None = None) -> int:
         """See NaptPlane.drop_flows."""
         self._check_started()
+        if reason := self._refusal(f"drop {private}"):
+            raise DataPlaneError(reason)
         before = len(self.flows)
-        self.flows = [flow for flow in self.flows if flow.private[0] != private]
+        self.flows = [
+            flow
+            for flow in self.flows
+            if flow.private[0] != private or public not in (None, flow.public[0])
+        ]
         return before - len(self.flows)
 
     async def usage(self) -> NaptUsage:

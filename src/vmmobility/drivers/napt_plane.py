@@ -22,8 +22,9 @@ from vmmobility.engine.napt_plane import Flow, NaptState
 class NaptFailure:
     """One item that the data plane could not do: what, why.
 
-    item: its kind and its name: `static 10.1.0.5`, `port tcp 192.0.2.1:80`, `pool 192.0.2.9`,
-          `detour 10.1.0.5`, `flow udp 10.1.0.5:53 198.51.100.7:9`; `rules`: the whole rule set
+    item: its kind and its name: `static 10.1.0.5`, `outward 10.1.0.5`, `port tcp 192.0.2.1:80`,
+          `pool 192.0.2.9`, `detour 10.1.0.5`, `flow udp 10.1.0.5:53 198.51.100.7:9`;
+          `rules`: the whole rule set
     """
 
     item: str
@@ -60,7 +61,7 @@ class NaptUsage:
     unknown:           in the middle of a TCP connection from inside that this box does not know:
                        a new public port would break it
     unmapped:          to a public address of ours, and nothing there leads inside
-    untranslated:      would have left with a private source address (out of window, invalid)
+    untranslated:      would have left with a private source address (invalid, and nothing static)
     """
 
     flows: int = 0
@@ -123,8 +124,12 @@ class NaptPlane(Protocol):
         another mapping is replaced.  A flow whose public side another one has here fails alone.
         """
 
-    async def drop_flows(self, private: IPv4Address) -> int:
-        """Forget the translated flows of a private address; how many there were."""
+    async def drop_flows(self, private: IPv4Address, public: IPv4Address | None = None) -> int:
+        """Forget the translated flows of a private address; how many there were.
+
+        public: those alone that it has by this address; its flows by others live on.
+        Raises DataPlaneError where the kernel refuses; some may be forgotten then.
+        """
 
     async def usage(self) -> NaptUsage:
         """Flows, pool use and drops.  Raises DataPlaneError where the kernel cannot be read."""

@@ -137,6 +137,7 @@ class LinuxNaptPlane:
         except (DataPlaneError, OSError) as error:
             self._content = None
             self._desired = desired
+            failures += napt_detours.take_back(routing, have, want)
             return [*failures, NaptFailure("rules", str(error))]
         self._content, self._desired = wish, desired
         failures += napt_detours.complete(routing, have, want)
@@ -196,9 +197,9 @@ class LinuxNaptPlane:
         """See NaptPlane.import_flows."""
         return napt_flows.bring_in(self._started()[1], flows)
 
-    async def drop_flows(self, private: IPv4Address) -> int:
+    async def drop_flows(self, private: IPv4Address, public: IPv4Address | None = None) -> int:
         """See NaptPlane.drop_flows."""
-        return napt_flows.drop(self._started()[1], private)
+        return napt_flows.drop(self._started()[1], private, public)
 
     async def usage(self) -> NaptUsage:
         """See NaptPlane.usage.  Reads the whole flow table."""
