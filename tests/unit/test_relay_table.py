@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.contract.frames import checksum, udp
+from vmmobility.drivers.linux.inside import Inside
 from vmmobility.drivers.linux.relay_table import RelayTable, Verdict, read_entry, spend_hop
 
 OWN = {4: "10.77.0.5", 6: "fd77::5"}
@@ -74,6 +75,37 @@ def test_from_a_peer(
     found, _, _, _ = made.from_peer(packet(version, hops), version, PEER[version])
     assert found is verdict
     assert made.counters() == {"0/vm": {counter: 1}}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("mode", "from_kernel", "from_peer"),
+    [
+        ("redirect", "drop_outside", "drop_outside"),
+        # Back to its tap: it is in no tunnel yet.
+        ("local", "returned", "drop_outside"),
+        ("none", "drop_not_here", "drop_outside"),
+    ],
+)
+def test_no_sender_outside_the_data_centres_is_tunnelled(
+    version: int, mode: str, from_kernel: str, from_peer: str
+) -> None:
+    made = table(order(mode=mode))
+    made.inside = Inside(["10.77.0.0/24", "fd77::/64"])
+    made.from_kernel(packet(version))
+    assert made.counters() == {"0/vm": {from_kernel: 1}}
+    made = table(order(mode=mode))
+    made.inside = Inside(["10.77.0.0/24", "fd77::/64"])
+    made.from_peer(packet(version), version, PEER[version])
+    assert made.counters() == {"0/vm": {from_peer: 1}}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_senders_inside_are_tunnelled(version: int) -> None:
+    made = table(order())
+    made.inside = Inside([HOST[version]])
+    assert made.from_kernel(packet(version))[0] is Verdict.SEND
+    assert made.from_peer(packet(version), version, PEER[version])[0] is Verdict.SEND
 
 
 def test_the_longest_prefix_wins() -> None:

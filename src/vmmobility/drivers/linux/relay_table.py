@@ -167,6 +167,9 @@ class RelayTable:
             target = entry.targets.get(version)
             if target is None:
                 return _drop(entry, "no_target", packet)
+            # nftables has dropped it before, unless its ruleset has just been flushed.
+            if not self.inside.holds(packet[_SOURCE[version]]):
+                return _drop(entry, "outside", packet)
             entry.counters["encapsulated"] += 1
             return Verdict.SEND, target, packet, entry
         if entry.mode == "local":
