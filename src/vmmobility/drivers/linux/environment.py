@@ -113,15 +113,30 @@ def ensure_rules(netlink: Netlink, wanted: Sequence[Rule]) -> None:
     must(netlink, blackholes + missing, "policy rule")
 
 
+def remove_routing(netlink: Netlink) -> None:
+    """Remove all tunnel devices, routes and rules of ours, in this order.  Raises DataPlaneError.
+
+    The table of tunnelled packets, and the rules that lead there, stand while any can come.
+    """
+    _remove_tunnels(netlink, ())
+    routes = list(rtnetlink.routes_of_ours(netlink))
+    netlink.batch([rtnetlink.delete_route(route) for route in routes])
+    remove_surplus(netlink, (), ())
+
+
+def _remove_tunnels(netlink: Netlink, devices: Collection[str]) -> None:
+    for name in TUNNEL_DEVICES:
+        link = rtnetlink.link_named(netlink, name) if name not in devices else None
+        if link is not None:
+            must(netlink, [rtnetlink.delete_link(link.index)], name)
+
+
 def remove_surplus(netlink: Netlink, rules: Sequence[Rule], devices: Collection[str]) -> None:
     """Remove tunnel devices of ours but these, and then rules of ours but these.
 
     In this order: a device whose rules are gone would let packets out into the main table.
     """
-    for name in TUNNEL_DEVICES:
-        link = rtnetlink.link_named(netlink, name) if name not in devices else None
-        if link is not None:
-            must(netlink, [rtnetlink.delete_link(link.index)], name)
+    _remove_tunnels(netlink, devices)
     held = rtnetlink.rules_of_ours(netlink)
     surplus = [rtnetlink.delete_rule(rule) for rule in held if rule not in rules]
     if surplus:
