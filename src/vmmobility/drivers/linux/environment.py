@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 
-from vmmobility.drivers.linux import rtnetlink
+from vmmobility.drivers.linux import rtnetlink, sysctl
 from vmmobility.drivers.linux.netlink import Netlink, Refusal, Request
 from vmmobility.drivers.linux.outside import inside_rules
 from vmmobility.drivers.linux.ownership import (
@@ -37,6 +37,20 @@ def check_rights_and_programs() -> None:
     check_tun_device()
     if shutil.which("nft") is None:
         raise EnvironmentProblem("the program nft is missing", "install the package nftables")
+    check_ip_versions()
+
+
+def check_ip_versions() -> None:
+    """Raise EnvironmentProblem unless the kernel has both IP versions, as rules and taps need.
+
+    Where an operator has turned IPv6 off by a setting it is there.
+    """
+    if not sysctl.exists("net/ipv6/conf"):
+        raise EnvironmentProblem(
+            "this kernel has no IPv6, whose rules and settings the data plane needs",
+            "boot without ipv6.disable=1; net.ipv6.conf.all.disable_ipv6=1 turns it off as well, "
+            "and may stay",
+        )
 
 
 def find_underlays(netlink: Netlink, settings: LinuxSettings) -> list[Link]:
