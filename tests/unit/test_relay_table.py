@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.contract.frames import checksum, udp
+from vmmobility.drivers.linux.congestion_marks import marks_of
 from vmmobility.drivers.linux.inside import Inside
 from vmmobility.drivers.linux.relay_table import RelayTable, Verdict, read_entry, spend_hop
 
@@ -106,6 +107,25 @@ def test_senders_inside_are_tunnelled(version: int) -> None:
     made.inside = Inside([HOST[version]])
     assert made.from_kernel(packet(version))[0] is Verdict.SEND
     assert made.from_peer(packet(version), version, PEER[version])[0] is Verdict.SEND
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("mode", ["local", "redirect"])
+@pytest.mark.parametrize("marks", range(4))
+def test_congestion_of_the_outer_packet_comes_in_or_ends_here(
+    version: int, mode: str, marks: int
+) -> None:
+    """These ends understand no marks, those of the next packet do."""
+    deaf, hears = packet(version), bytearray(packet(version))
+    hears[1] |= {4: 2, 6: 2 << 4}[version]
+    made = table(order(mode=mode))
+    passed = {"local": Verdict.DELIVER, "redirect": Verdict.SEND}[mode]
+    verdict = made.from_peer(deaf, version, PEER[version], marks)[0]
+    assert verdict is (Verdict.DROP if marks == 3 else passed)
+    assert made.counters()["0/vm"].get("drop_congestion", 0) == (marks == 3)
+    verdict, _, found, _ = made.from_peer(bytes(hears), version, PEER[version], marks)
+    assert verdict is passed
+    assert marks_of(found, version) == {0: 2, 1: 1, 2: 2, 3: 3}[marks]
 
 
 def test_the_longest_prefix_wins() -> None:

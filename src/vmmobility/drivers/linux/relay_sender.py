@@ -17,7 +17,12 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 
 from vmmobility.drivers.linux import sysctl
-from vmmobility.drivers.linux.relay_descriptors import forbid_fragments
+from vmmobility.drivers.linux.congestion_marks import marks_of
+from vmmobility.drivers.linux.relay_descriptors import (
+    forbid_fragments,
+    mark_congestion,
+    show_congestion,
+)
 from vmmobility.drivers.linux.relay_table import Entry, Packet, RelayTable
 from vmmobility.drivers.linux.size_errors import (
     LEAST_MTU,
@@ -58,11 +63,14 @@ class Sender:
         self._clock = clock
         self._allowance = Allowance()
         self._whole = dict.fromkeys(raw, True)
+        self._marks = dict.fromkeys(raw, 0)
         # Older kernels show it in the first network namespace alone.
         self._least4 = int(sysctl.read("net/ipv4/route/min_pmtu") or MIN_PMTU4)
         for version, one in raw.items():
             # An inherited socket is as its last relay has left it.
             forbid_fragments(one, version, True)
+            mark_congestion(one, version, 0)
+            show_congestion(one, version)
 
     def send(self, version: int, peer: str, packet: Packet, entry: Entry | None) -> None:
         """Encapsulate a packet to a peer."""
@@ -74,6 +82,11 @@ class Sender:
         whole = must_stay_whole(packet, version)
         if whole is not self._whole[version]:
             self._forbid(raw, version, whole)
+        # RFC 6040 section 4.1: the marks outside are those inside.
+        marks = marks_of(packet, version)
+        if marks != self._marks[version]:
+            mark_congestion(raw, version, marks)
+            self._marks[version] = marks
         try:
             raw.sendto(packet, (peer, 0))
         except OSError as error:
