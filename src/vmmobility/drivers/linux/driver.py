@@ -136,10 +136,9 @@ class LinuxDataPlane:
             netlink = self._open_netlink()
             self._ports.read()
             self._routes.read()
-            routes = list(rtnetlink.routes_of_ours(netlink))
-            netlink.batch([rtnetlink.delete_route(route) for route in routes])
+            # Nothing may come out of a tunnel any more before what leads it goes.
             await self._relay.stop()
-            environment.remove_surplus(netlink, (), ())
+            environment.remove_routing(netlink)
             for name in list(self._ports.taps):
                 self._ports.remove(name)
             await filter.run_nft(filter.removal_script())
