@@ -281,6 +281,7 @@ def encapsulated(packet: bytes, version: int, peer: Nve) -> bytes:
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("standing_fabric", ["relay"], indirect=True)
 @pytest.mark.parametrize("lie", ["", "late", "fits", "to another peer", "for nobody"])
 def test_a_forged_error_about_a_tunnel_makes_no_other(
     fabric: Fabric, guest: Guest, version: int, lie: str

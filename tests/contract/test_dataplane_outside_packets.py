@@ -307,17 +307,15 @@ def test_flushed_nftables_open_no_tunnel_to_the_outside(dc_fabric: Fabric, versi
     fabric.a.apply(REDIRECT)
     guest = fabric.b.plug()
     fabric.a.space.run("nft", "flush", "ruleset")
-    if fabric.back_end == "kernel":
-        # Its tunnels have no other guard: not before the next comparison.
-        assert fabric.a.space.await_(fabric.a.driver.audit())
     with captured(fabric) as captures:
         send(fabric, version, b"outside", HOST)
         send(fabric, version, b"inside", INSIDE)
         assert receives(guest, b"inside")
         assert [c.pairs() for c in captures] == [[(INSIDE[version], OWN[version])]] * 2
-    traffic = fabric.a.traffic()
-    assert (traffic.outside, traffic.dropped) == (1, 1)
-    fabric.a.space.await_(fabric.a.driver.audit())
+    if fabric.back_end == "relay":  # the kernel's device counts among its own errors
+        traffic = fabric.a.traffic()
+        assert (traffic.outside, traffic.dropped) == (1, 1)
+    assert fabric.a.space.await_(fabric.a.driver.audit())
     guest.close()
 
 

@@ -16,8 +16,12 @@ from xml.etree import ElementTree
 
 from tests.kernel_guest.machine import CLONE, OUT_INSIDE, Ended, Hear, run_in_guest
 
-# Three minutes of two emulated CPUs are enough for these; `make test-all` runs the whole.
+# Some minutes of two emulated CPUs are enough for these; `make test-all` runs the whole.
 QUICK = (
+    "tests/contract/test_dataplane_guards.py",
+    "tests/contract/test_dataplane_loops.py",
+    "tests/contract/test_dataplane_mtu.py",
+    "tests/contract/test_dataplane_outside_packets.py",
     "tests/contract/test_dataplane_redirect.py",
     "tests/contract/test_dataplane_tunnels.py",
     "tests/lab/test_lab_tunnels.py",
