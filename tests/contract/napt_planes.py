@@ -60,6 +60,7 @@ def state(
     *items: StaticMapping | PortMapping | Detour,
     pool: Sequence[str] = (POOL,),
     pool_ports: tuple[int, int] = (1024, 65535),
+    outward: Sequence[StaticMapping] = (),
 ) -> NaptState:
     return NaptState(
         inside=(IPv4Network("10.77.0.0/16"),),
@@ -70,6 +71,7 @@ def state(
         detours=tuple(i for i in items if isinstance(i, Detour)),
         pool_ports=pool_ports,
         publics=(IPv4Network("192.0.2.0/24"),),
+        outward=tuple(outward),
     )
 
 

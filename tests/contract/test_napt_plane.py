@@ -60,6 +60,37 @@ def test_whoever_sends_to_a_static_address_passes(box: Box) -> None:
         assert box.hands.incoming((remote, 9), (PUBLIC, 7000)) == (A, 7000)
 
 
+def test_what_is_translated_outward_alone_leaves_so_and_is_not_reached(box: Box) -> None:
+    """A public address that is routed to another box, though its owner leaves by this one."""
+    assert box.apply(state(outward=[static(A, PUBLIC)])) == []
+    assert box.hands.outgoing((A, 7000), (WORLD, 9)) == (PUBLIC, 7000)
+    assert box.hands.incoming((WORLD, 8), (PUBLIC, 7001)) is None
+    assert box.hands.outgoing((C, 7000), (WORLD, 9)) == (POOL, 7000)
+    used = box.usage()
+    assert (used.static_flows, used.pool_flows, used.unmapped) == (1, 1, 1)
+    assert box.apply(state(static(A, PUBLIC))) == []
+    assert box.hands.outgoing((A, 7000), (WORLD, 9)) == (PUBLIC, 7000), "as it was begun"
+    assert box.hands.incoming((WORLD, 9), (PUBLIC, 7000)) == (A, 7000)
+
+
+def test_what_is_translated_outward_alone_contradicts_as_a_static_address_does(box: Box) -> None:
+    desired = state(
+        static(A, PUBLIC),
+        detour(C, BOX2),
+        pool=(POOL, SECOND),
+        outward=[static(A, SECOND), static(B, PUBLIC), static(C, SECOND)],
+    )
+    assert {(f.item, f.reason) for f in box.apply(desired)} == {
+        (f"outward {A}", f"{A} is {PUBLIC} already"),
+        (f"outward {B}", f"{PUBLIC} is {A}'s already"),
+        (f"detour {C}", f"{C} is {SECOND} at this box"),
+        (f"pool {SECOND}", f"all ports of {SECOND} are {C}'s"),
+    }
+    assert box.hands.outgoing((C, 7000), (WORLD, 9)) == (SECOND, 7000)
+    assert box.hands.incoming((WORLD, 9), (PUBLIC, 7000)) == (A, 7000)
+    assert box.audit() == []
+
+
 def test_a_mapped_port_leads_inside_and_its_owner_leaves_by_it(box: Box) -> None:
     assert box.apply(state(port(UDP, B, 53, MAPPED, 5353))) == []
     assert box.hands.incoming((WORLD, 9), (MAPPED, 5353)) == (B, 53)

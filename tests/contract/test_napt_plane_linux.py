@@ -99,6 +99,22 @@ def test_refused_rules_leave_what_stood(box: LinuxBox, monkeypatch: pytest.Monke
     assert box.hands.outgoing((A, 7001), (WORLD, 9)) == (SECOND, 7001)
 
 
+def test_a_public_address_that_is_translated_outward_alone_is_not_claimed(box: LinuxBox) -> None:
+    """It is routed to another box: what is sent to it from inside goes on, by this one's routes."""
+    elsewhere = "203.0.113.5"
+    box.apply(state(outward=[static(A, elsewhere)]))
+    ear = box.world.socket(box.world.outside, socket.SOCK_DGRAM, WORLD, 9)
+    for host, public in ((A, elsewhere), (C, POOL)):
+        mouth = box.world.socket(box.world.inside, socket.SOCK_DGRAM, host, 7000)
+        mouth.sendto(b"?", (WORLD, 9))
+        assert ear.recvfrom(9)[1] == (public, 7000)
+    box.world.outside.ip("addr", "add", f"{elsewhere}/32", "dev", "lo")
+    far = box.world.socket(box.world.outside, socket.SOCK_DGRAM, elsewhere, 9)
+    mouth.sendto(b"?", (elsewhere, 9))
+    assert far.recvfrom(9)[1] == (POOL, 7000)
+    assert box.usage().unmapped == 0
+
+
 # -- detours ----------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ End = tuple[IPv4Address, int]
 
 _TIMEOUT_S = 300
 _LIMIT = 1 << 16
+_PARTS = ("inside", "exempt", "static", "outward", "ports", "pool", "detours", "publics")
 
 
 class FakeNaptPlane:
@@ -73,7 +74,7 @@ class FakeNaptPlane:
 
     @staticmethod
     def _mapped(state: NaptState, protocol: int, private: End) -> End | None:
-        for static in state.static:
+        for static in (*state.static, *state.outward):
             if static.private == private[0]:
                 return static.public, private[1]
         for port in state.ports:
@@ -181,7 +182,7 @@ class FakeNaptPlane:
             if held is None
             else [
                 Drift(None, f"elements {name}", "are not as they should be")
-                for name in ("inside", "exempt", "static", "ports", "pool", "detours", "publics")
+                for name in _PARTS
                 if getattr(held, name) != getattr(wanted, name)
             ]
         )

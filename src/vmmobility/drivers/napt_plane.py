@@ -22,8 +22,9 @@ from vmmobility.engine.napt_plane import Flow, NaptState
 class NaptFailure:
     """One item that the data plane could not do: what, why.
 
-    item: its kind and its name: `static 10.1.0.5`, `port tcp 192.0.2.1:80`, `pool 192.0.2.9`,
-          `detour 10.1.0.5`, `flow udp 10.1.0.5:53 198.51.100.7:9`; `rules`: the whole rule set
+    item: its kind and its name: `static 10.1.0.5`, `outward 10.1.0.5`, `port tcp 192.0.2.1:80`,
+          `pool 192.0.2.9`, `detour 10.1.0.5`, `flow udp 10.1.0.5:53 198.51.100.7:9`;
+          `rules`: the whole rule set
     """
 
     item: str

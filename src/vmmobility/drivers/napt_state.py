@@ -25,6 +25,11 @@ def static_item(mapping: StaticMapping) -> str:
     return f"static {mapping.private}"
 
 
+def outward_item(mapping: StaticMapping) -> str:
+    """How a failure or a drift calls it."""
+    return f"outward {mapping.private}"
+
+
 def port_item(mapping: PortMapping) -> str:
     """How a failure or a drift calls it."""
     name = PROTOCOLS.get(mapping.protocol, str(mapping.protocol))
@@ -82,10 +87,14 @@ def settle(state: NaptState) -> tuple[NaptState, list[NaptFailure]]:
 
     detoured: dict[IPv4Address, IPv4Address] = {}
     static = _kept(state.static, static_fault, static_item, failures)
+    outward = _kept(state.outward, static_fault, outward_item, failures)
     ports = _kept(state.ports, port_fault, port_item, failures)
     detours = _kept(state.detours, detour_fault, lambda d: detour_item(d.private), failures)
     pool = _pool(state, publics, failures)
-    return replace(state, static=static, ports=ports, detours=detours, pool=pool), failures
+    settled = replace(
+        state, static=static, outward=outward, ports=ports, detours=detours, pool=pool
+    )
+    return settled, failures
 
 
 def _kept(
@@ -131,7 +140,7 @@ def count_flows(state: NaptState, flows: Iterable[Flow]) -> NaptUsage:
 
     A flow of a mapping that the state has no more is none of them.
     """
-    static_ones = {one.public for one in state.static}
+    static_ones = {one.public for one in (*state.static, *state.outward)}
     ports = {(one.protocol, one.public, one.public_port) for one in state.ports}
     pool: dict[IPv4Address, list[tuple[int, int]]] = {public: [] for public in state.pool}
     static_flows = port_flows = 0

@@ -55,6 +55,8 @@ class NaptState:
     pool_ports: the pool's first and last public port (RFC 4787, REQ-3)
     publics:  public prefixes that are routed to this box; what comes to an address of theirs and
               is led nowhere is dropped, else it would go back by the default route, and round
+    outward:  basic NAT of what goes out alone: the public address is routed to another box, which
+              leads inside what comes to it, but what leaves here has no other source
     """
 
     inside: tuple[IPv4Network, ...] = ()
@@ -65,6 +67,7 @@ class NaptState:
     detours: tuple[Detour, ...] = field(default=())
     pool_ports: tuple[int, int] = (1024, 65535)
     publics: tuple[IPv4Network, ...] = ()
+    outward: tuple[StaticMapping, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

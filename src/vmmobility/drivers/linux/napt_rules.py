@@ -102,7 +102,7 @@ class Content:
 
 def content(state: NaptState) -> Content:
     """What the table holds for a state that does not contradict itself."""
-    static = [(str(one.private), str(one.public)) for one in state.static]
+    leaving = (*state.static, *state.outward)
     names = {6: "tcp", 17: "udp"}
     ports_in: list[str] = []
     ports_out: dict[str, str] = {}
@@ -112,7 +112,8 @@ def content(state: NaptState) -> Content:
         ports_in.append(f"{name} . {outside} : {inner}")
         # The first one, where a private port has many public ones.
         ports_out.setdefault(f"{name} . {inner}", outside)
-    mapped = {*(s.private for s in state.static), *(p.private for p in state.ports)}
+    # What is translated outward alone comes in from another box, translated already.
+    mapped = {*(s.private for s in leaving), *(p.private for p in state.ports)}
     publics = {*(s.public for s in state.static), *(p.public for p in state.ports), *state.pool}
     outer = [*state.publics, *(IPv4Network(public) for public in publics)]
     return Content(
@@ -122,8 +123,8 @@ def content(state: NaptState) -> Content:
             "detoured": tuple(str(one.private) for one in state.detours),
             "mapped": tuple(str(private) for private in sorted(mapped)),
             "publics": tuple(str(p) for p in collapse_addresses(outer)),
-            "static_in": tuple(f"{public} : {private}" for private, public in static),
-            "static_out": tuple(f"{private} : {public}" for private, public in static),
+            "static_in": tuple(f"{one.public} : {one.private}" for one in state.static),
+            "static_out": tuple(f"{one.private} : {one.public}" for one in leaving),
             "ports_in": tuple(ports_in),
             "ports_out": tuple(f"{key} : {value}" for key, value in ports_out.items()),
         },
