@@ -36,7 +36,7 @@ from vmmobility.daemon.pump import Pump
 from vmmobility.drivers.dataplane import Drift
 from vmmobility.drivers.linux.napt_driver import LinuxNaptPlane
 from vmmobility.engine.napt import NaptEngine
-from vmmobility.engine.napt_mappings import words
+from vmmobility.engine.napt_mapping import words
 from vmmobility.engine.napt_plane import Flow
 from vmmobility.engine.napt_settings import Neighbour
 from vmmobility.engine.outputs import DropFlows, ExportFlows, ImportFlows, Output, SetNapt

@@ -20,6 +20,7 @@ from typing import Any
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.napt_boxes import NaptBoxes
 from vmmobility.engine.napt_crossing import NaptCrossing, Party
+from vmmobility.engine.napt_desired import desired
 from vmmobility.engine.napt_mappings import Mappings
 from vmmobility.engine.napt_observe import NaptObserver
 from vmmobility.engine.napt_plane import NaptState
@@ -166,7 +167,8 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
     def desired(self) -> NaptState:
         """What the kernel should hold."""
         boxes = self.neighbours.values()
-        return self.mappings.desired({n.name: n.detour for n in boxes if n.peer.role is Role.NAPT})
+        detours = {n.name: n.detour for n in boxes if n.peer.role is Role.NAPT}
+        return desired(self.mappings, detours)
 
     def _end_lost_state(self, name: str, peer: Peer, now: float) -> None:
         """An end came back without its memory: `name`, on the other side, is to notice."""

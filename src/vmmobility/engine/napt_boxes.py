@@ -33,7 +33,8 @@ from vmmobility.wire.registry import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmmobility.engine.napt_mappings import Mappings, VmMapping
+    from vmmobility.engine.napt_mapping import VmMapping
+    from vmmobility.engine.napt_mappings import Mappings
     from vmmobility.engine.napt_settings import NaptSettings
     from vmmobility.engine.outputs import Outbox
     from vmmobility.engine.peer import Received

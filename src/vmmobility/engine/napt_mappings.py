@@ -3,17 +3,17 @@
 An NVE's locator and a VM's address each have a whole public address (basic NAT, RFC 3022, 2.1):
 tunnels have no ports.  A mapping that has ended keeps its public address through a quarantine, and
 lives again if its VM is heard of in that time.
-Not here: messages (napt_translate.py), other boxes (napt_boxes.py).
+Not here: one mapping as a value (napt_mapping.py), what the data plane holds of it
+(napt_desired.py), messages (napt_translate.py), other boxes (napt_boxes.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
 from typing import Any
 
-from vmmobility.engine.napt_plane import Detour, NaptState, StaticMapping
+from vmmobility.engine.napt_mapping import LocatorMapping, VmMapping, from_json, to_json, words
 from vmmobility.engine.napt_settings import NaptSettings
 from vmmobility.engine.outputs import Event, Outbox
 from vmmobility.wire.registry import Status
@@ -26,57 +26,6 @@ class NaptRefused(Exception):
     def __init__(self, status: Status, words: str) -> None:
         super().__init__(words)
         self.status = status
-
-
-@dataclass(slots=True)
-class LocatorMapping:
-    """One NVE's locator."""
-
-    nve_id: str
-    private: IPv4Address
-    public: IPv4Address
-
-
-@dataclass(slots=True)
-class VmMapping:
-    """One address of a VM.
-
-    owner:  the box in whose pool the public address is
-    ours:   this box translates it (the owner, or a box that it was handed over to)
-    here:   the VM is served behind this box
-    holder: at the owner: the other box behind which the VM is, "" for none
-    epoch:  the highest that came with what is known of it
-    moving: a move of the VM is under way
-    ended:  it is over; at its owner, its public address waits
-    due:    it ends then, or its wait does (monotonic seconds, not durable)
-    lingers: it was handed over, and is translated here, too, until then; 0: not so (not durable)
-    """
-
-    vm: VmKey
-    private: IPv4Address
-    public: IPv4Address
-    owner: str
-    ours: bool
-    here: bool = False
-    holder: str = ""
-    epoch: int = 0
-    moving: bool = False
-    ended: bool = False
-    due: float = 0.0
-    lingers: float = 0.0
-
-    @property
-    def standing(self) -> str:
-        """How it stands, in a word, for people."""
-        if self.ended:
-            return "ended"
-        if self.ours:
-            return "translated"
-        return "detour" if self.here else "elsewhere"
-
-    @property
-    def key(self) -> str:
-        return f"map/{self.vm.vni}/{self.vm.vm_id}/{self.private}"
 
 
 class Mappings:
@@ -106,7 +55,7 @@ class Mappings:
                 else:
                     self._drop_loaded(locator)
             elif kind == "map":
-                found = _from_json(rest, value)
+                found = from_json(rest, value)
                 wait = settings.quarantine_s if found.ended else settings.mapping_s
                 found.due = now + wait  # a restart grants the whole time anew
                 self.vms[found.vm, found.private] = found
@@ -256,7 +205,7 @@ class Mappings:
         return min(due, default=None)
 
     def save(self, mapping: VmMapping) -> None:
-        self._outbox.record(mapping.key, _to_json(mapping))
+        self._outbox.record(mapping.key, to_json(mapping))
 
     def _forget(self, mapping: VmMapping) -> None:
         self.vms.pop((mapping.vm, mapping.private), None)
@@ -291,90 +240,3 @@ class Mappings:
     def _all(self) -> Iterator[IPv4Address]:
         for network in self.settings.pool:
             yield from network if network.prefixlen >= 31 else network.hosts()
-
-    # ---- what the data plane should hold -------------------------------------------------------
-
-    def desired(self, detours: Mapping[str, IPv4Address | None]) -> NaptState:
-        """detours: other boxes' own addresses, by name."""
-        settings = self.settings
-        living = [m for m in self.vms.values() if not m.ended]
-        static = [StaticMapping(m.private, m.public) for m in self.locators.values()]
-        static += [StaticMapping(m.private, m.public) for m in living if m.ours or m.lingers]
-        # What was handed over is routed to another box.
-        own = [m for m in living if m.owner == settings.box_id]
-        away = [m.public for m in own if not (m.ours or m.lingers)]
-        return NaptState(
-            settings.inside,
-            settings.exempt,
-            _sorted(static),
-            settings.ports,
-            settings.ports_pool,
-            tuple(_detours(living, detours)),
-            settings.pool_ports,
-            _without(settings.pool, away),
-        )
-
-
-def _sorted(mappings: Iterable[StaticMapping]) -> tuple[StaticMapping, ...]:
-    return tuple(sorted(mappings, key=lambda m: (m.private, m.public)))
-
-
-def _without(pool: tuple[IPv4Network, ...], away: Iterable[IPv4Address]) -> tuple[IPv4Network, ...]:
-    """The pool's prefixes, but for these addresses."""
-    for address in map(IPv4Network, away):
-        pool = tuple(
-            part
-            for network in pool
-            for part in (
-                network.address_exclude(address) if address.subnet_of(network) else (network,)
-            )
-        )
-    return tuple(sorted(pool))
-
-
-def _detours(
-    living: Iterable[VmMapping], boxes: Mapping[str, IPv4Address | None]
-) -> Iterator[Detour]:
-    for mapping in sorted(living, key=lambda m: m.private):
-        box = boxes.get(mapping.owner)
-        # Also before the VM has registered here: its first packet comes before that.
-        away = not mapping.ours and not mapping.lingers  # what lingers is translated here
-        if (mapping.here or mapping.moving) and away and box is not None:
-            yield Detour(mapping.private, box)
-
-
-def words(mapping: VmMapping) -> dict[str, Any]:
-    """A mapping for people."""
-    return {
-        "vni": mapping.vm.vni,
-        "vm": mapping.vm.vm_id,
-        "private": str(mapping.private),
-        "public": str(mapping.public),
-        "owner": mapping.owner,
-        "ours": mapping.ours,
-        "here": mapping.here,
-        "holder": mapping.holder,
-        "epoch": mapping.epoch,
-    }
-
-
-def _to_json(mapping: VmMapping) -> dict[str, Any]:
-    value = words(mapping)
-    del value["vni"], value["vm"], value["private"]
-    return {**value, "moving": mapping.moving, "ended": mapping.ended}
-
-
-def _from_json(rest: str, value: Mapping[str, Any]) -> VmMapping:
-    vni, vm_id, private = rest.split("/")
-    return VmMapping(
-        VmKey(int(vni), vm_id),
-        IPv4Address(private),
-        IPv4Address(value["public"]),
-        value["owner"],
-        value["ours"],
-        value["here"],
-        value["holder"],
-        value["epoch"],
-        value["moving"],
-        value["ended"],
-    )

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.napt_crossing import Party
-    from vmmobility.engine.napt_mappings import Mappings, VmMapping
+    from vmmobility.engine.napt_mapping import VmMapping
+    from vmmobility.engine.napt_mappings import Mappings
     from vmmobility.engine.napt_settings import NaptSettings
     from vmmobility.wire.values import VmKey
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
-from vmmobility.engine.napt_mappings import Mappings, NaptRefused, VmMapping
+from vmmobility.engine.napt_mapping import VmMapping
+from vmmobility.engine.napt_mappings import Mappings, NaptRefused
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Endpoint, PreviousNve, ServingNve, Translation, VmId
 from vmmobility.wire.options import Mapping as MappingOption
