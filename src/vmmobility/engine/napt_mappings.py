@@ -19,6 +19,8 @@ from vmmobility.engine.outputs import Event, Outbox
 from vmmobility.wire.registry import Status
 from vmmobility.wire.values import VmKey
 
+SILENT_S = 150.0  # a manager that lives is heard at every refresh of a VM: two are missing
+
 
 class NaptRefused(Exception):
     """A message that cannot be sent on; its sender is told why."""
@@ -43,6 +45,7 @@ class Mappings:
         self.vms: dict[tuple[VmKey, IPv4Address], VmMapping] = {}
         self.version = 0
         self.over: list[IPv4Address] = []
+        self._heard_at = now
         self._outbox = outbox
         for key, value in state.items():
             kind, _, rest = key.partition("/")
@@ -146,8 +149,21 @@ class Mappings:
         self._changed("mapping.made", **words(mapping))
         return mapping
 
+    def manager_heard(self, now: float) -> None:
+        """A message of a manager has crossed.  After a silence of it every mapping has its whole
+        time anew: what the manager knows of VMs could not cross meanwhile."""
+        if self._is_silent(now):
+            for mapping in self.vms.values():
+                self.touch(mapping, now)
+        self._heard_at = now
+
+    def _is_silent(self, now: float) -> bool:
+        return now - self._heard_at > min(SILENT_S, self.settings.mapping_s / 2)
+
     def touch(self, mapping: VmMapping, now: float, seconds: float = 0.0) -> None:
-        """Something was heard of it: it lives on."""
+        """Something was heard of it: it lives on.  What has ended does not begin again by that."""
+        if mapping.ended:
+            return
         mapping.due = max(mapping.due, now + max(self.settings.mapping_s, seconds))
 
     def note(self, mapping: VmMapping, **values: Any) -> None:
@@ -173,7 +189,7 @@ class Mappings:
 
     def expire(self, now: float) -> list[VmMapping]:
         """Those whose time is over.  What has ended and waited is forgotten here; a mapping that a
-        move needs gets more time."""
+        move needs gets more time, and all have it while no manager is heard (fail static)."""
         over = []
         for mapping in [m for m in self.vms.values() if m.due <= now]:
             if mapping.ended:
@@ -182,6 +198,8 @@ class Mappings:
             elif mapping.moving:
                 mapping.moving, mapping.due = False, now + self.settings.move_s
                 self.save(mapping)
+            elif self._is_silent(now):
+                mapping.due = now + SILENT_S
             else:
                 over.append(mapping)
         return over

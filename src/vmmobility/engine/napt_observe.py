@@ -7,8 +7,10 @@ Not here: how messages cross (napt_crossing.py), what boxes say to each other (n
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vmmobility.engine.napt_mappings import NaptRefused
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, PhaseOption, ServingNve, Ticket, VmId
 from vmmobility.wire.registry import LIFETIME_UNIT_S, Kind, Phase, Purpose, Role
@@ -39,6 +41,7 @@ class NaptObserver:
         """A message has crossed.  asked: the request that it replies to, if that is known."""
         if sender.role is not Role.MANAGER:
             return
+        self.mappings.manager_heard(now)
         about = message.find(VmId) or (asked.find(VmId) if asked else None)
         if about is None or not self.mappings.of_vm(about.vm):
             return
@@ -57,12 +60,21 @@ class NaptObserver:
         if reply.purpose in (Purpose.ATTACH, Purpose.REFRESH) and epoch is not None:
             serving = phase is None and reply.lifetime > 0
             for mapping in self.mappings.of_vm(vm):
+                revived = serving and mapping.ended and self._revive(mapping, epoch.epoch, now)
                 self.mappings.touch(mapping, now, 2 * reply.lifetime * LIFETIME_UNIT_S)
-                if serving and reply.purpose is Purpose.ATTACH:
+                if revived or (serving and reply.purpose is Purpose.ATTACH):
                     self._is_at(mapping, target.inside, epoch.epoch, now)
         drained = phase is not None and phase.phase is Phase.REDIRECTING
         if reply.purpose is Purpose.DEREGISTER and asked is not None and not drained:
             self._is_no_more(vm, target, now)
+
+    def _revive(self, mapping: VmMapping, epoch: int, now: float) -> bool:
+        """The VM lives, and its address is still its own while that is in quarantine.  False:
+        what was heard is older, or another has the private address by now."""
+        if epoch >= mapping.epoch:
+            with suppress(NaptRefused):
+                self.mappings.address(mapping.vm, mapping.private, now)
+        return not mapping.ended
 
     def _ordered(self, target: Party, vm: VmKey, request: Message, now: float) -> None:
         epoch, serving = request.find(Epoch), request.find(ServingNve)
