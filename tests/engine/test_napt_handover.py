@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
+
 from tests.engine.napt_world import PRIVATE, VM, NaptWorld
-from vmmobility.engine.napt_boxes import flow_option, told
+from vmmobility.engine.napt_handover import flow_option, told
 from vmmobility.engine.napt_plane import Flow, NaptState
 from vmmobility.engine.napt_settings import NaptPolicy
 from vmmobility.wire.message import Message
@@ -55,6 +57,59 @@ def test_back_again_while_it_is_still_translated_there_needs_no_detour() -> None
     world.run_until(
         lambda: world.boxes["y"].static.get(str(PRIVATE)) == PUBLIC and not mapping.lingers
     )
+
+
+def refusing(kind: str) -> NaptWorld:
+    """VM is behind y, whose kernel refuses its static mapping since y has said so to x."""
+    world = handing_world()
+    move = world.manager.moves[world.move(VM, "b")]
+    y = world.box("y")
+    world.run_until(lambda: any(m.here for m in y.mappings.of_vm(VM)))
+    world.boxes["y"].fail_all = kind
+    world.run_until(lambda: move.ok is not None)
+    world.run(10.0)
+    return world
+
+
+@pytest.mark.parametrize("words", [f"static {PRIVATE}: no", "rules: nft: no such table"])
+def test_the_owner_keeps_what_the_other_box_s_kernel_refuses(words: str) -> None:
+    world = refusing(words)
+    [mapping] = world.box("y").mappings.of_vm(VM)
+    assert not mapping.ours
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
+    said = [e for _, n, e in world.events if n == "x" and e.name == "handover.failed"]
+    assert f"insufficient-resources: y: the kernel refused: {words}" in str(said[-1].detail)
+    world.boxes["y"].fail_all = ""
+    world.run(70.0)  # it is asked again
+    assert world.boxes["y"].static[str(PRIVATE)] == PUBLIC
+    assert mapping.ours
+    world.run(60.0)
+    assert str(PRIVATE) not in world.boxes["x"].static
+
+
+def test_flows_of_a_hand_over_that_failed_are_forgotten() -> None:
+    world = handing_world()
+    world.boxes["x"].flows = [flow()]
+    move = world.manager.moves[world.move(VM, "b")]
+    world.run_until(lambda: any(m.here for m in world.box("y").mappings.of_vm(VM)))
+    world.boxes["y"].fail_all = f"static {PRIVATE}: no"
+    world.run_until(lambda: move.ok is not None)
+    world.run(10.0)
+    assert world.boxes["x"].flows == [flow()]
+    assert world.boxes["y"].flows == []
+
+
+def test_a_restart_while_the_kernel_is_asked_leaves_the_mapping_where_it_was() -> None:
+    world = handing_world()
+    y = world.box("y")
+    world.move(VM, "b")
+    world.run_until(lambda: any(m.tried for m in y.mappings.of_vm(VM)))
+    world.restart("y")
+    [mapping] = world.box("y").mappings.of_vm(VM)
+    assert not mapping.ours, "the kernel had not said yes"
+    world.run_until(lambda: mapping.ours, 120.0)
+    world.run(40.0)
+    assert str(PRIVATE) not in world.boxes["x"].static
 
 
 def flow(public: str = PUBLIC, port: int = 80) -> Flow:

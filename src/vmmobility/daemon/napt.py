@@ -93,8 +93,8 @@ class NaptDaemon:
         await self._plane.start()
         failures = await self._plane.resync(self.engine.desired())
         self.pump.open()
-        self.pump.input(self.engine.started)
         self._applied(0, [str(failure) for failure in failures])
+        self.pump.input(self.engine.started)
         group.create_task(self._worker.run(), name="translation")
         self._ready = True
 

@@ -143,6 +143,7 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         if failures and tag == self._tag:
             self._retry_at = now + RETRY_S
         self._kernel_answered(tag, failures, now)
+        self._take(now)
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self.mappings.next_due(), self._hold_at, self._retry_at]

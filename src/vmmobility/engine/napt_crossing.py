@@ -8,7 +8,7 @@ Not here: which addresses (napt_translate.py), what the box learns thereby (napt
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
@@ -83,14 +83,15 @@ class Waiting:
     asked: Crossing | None
     substituted: frozenset[IPv4Address]
 
-    def rests_on(self, failure: str) -> bool:
-        """Whether what the kernel refused, in words, is about one of its addresses, or about all:
-        what begins with no item's name is that nothing could be done."""
-        item = failure.split(":")[0].split()
-        about_all = not item or item[0] not in ITEMS
-        if about_all:
-            return bool(self.substituted)
-        return any(str(address) in item for address in self.substituted)
+
+def rests_on(failure: str, addresses: Collection[IPv4Address]) -> bool:
+    """Whether what the kernel refused, in words, is about one of the addresses, or about all: what
+    begins with no item's name is that nothing could be done."""
+    item = failure.split(":")[0].split()
+    about_all = not item or item[0] not in ITEMS
+    if about_all:
+        return bool(addresses)
+    return any(str(address) in item for address in addresses)
 
 
 class NaptCrossing:
@@ -164,12 +165,17 @@ class NaptCrossing:
 
     def _leave_if_held(self, waiting: Waiting, now: float) -> None:
         """Send it on unless the kernel refuses what it rests on."""
-        why = next((f for f in self._failed if waiting.rests_on(f)), "")
+        why = self._kernel_refuses(*waiting.substituted)
         if why:
-            words = f"{self.settings.box_id}: the kernel refused: {why}"
-            self._refuse(waiting.received, Status.INSUFFICIENT_RESOURCES, words)
+            self._refuse(waiting.received, Status.INSUFFICIENT_RESOURCES, why)
         else:
             self._leave(waiting, now)
+
+    def _kernel_refuses(self, *addresses: IPv4Address) -> str:
+        """What the kernel said against what rests on these addresses when it was last asked, in
+        words; "" if nothing."""
+        why = next((f for f in self._failed if rests_on(f, addresses)), "")
+        return f"{self.settings.box_id}: the kernel refused: {why}" if why else ""
 
     def _leave(self, waiting: Waiting, now: float) -> None:
         """The kernel holds the mappings that this message rests on."""

@@ -18,10 +18,10 @@ def desired(mappings: Mappings, detours: Mapping[str, IPv4Address | None]) -> Na
     settings = mappings.settings
     living = [m for m in mappings.vms.values() if not m.ended]
     static = [StaticMapping(m.private, m.public) for m in mappings.locators.values()]
-    static += [StaticMapping(m.private, m.public) for m in living if m.ours or m.lingers]
+    static += [StaticMapping(m.private, m.public) for m in living if m.is_translated]
     # What was handed over is routed to another box.
     own = [m for m in living if m.owner == settings.box_id]
-    away = [m.public for m in own if not (m.ours or m.lingers)]
+    away = [m.public for m in own if not m.is_translated]
     return NaptState(
         settings.inside,
         settings.exempt,
@@ -57,6 +57,6 @@ def _detours(
     for mapping in sorted(living, key=lambda m: m.private):
         box = boxes.get(mapping.owner)
         # Also before the VM has registered here: its first packet comes before that.
-        away = not mapping.ours and not mapping.lingers  # what lingers is translated here
-        if (mapping.here or mapping.moving) and away and box is not None:
+        away = mapping.here or mapping.moving
+        if away and not mapping.is_translated and box is not None:
             yield Detour(mapping.private, box)

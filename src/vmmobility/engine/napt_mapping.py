@@ -35,6 +35,7 @@ class VmMapping:
     ended:  it is over; at its owner, its public address waits
     due:    it ends then, or its wait does (monotonic seconds, not durable)
     lingers: it was handed over, and is translated here, too, until then; 0: not so (not durable)
+    tried:  another box hands it over, and the kernel is asked to hold it (not durable)
     """
 
     vm: VmKey
@@ -49,6 +50,12 @@ class VmMapping:
     ended: bool = False
     due: float = 0.0
     lingers: float = 0.0
+    tried: bool = False
+
+    @property
+    def is_translated(self) -> bool:
+        """Whether this box's kernel is to translate it, if it has not ended."""
+        return self.ours or self.tried or self.lingers > 0
 
     @property
     def standing(self) -> str:

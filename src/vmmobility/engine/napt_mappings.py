@@ -174,11 +174,17 @@ class Mappings:
             self.save(mapping)
             self._changed("mapping.changed", **words(mapping))
 
+    def try_out(self, mapping: VmMapping, tried: bool) -> None:
+        """The data plane is to hold what another box hands over, before it is this box's."""
+        if mapping.tried is not tried:
+            mapping.tried = tried
+            self.version += 1
+
     def end(self, mapping: VmMapping, why: str, now: float) -> None:
         """It is over: its owner keeps the address in quarantine, others forget it."""
-        if mapping.ours or mapping.lingers:
+        if mapping.is_translated:
             self.over.append(mapping.private)
-        mapping.ended, mapping.lingers = True, 0.0
+        mapping.ended, mapping.lingers, mapping.tried = True, 0.0, False
         if mapping.owner == self.settings.box_id:
             mapping.ours, mapping.here, mapping.holder, mapping.moving = True, False, "", False
             mapping.due = now + self.settings.quarantine_s
@@ -215,7 +221,7 @@ class Mappings:
         for mapping in found:
             mapping.lingers = 0.0
             self._changed("mapping.gone", **words(mapping))
-        return [m for m in found if not m.ours]
+        return [m for m in found if not m.is_translated]
 
     def next_due(self) -> float | None:
         mappings = self.vms.values()
