@@ -59,6 +59,23 @@ def test_back_again_while_it_is_still_translated_there_needs_no_detour() -> None
     )
 
 
+def test_a_restart_before_routes_have_turned_goes_on_translating() -> None:
+    world = handing_world(linger_s=30.0)
+    world.boxes["x"].flows = [flow()]
+    move_to(world, "b")
+    world.run(10.0)
+    world.restart("x")
+    world.run(29.0)
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC, "a whole linger_s anew"
+    assert world.boxes["x"].flows == [flow()]
+    world.run(2.0)
+    assert str(PRIVATE) not in world.boxes["x"].static
+    assert world.boxes["x"].flows == []
+    world.restart("x")
+    world.run(0.1)
+    assert str(PRIVATE) not in world.boxes["x"].static, "it is over for good"
+
+
 def refusing(kind: str) -> NaptWorld:
     """VM is behind y, whose kernel refuses its static mapping since y has said so to x."""
     world = handing_world()

@@ -34,7 +34,8 @@ class VmMapping:
     moving: a move of the VM is under way
     ended:  it is over; at its owner, its public address waits
     due:    it ends then, or its wait does (monotonic seconds, not durable)
-    lingers: it was handed over, and is translated here, too, until then; 0: not so (not durable)
+    lingers: it was handed over, and is translated here, too, until then; 0: not so (durable
+             is whether)
     tried:  another box hands it over, and the kernel is asked to hold it (not durable)
     """
 
@@ -89,7 +90,8 @@ def words(mapping: VmMapping) -> dict[str, Any]:
 def to_json(mapping: VmMapping) -> dict[str, Any]:
     value = words(mapping)
     del value["vni"], value["vm"], value["private"]
-    return {**value, "moving": mapping.moving, "ended": mapping.ended}
+    lingers = {"lingers": True} if mapping.lingers else {}
+    return {**value, "moving": mapping.moving, "ended": mapping.ended, **lingers}
 
 
 def from_json(rest: str, value: Mapping[str, Any]) -> VmMapping:

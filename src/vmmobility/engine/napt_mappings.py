@@ -60,11 +60,14 @@ class Mappings:
             elif kind == "map":
                 found = from_json(rest, value)
                 wait = settings.quarantine_s if found.ended else settings.mapping_s
-                found.due = now + wait  # a restart grants the whole time anew
+                found.due = now + wait  # a restart grants the whole time anew, to lingering, too
+                found.lingers = now + settings.linger_s if value.get("lingers") else 0.0
                 self.vms[found.vm, found.private] = found
                 if found.owner == settings.box_id and not self.in_pool(found.public):
                     self._drop_loaded(found)
-                elif found.ended or not found.ours:  # the flows of it may have outlived a crash
+                elif (
+                    found.ended or not found.is_translated
+                ):  # the flows of it may have outlived a crash
                     self.over.append(found.private)
 
     def _drop_loaded(self, mapping: LocatorMapping | VmMapping) -> None:
@@ -212,14 +215,14 @@ class Mappings:
 
     def let_go(self, mapping: VmMapping, now: float) -> None:
         """Another box has it now: what still comes here is translated a little longer."""
-        self.note(mapping, ours=False)
-        mapping.lingers = now + self.settings.linger_s
+        self.note(mapping, ours=False, lingers=now + self.settings.linger_s)
 
     def lingered(self, now: float) -> list[VmMapping]:
         """Those that were handed over and are translated here no more from now on."""
         found = [m for m in self.vms.values() if 0 < m.lingers <= now]
         for mapping in found:
             mapping.lingers = 0.0
+            self.save(mapping)
             self._changed("mapping.gone", **words(mapping))
         return [m for m in found if not m.is_translated]
 

@@ -100,8 +100,7 @@ class NaptObserver:
         self.mappings.note(mapping, here=inside, epoch=epoch, moving=False)
         if mapping.owner == self.settings.box_id:
             if inside:  # at once, also if the other box is dead; flows come with its HANDOVER
-                mapping.lingers = 0.0
-                self.mappings.note(mapping, holder="", ours=True)
+                self.mappings.note(mapping, holder="", ours=True, lingers=0.0)
             return
         if inside:
             self._hold(mapping, now)
