@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from vmmobility.engine.channel import Received
 from vmmobility.engine.manager import RIGHTS as MANAGER_RIGHTS
 from vmmobility.engine.napt_mappings import NaptRefused
+from vmmobility.engine.napt_observe import BEGINNING
 from vmmobility.engine.nve import RIGHTS as NVE_RIGHTS
 from vmmobility.engine.outputs import Endpoint, Event
 from vmmobility.engine.peer import Arrival
 from vmmobility.engine.router import RIGHTS as ROUTER_RIGHTS
 from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Reason, Translation
+from vmmobility.wire.options import Reason, Translation, VmId
 from vmmobility.wire.origin import translate
 from vmmobility.wire.registry import Kind, Purpose, Role, Status
 from vmmobility.wire.values import Address
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 REMEMBERED = 512  # requests under way a box knows the way back of, at least
 ITEMS = frozenset(("static", "port", "pool", "detour", "route", "flow"))  # of the data plane
-# While the kernel refuses, nothing new begins; what is under way or only says "I live" goes on.
-BEGINNING = frozenset((Purpose.ATTACH, Purpose.PREPARE))
 RIGHTS = {
     Role.MANAGER: MANAGER_RIGHTS,
     Role.NVE: NVE_RIGHTS,
@@ -107,6 +106,7 @@ class NaptCrossing:
         relays: dict[str, RelayChannel]
         _tag: int
         _observe: Callable[..., None]
+        _refused: Callable[[Message, bool], None]
         _settle: Callable[[], None]
         _drop: Callable[[str, str], None]
 
@@ -146,6 +146,7 @@ class NaptCrossing:
             made = translate(message, self.settings.box_id, changes)
         except NaptRefused as refused:
             self._refuse(received, refused.status, str(refused))
+            self._refused(message, sender.inside)
             return
         except DecodeError as error:
             self._drop(error.reason, sender.name)
@@ -264,4 +265,14 @@ class NaptCrossing:
         words = reason.text if reason else message.status.name.lower()
         request = (message.purpose, message.sequence)
         self.channel.refuse(peer, request, message.status, words, crossing.source)
+        self._refused(crossing.message, self.parties[crossing.sender].inside)
+        self._settle()
         return True
+
+    def _is_latest(self, request: Message) -> bool:
+        """Whether no other one of its purpose about its VM crossed after it, or is about to."""
+        purpose, vm = request.purpose, request.find(VmId)
+        crossed = (c.message for c in reversed(self._crossings.values()))
+        waiting = (w.received.message for w in self._waiting)
+        alike = (m for m in (*waiting, *crossed) if m.purpose is purpose and m.find(VmId) == vm)
+        return next((m is request for m in alike if m.kind is Kind.REQUEST), True)

@@ -196,6 +196,13 @@ class Mappings:
             self._forget(mapping)
         self._changed("mapping.ended", reason=why, **words(mapping))
 
+    def discard(self, mapping: VmMapping, why: str) -> None:
+        """It was never anybody's: it is forgotten without a quarantine."""
+        if mapping.is_translated:
+            self.over.append(mapping.private)
+        self._forget(mapping)
+        self._changed("mapping.ended", reason=why, **words(mapping))
+
     def expire(self, now: float) -> list[VmMapping]:
         """Those whose time is over.  What has ended and waited is forgotten here; a mapping that a
         move needs gets more time, and all have it while no manager is heard (fail static)."""

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from vmmobility.wire.values import VmKey
 
 
+# These begin something new: what they bring is nobody's by right yet, and while the kernel refuses
+# they are refused; what is under way or only says "I live" goes on.
+BEGINNING = frozenset((Purpose.ATTACH, Purpose.PREPARE))
+
+
 class NaptObserver:
     """A part of NaptEngine."""
 
@@ -33,12 +38,15 @@ class NaptObserver:
         mappings: Mappings
         parties: dict[str, Party]
         _hold: Callable[..., None]
+        _is_latest: Callable[[Message], bool]
         _give_back: Callable[[VmMapping], None]
 
     def _observe(
         self, sender: Party, target: Party, message: Message, asked: Message | None, now: float
     ) -> None:
         """A message has crossed.  asked: the request that it replies to, if that is known."""
+        if asked is not None and not message.status.accepted:
+            self._refused(asked, target.inside)
         if sender.role is not Role.MANAGER:
             return
         self.mappings.manager_heard(now)
@@ -67,6 +75,24 @@ class NaptObserver:
         drained = phase is not None and phase.phase is Phase.REDIRECTING
         if reply.purpose is Purpose.DEREGISTER and asked is not None and not drained:
             self._is_no_more(vm, target, now)
+
+    def _refused(self, asked: Message, inside: bool) -> None:
+        """A request of somebody on this side was refused, by whomever: the mappings that it brought
+        and that nobody was ever granted go at once, for they bar others from their addresses."""
+        about = asked.find(VmId)
+        if about is None or asked.purpose not in BEGINNING or not self._is_latest(asked):
+            return
+        prefixes = [p for i in asked.interfaces for p in i.prefixes if p.version == 4]
+        brought = {p.network_address for p in prefixes}
+        for mapping in self.mappings.of_vm(about.vm):
+            if mapping.owner == self.settings.box_id:
+                mine = asked.purpose is Purpose.ATTACH and inside and mapping.private in brought
+                never = mine and not mapping.moving
+            else:
+                never = mapping.public in brought and not mapping.is_translated
+            unused = not (mapping.here or mapping.holder or mapping.epoch or mapping.ended)
+            if never and unused:
+                self.mappings.discard(mapping, "what brought it was refused")
 
     def _revive(self, mapping: VmMapping, epoch: int, now: float) -> bool:
         """The VM lives, and its address is still its own while that is in quarantine.  False:

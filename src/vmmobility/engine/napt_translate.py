@@ -49,8 +49,7 @@ class Translator:
         """Private -> public.  manager: whether the sender is one: it may say where NVEs are.
 
         Raises NaptRefused; then no mapping was made that was not there before, but those of NVEs,
-        and of a VM with several addresses those before the one that is refused: they end as others
-        do of which nothing is heard (mapping_s)."""
+        and of a VM with several addresses those before the one that is refused."""
         changes: Changes = {}
         for option in message.options:
             if isinstance(option, ServingNve | PreviousNve):
