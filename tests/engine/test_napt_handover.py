@@ -208,6 +208,25 @@ def test_a_mapping_that_ends_takes_its_flows_along() -> None:
     assert PRIVATE not in {m.private for m in last_state_before_drop(world, "x").static}
 
 
+def test_a_locator_that_has_changed_takes_the_old_one_s_flows_along() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    old, new = IPv4Address("10.0.1.2"), IPv4Address("10.0.1.200")
+    x, remote = world.box("x"), (IPv4Address("192.0.2.9"), 0)
+    tunnel = Flow(4, (old, 0), (IPv4Address("198.51.100.1"), 0), remote, True, 300)
+    world.boxes["x"].flows = [tunnel, flow()]
+
+    def change() -> None:
+        x.mappings.locator("a", new)
+        x._settle()
+
+    world.feed(world.nodes["x"], change)
+    world.run(0.5)
+    assert world.boxes["x"].static[str(new)] == "198.51.100.1"
+    assert world.boxes["x"].flows == [flow()]
+
+
 def test_a_restart_before_the_flows_were_forgotten_forgets_them() -> None:
     world = NaptWorld()
     world.run(2.0)

@@ -120,6 +120,8 @@ class Mappings:
                 f"{self.settings.box_id}: {private} of NVE {nve_id} is {user}'s",
             )
         public = known.public if known else self._free(f"NVE {nve_id}")
+        if known is not None:  # its tunnels' flows would lead what comes to where it was
+            self.over.append(known.private)
         self.locators[nve_id] = LocatorMapping(nve_id, private, public)
         value = {"private": str(private), "public": str(public)}
         self._outbox.record(f"locator/{nve_id}", value)
