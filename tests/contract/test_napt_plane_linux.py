@@ -40,6 +40,9 @@ pytestmark = pytest.mark.netns
 Pair = tuple[LinuxBox, LinuxBox]
 
 
+OURS = (("rule", "show"), ("route", "show", "table", "all"))
+
+
 @pytest.fixture
 def box(linux_pair: Pair) -> LinuxBox:
     return linux_pair[0]
@@ -113,6 +116,25 @@ def test_a_public_address_that_is_translated_outward_alone_is_not_claimed(box: L
     mouth.sendto(b"?", (elsewhere, 9))
     assert far.recvfrom(9)[1] == (POOL, 7000)
     assert box.usage().unmapped == 0
+
+
+def test_refused_rules_leave_no_new_detour(box: LinuxBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would lead to nothing, or out untranslated, what has its mapping here still."""
+    box.apply(state(static(A, PUBLIC), detour(B, BOX2)))
+    standing = [box.hands.ours("-d", *what) for what in OURS]
+
+    async def refuse(script: str) -> None:
+        raise DataPlaneError("nft: no")
+
+    changed = state(detour(A, "10.0.1.2"), detour(C, BOX2))  # a new table, and one that stands
+    with monkeypatch.context() as patch:
+        patch.setattr(napt_table, "run", refuse)
+        assert [f.item for f in box.apply(changed)] == ["rules"]
+    assert [box.hands.ours("-d", *what) for what in OURS] == standing
+    assert box.hands.outgoing((A, 7000), (WORLD, 9)) == (PUBLIC, 7000)
+    assert box.hands.outgoing((C, 7000), (WORLD, 9)) == (POOL, 7000)
+    assert box.apply(changed) == []
+    assert box.hands.outgoing((A, 7001), (WORLD, 9)) == (A, 7001)
 
 
 # -- detours ----------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ from vmmobility.errors import DataPlaneError
 
 Order = SetNapt | ExportFlows | ImportFlows | DropFlows
 
+AGAIN_S = 5.0
+"""After so long flows that could not be forgotten are tried again."""
+
 
 class NaptWorker:
     """One task in front of the driver.
@@ -46,6 +49,7 @@ class NaptWorker:
         self._trouble = trouble
         self._check_s = check_s
         self._orders: deque[Order] = deque()
+        self._undone: list[DropFlows] = []
         self._wake = asyncio.Event()
 
     def give(self, order: Order) -> None:
@@ -71,16 +75,33 @@ class NaptWorker:
                 audit_at = loop.time() + self._check_s
 
     async def _carry_out(self, order: Order) -> None:
+        self._undone = [one for one in self._undone if not _overtaken(one, order)]
         match order:
             case SetNapt(state, tag):
                 self._applied(tag, await self._tried(self._plane.apply(state)))
             case ImportFlows(number, flows):
                 self._imported(number, await self._tried(self._plane.import_flows(flows)))
-            case DropFlows(private):
-                with contextlib.suppress(DataPlaneError, OSError):
-                    await self._plane.drop_flows(private)
+            case DropFlows():
+                await self._forget(order)
             case ExportFlows(number, private):
                 await self._export(number, private)
+
+    async def _forget(self, order: DropFlows) -> None:
+        """Once, and again until it is done, or overtaken: flows that outlive their mapping lead to
+        whoever gets the address next."""
+        try:
+            await self._plane.drop_flows(order.private)
+        except (DataPlaneError, OSError) as error:
+            self._trouble(f"the flows of {order.private} are not forgotten: {error}")
+            if not self._undone:
+                asyncio.get_running_loop().call_later(AGAIN_S, self._try_again)
+            self._undone.append(order)
+
+    def _try_again(self) -> None:
+        # In front: what is given later may overtake it, and what was has been asked.
+        self._orders.extendleft(reversed(self._undone))
+        self._undone = []
+        self._wake.set()
 
     async def _export(self, number: int, private: IPv4Address) -> None:
         try:
@@ -107,3 +128,14 @@ class NaptWorker:
         for drift in found:
             self._drifted(drift)
         return found
+
+
+def _overtaken(undone: DropFlows, order: Order) -> bool:
+    """Whether an order says that the flows that could not be forgotten are right again."""
+    match order:
+        case SetNapt(state, _):
+            return any(one.private == undone.private for one in state.static)
+        case ImportFlows(_, flows):
+            return any(flow.private[0] == undone.private for flow in flows)
+        case _:
+            return order == undone

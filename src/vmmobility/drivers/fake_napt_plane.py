@@ -50,7 +50,8 @@ class FakeNaptPlane:
     # -- for tests ----------------------------------------------------------------------------
 
     def fail_next(self, item: str, reason: str = "injected") -> None:
-        """Refuse the next rule set (`rules`) or the next flow whose name begins with `item`."""
+        """Refuse the next rule set (`rules`), the next flow whose name begins with `item`, or to
+        forget an address's flows the next time (`drop 10.1.0.5`: a DataPlaneError)."""
         self._failing.append((item, reason))
 
     def outgoing(self, protocol: int, private: End, remote: End) -> End | None:
@@ -222,6 +223,8 @@ class FakeNaptPlane:
     async def drop_flows(self, private: IPv4Address) -> int:
         """See NaptPlane.drop_flows."""
         self._check_started()
+        if reason := self._refusal(f"drop {private}"):
+            raise DataPlaneError(reason)
         before = len(self.flows)
         self.flows = [flow for flow in self.flows if flow.private[0] != private]
         return before - len(self.flows)

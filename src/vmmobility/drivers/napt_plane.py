@@ -61,7 +61,7 @@ class NaptUsage:
     unknown:           in the middle of a TCP connection from inside that this box does not know:
                        a new public port would break it
     unmapped:          to a public address of ours, and nothing there leads inside
-    untranslated:      would have left with a private source address (out of window, invalid)
+    untranslated:      would have left with a private source address (invalid, and nothing static)
     """
 
     flows: int = 0
@@ -125,7 +125,10 @@ class NaptPlane(Protocol):
         """
 
     async def drop_flows(self, private: IPv4Address) -> int:
-        """Forget the translated flows of a private address; how many there were."""
+        """Forget the translated flows of a private address; how many there were.
+
+        Raises DataPlaneError where the kernel refuses; some may be forgotten then.
+        """
 
     async def usage(self) -> NaptUsage:
         """Flows, pool use and drops.  Raises DataPlaneError where the kernel cannot be read."""

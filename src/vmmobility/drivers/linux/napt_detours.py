@@ -154,15 +154,27 @@ def prepare(netlink: Netlink, have: Detours, want: Detours) -> list[NaptFailure]
 
     Nothing of a new detour goes out, translated or not, until the rules of nftables know it.
     """
-    new = {rule.box for rule in want.rules - have.rules}
-    routes = [r for r in want.routes - have.routes if r.box in new and r.kind != _UNICAST]
+    rules, routes = _new(have, want)
     failed = _make(netlink, routes)
-    rules = sorted(want.rules - have.rules, key=lambda rule: rule.private)
     outcomes = netlink.batch([_rule(RTM_NEWRULE, NLM_F_CREATE, rule) for rule in rules])
     for rule, outcome in zip(rules, outcomes, strict=True):
         if outcome is not None:
             failed.append(NaptFailure(detour_item(rule.private), f"its rule is refused: {outcome}"))
     return failed
+
+
+def _new(have: Detours, want: Detours) -> tuple[list[Rule], list[Route]]:
+    """What `prepare` makes."""
+    rules = sorted(want.rules - have.rules, key=lambda rule: rule.private)
+    boxes = {rule.box for rule in rules}
+    return rules, [r for r in want.routes - have.routes if r.box in boxes and r.kind != _UNICAST]
+
+
+def take_back(netlink: Netlink, have: Detours, want: Detours) -> list[NaptFailure]:
+    """What `prepare` has made: the rules of nftables will not know of it."""
+    rules, routes = _new(have, want)
+    there = {(r.box, r.prefix, r.metric) for r in have.routes}
+    return remove(netlink, rules, [r for r in routes if (r.box, r.prefix, r.metric) not in there])
 
 
 def complete(netlink: Netlink, have: Detours, want: Detours) -> list[NaptFailure]:

@@ -137,6 +137,7 @@ class LinuxNaptPlane:
         except (DataPlaneError, OSError) as error:
             self._content = None
             self._desired = desired
+            failures += napt_detours.take_back(routing, have, want)
             return [*failures, NaptFailure("rules", str(error))]
         self._content, self._desired = wish, desired
         failures += napt_detours.complete(routing, have, want)

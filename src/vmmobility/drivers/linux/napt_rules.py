@@ -34,6 +34,10 @@ _SETS = {
     "{ type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; }",
 }
 
+_ERRORS = (
+    "icmp type { destination-unreachable, source-quench, redirect, time-exceeded, "
+    "parameter-problem }"
+)
 _PORTED = "meta l4proto { tcp, udp }"
 
 _CHAINS: dict[str, tuple[str, ...]] = {
@@ -48,6 +52,19 @@ _CHAINS: dict[str, tuple[str, ...]] = {
         "ip daddr @inside notrack",
         "ip daddr @mapped notrack",
         "ip daddr @detoured notrack",
+    ),
+    # While a mapping is handed over what comes in passes one box and what goes out another: a
+    # SYN-ACK, or the ACK after it, is of no flow that this one knows (`invalid`), and NAT chains
+    # never see it.  An address for an address needs no flow.  Nor has one what comes from a public
+    # address of ours: from a VM that is at another box already, to one here.
+    # Errors quote a packet, which would stay as it is: they are left to be dropped.
+    "stray": (
+        "type filter hook prerouting priority mangle; policy accept;",
+        "ip saddr @detoured return",
+        f"{_ERRORS} return",
+        "ct state untracked ip saddr @publics ip daddr set ip daddr map @static_in",
+        "ct state invalid ip daddr @publics ip saddr set ip saddr map @static_out",
+        "ct state invalid ip daddr set ip daddr map @static_in",
     ),
     # Whose mapping is kept at another box is translated there, whomever it speaks to.
     "prerouting": (
@@ -83,6 +100,12 @@ _CHAINS: dict[str, tuple[str, ...]] = {
         "ip saddr @detoured return",
         "ip daddr @exempt return",
         "ip daddr @inside return",
+        f"{_ERRORS} goto private",
+        "ct state invalid ip saddr set ip saddr map @static_out",
+        "goto private",
+    ),
+    "private": (
+        "",
         'ip saddr @inside counter name "untranslated" drop',
     ),
 }
@@ -172,8 +195,8 @@ def whole_script(wanted: Content, counts: Mapping[str, tuple[int, int]] | None =
         lines.append(f"counter {name} {{ packets {packets} bytes {octets} }}")
     lines += _SETS.values()
     lines += ["chain pool {", *wanted.pool, "}"]
-    # `outgoing` before those that go to it, and after the pool.
-    for name in sorted(_CHAINS, key=lambda name: name != "outgoing"):
+    # Those without a hook before those that go to them, and after the pool.
+    for name in sorted(_CHAINS, key=lambda name: name not in ("outgoing", "private")):
         lines += [f"chain {name} {{", *_CHAINS[name], "}"]
     lines.append("}")
     lines += [_add(name, items) for name, items in wanted.elements.items() if items]
