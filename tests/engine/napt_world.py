@@ -2,6 +2,7 @@
 
         a, c (10.1/16, 10.3/16) - x ---+--- y - b (10.2/16)
                                     manager
+With `three`, c is behind a third box z.
 Or, with `manager_at="x"`, the manager is on x's inner side, too: b reaches it through two boxes.
 The boxes' data planes are the NaptState that was last asked for, and flows as given values.
 Not here: what must always hold (safety.py).
@@ -35,11 +36,18 @@ from vmmobility.engine.peer import OriginKeys
 from vmmobility.wire.registry import UDP_PORT, Role
 from vmmobility.wire.values import Interface, VmKey
 
-POOLS = {"x": "198.51.100.0/28", "y": "203.0.113.0/28"}
+POOLS = {"x": "198.51.100.0/28", "y": "203.0.113.0/28", "z": "192.0.2.0/28"}
 BEHIND = {"x": ("a", "c"), "y": ("b",)}
 INSIDE = {
     "x": ("10.0.1.0/24", "10.1.0.0/16", "10.0.3.0/24", "10.3.0.0/16"),
     "y": ("10.0.2.0/24", "10.2.0.0/16"),
+}
+# With `three` boxes, c is behind one of its own.
+BEHIND_THREE = {"x": ("a",), "y": ("b",), "z": ("c",)}
+INSIDE_THREE = {
+    "x": ("10.0.1.0/24", "10.1.0.0/16"),
+    "y": INSIDE["y"],
+    "z": ("10.0.3.0/24", "10.3.0.0/16"),
 }
 VM = VmKey(0, "vm1")
 PRIVATE = IPv4Address("10.1.0.77")
@@ -63,6 +71,8 @@ class Box:
     flows: list[Flow] = field(default_factory=list)
     fail_next: list[str] = field(default_factory=list)
     fail_all: str = ""  # every state is refused so
+    fail_import: str = ""  # no flow is imported, for this reason
+    fail_export: str = ""
     orders: list[NaptState | IPv4Address] = field(default_factory=list)  # an address: drop flows
 
     @property
@@ -77,11 +87,14 @@ class NaptWorld(World):
         self,
         manager_at: str = "",
         box_settings: dict[str, dict[str, Any]] | None = None,
+        three: bool = False,
         **options: Any,
     ) -> None:
         self.manager_at = manager_at
         self.box_settings = box_settings or {}
-        self.boxes = {name: Box() for name in BEHIND}
+        self.behind = BEHIND_THREE if three else BEHIND
+        self.inside = INSIDE_THREE if three else INSIDE
+        self.boxes = {name: Box() for name in self.behind}
         self._built = False
         super().__init__(strangers=True, **options)
 
@@ -103,7 +116,7 @@ class NaptWorld(World):
         """The box that a node is behind; "" for none."""
         if name == MANAGER:
             return self.manager_at
-        return next((box for box, names in BEHIND.items() if name in names), "")
+        return next((box for box, names in self.behind.items() if name in names), "")
 
     def next_hop(self, one: str, other: str) -> str:
         """The box that `one` sends to for `other`; "" if they speak without any."""
@@ -134,7 +147,9 @@ class NaptWorld(World):
         node.starts += 1
         jitter = random.Random(f"{node.node_id}/{node.starts}")
         state = json.loads(json.dumps(node.disk))
-        napts = tuple((name, (IPv4Network(pool),)) for name, pool in POOLS.items())
+        napts = tuple(
+            (name, (IPv4Network(pool),)) for name, pool in POOLS.items() if name in self.boxes
+        )
         if node.node_id in self.boxes:
             made = self._settings(node.node_id)
             around = self._neighbours(node.node_id)
@@ -153,7 +168,7 @@ class NaptWorld(World):
 
     def _settings(self, name: str) -> NaptSettings:
         given: dict[str, Any] = {
-            "inside": tuple(map(IPv4Network, INSIDE[name])),
+            "inside": tuple(map(IPv4Network, self.inside[name])),
             "pool": (IPv4Network(POOLS[name]),),
             "policy": NaptPolicy.KEEP,
             **self.box_settings.get(name, {}),
@@ -161,7 +176,7 @@ class NaptWorld(World):
         return NaptSettings(name, **given)
 
     def _neighbours(self, name: str) -> list[Neighbour]:
-        around = [Neighbour(self._hop(name, n, Role.NVE), True) for n in BEHIND[name]]
+        around = [Neighbour(self._hop(name, n, Role.NVE), True) for n in self.behind[name]]
         direct = self.site(MANAGER) in ("", name)
         if direct:
             hop = self._hop(name, MANAGER, Role.MANAGER)
@@ -171,7 +186,7 @@ class NaptWorld(World):
                 continue
             behind: tuple[tuple[str, Role], ...] = ()
             if self.manager_at == name:
-                behind = tuple((n, Role.NVE) for n in BEHIND[other])
+                behind = tuple((n, Role.NVE) for n in self.behind[other])
             elif self.manager_at == other:
                 behind = ((MANAGER, Role.MANAGER),)
             hop = self._hop(name, other, Role.NAPT)
@@ -224,15 +239,17 @@ class NaptWorld(World):
                     0.001, lambda: answer(lambda: engine.napt_applied(tag, failures, self.now))
                 )
             case ExportFlows(number, private):
-                flows = [f for f in box.flows if f.private[0] == private]
+                error = box.fail_export
+                flows = [f for f in box.flows if f.private[0] == private and not error]
                 self.later(
                     0.001,
-                    lambda: answer(lambda: engine.flows_exported(number, flows, "", self.now)),
+                    lambda: answer(lambda: engine.flows_exported(number, flows, error, self.now)),
                 )
             case ImportFlows(number, flows):
-                box.flows += [f for f in flows if f not in box.flows]
+                refused = [box.fail_import] if box.fail_import else []
+                box.flows += [f for f in flows if f not in box.flows and not refused]
                 self.later(
-                    0.001, lambda: answer(lambda: engine.flows_imported(number, [], self.now))
+                    0.001, lambda: answer(lambda: engine.flows_imported(number, refused, self.now))
                 )
             case DropFlows(private):
                 box.flows = [f for f in box.flows if f.private[0] != private]

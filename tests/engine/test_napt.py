@@ -326,6 +326,7 @@ def test_a_mapping_and_its_flows_are_handed_over_and_come_back() -> None:
     world.run_until(lambda: str(PRIVATE) not in world.boxes["x"].static)
     assert world.boxes["y"].static[str(PRIVATE)] == PUBLIC
     assert world.boxes["y"].flows == flows
+    world.run(0.1)
     assert world.boxes["x"].flows == [OTHER_FLOW]
     assert world.boxes["y"].state.detours == ()
     world.run(200.0)

@@ -7,9 +7,9 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.engine.napt_world import PRIVATE, VM, NaptWorld
-from vmmobility.engine.napt_handover import flow_option, told
 from vmmobility.engine.napt_plane import Flow, NaptState
 from vmmobility.engine.napt_settings import NaptPolicy
+from vmmobility.engine.napt_told import flow_option, told
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, VmId
 from vmmobility.wire.registry import Purpose, Status

@@ -147,6 +147,7 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self.mappings.next_due(), self._hold_at, self._retry_at]
+        due += [until for _, until in self._awaited.values()]
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
@@ -154,6 +155,7 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         for mapping in self.mappings.expire(now):
             self.mappings.end(mapping, "nothing was heard of it", now)
         self._forget_flows(now)
+        self._end_awaiting(now)
         if self._hold_at is not None and self._hold_at <= now:
             self._hold_all(now)
         if self._retry_at is not None and self._retry_at <= now:

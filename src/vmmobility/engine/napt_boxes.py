@@ -11,9 +11,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vmmobility.engine.napt_handover import NaptHandover, told
+from vmmobility.engine.napt_handover import NaptHandover
 from vmmobility.engine.napt_mapping import VmMapping
 from vmmobility.engine.napt_settings import NaptPolicy
+from vmmobility.engine.napt_told import told
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, Mapping, Option, PhaseOption, VmId
@@ -100,17 +101,28 @@ class NaptBoxes(NaptHandover):
             return
         if not self._lives(received, mapping, now):
             return
+        before = mapping.holder
         self.mappings.note(mapping, here=False, holder=box, epoch=epoch, moving=False)
         self.mappings.touch(mapping, now, message.lifetime * LIFETIME_UNIT_S)
         self.channel.reply(received, Status.ACCEPTED, lifetime=message.lifetime)
-        if mapping.key in self._handing:
-            return  # it is on its way, and its reply tells
-        phase, hands_over = message.find(PhaseOption), self.settings.policy is NaptPolicy.HAND_OVER
-        if phase is not None and phase.phase is Phase.SERVING:
-            if mapping.ours and hands_over:  # by `keep` nobody else has it, whoever says so
-                self.mappings.let_go(mapping, now)  # the reply to its HANDOVER was lost
-        elif hands_over:
+        phase = message.find(PhaseOption)
+        self._hand_on(mapping, before, phase is not None and phase.phase is Phase.SERVING, now)
+
+    def _hand_on(self, mapping: VmMapping, before: str, serving: bool, now: float) -> None:
+        """Its holder has asked, and translates it or does not; `before` was the one before."""
+        box, handing = mapping.holder, self._handing.get(mapping.key)
+        if handing is not None and handing.to != box:
+            self._give_up(handing)
+        if self.settings.policy is not NaptPolicy.HAND_OVER:
+            return  # nobody else has it, whoever says so
+        if mapping.ours:  # also if it serves: the reply to its HANDOVER was lost
             self._hand_over(mapping, box)
+        elif serving:
+            self._awaited.pop(mapping.key, None)
+        elif before not in ("", box):
+            self._await(mapping, now)
+        elif mapping.key not in self._awaited:
+            self._hand_over(mapping, box)  # it has lost what it was given
 
     def _asked_for(self, received: Received) -> VmMapping | None:
         """The mapping that a box's request is about; None: it is answered."""

@@ -202,6 +202,7 @@ class Mappings:
         """It was never anybody's: it is forgotten without a quarantine."""
         if mapping.is_translated:
             self.over.append(mapping.private)
+        mapping.ended = True
         self._forget(mapping)
         self._changed("mapping.ended", reason=why, **words(mapping))
 
