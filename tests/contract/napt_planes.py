@@ -118,8 +118,9 @@ class Box:
         found: Sequence[NaptFailure] = self.await_(self.plane.import_flows(flows))
         return found
 
-    def drop(self, private: str) -> int:
-        found: int = self.await_(self.plane.drop_flows(IPv4Address(private)))
+    def drop(self, private: str, public: str | None = None) -> int:
+        which = None if public is None else IPv4Address(public)
+        found: int = self.await_(self.plane.drop_flows(IPv4Address(private), which))
         return found
 
     def usage(self) -> NaptUsage:

@@ -293,6 +293,24 @@ def test_flows_tell_both_sides(box: Box) -> None:
     assert all(0 < flow.timeout_s <= 600 for flow in box.export(A))
 
 
+def test_flows_of_one_public_address_are_dropped_and_the_others_stay(box: Box) -> None:
+    """What a static mapping was handed over for is not what the box's port or its pool leads."""
+    box.apply(state(port(UDP, A, 53, MAPPED, 5353)))
+    mapped = box.hands.incoming((WORLD, 9), (MAPPED, 5353))
+    pooled = box.hands.outgoing((A, 7000), (WORLD, 9))
+    assert (mapped, pooled) == ((A, 53), (POOL, 7000))
+    box.apply(state(static(A, PUBLIC), port(UDP, A, 53, MAPPED, 5353)))
+    box.hands.incoming((ELSEWHERE, 9), (PUBLIC, 7001))
+    box.hands.outgoing((A, 7002), (ELSEWHERE, 9))
+    assert box.drop(A, SECOND) == 0
+    assert box.drop(A, PUBLIC) == 2
+    assert {str(flow.public[0]) for flow in box.export(A)} == {MAPPED, POOL}
+    box.apply(state())
+    assert box.hands.incoming((WORLD, 9), (MAPPED, 5353)) == (A, 53)
+    assert box.hands.outgoing((A, 7000), (WORLD, 9)) == (POOL, 7000)
+    assert box.drop(A) == 2
+
+
 def exported(box: Box) -> tuple[Flow, ...]:
     """A flow in by a static address, one in by a port, and two out by the pool."""
     box.apply(state(static(A, PUBLIC), port(UDP, B, 53, MAPPED, 5353)))

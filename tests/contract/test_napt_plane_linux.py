@@ -235,6 +235,10 @@ MEDDLING: dict[str, tuple[str, Callable[[LinuxBox], object]]] = {
         "sysctl net.ipv4.ip_forward",
         lambda box: box.space.run("sysctl", "-qw", "net.ipv4.ip_forward=0"),
     ),
+    "connections are not taken up in their middle": (
+        "sysctl net.netfilter.nf_conntrack_tcp_loose",
+        lambda box: box.space.run("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_loose=0"),
+    ),
     "a time-out is cut": (
         "sysctl net.netfilter.nf_conntrack_udp_timeout",
         lambda box: box.space.run("sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=30"),

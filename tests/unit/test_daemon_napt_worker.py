@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -32,9 +33,9 @@ class NotedPlane(FakeNaptPlane):
         super().__init__()
         self._noted = noted
 
-    async def drop_flows(self, private: IPv4Address) -> int:
+    async def drop_flows(self, private: IPv4Address, public: IPv4Address | None = None) -> int:
         try:
-            return await super().drop_flows(private)
+            return await super().drop_flows(private, public)
         finally:
             self._noted(private)
 
@@ -128,6 +129,25 @@ def test_flows_of_a_mapping_that_lives_again_are_not_forgotten_late() -> None:
 
 def test_flows_that_were_handed_over_again_are_not_forgotten_late() -> None:
     overtaken_by(ImportFlows(1, (flow(A, PUBLIC),)))
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        SetNapt(NaptState(static=(StaticMapping(A, SECOND),)), 1),
+        ImportFlows(1, (flow(A, SECOND),)),
+    ],
+)
+def test_flows_of_another_public_address_overtake_nothing(order: SetNapt | ImportFlows) -> None:
+    async def part(rig: Rig) -> None:
+        rig.plane.flows = [flow(A, PUBLIC), replace(flow(A, SECOND), remote=(WORLD, 10))]
+        rig.plane.fail_next(f"drop {A}")
+        rig.worker.give(DropFlows(A, PUBLIC))
+        rig.worker.give(order)
+        await rig.until(lambda: rig.count("dropping", A) == 2)
+        assert {flow.public[0] for flow in rig.plane.flows} == {SECOND}
+
+    play(part)
 
 
 def test_another_state_leaves_it_to_be_done() -> None:

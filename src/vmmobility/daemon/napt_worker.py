@@ -90,7 +90,7 @@ class NaptWorker:
         """Once, and again until it is done, or overtaken: flows that outlive their mapping lead to
         whoever gets the address next."""
         try:
-            await self._plane.drop_flows(order.private)
+            await self._plane.drop_flows(order.private, order.public)
         except (DataPlaneError, OSError) as error:
             self._trouble(f"the flows of {order.private} are not forgotten: {error}")
             if not self._undone:
@@ -134,8 +134,12 @@ def _overtaken(undone: DropFlows, order: Order) -> bool:
     """Whether an order says that the flows that could not be forgotten are right again."""
     match order:
         case SetNapt(state, _):
-            return any(one.private == undone.private for one in state.static)
+            return any(_concerns(undone, one.private, one.public) for one in state.static)
         case ImportFlows(_, flows):
-            return any(flow.private[0] == undone.private for flow in flows)
+            return any(_concerns(undone, flow.private[0], flow.public[0]) for flow in flows)
         case _:
             return order == undone
+
+
+def _concerns(undone: DropFlows, private: IPv4Address, public: IPv4Address) -> bool:
+    return undone.private == private and undone.public in (None, public)

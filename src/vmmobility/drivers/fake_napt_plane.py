@@ -220,13 +220,17 @@ class FakeNaptPlane:
         self.flows.append(flow)
         return ""
 
-    async def drop_flows(self, private: IPv4Address) -> int:
+    async def drop_flows(self, private: IPv4Address, public: IPv4Address | None = None) -> int:
         """See NaptPlane.drop_flows."""
         self._check_started()
         if reason := self._refusal(f"drop {private}"):
             raise DataPlaneError(reason)
         before = len(self.flows)
-        self.flows = [flow for flow in self.flows if flow.private[0] != private]
+        self.flows = [
+            flow
+            for flow in self.flows
+            if flow.private[0] != private or public not in (None, flow.public[0])
+        ]
         return before - len(self.flows)
 
     async def usage(self) -> NaptUsage:

@@ -124,9 +124,10 @@ class NaptPlane(Protocol):
         another mapping is replaced.  A flow whose public side another one has here fails alone.
         """
 
-    async def drop_flows(self, private: IPv4Address) -> int:
+    async def drop_flows(self, private: IPv4Address, public: IPv4Address | None = None) -> int:
         """Forget the translated flows of a private address; how many there were.
 
+        public: those alone that it has by this address; its flows by others live on.
         Raises DataPlaneError where the kernel refuses; some may be forgotten then.
         """
 

@@ -86,9 +86,13 @@ class ImportFlows:
 
 @dataclass(frozen=True, slots=True)
 class DropFlows:
-    """Forget the flows of a private address: another box has them, or its mapping is over."""
+    """Forget the flows of a private address: another box has them, or its mapping is over.
+
+    public: the mapping's public address, and its flows alone; None: all flows of the private one
+    """
 
     private: IPv4Address
+    public: IPv4Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,9 +197,9 @@ class LinuxNaptPlane:
         """See NaptPlane.import_flows."""
         return napt_flows.bring_in(self._started()[1], flows)
 
-    async def drop_flows(self, private: IPv4Address) -> int:
+    async def drop_flows(self, private: IPv4Address, public: IPv4Address | None = None) -> int:
         """See NaptPlane.drop_flows."""
-        return napt_flows.drop(self._started()[1], private)
+        return napt_flows.drop(self._started()[1], private, public)
 
     async def usage(self) -> NaptUsage:
         """See NaptPlane.usage.  Reads the whole flow table."""

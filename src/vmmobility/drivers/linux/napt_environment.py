@@ -26,6 +26,8 @@ SETTINGS = {
     # While a mapping is handed over a box may see one way of a connection only: to it, the other
     # one's windows stand still.
     f"{_CONNTRACK}_tcp_be_liberal": "1",
+    # What was begun by another box is taken up in its middle when the public route has turned.
+    f"{_CONNTRACK}_tcp_loose": "1",
 }
 
 LEAST_TIMEOUTS_S = {

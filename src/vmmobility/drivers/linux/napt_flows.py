@@ -152,7 +152,11 @@ def remove(netlink: Netlink, entries: Iterable[Entry]) -> int:
     return gone
 
 
-def drop(netlink: Netlink, private: IPv4Address) -> int:
+def drop(netlink: Netlink, private: IPv4Address, public: IPv4Address | None = None) -> int:
     """See NaptPlane.drop_flows."""
-    found = {entry.ident: entry for entry, _ in translated(netlink, private)}
+    found = {
+        entry.ident: entry
+        for entry, flow in translated(netlink, private)
+        if public in (None, flow.public[0])
+    }
     return remove(netlink, found.values())
