@@ -76,6 +76,10 @@ class Box:
     orders: list[NaptState | IPv4Address] = field(default_factory=list)  # an address: drop flows
 
     @property
+    def outward(self) -> dict[str, str]:
+        return {str(m.private): str(m.public) for m in self.state.outward}
+
+    @property
     def static(self) -> dict[str, str]:
         return {str(m.private): str(m.public) for m in self.state.static}
 
@@ -251,8 +255,12 @@ class NaptWorld(World):
                 self.later(
                     0.001, lambda: answer(lambda: engine.flows_imported(number, refused, self.now))
                 )
-            case DropFlows(private):
-                box.flows = [f for f in box.flows if f.private[0] != private]
+            case DropFlows(private, public):
+                box.flows = [
+                    f
+                    for f in box.flows
+                    if f.private[0] != private or public not in (None, f.public[0])
+                ]
                 box.orders.append(private)
             case _:
                 super()._carry_out(node, output)

@@ -332,6 +332,41 @@ def test_the_pool_is_routed_to_the_box_but_for_what_was_handed_over() -> None:
     assert is_routed_here("x")
 
 
+def test_what_a_vm_sends_by_its_owner_leaves_with_its_own_address_wherever_it_is() -> None:
+    """Else it would get one of `ports_pool`, and keep that."""
+    world = handing_world(linger_s=5.0)
+    move_to(world, "b")
+    lost: list[float] = []
+
+    def look() -> bool:
+        box = world.boxes["x"]
+        if {**box.static, **box.outward}.get(str(PRIVATE)) != PUBLIC:
+            lost.append(world.now)
+        return bool(move and move.ok is not None)
+
+    move = None
+    world.run(10.0)
+    assert world.boxes["x"].outward == {str(PRIVATE): PUBLIC}
+    assert str(PRIVATE) not in world.boxes["x"].static
+    assert world.boxes["y"].outward == {}
+    move = world.manager.moves[world.move(VM, "a")]
+    world.run_until(look)
+    assert move.ok, move.reason
+    assert not lost
+    world.run(0.1)
+    assert world.boxes["x"].outward == {}
+
+
+def test_flows_by_a_mapped_port_live_on_when_the_mapping_has_gone() -> None:
+    world = handing_world(linger_s=5.0)
+    move_to(world, "b")
+    other = flow("192.0.2.200", 8080)
+    world.boxes["x"].flows.append(other)
+    world.run(10.0)
+    assert str(PRIVATE) not in world.boxes["x"].static
+    assert world.boxes["x"].flows == [other]
+
+
 def test_what_is_no_more_in_the_pool_ends_at_the_start_and_it_says_so() -> None:
     world = NaptWorld()
     world.run(2.0)

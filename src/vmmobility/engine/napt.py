@@ -190,9 +190,14 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
             self.outbox.emit(SetNapt(self.desired(), self._tag))
         over, self.mappings.over = self.mappings.over, []
         if over:  # flows outlive their mapping, and would lead to whoever gets the address next
-            kept = {m.private for m in self.desired().static}
-            for private in sorted(set(over) - kept):
+            kept = {(m.private, m.public) for m in self.desired().static}
+            whole = {private for private, public in over if public is None}
+            whole -= {private for private, _ in kept}  # another has it
+            some = {(a, b) for a, b in over if b is not None and a not in whole}
+            for private in sorted(whole):
                 self.outbox.emit(DropFlows(private))
+            for private, public in sorted(some - kept):
+                self.outbox.emit(DropFlows(private, public))
 
     def _drop(self, reason: str, who: str) -> None:
         self.channel.drops[reason] += 1

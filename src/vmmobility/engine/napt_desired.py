@@ -19,9 +19,10 @@ def desired(mappings: Mappings, detours: Mapping[str, IPv4Address | None]) -> Na
     living = [m for m in mappings.vms.values() if not m.ended]
     static = [StaticMapping(m.private, m.public) for m in mappings.locators.values()]
     static += [StaticMapping(m.private, m.public) for m in living if m.is_translated]
-    # What was handed over is routed to another box.
+    # What was handed over is routed to another box.  What its VM sends by this one all the same (a
+    # detour, until that box has it; a VM that is coming home) leaves with its own address.
     own = [m for m in living if m.owner == settings.box_id]
-    away = [m.public for m in own if not m.is_translated]
+    away = [StaticMapping(m.private, m.public) for m in own if not m.is_translated]
     return NaptState(
         settings.inside,
         settings.exempt,
@@ -30,7 +31,8 @@ def desired(mappings: Mappings, detours: Mapping[str, IPv4Address | None]) -> Na
         settings.ports_pool,
         tuple(_detours(living, detours)),
         settings.pool_ports,
-        _without(settings.pool, away),
+        _without(settings.pool, [m.public for m in away]),
+        _sorted(away),
     )
 
 

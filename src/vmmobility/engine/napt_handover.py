@@ -186,7 +186,7 @@ class NaptHandover(NaptTaking):
             self.outbox.emit(Event("handover.failed", {"reason": error}))
         if mapping.is_translated and not mapping.ended:
             return  # it is this box's again
-        self.outbox.emit(DropFlows(mapping.private))
+        self.outbox.emit(DropFlows(mapping.private, mapping.public))
         self._add(handing, flows)
         if not mapping.ended:
             self._send_late(handing, now)

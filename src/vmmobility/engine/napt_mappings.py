@@ -34,7 +34,8 @@ class Mappings:
     """All of one box.
 
     version: rises with every change of what the data plane should hold
-    over:    private addresses that are translated no more, and whose flows are to be forgotten
+    over:    private addresses that are translated no more by this public one, and whose flows by it
+             are to be forgotten; None: all flows
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Mappings:
         self.locators: dict[str, LocatorMapping] = {}
         self.vms: dict[tuple[VmKey, IPv4Address], VmMapping] = {}
         self.version = 0
-        self.over: list[IPv4Address] = []
+        self.over: list[tuple[IPv4Address, IPv4Address | None]] = []
         self._heard_at = now
         self._outbox = outbox
         for key, value in state.items():
@@ -68,12 +69,12 @@ class Mappings:
                 elif (
                     found.ended or not found.is_translated
                 ):  # the flows of it may have outlived a crash
-                    self.over.append(found.private)
+                    self.over.append((found.private, found.public))
 
     def _drop_loaded(self, mapping: LocatorMapping | VmMapping) -> None:
         """`pool` has changed: what is not in it, nobody would believe, nor is it routed here."""
         why = f"{mapping.public} is no more in the pool"
-        self.over.append(mapping.private)
+        self.over.append((mapping.private, mapping.public))
         if isinstance(mapping, VmMapping):
             self._forget(mapping)
             self._changed("mapping.ended", reason=why, **words(mapping))
@@ -121,7 +122,7 @@ class Mappings:
             )
         public = known.public if known else self._free(f"NVE {nve_id}")
         if known is not None:  # its tunnels' flows would lead what comes to where it was
-            self.over.append(known.private)
+            self.over.append((known.private, known.public))
         self.locators[nve_id] = LocatorMapping(nve_id, private, public)
         value = {"private": str(private), "public": str(public)}
         self._outbox.record(f"locator/{nve_id}", value)
@@ -188,7 +189,7 @@ class Mappings:
     def end(self, mapping: VmMapping, why: str, now: float) -> None:
         """It is over: its owner keeps the address in quarantine, others forget it."""
         if mapping.is_translated:
-            self.over.append(mapping.private)
+            self.over += [(mapping.private, None), (mapping.private, mapping.public)]
         mapping.ended, mapping.lingers, mapping.tried = True, 0.0, False
         if mapping.owner == self.settings.box_id:
             mapping.ours, mapping.here, mapping.holder, mapping.moving = True, False, "", False
@@ -201,7 +202,7 @@ class Mappings:
     def discard(self, mapping: VmMapping, why: str) -> None:
         """It was never anybody's: it is forgotten without a quarantine."""
         if mapping.is_translated:
-            self.over.append(mapping.private)
+            self.over += [(mapping.private, None), (mapping.private, mapping.public)]
         mapping.ended = True
         self._forget(mapping)
         self._changed("mapping.ended", reason=why, **words(mapping))

@@ -158,7 +158,7 @@ class NaptTaking:
             return
         why = self._kernel_refuses(mapping.private, mapping.public)
         if why:
-            self.mappings.over.append(mapping.private)  # the flows that came along
+            self.mappings.over.append((mapping.private, mapping.public))  # what came along
             self.channel.reply(received, Status.INSUFFICIENT_RESOURCES, reason=why)
             return
         epoch = max(mapping.epoch, received.message.epoch)
