@@ -218,7 +218,7 @@ def test_a_locator_that_has_changed_takes_the_old_one_s_flows_along() -> None:
     world.boxes["x"].flows = [tunnel, flow()]
 
     def change() -> None:
-        x.mappings.locator("a", new)
+        x.mappings.locator("a", new, world.now)
         x._settle()
 
     world.feed(world.nodes["x"], change)

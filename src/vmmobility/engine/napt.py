@@ -68,10 +68,12 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         self.channel.restore(state)
         self.channel.refused = self._pass_refusal
         self.channel.state_was_lost = self._state_was_lost
+        self.channel.peer_lost_state = self._neighbour_lost_state
         self.relays = {name: self._relay(name, boot, jitter) for name in self.parties}
         for relay in self.relays.values():
             relay.restore(state)
         self._applied_version, self._tag = -1, 0
+        self._lost = False
         self._retry_at: float | None = None
         self._begin_crossing()
         self._begin_boxes()
@@ -91,6 +93,7 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         relay.drops = self.channel.drops
         relay.undecodable = self._undecodable
         relay.peer_lost_state = partial(self._end_lost_state, name)
+        relay.lost = self._let_others_tell
         return relay
 
     # ---- inputs --------------------------------------------------------------------------------
@@ -179,8 +182,18 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         relay.tell_loss(relay.peers[name], now)
 
     def _state_was_lost(self, now: float) -> None:
+        """Somebody remembers this box better than it does itself."""
         detail = {"node": self.settings.box_id, "lost": "mappings"}
         self.outbox.emit(Event("state.lost", detail))
+        self._let_others_tell(now)
+
+    def _let_others_tell(self, now: float) -> None:
+        """Other boxes may have what this one gave out, and say so within hold_s: until then nothing
+        of its pool is to be anybody else's."""
+        others = any(n.peer.role is Role.NAPT for n in self.neighbours.values())
+        if others and not self._lost:
+            self._lost = True
+            self.mappings.nothing_new(now + self.settings.hold_s)
 
     def _settle(self) -> None:
         """Tell the data plane what has changed."""

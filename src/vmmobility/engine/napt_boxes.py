@@ -23,13 +23,14 @@ from vmmobility.wire.registry import (
     MAX_LIFETIME_UNITS,
     Phase,
     Purpose,
+    Role,
     Status,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmmobility.engine.peer import Received
+    from vmmobility.engine.peer import Peer, Received
 
 
 class NaptBoxes(NaptHandover):
@@ -87,7 +88,7 @@ class NaptBoxes(NaptHandover):
 
     def _hold_asked(self, received: Received, now: float) -> None:
         message, box = received.message, received.peer.node_id
-        mapping = self._asked_for(received)
+        mapping = self._asked_for(received, now)
         if mapping is None:
             return
         if mapping.owner != self.settings.box_id:
@@ -124,11 +125,13 @@ class NaptBoxes(NaptHandover):
         elif mapping.key not in self._awaited:
             self._hand_over(mapping, box)  # it has lost what it was given
 
-    def _asked_for(self, received: Received) -> VmMapping | None:
+    def _asked_for(self, received: Received, now: float) -> VmMapping | None:
         """The mapping that a box's request is about; None: it is answered."""
         message = received.message
         option, epoch = message.need(Mapping), message.epoch
         mapping = self.mappings.vms.get((message.vm, option.private))
+        if mapping is None and option.box == self.settings.box_id:
+            mapping = self._taken_up(received, option, now)
         if mapping is None or mapping.public != option.public or mapping.owner != option.box:
             words = f"{self.settings.box_id} has no mapping of {option.private} to {option.public}"
             self.channel.reply(received, Status.UNKNOWN_BINDING, reason=words)
@@ -137,3 +140,25 @@ class NaptBoxes(NaptHandover):
             self.channel.reply(received, Status.STALE_EPOCH, (Epoch(mapping.epoch),))
             return None
         return mapping
+
+    def _taken_up(self, received: Received, option: Mapping, now: float) -> VmMapping | None:
+        """A mapping of this box's own that another one has or holds, and that went with a disk."""
+        message, phase = received.message, received.message.find(PhaseOption)
+        held = message.purpose is Purpose.HOLD
+        if held and message.lifetime == 0:
+            return None
+        made = VmMapping(
+            message.vm,
+            option.private,
+            option.public,
+            self.settings.box_id,
+            ours=held and (phase is None or phase.phase is not Phase.SERVING),
+            holder=received.peer.node_id if held else "",
+            epoch=message.epoch,
+        )
+        return made if self.mappings.take_up(made, now) else None
+
+    def _neighbour_lost_state(self, peer: Peer, now: float) -> None:
+        """Another box knows no more what it gave out: it hears at once what is held here."""
+        if peer.role is Role.NAPT:
+            self._hold_all(now)

@@ -9,11 +9,13 @@ Not here: one mapping as a value (napt_mapping.py), what the data plane holds of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
 from vmmobility.engine.napt_mapping import LocatorMapping, VmMapping, from_json, to_json, words
+from vmmobility.engine.napt_pool import AddressPool
 from vmmobility.engine.napt_settings import NaptSettings
 from vmmobility.engine.outputs import Event, Outbox
 from vmmobility.wire.registry import Status
@@ -46,7 +48,8 @@ class Mappings:
         self.vms: dict[tuple[VmKey, IPv4Address], VmMapping] = {}
         self.version = 0
         self.over: list[tuple[IPv4Address, IPv4Address | None]] = []
-        self._heard_at = now
+        self._heard_at, self._closed_until = now, now
+        self.pool = AddressPool(settings, state, outbox)
         self._outbox = outbox
         for key, value in state.items():
             kind, _, rest = key.partition("/")
@@ -54,7 +57,7 @@ class Mappings:
                 locator = LocatorMapping(
                     rest, IPv4Address(value["private"]), IPv4Address(value["public"])
                 )
-                if self.in_pool(locator.public):
+                if locator.public in self.pool:
                     self.locators[rest] = locator
                 else:
                     self._drop_loaded(locator)
@@ -64,7 +67,7 @@ class Mappings:
                 found.due = now + wait  # a restart grants the whole time anew, to lingering, too
                 found.lingers = now + settings.linger_s if value.get("lingers") else 0.0
                 self.vms[found.vm, found.private] = found
-                if found.owner == settings.box_id and not self.in_pool(found.public):
+                if found.owner == settings.box_id and found.public not in self.pool:
                     self._drop_loaded(found)
                 elif (
                     found.ended or not found.is_translated
@@ -104,12 +107,9 @@ class Mappings:
     def is_inside(self, address: IPv4Address) -> bool:
         return any(address in network for network in self.settings.inside)
 
-    def in_pool(self, address: IPv4Address) -> bool:
-        return any(address in network for network in self.settings.pool)
-
     # ---- making and ending ---------------------------------------------------------------------
 
-    def locator(self, nve_id: str, private: IPv4Address) -> IPv4Address:
+    def locator(self, nve_id: str, private: IPv4Address, now: float) -> IPv4Address:
         """The public address of an NVE's locator, made if need be.  Raises NaptRefused."""
         known = self.locators.get(nve_id)
         if known is not None and known.private == private:
@@ -120,7 +120,7 @@ class Mappings:
                 Status.ADDRESS_IN_USE,
                 f"{self.settings.box_id}: {private} of NVE {nve_id} is {user}'s",
             )
-        public = known.public if known else self._free(f"NVE {nve_id}")
+        public = known.public if known else self._free(f"NVE {nve_id}", now)
         if known is not None:  # its tunnels' flows would lead what comes to where it was
             self.over.append((known.private, known.public))
         self.locators[nve_id] = LocatorMapping(nve_id, private, public)
@@ -145,7 +145,7 @@ class Mappings:
             self.save(known)
             self._changed("mapping.revived", **words(known))
             return known
-        made = VmMapping(vm, private, self._free(f"VM {vm}"), self.settings.box_id, ours=True)
+        made = VmMapping(vm, private, self._free(f"VM {vm}", now), self.settings.box_id, ours=True)
         return self.add(made, now)
 
     def add(self, mapping: VmMapping, now: float) -> VmMapping:
@@ -165,6 +165,17 @@ class Mappings:
 
     def _is_silent(self, now: float) -> bool:
         return now - self._heard_at > min(SILENT_S, self.settings.mapping_s / 2)
+
+    def take_up(self, mapping: VmMapping, now: float) -> bool:
+        """A mapping of this box's own, which it knows no more.  False: it cannot be: something else
+        has its public or its private address, or these are none of this box's."""
+        known = (mapping.vm, mapping.private) in self.vms
+        used = mapping.public in self._taken() or self.user_of(mapping.private)
+        own = mapping.public in self.pool and self.is_inside(mapping.private)
+        if known or used or not own:
+            return False
+        self.add(mapping, now)
+        return True
 
     def touch(self, mapping: VmMapping, now: float, seconds: float = 0.0) -> None:
         """Something was heard of it: it lives on.  What has ended does not begin again by that."""
@@ -247,6 +258,7 @@ class Mappings:
 
     def _forget(self, mapping: VmMapping) -> None:
         self.vms.pop((mapping.vm, mapping.private), None)
+        self.pool.give_back(mapping.public)
         self._outbox.record(mapping.key, None)
 
     def _changed(self, event: str, **detail: Any) -> None:
@@ -260,11 +272,21 @@ class Mappings:
     def free_addresses(self) -> int:
         """How many public addresses nobody has."""
         taken = self._taken()
-        return sum(a not in taken for a in self._all())
+        return sum(a not in taken for a in self.pool)
 
-    def _free(self, whose: str) -> IPv4Address:
-        taken = self._taken()
-        free = next((a for a in self._all() if a not in taken), None)
+    def nothing_new(self, until: float) -> None:
+        """The record was lost: what it gave out is not known before then, and no address is."""
+        self._closed_until = until
+
+    def _free(self, whose: str, now: float) -> IPv4Address:
+        if now < self._closed_until:
+            wait = math.ceil(self._closed_until - now)
+            raise NaptRefused(
+                Status.TRY_AGAIN,
+                f"{self.settings.box_id}: no public address for {whose} yet: its record was lost, "
+                f"and other boxes tell first which are in use: try again in {wait} s",
+            )
+        free = self.pool.choose(self._taken())
         if free is None:
             pools = ", ".join(map(str, self.settings.pool)) or "none"
             waiting = sum(m.ended for m in self.vms.values())
@@ -274,7 +296,3 @@ class Mappings:
                 + (f" ({waiting} in quarantine)" if waiting else ""),
             )
         return free
-
-    def _all(self) -> Iterator[IPv4Address]:
-        for network in self.settings.pool:
-            yield from network if network.prefixlen >= 31 else network.hosts()

@@ -58,7 +58,7 @@ class NaptTaking:
         _numbers: int
         _handing: dict[str, Handing]
         _settle: Callable[[], None]
-        _asked_for: Callable[[Received], VmMapping | None]
+        _asked_for: Callable[[Received, float], VmMapping | None]
         _kernel_refuses: Callable[..., str]
         _hand_over: Callable[[VmMapping, str], None]
         _give_back: Callable[[VmMapping], None]
@@ -75,7 +75,7 @@ class NaptTaking:
         flows = tuple(flow_of(o) for o in message.options if isinstance(o, FlowOption))
         mapping = None
         if message.find(Mapping) is not None:
-            mapping = self._asked_for(received)
+            mapping = self._asked_for(received, now)
             if mapping is None:
                 return
             if mapping.owner not in (box, self.settings.box_id):
