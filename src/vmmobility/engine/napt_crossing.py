@@ -18,6 +18,7 @@ from vmmobility.engine.manager import RIGHTS as MANAGER_RIGHTS
 from vmmobility.engine.napt_mappings import NaptRefused
 from vmmobility.engine.napt_observe import BEGINNING
 from vmmobility.engine.nve import RIGHTS as NVE_RIGHTS
+from vmmobility.engine.origin import UNDOABLE
 from vmmobility.engine.outputs import Endpoint, Event
 from vmmobility.engine.peer import Arrival
 from vmmobility.engine.router import RIGHTS as ROUTER_RIGHTS
@@ -144,6 +145,7 @@ class NaptCrossing:
             else:
                 changes = self.translator.inward(message, receiver, now)
             made = translate(message, self.settings.box_id, changes)
+            self._check_undoable(made)
         except NaptRefused as refused:
             self._refuse(received, refused.status, str(refused))
             self._refused(message, sender.inside)
@@ -163,6 +165,16 @@ class NaptCrossing:
             self._leave_if_held(waiting, now)
         else:
             self._leave(waiting, now)
+
+    def _check_undoable(self, made: Message) -> None:
+        """Raises NaptRefused for a message that its receiver would not look at."""
+        count = sum(isinstance(o, Translation) for o in made.options)
+        if count > UNDOABLE:
+            raise NaptRefused(
+                Status.INSUFFICIENT_RESOURCES,
+                f"{self.settings.box_id}: {count} addresses to translate in one message, and "
+                f"{UNDOABLE} are allowed",
+            )
 
     def _leave_if_held(self, waiting: Waiting, now: float) -> None:
         """Send it on unless the kernel refuses what it rests on."""
