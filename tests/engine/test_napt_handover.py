@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.engine.napt_world import PRIVATE, VM, NaptWorld
-from vmmobility.engine.napt_plane import Flow, NaptState
+from vmmobility.engine.napt_plane import Flow, NaptState, PortMapping
 from vmmobility.engine.napt_settings import NaptPolicy
 from vmmobility.engine.napt_told import flow_option, told
 from vmmobility.wire.message import Message
@@ -134,12 +134,35 @@ def flow(public: str = PUBLIC, port: int = 80) -> Flow:
     return Flow(6, (PRIVATE, port), (IPv4Address(public), port), remote, False, 300)
 
 
-def test_flows_of_mapped_ports_and_the_pool_stay_and_stop_no_hand_over() -> None:
+def test_a_mapping_stays_while_flows_by_other_addresses_of_the_box_are_alive() -> None:
+    """Answers to them would leave by the other box, with another source."""
     world = handing_world()
     own, other = flow(), flow("192.0.2.200", 8080)
     world.boxes["x"].flows = [own, other]
-    move_to(world, "b")
+    assert world.moved("b").ok
+    world.run(130.0)
+    [mapping] = world.box("x").mappings.of_vm(VM)
+    assert (mapping.standing, mapping.stays) == ("translated", "flows by 192.0.2.200 are alive")
+    assert str(PRIVATE) not in world.boxes["y"].static
+    said = [e for _, n, e in world.events if n == "x" and e.name == "handover.failed"]
+    assert [e.detail["reason"] for e in said] == [mapping.stays], "it is said once"
+    world.boxes["x"].flows = [own]
+    world.run_until(lambda: str(PRIVATE) not in world.boxes["x"].static, 120.0)
     assert world.boxes["y"].flows == [own]
+    assert mapping.stays == ""
+
+
+def test_a_mapping_to_which_a_mapped_port_leads_stays() -> None:
+    port = PortMapping(6, PRIVATE, 80, IPv4Address("192.0.2.200"), 8080)
+    world = handing_world(ports=(port,))
+    assert world.moved("b").ok
+    world.run(70.0)
+    [mapping] = world.box("x").mappings.of_vm(VM)
+    assert (mapping.ours, mapping.stays) == (True, "a mapped port leads to it")
+    assert str(PRIVATE) in {str(d.private) for d in world.boxes["y"].state.detours}
+    assert world.moved("a").ok
+    world.run(1.0)
+    assert mapping.stays == ""
 
 
 def test_a_hand_over_with_a_foreign_flow_changes_nothing() -> None:

@@ -195,6 +195,7 @@ class NaptDaemon:
                     **words(mapping),
                     "moving": mapping.moving,
                     "state": mapping.standing,
+                    "stays": mapping.stays,
                     "due_s": round(mapping.due - now, 3),
                 }
             )

@@ -35,6 +35,7 @@ class Handing:
     """A mapping that is being handed over, or flows that began after it was.
 
     flows: those that have not been sent yet; sent: those that have
+    begun: the other box is being told
     again: flows came meanwhile: the kernel is to be asked for them once more before the last
     late:  the other has the mapping already: these are flows alone
     """
@@ -43,6 +44,7 @@ class Handing:
     to: str
     flows: list[Flow] = field(default_factory=list)
     sent: set[FlowKey] = field(default_factory=set)
+    begun: bool = False
     again: bool = False
     late: bool = False
 
@@ -101,14 +103,33 @@ class NaptHandover(NaptTaking):
         elif error:
             del self._handing[mapping.key]
             self.outbox.emit(Event("handover.failed", {"reason": error}))
+        elif not handing.begun and self._stays(mapping, flows):
+            del self._handing[mapping.key]
         else:
+            handing.begun = True
             self._add(handing, flows)
             self._send_flows(handing, now)
 
+    def _stays(self, mapping: VmMapping, flows: Sequence[Flow]) -> bool:
+        """Whether something leads to the VM by this box's other addresses: its answers would leave
+        by the other box, with another source.  The next HOLD asks again."""
+        why = ""
+        if mapping.ours and mapping.owner == self.settings.box_id:
+            others = [f.public[0] for f in flows if f.public[0] != mapping.public]
+            if any(port.private == mapping.private for port in self.settings.ports):
+                why = "a mapped port leads to it"
+            elif others:
+                why = f"flows by {others[0]} are alive"
+        if why and why != mapping.stays:
+            detail = {"vm": mapping.vm.vm_id, "vni": mapping.vm.vni, "box": mapping.holder}
+            self.outbox.emit(Event("handover.failed", {**detail, "reason": why}))
+        mapping.stays = why
+        return bool(why)
+
     @staticmethod
     def _add(handing: Handing, flows: Sequence[Flow]) -> None:
-        """Those that the other box has not been sent.  What went out by a mapped port or from
-        `ports_pool` is this box's, and stays."""
+        """Those that the other box has not been sent.  What has another public address is this
+        box's, and stays."""
         own = handing.mapping.public
         new = [f for f in flows if f.public[0] == own and key_of(f) not in handing.sent]
         handing.flows += new

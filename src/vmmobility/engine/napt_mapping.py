@@ -36,6 +36,7 @@ class VmMapping:
     due:    it ends then, or its wait does (monotonic seconds, not durable)
     lingers: it was handed over, and is translated here, too, until then; 0: not so (durable
              is whether)
+    stays:  why it is not handed over though its VM is behind another box, in words (not durable)
     tried:  another box hands it over, and the kernel is asked to hold it (not durable)
     """
 
@@ -52,6 +53,7 @@ class VmMapping:
     due: float = 0.0
     lingers: float = 0.0
     tried: bool = False
+    stays: str = ""
 
     @property
     def is_translated(self) -> bool:

@@ -201,7 +201,7 @@ class Mappings:
         """It is over: its owner keeps the address in quarantine, others forget it."""
         if mapping.is_translated:
             self.over += [(mapping.private, None), (mapping.private, mapping.public)]
-        mapping.ended, mapping.lingers, mapping.tried = True, 0.0, False
+        mapping.ended, mapping.lingers, mapping.tried, mapping.stays = True, 0.0, False, ""
         if mapping.owner == self.settings.box_id:
             mapping.ours, mapping.here, mapping.holder, mapping.moving = True, False, "", False
             mapping.due = now + self.settings.quarantine_s

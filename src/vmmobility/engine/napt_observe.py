@@ -122,7 +122,7 @@ class NaptObserver:
         """The manager says on which side of this box the VM is served, under this epoch."""
         if epoch < mapping.epoch or mapping.ended:
             return
-        left = mapping.here and not inside
+        left, mapping.stays = mapping.here and not inside, ""
         self.mappings.note(mapping, here=inside, epoch=epoch, moving=False)
         if mapping.owner == self.settings.box_id:
             if inside:  # at once, also if the other box is dead; flows come with its HANDOVER
