@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.engine.napt_world import PRIVATE, VM, NaptWorld, one_like
+from vmmobility.engine.napt_plane import Flow
 from vmmobility.engine.napt_pool import AddressPool
 from vmmobility.engine.napt_settings import NaptPolicy, NaptSettings
 from vmmobility.engine.outputs import Outbox, Persist
@@ -25,6 +26,26 @@ def away(policy: NaptPolicy) -> NaptWorld:
     assert world.moved("b").ok
     world.run(20.0)
     return world
+
+
+def test_many_flows_do_not_stop_what_is_handed_back_to_a_box_that_lost_its_disk() -> None:
+    """The first message of several has no mapping: of whose it is the owner knows nothing."""
+    world = away(NaptPolicy.HAND_OVER)
+    remote = (IPv4Address("192.0.2.9"), 4000)
+    flows = [
+        Flow(6, (PRIVATE, n), (IPv4Address(PUBLIC), n), remote, True, 300) for n in range(1, 600)
+    ]
+    world.boxes["y"].flows = list(flows)
+    world.cut.add(frozenset(("x", "y")))
+    world.lose_state("x")
+    y = world.box("y")
+    [mapping] = y.mappings.of_vm(VM)
+    y._is_at(mapping, False, mapping.epoch + 1, world.now)
+    world.cut.clear()
+    world.restart("x")
+    world.run_until(lambda: world.boxes["x"].static.get(str(PRIVATE)) == PUBLIC, 120.0)
+    world.run_until(lambda: set(world.boxes["x"].flows) == set(flows), 60.0)
+    assert world.boxes["y"].flows == []
 
 
 @pytest.mark.parametrize("policy", list(NaptPolicy))

@@ -22,7 +22,7 @@ from vmmobility.engine.napt_told import FlowKey, flow_option, key_of, told
 from vmmobility.engine.outputs import DropFlows, Event, ExportFlows
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, Option, Reason, VmId
-from vmmobility.wire.registry import Purpose
+from vmmobility.wire.registry import Purpose, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,6 +155,11 @@ class NaptHandover(NaptTaking):
         mapping = handing.mapping
         under_way = self._late if handing.late else self._handing
         detail = {"vm": mapping.vm.vm_id, "vni": mapping.vm.vni, "box": handing.to}
+        if reply.status is Status.UNKNOWN_BINDING and handing.flows and not handing.late:
+            # Its owner has lost its record: the mapping first, and flows when routes have turned.
+            handing.flows, handing.sent = [], set()
+            self._send_flows(handing, now)
+            return
         if not reply.status.accepted:
             under_way.pop(mapping.key, None)
             why = reply.find(Reason)
