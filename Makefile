@@ -139,16 +139,20 @@ AS_ROOT := $(SUDO) env CI="$(CI)" HOME="$(HOME)" XDG_CACHE_HOME="$(XDG_CACHE_HOM
 PYTEST := $(AS_ROOT) $(BIN)/pytest -p no:cacheprovider
 endif
 
+# Tests of the machine itself (namespaces, guests, the lab) run one after the other in one process,
+# all others beside them in a second one (tests/conftest.py).
+SHARED := -n 2 --dist loadgroup
+
 # pytest comes last, so that its closing line is the last one.
 .PHONY: test
 test: setup ## lint, then every test but the slow campaigns
 	$(MAKE) lint
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) $(SHARED) -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: setup ## lint, then every test, the slow campaigns too
 	$(MAKE) lint
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) $(SHARED) $(PYTEST_ARGS)
 
 # SEED: the first domain's; N messages in all.  The last line printed is the sum.
 N ?=

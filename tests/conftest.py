@@ -3,6 +3,9 @@
 A marked test (netns, qemu, lab) is skipped, with the remedy, where the machine lacks what it needs.
 With CI=true a skip fails the run unless its reason begins with a line of expected_skips.txt, and so
 does a run in which no test was executed.
+
+Two processes can share the work (`make test`): tests of the machine go to one of them, one after
+the other; the rest is pure, and goes to whoever is free.
 """
 
 from __future__ import annotations
@@ -51,6 +54,14 @@ def lack_of_qemu() -> str:
 LACKS = {"netns": [lack_of_namespaces], "qemu": [lack_of_qemu], "lab": [lack_of_namespaces]}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests one process should run, with `-n 2 --dist loadgroup`; else this says nothing."""
+    for item in items:
+        of_machine = any(item.get_closest_marker(marker) for marker in LACKS)
+        group = "machine" if of_machine else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, probes in LACKS.items():
         if item.get_closest_marker(marker) is not None:
@@ -93,6 +104,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if getattr(report, "when", "") == "call":
+                    terminalreporter.write_line(f"{name}: {value}")
     skips = unexpected_skips(config) if is_gate(config) else []
     if skips:
         terminalreporter.section("unexpected skips (CI fails; see tests/expected_skips.txt)")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.dataplane_fabric import DC_OF_FABRIC, Fabric, make_fabric
-from tests.contract.napt_planes import Box, LinuxBox, fake_boxes, linux_boxes
+from tests.contract.napt_planes import Box, LinuxBox, LinuxPair, fake_boxes, linux_boxes
 from tests.contract.planes import DC, NEAR, OTHER, REDIRECT, Plane, fake_plane, linux_plane, state
 from tests.contract.router_planes import Kernel, LinuxHands, Router, fake_router, linux_router
 from vmmobility.drivers.linux import tunnel_choice
@@ -169,8 +169,14 @@ def boxes(request: pytest.FixtureRequest) -> Iterator[tuple[Box, Box]]:
 
 
 @pytest.fixture
-def linux_pair() -> Iterator[tuple[LinuxBox, LinuxBox]]:
+def linux_pair() -> Iterator[LinuxPair]:
     for pair in linux_boxes():
         for box in pair:
             box.start()
         yield pair
+
+
+@pytest.fixture
+def box(linux_pair: LinuxPair) -> LinuxBox:
+    """One of them; the contract's own tests have one of each kind."""
+    return linux_pair[0]

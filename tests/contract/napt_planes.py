@@ -337,7 +337,10 @@ def linux_box(world: World, space: Namespace) -> LinuxBox:
     return made
 
 
-def linux_boxes() -> Iterator[tuple[LinuxBox, LinuxBox]]:
+LinuxPair = tuple[LinuxBox, LinuxBox]
+
+
+def linux_boxes() -> Iterator[LinuxPair]:
     with ExitStack() as stack:
         world = World(stack)
         one, two = linux_box(world, world.box1), linux_box(world, world.box2)

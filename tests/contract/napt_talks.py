@@ -15,13 +15,10 @@ from tests.contract.napt_planes import (
     UDP,
     WORLD,
     A,
-    LinuxBox,
     World,
     port,
     static,
 )
-
-Pair = tuple[LinuxBox, LinuxBox]
 
 FAR = "203.0.113.9"
 _CHUNK = b"0123456789abcdef" * 64

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -25,6 +26,7 @@ from tests.contract.frames import (
     ipv6,
     payload_of,
     udp,
+    udp_socket,
 )
 from tests.contract.namespaces import Namespace, wait_for
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane
@@ -154,22 +156,93 @@ def test_a_peer_may_tunnel_to_the_whole_prefix_and_no_further(fabric: Fabric, ve
     guest.close()
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_other_outer_headers_are_no_way_round_the_guard(fabric: Fabric, version: int) -> None:
-    """Options and extension headers hide the inner packet's place: it is never accepted."""
+HEADERS = [(4, "options"), (6, "options"), (6, "fragments")]
+
+
+def with_other_headers(tunnel: socket.socket, version: int, header: str) -> int:
+    """Have the socket's outer packets carry them; how many octets the inner payload should have."""
+    if header == "fragments":
+        return 1440  # with both headers more than the link takes
+    if version == 4:
+        no_operation = bytes([1, 1, 1, 0])
+        tunnel.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, no_operation)
+    else:
+        padding = bytes([0, 0, 1, 4, 0, 0, 0, 0])  # a destination options header, PadN
+        tunnel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, padding)
+    return 0
+
+
+@pytest.mark.parametrize(("version", "header"), HEADERS)
+def test_other_outer_headers_are_no_way_round_the_guard(
+    fabric: Fabric, version: int, header: str
+) -> None:
     fabric.b.apply(replace(LOCAL, accept_from=(C,)))
     guest = fabric.b.plug()
-    inner = udp(HOST[version], OWN[version], b"hidden")
     with raw_tunnel(fabric.a.space, version) as tunnel:
-        if version == 4:
-            no_operation = bytes([1, 1, 1, 0])
-            tunnel.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, no_operation)
-        else:
-            padding = bytes([0, 0, 1, 4, 0, 0, 0, 0])  # a destination options header, PadN
-            tunnel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, padding)
+        payload = b"hidden".ljust(with_other_headers(tunnel, version, header))
+        inner = udp(HOST[version], OWN[version], payload)
         tunnel.sendto(inner, (str(B.locator(version)), 0))
     wait_for(lambda: fabric.b.drops("not_accepted") == 1, "one drop")
-    assert not receives(guest, b"hidden", 0.02)
+    assert not receives(guest, payload, 0.02)
+    guest.close()
+
+
+@pytest.mark.parametrize(("version", "header"), HEADERS)
+def test_other_outer_headers_of_an_accepted_peer(fabric: Fabric, version: int, header: str) -> None:
+    """They hide the inner packet's place from the kernel's guard, which accepts none of them."""
+    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
+    guest = fabric.b.plug()
+    with raw_tunnel(fabric.a.space, version) as tunnel:
+        size = with_other_headers(tunnel, version, header)
+        payloads = [b"hidden%d".ljust(size) % number for number in range(2)]
+        for payload in payloads:
+            inner = udp(HOST[version], OWN[version], payload)
+            tunnel.sendto(inner, (str(B.locator(version)), 0))
+            assert receives(guest, payload, 0.1) is (fabric.back_end == "relay")
+    dropped = 2 if fabric.back_end == "kernel" else 0
+    wait_for(lambda: fabric.b.traffic().dropped == dropped, f"{dropped} drops")
+    guest.close()
+
+
+def dropped_for_nobody(fabric: Fabric) -> int:
+    """What b's guard has dropped that was for no VM."""
+    shown = fabric.b.space.run("nft", "list", "chain", "inet", "vmmobility_tunnels", "opened")
+    return sum(int(packets) for packets in re.findall(r"counter packets (\d+) ", shown))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("accepted", [False, True], ids=["from anybody", "from a peer"])
+def test_what_is_for_the_nve_itself_does_not_come_out_of_a_tunnel(
+    fabric: Fabric, version: int, accepted: bool
+) -> None:
+    """Its own services trust the interface that a packet came by; a tunnel's peer is no such."""
+    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
+    guest = fabric.b.plug()
+    locator = str(B.locator(version))
+    if accepted and fabric.back_end == "kernel":
+        # By hand, the worst: a peer may tunnel to the locator.
+        inner = f"{int(ip_address(locator)):#x}"
+        pair = f"{{ {A.locator(version)} . {inner} }}"
+        table = ("inet", "vmmobility_tunnels", f"accepted{version}")
+        fabric.b.space.run("nft", "add", "element", *table, pair)
+    before = dropped_for_nobody(fabric) if fabric.back_end == "kernel" else 0
+    with (
+        udp_socket(fabric.b.space, version, locator) as service,
+        raw_tunnel(fabric.a.space, version) as tunnel,
+    ):
+        peer = (locator, 0)
+        tunnel.sendto(udp(HOST[version], locator, b"to the NVE"), peer)
+        tunnel.sendto(udp(HOST[version], OWN[version], b"to the guest"), peer)
+        assert receives(guest, b"to the guest")
+        # What came before has been looked at before.
+        service.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            service.recv(100)
+    if fabric.back_end == "kernel":
+        assert dropped_for_nobody(fabric) == before + 1
+        # What rules have counted is no change of theirs.
+        surplus = fabric.b.space.await_(fabric.b.driver.audit())
+        assert len(surplus) == int(accepted), surplus
     guest.close()
 
 

@@ -27,7 +27,9 @@ from tests.contract.frames import (
 )
 from tests.contract.namespaces import wait_for
 from vmmobility.drivers.linux.driver import LinuxDataPlane
-from vmmobility.drivers.linux.ownership import KERNEL_TUNNELS, TUN_NAME
+from vmmobility.drivers.linux.netlink import Netlink, Request
+from vmmobility.drivers.linux.ownership import KERNEL_TUNNELS, TUN_NAME, TUNNEL_DEVICES
+from vmmobility.drivers.linux.relay_client import RelayClient
 from vmmobility.engine.dataplane import Forwarding
 
 pytestmark = pytest.mark.netns
@@ -163,6 +165,43 @@ def test_remove_all_leaves_nothing(fabric: Fabric) -> None:
     assert TAP not in space.ip("link")
     assert space.run("nft", "list", "ruleset") == ""
     space.await_(fabric.c.driver.start())
+
+
+def test_remove_all_leaves_no_moment_in_which_a_tunnels_packet_goes_on(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Table 7700, its blackholes and its rules stand while any device can bring a packet."""
+    fabric.c.apply(replace(LOCAL, accept_from=(A,)))
+    space, driver = fabric.c.space, fabric.c.driver
+    stop, batch = RelayClient.stop, Netlink.batch
+    seen: list[tuple[str, bool]] = []
+
+    def note(what: str) -> None:
+        devices = [name for name in TUNNEL_DEVICES if name in space.ip("link")]
+        rules = space.ip("rule") + space.ip("-6", "rule")
+        led = [f"iif {name} " in rules and "lookup 7700" in rules for name in devices]
+        ends = [space.ip(f, "route", "show", "table", "7700", "proto", "77") for f in ("-4", "-6")]
+        whole = all("blackhole" in shown and TAP in shown for shown in ends)
+        seen.append((what, not devices or (whole and all(led))))
+
+    async def noted_stop(client: RelayClient) -> None:
+        note("before the relay ends")
+        await stop(client)
+        note("after it has ended")
+
+    def noted_batch(netlink: Netlink, requests: list[Request]) -> object:
+        outcome = batch(netlink, requests)
+        note(f"after requests of type {requests[0].kind}" if requests else "after none")
+        return outcome
+
+    monkeypatch.setattr(RelayClient, "stop", noted_stop)
+    monkeypatch.setattr(Netlink, "batch", noted_batch)
+    space.await_(driver.remove_all())
+    monkeypatch.undo()
+    assert len(seen) >= 5
+    assert [what for what, safe in seen if not safe] == []
+    assert "7700" not in space.ip("rule")
+    space.await_(driver.start())
 
 
 @pytest.mark.parametrize("adopted", [False, True])

@@ -281,6 +281,7 @@ def encapsulated(packet: bytes, version: int, peer: Nve) -> bytes:
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("standing_fabric", ["relay"], indirect=True)
 @pytest.mark.parametrize("lie", ["", "late", "fits", "to another peer", "for nobody"])
 def test_a_forged_error_about_a_tunnel_makes_no_other(
     fabric: Fabric, guest: Guest, version: int, lie: str
@@ -320,6 +321,32 @@ def test_a_forged_error_about_a_tunnel_makes_no_other(
     told = fabric.a.relay()["vms"]["0/vm-1"].get("too_big_told", 0)
     assert told == (0 if lie else 3)
     forget_paths(fabric)
+
+
+@pytest.mark.parametrize("mtu", [0, 68])
+def test_nobody_is_told_less_than_the_kernel_believes(
+    fabric: Fabric, guest: Guest, mtu: int
+) -> None:
+    """A router that names no MTU (older than RFC 1191), or one that none has."""
+    outer = encapsulated(dont_fragment(udp(HOST[4], OWN[4], b"q" * 1300)), 4, B)
+    forger = fabric.host.call(
+        lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    )
+    try:
+        with SizedSender(fabric.host, 4, HOST[4]) as sender, forger:
+            forger.sendto(message(outer, 4, mtu), (LOCATOR[4], 0))
+
+            def learnt() -> bool:
+                # "lock": the path is known to take less than what the kernel believes.
+                return "mtu lock 552 " in fabric.a.space.ip("route", "get", str(B.ipv4))
+
+            wait_for(learnt, "the path")
+            if fabric.back_end == "kernel":
+                sender.send(1400, OWN[4])  # it tells of the next one only
+            assert sender.told() == Told(LOCATOR[4], 552 - 20)
+            assert receives(guest, sender.send(532, OWN[4], b"fits"))
+    finally:
+        forget_paths(fabric)
 
 
 def test_ipv4_too_big_for_the_tunnel_itself_is_fragmented_before_it(

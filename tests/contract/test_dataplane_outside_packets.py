@@ -301,6 +301,25 @@ def test_the_guard_holds_at_a_tunnels_far_end_too(dc_fabric: Fabric, version: in
 
 
 @VERSIONS
+def test_flushed_nftables_open_no_tunnel_to_the_outside(dc_fabric: Fabric, version: int) -> None:
+    fabric = dc_fabric
+    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
+    fabric.a.apply(REDIRECT)
+    guest = fabric.b.plug()
+    fabric.a.space.run("nft", "flush", "ruleset")
+    with captured(fabric) as captures:
+        send(fabric, version, b"outside", HOST)
+        send(fabric, version, b"inside", INSIDE)
+        assert receives(guest, b"inside")
+        assert [c.pairs() for c in captures] == [[(INSIDE[version], OWN[version])]] * 2
+    if fabric.back_end == "relay":  # the kernel's device counts among its own errors
+        traffic = fabric.a.traffic()
+        assert (traffic.outside, traffic.dropped) == (1, 1)
+    assert fabric.a.space.await_(fabric.a.driver.audit())
+    guest.close()
+
+
+@VERSIONS
 def test_what_a_vm_sends_outside_is_never_tunnelled(dc_fabric: Fabric, version: int) -> None:
     fabric = dc_fabric
     fabric.b.apply(replace(LOCAL, accept_from=(A,)))

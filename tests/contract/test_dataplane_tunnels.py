@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import lack_of_kernel_tunnels
+from tests.contract.conftest import EMULATED, lack_of_kernel_tunnels
 from tests.contract.dataplane_fabric import (
     HOST,
     LOCAL,
@@ -53,6 +53,7 @@ def chosen(wish: TunnelWish) -> Choice:
 def test_auto_takes_what_the_probe_finds() -> None:
     choice, lack = chosen("auto"), lack_of_kernel_tunnels()
     assert choice.back_end == ("relay" if lack else "kernel")
+    assert not (lack and EMULATED)
     assert choice.why == (lack or "this kernel has all that it takes")
     assert choice.cost == COSTS[choice.back_end]
 

@@ -26,6 +26,7 @@ from tests.contract.napt_planes import (
     B,
     C,
     LinuxBox,
+    LinuxPair,
     detour,
     port,
     state,
@@ -37,15 +38,7 @@ from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
 from vmmobility.errors import DataPlaneError, EnvironmentProblem
 
 pytestmark = pytest.mark.netns
-Pair = tuple[LinuxBox, LinuxBox]
-
-
 OURS = (("rule", "show"), ("route", "show", "table", "all"))
-
-
-@pytest.fixture
-def box(linux_pair: Pair) -> LinuxBox:
-    return linux_pair[0]
 
 
 # -- changes ----------------------------------------------------------------------------------
@@ -306,7 +299,7 @@ def test_others_tables_and_flows_are_left_alone(box: LinuxBox) -> None:
 # -- the environment --------------------------------------------------------------------------
 
 
-def test_time_outs_are_long_enough_and_longer_ones_stay(linux_pair: Pair) -> None:
+def test_time_outs_are_long_enough_and_longer_ones_stay(linux_pair: LinuxPair) -> None:
     """RFC 4787, REQ-5; RFC 5382, REQ-5; RFC 5508, REQ-1."""
     box = linux_pair[0]
 

@@ -20,6 +20,7 @@ from tests.contract.napt_planes import (
     PUBLIC,
     SISTER,
     A,
+    LinuxPair,
     World,
     detour,
     state,
@@ -28,7 +29,6 @@ from tests.contract.napt_talks import (
     FAR,
     PORTS,
     STATIC,
-    Pair,
     Talk,
     talks_with_ports_and_pool,
     talks_with_static,
@@ -52,7 +52,7 @@ def without(desired: NaptState) -> NaptState:
     ids=["static", "ports-and-pool"],
 )
 def test_handed_over_flows_continue_both_ways(
-    linux_pair: Pair,
+    linux_pair: LinuxPair,
     mappings: tuple[object, ...],
     begin: Callable[[World], list[Talk]],
     publics: list[str],
@@ -92,7 +92,7 @@ def test_handed_over_flows_continue_both_ways(
     ids=["static", "ports-and-pool"],
 )
 def test_kept_flows_continue_both_ways_and_new_ones_begin(
-    linux_pair: Pair, mappings: tuple[object, ...], begin: Callable[[World], list[Talk]]
+    linux_pair: LinuxPair, mappings: tuple[object, ...], begin: Callable[[World], list[Talk]]
 ) -> None:
     one, two = linux_pair
     world = one.world
@@ -120,7 +120,7 @@ def test_kept_flows_continue_both_ways_and_new_ones_begin(
     assert len(one.export(A)) == 6
 
 
-def test_a_kept_mapping_is_handed_over_later(linux_pair: Pair) -> None:
+def test_a_kept_mapping_is_handed_over_later(linux_pair: LinuxPair) -> None:
     """The detour ends while flows are alive: what they left untranslated here does not stick."""
     one, two = linux_pair
     world = one.world
@@ -142,7 +142,7 @@ def test_a_kept_mapping_is_handed_over_later(linux_pair: Pair) -> None:
     assert two.hands.ours("-d", "route", "show", "table", "all") == []
 
 
-def test_a_flow_moves_there_and_back(linux_pair: Pair) -> None:
+def test_a_flow_moves_there_and_back(linux_pair: LinuxPair) -> None:
     one, two = linux_pair
     world = one.world
     one.apply(state())
@@ -207,7 +207,7 @@ class Streams:
         assert set(self.heard.values()) == {self.size}
 
 
-def test_a_stream_under_way_loses_nothing(linux_pair: Pair) -> None:
+def test_a_stream_under_way_loses_nothing(linux_pair: LinuxPair) -> None:
     """Routes turn in the middle of a stream each way; the flows are not at rest when exported."""
     one, two = linux_pair
     world = one.world
@@ -229,7 +229,7 @@ def test_a_stream_under_way_loses_nothing(linux_pair: Pair) -> None:
     streams.end()
 
 
-def test_a_stream_under_way_survives_keep_and_then_hand_over(linux_pair: Pair) -> None:
+def test_a_stream_under_way_survives_keep_and_then_hand_over(linux_pair: LinuxPair) -> None:
     """At each step one box may translate what comes in, and the other what goes out."""
     one, two = linux_pair
     world = one.world
@@ -255,7 +255,7 @@ def test_a_stream_under_way_survives_keep_and_then_hand_over(linux_pair: Pair) -
 
 
 def test_a_middle_of_a_connection_that_nobody_handed_over_is_not_given_a_new_port(
-    linux_pair: Pair,
+    linux_pair: LinuxPair,
 ) -> None:
     """It would be answered by a reset: dropped, counted, and alive once its flow is brought in."""
     one, two = linux_pair

@@ -23,18 +23,13 @@ from tests.contract.napt_planes import (
     B,
     C,
     LinuxBox,
+    LinuxPair,
     detour,
     state,
     static,
 )
 
 pytestmark = pytest.mark.netns
-Pair = tuple[LinuxBox, LinuxBox]
-
-
-@pytest.fixture
-def box(linux_pair: Pair) -> LinuxBox:
-    return linux_pair[0]
 
 
 def checksum(data: bytes) -> int:
@@ -55,7 +50,7 @@ def test_ping_goes_both_ways(box: LinuxBox) -> None:
     assert told == {(1, A, PUBLIC, True), (1, A, PUBLIC, False), (1, C, POOL, True)}
 
 
-def test_a_handed_over_ping_is_answered(linux_pair: Pair) -> None:
+def test_a_handed_over_ping_is_answered(linux_pair: LinuxPair) -> None:
     one, two = linux_pair
     one.apply(state())
     two.apply(state(pool=()))

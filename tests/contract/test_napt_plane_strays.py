@@ -23,6 +23,7 @@ from tests.contract.napt_planes import (
     A,
     B,
     LinuxBox,
+    LinuxPair,
     World,
     state,
     static,
@@ -30,7 +31,6 @@ from tests.contract.napt_planes import (
 from tests.contract.napt_talks import (
     FAR,
     STATIC,
-    Pair,
     Talk,
     talks_with_static,
     tcp_in,
@@ -67,7 +67,9 @@ def talks_from(world: World, number: int) -> list[Talk]:
     ]
 
 
-def test_what_begins_while_the_public_route_leads_to_the_old_box_lives(linux_pair: Pair) -> None:
+def test_what_begins_while_the_public_route_leads_to_the_old_box_lives(
+    linux_pair: LinuxPair,
+) -> None:
     one, two = linux_pair
     world = one.world
     handing_over(one, two)
@@ -86,7 +88,7 @@ def test_what_begins_while_the_public_route_leads_to_the_old_box_lives(linux_pai
     assert lost(one, two) == 0
 
 
-def test_what_begins_at_one_box_ends_in_the_middle_of_a_hand_over(linux_pair: Pair) -> None:
+def test_what_begins_at_one_box_ends_in_the_middle_of_a_hand_over(linux_pair: LinuxPair) -> None:
     """The end of a connection is seen by one box each way, too."""
     one, two = linux_pair
     handing_over(one, two)
@@ -98,7 +100,7 @@ def test_what_begins_at_one_box_ends_in_the_middle_of_a_hand_over(linux_pair: Pa
     assert lost(one, two) == 0
 
 
-def test_what_lived_before_lives_before_and_after_the_route_turns(linux_pair: Pair) -> None:
+def test_what_lived_before_lives_before_and_after_the_route_turns(linux_pair: LinuxPair) -> None:
     one, two = linux_pair
     assert one.apply(state(*STATIC)) == []
     talks = talks_with_static(one.world)
@@ -150,7 +152,9 @@ def hairpins(world: World, number: int) -> list[Talk]:
     return talks
 
 
-def test_neighbours_speak_by_public_addresses_while_one_is_handed_over(linux_pair: Pair) -> None:
+def test_neighbours_speak_by_public_addresses_while_one_is_handed_over(
+    linux_pair: LinuxPair,
+) -> None:
     """Both are behind one box; one goes, and the old box has its mapping until the route turns."""
     one, two = linux_pair
     world = one.world
@@ -221,7 +225,7 @@ def heard(ear: socket.socket, begins: bytes) -> tuple[bytes, str]:
 
 
 @pytest.mark.parametrize("size", [0, 5000])
-def test_a_stray_segment_is_translated_with_its_checksum(linux_pair: Pair, size: int) -> None:
+def test_a_stray_segment_is_translated_with_its_checksum(linux_pair: LinuxPair, size: int) -> None:
     """In fragments, too: they are put together before."""
     box = linux_pair[0]
     box.apply(state(*STATIC))
@@ -237,7 +241,7 @@ def test_a_stray_segment_is_translated_with_its_checksum(linux_pair: Pair, size:
     assert box.export(A) == (), "nothing of it is remembered"
 
 
-def test_a_stray_answer_to_a_ping_is_translated(linux_pair: Pair) -> None:
+def test_a_stray_answer_to_a_ping_is_translated(linux_pair: LinuxPair) -> None:
     box = linux_pair[0]
     box.apply(state(*STATIC))
     inside, outside = (raw(box.world, end, socket.IPPROTO_ICMP) for end in (A, WORLD))
@@ -249,7 +253,7 @@ def test_a_stray_answer_to_a_ping_is_translated(linux_pair: Pair) -> None:
     assert heard(inside, reply) == (reply, WORLD)
 
 
-def test_a_stray_error_is_not_translated_by_half(linux_pair: Pair) -> None:
+def test_a_stray_error_is_not_translated_by_half(linux_pair: LinuxPair) -> None:
     """What it quotes would stay as it is: no end knows it, and a private address would leave."""
     box = linux_pair[0]
     box.apply(state(*STATIC))

@@ -11,9 +11,9 @@ import socket
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.contract.namespaces import wait_for
 from vmmobility.api.client import ManagerClient, NveClient
@@ -27,7 +27,8 @@ STEP_S = 1.0
 LIFETIME_S = 4
 VM = "vm1"
 ADDRESSES = ("10.1.0.5", "fd01::5")
-FABRIC: dict[str, Any] = {
+Tables = dict[str, Any]
+FABRIC: Tables = {
     "router": [{"name": "core"}],
     "nve": [
         {"name": "nve-a", "prefixes": ["10.1.0.0/24", "fd01::/64"]},
@@ -46,20 +47,17 @@ class ShortTimers(Daemons):
 
     def configure(self) -> None:
         super().configure()
-        path = self.folder(self.manager) / "config.toml"
+        path = self.home(self.manager) / "config.toml"
         tables = tomllib.loads(path.read_text())
         tables["timers"] = {"step_s": STEP_S, "lifetime_s": LIFETIME_S}
         path.write_text(to_toml(tables))
-
-    def folder(self, node: str) -> Path:
-        return self._folder / "nodes" / node
 
 
 class LiveFabric:
     """Up at once; close() takes it down and answers what is left behind."""
 
-    def __init__(self, daemons: type[ShortTimers] = ShortTimers) -> None:
-        fabric = parse_fabric(FABRIC, "tests", "tests")
+    def __init__(self, daemons: type[Daemons] = ShortTimers, tables: Tables = FABRIC) -> None:
+        fabric = parse_fabric(tables, "tests", "tests")
         info = workdir.create("tests", "tests", owned=True)
         self._lab = laboratory.Laboratory(fabric, info, lambda line: None)
         self.daemons = daemons(fabric, self._lab.spaces, info.folder)
@@ -218,12 +216,20 @@ def _ip(namespace: str, *words: str) -> str:
     return done.stdout
 
 
+AnyFabric = TypeVar("AnyFabric", bound=LiveFabric)
+
+
 @contextmanager
-def live_fabric(daemons: type[ShortTimers] = ShortTimers) -> Iterator[LiveFabric]:
-    """A LiveFabric that leaves nothing behind."""
-    live = LiveFabric(daemons)
+def left_bare(make: Callable[[], AnyFabric]) -> Iterator[AnyFabric]:
+    """The fabric that is made here, and leaves nothing behind."""
+    live = make()
     try:
         yield live
     finally:
         left = live.close()
     assert left == []
+
+
+def live_fabric(daemons: type[Daemons] = ShortTimers) -> AbstractContextManager[LiveFabric]:
+    """A LiveFabric that leaves nothing behind."""
+    return left_bare(lambda: LiveFabric(daemons))

@@ -75,7 +75,7 @@ def test_sigterm_ends_the_manager_in_order(fabric: LiveFabric):
     assert fabric.kill("manager", signal.SIGTERM) == 0
     assert time.monotonic() - begun < END_S
     assert json.loads(fabric.events("manager")[-1])["event"] == "stopped"
-    assert (fabric.daemons.folder("manager") / "stderr.txt").read_text() == ""
+    assert (fabric.daemons.home("manager") / "stderr.txt").read_text() == ""
 
 
 def test_a_move_to_an_nve_that_does_not_answer(fabric: LiveFabric):
@@ -111,7 +111,7 @@ def test_keys_turn_over_while_registrations_go_on(fabric: LiveFabric):
     serving = fabric.where()
     ends = ("manager", serving)
     name = f"manager--{serving}.toml"
-    keys = [fabric.daemons.folder(node) / "keys" / name for node in ends]
+    keys = [fabric.daemons.home(node) / "keys" / name for node in ends]
     for step in ("rotate", "activate", "retire"):
         done = fabric.vmmob("key", step, str(keys[0]))
         assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def test_keys_turn_over_while_registrations_go_on(fabric: LiveFabric):
 
 
 def test_a_key_that_is_gone_or_wrong_is_refused_and_the_old_one_stays(fabric: LiveFabric):
-    key = fabric.daemons.folder("manager") / "keys" / "manager--nve-c.toml"
+    key = fabric.daemons.home("manager") / "keys" / "manager--nve-c.toml"
     content = key.read_bytes()
     refused = fabric.count("manager", '"keys.refused"')
     for text in (None, content.replace(b'role = "nve"', b'role = "napt"'), b"signs = 1"):
@@ -165,7 +165,7 @@ class Impostor:
     """Whoever has nve-c's key: seals what nve-c would send to the manager, as a later boot."""
 
     def __init__(self, fabric: LiveFabric) -> None:
-        pair = read_pair(fabric.daemons.folder("manager") / "keys" / "manager--nve-c.toml")
+        pair = read_pair(fabric.daemons.home("manager") / "keys" / "manager--nve-c.toml")
         self._key = next(key for key in pair.keys if key.id == pair.signs)
         self._boot = time.time_ns()
         self._counter = 0

@@ -35,7 +35,7 @@ class SmallDisks(ShortTimers):
     def configure(self) -> None:
         super().configure()
         for node in self.nodes:
-            disk = self.folder(node.name) / "state"
+            disk = self.home(node.name) / "state"
             disk.mkdir()
             subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "none", disk], check=True
@@ -44,7 +44,7 @@ class SmallDisks(ShortTimers):
     def unmount(self) -> None:
         for node in self.nodes:
             # Lazily: relays live on, with their logs there.
-            disk = self.folder(node.name) / "state"
+            disk = self.home(node.name) / "state"
             subprocess.run(["umount", "--lazy", disk], check=False, capture_output=True)
 
 
@@ -66,7 +66,7 @@ class Disk:
 
     def __init__(self, fabric: LiveFabric, node: str) -> None:
         self._fabric, self._node = fabric, node
-        self._home = fabric.daemons.folder(node)
+        self._home = fabric.daemons.home(node)
         self._ballast = self._home / "state" / "ballast"
         self._journal = self._home / "state" / "journal"
         self._said = 0

@@ -38,7 +38,7 @@ class PatientTimers(ShortTimers):
     def configure(self) -> None:
         super().configure()
         for node in self.nodes:
-            path = self.folder(node.name) / "config.toml"
+            path = self.home(node.name) / "config.toml"
             tables = tomllib.loads(path.read_text())
             tables["timers"] = {**tables.get("timers", {}), "retransmit_s": RETRANSMIT_S}
             path.write_text(to_toml(tables))
@@ -131,7 +131,7 @@ def losses(fabric: LiveFabric) -> dict[str, int]:
 
 
 def key_file(fabric: LiveFabric, node: str) -> Path:
-    return fabric.daemons.folder(node) / "keys" / f"manager--{NVE}.toml"
+    return fabric.daemons.home(node) / "keys" / f"manager--{NVE}.toml"
 
 
 def turn(fabric: LiveFabric, step: str) -> None:

@@ -114,11 +114,11 @@ def test_a_guest_that_is_served_lives_on_until_its_state_is_restored():
     with live_fabric() as fabric:
         serving = fabric.where()
         fabric.kill(serving, signal.SIGKILL)
-        journal = fabric.daemons.folder(serving) / "state" / "journal"
+        journal = fabric.daemons.home(serving) / "state" / "journal"
         shutil.move(journal, journal.with_name("backup"))
         fabric.daemons.start(serving)
         assert fabric.daemons.processes[serving].wait(15) == 1
-        said = (fabric.daemons.folder(serving) / "stderr.txt").read_text()
+        said = (fabric.daemons.home(serving) / "stderr.txt").read_text()
         assert "guests that it should know live here: vmt" in said
         fabric.echoes()
         shutil.move(journal.with_name("backup"), journal)

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from tests.daemon.napt_fabric import PRIVATE, VM, HandingOver, NaptFabric, napt_fabric
+from tests.daemon.dialogues import Dialogue
+from tests.daemon.napt_fabric import PRIVATE, VM, NaptFabric, napt_fabric
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(400), pytest.mark.slow]
 
@@ -41,7 +42,7 @@ def registered(live: NaptFabric) -> str:
     prefixes = [a for i in binding["interfaces"] for a in i["addresses"]]
     assert f"{public}/32" in prefixes or public in prefixes, binding
     assert any("fd01::5" in a for a in prefixes), "IPv6 is its own"
-    locator = live.daemons.ipv4("nve-a", "napt-1")
+    locator = live.address("nve-a")
     assert live.mappings("napt-1")[locator]["nve"] == "nve-a"
     status = live.status_of_box("napt-1")
     assert (status["nves"], status["vms"], status["unproven"]) == (1, 1, [])
@@ -95,21 +96,38 @@ def moved(live: NaptFabric, public: str) -> None:
 
 
 def test_a_mapping_is_handed_over_to_the_other_box_and_back() -> None:
-    with napt_fabric(HandingOver) as live:
+    """What lived before lives on, and what begins in between lives, before and after the public
+    route has turned."""
+    with napt_fabric("hand-over") as live:
         public = registered(live)
         live.echoes_at(public)
+        flows = live.dialogues(public, "before the move")
+        speak(flows)
         live.move("nve-b")
-        live.eventually(
-            lambda: live.mappings("napt-2")[PRIVATE]["state"] == "translated", "it has it"
-        )
-        live.eventually(
-            lambda: live.mappings("napt-1")[PRIVATE]["state"] == "elsewhere", "it has let it go"
-        )
+        handed_over(live, "napt-1", "napt-2")
+        flows += live.dialogues(public, "while its route leads to the old box")
+        speak(flows)
         live.lead(public, "napt-2")
+        flows += live.dialogues(public, "when its route had turned")
+        speak(flows)
         live.echoes_at(public)
         live.move("nve-a")
         live.eventually(
             lambda: live.mappings("napt-1")[PRIVATE]["state"] == "translated", "it has it back"
         )
+        flows += live.dialogues(public, "on its way home")
+        speak(flows)
         live.lead(public, "napt-1")
+        flows += live.dialogues(public, "at home")
+        speak(flows)
         live.echoes_at(public)
+
+
+def speak(flows: list[Dialogue]) -> None:
+    for flow in flows:
+        flow.exchange()
+
+
+def handed_over(live: NaptFabric, old: str, new: str) -> None:
+    live.eventually(lambda: live.mappings(new)[PRIVATE]["state"] == "translated", "it has it")
+    live.eventually(lambda: live.mappings(old)[PRIVATE]["state"] == "elsewhere", "it has let it go")

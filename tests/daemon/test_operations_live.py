@@ -133,7 +133,7 @@ def test_strict_mode_moves_only_what_is_on_record(fabric: LiveFabric):
     with restarted_strict(fabric):
         refused = fabric.vmmob("move", VM, there)
         assert (refused.returncode, "is not onboarded" in refused.stderr) == (1, True), refused
-        definition = fabric.daemons.folder("manager") / "vm.json"
+        definition = fabric.daemons.home("manager") / "vm.json"
         with fabric.manager() as client:
             interfaces = client.vms()[0]["interfaces"]
         definition.write_text(json.dumps({"vm_id": VM, "interfaces": interfaces}))
@@ -154,7 +154,7 @@ def test_strict_mode_moves_only_what_is_on_record(fabric: LiveFabric):
 @contextmanager
 def restarted_strict(fabric: LiveFabric) -> Iterator[None]:
     """The manager in strict mode while the body runs."""
-    path = fabric.daemons.folder("manager") / "config.toml"
+    path = fabric.daemons.home("manager") / "config.toml"
     before = path.read_text()
 
     def restart(text: str) -> None:

@@ -209,7 +209,10 @@ class NaptWorld(World):
         node.boot = node.disk["boot"] = self._next_boot(node)
         node.synced = 0.0
         self._make_engine(node)
-        self.boxes[name].state = self.box(name).desired()
+        box = self.boxes[name]
+        failures = [box.fail_all] if box.fail_all else []
+        box.state = box.state if failures else self.box(name).desired()
+        self.box(name).napt_applied(0, failures, self.now)
         self.box(name).started(self.now)
         self._pump(node)
 

@@ -104,6 +104,20 @@ def test_the_owner_keeps_what_the_other_box_s_kernel_refuses(words: str) -> None
     assert str(PRIVATE) not in world.boxes["x"].static
 
 
+def test_a_box_that_starts_under_a_kernel_that_refuses_does_not_say_that_it_translates() -> None:
+    """The reply to x's HANDOVER was lost: x has it still, and is to keep it."""
+    world = handing_world(linger_s=5.0)
+    move_to(world, "b")
+    x = world.box("x")
+    [mapping] = x.mappings.of_vm(VM)
+    x.mappings.note(mapping, ours=True, lingers=0.0)
+    world.boxes["y"].fail_all = f"static {PRIVATE}: no"
+    world.restart("y")
+    world.run(70.0)
+    assert mapping.ours
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
+
+
 def test_flows_of_a_hand_over_that_failed_are_forgotten() -> None:
     world = handing_world()
     world.boxes["x"].flows = [flow()]

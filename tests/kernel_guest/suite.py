@@ -16,14 +16,18 @@ from xml.etree import ElementTree
 
 from tests.kernel_guest.machine import CLONE, OUT_INSIDE, Ended, Hear, run_in_guest
 
-# Three minutes of two emulated CPUs are enough for these; `make test-all` runs the whole.
+# Some minutes of two emulated CPUs are enough for these; `make test-all` runs the whole.
 QUICK = (
+    "tests/contract/test_dataplane_guards.py",
+    "tests/contract/test_dataplane_loops.py",
+    "tests/contract/test_dataplane_mtu.py",
+    "tests/contract/test_dataplane_outside_packets.py",
     "tests/contract/test_dataplane_redirect.py",
     "tests/contract/test_dataplane_tunnels.py",
     "tests/lab/test_lab_tunnels.py",
 )
-QUICK_CHOICE = "kernel and not another_back_end and not ten_moves"
-CHOICE = "kernel"
+CHOICE = "kernel or auto_takes"
+QUICK_CHOICE = f"({CHOICE}) and not another_back_end and not ten_moves"
 TEST_LIMIT_S = 900  # of one test: with other work on the machine it may need many times its time
 ENVIRONMENT = {"CI": "true", "VMMOB_EXPECT_KERNEL_TUNNELS": "1"}
 _CLOSING = re.compile(r"^=+ .*\b(passed|failed|error|errors|no tests ran)\b.* in [0-9.]+s")

@@ -224,6 +224,19 @@ def test_an_audit_follows_the_states_given_before_it_and_is_answered_in_words():
     play(part)
 
 
+def test_a_change_beneath_the_routes_has_everything_compared_at_once():
+    async def part(rig: Rig) -> None:
+        rig.plane.drifts = [Drift(None, "route 10.1.0.9/32", "is gone")]
+        rig.worker.look()
+        rig.worker.look()
+        await rig.until(lambda: len(rig.answers) == 1)
+        rig.worker.audit(Audit(VM))
+        await rig.until(lambda: len(rig.answers) == 3)
+        assert rig.plane.audited == [None, [VM]]
+
+    play(part)
+
+
 def test_an_audit_that_cannot_be_made_is_answered_and_told():
     async def part(rig: Rig) -> None:
         rig.plane.broken = DataPlaneError("netlink is away")

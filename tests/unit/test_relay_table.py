@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from tests.contract.frames import checksum, udp
+from vmmobility.drivers.linux.congestion_marks import marks_of
+from vmmobility.drivers.linux.inside import Inside
 from vmmobility.drivers.linux.relay_table import RelayTable, Verdict, read_entry, spend_hop
 
 OWN = {4: "10.77.0.5", 6: "fd77::5"}
@@ -74,6 +76,56 @@ def test_from_a_peer(
     found, _, _, _ = made.from_peer(packet(version, hops), version, PEER[version])
     assert found is verdict
     assert made.counters() == {"0/vm": {counter: 1}}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("mode", "from_kernel", "from_peer"),
+    [
+        ("redirect", "drop_outside", "drop_outside"),
+        # Back to its tap: it is in no tunnel yet.
+        ("local", "returned", "drop_outside"),
+        ("none", "drop_not_here", "drop_outside"),
+    ],
+)
+def test_no_sender_outside_the_data_centres_is_tunnelled(
+    version: int, mode: str, from_kernel: str, from_peer: str
+) -> None:
+    made = table(order(mode=mode))
+    made.inside = Inside(["10.77.0.0/24", "fd77::/64"])
+    made.from_kernel(packet(version))
+    assert made.counters() == {"0/vm": {from_kernel: 1}}
+    made = table(order(mode=mode))
+    made.inside = Inside(["10.77.0.0/24", "fd77::/64"])
+    made.from_peer(packet(version), version, PEER[version])
+    assert made.counters() == {"0/vm": {from_peer: 1}}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_senders_inside_are_tunnelled(version: int) -> None:
+    made = table(order())
+    made.inside = Inside([HOST[version]])
+    assert made.from_kernel(packet(version))[0] is Verdict.SEND
+    assert made.from_peer(packet(version), version, PEER[version])[0] is Verdict.SEND
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("mode", ["local", "redirect"])
+@pytest.mark.parametrize("marks", range(4))
+def test_congestion_of_the_outer_packet_comes_in_or_ends_here(
+    version: int, mode: str, marks: int
+) -> None:
+    """These ends understand no marks, those of the next packet do."""
+    deaf, hears = packet(version), bytearray(packet(version))
+    hears[1] |= {4: 2, 6: 2 << 4}[version]
+    made = table(order(mode=mode))
+    passed = {"local": Verdict.DELIVER, "redirect": Verdict.SEND}[mode]
+    verdict = made.from_peer(deaf, version, PEER[version], marks)[0]
+    assert verdict is (Verdict.DROP if marks == 3 else passed)
+    assert made.counters()["0/vm"].get("drop_congestion", 0) == (marks == 3)
+    verdict, _, found, _ = made.from_peer(bytes(hears), version, PEER[version], marks)
+    assert verdict is passed
+    assert marks_of(found, version) == {0: 2, 1: 1, 2: 2, 3: 3}[marks]
 
 
 def test_the_longest_prefix_wins() -> None:

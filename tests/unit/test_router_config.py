@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmmobility.daemon import config, config_files, router_config
+from vmmobility.daemon import config, config_files, node_config, router_config
 from vmmobility.daemon.config_template import template
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import Role
@@ -30,7 +30,7 @@ def test_what_is_optional_is_optional(file: Path):
     assert config_files.role_of(loaded) == "router"
     assert loaded.role is Role.BORDER_ROUTER
     assert loaded.addresses == (ip_address("10.0.0.1"),)
-    assert loaded.timers == router_config.RouterTimers()
+    assert loaded.timers == node_config.NodeTimers()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 
 from tests.contract.frames import checksum, ipv4, ipv6, udp
 from vmmobility.drivers.linux.size_errors import (
+    MIN_PMTU4,
     Allowance,
+    believed_mtu,
     inner_mtu,
     message,
     must_stay_whole,
@@ -73,6 +75,25 @@ def test_icmp_cut_short_before_its_type_is_not() -> None:
     assert not tellable(b"", 6)
 
 
+def authenticated(octets: int, last: int, body: bytes, before: int | None = None) -> bytes:
+    """Behind an Authentication Header of so many octets, and perhaps a header of eight before."""
+    header = struct.pack("!BB", last, octets // 4 - 2).ljust(octets, b"\0")
+    if before is None:
+        return ipv6(HOST[6], OWN[6], 51, header + body)
+    return ipv6(HOST[6], OWN[6], before, struct.pack("!BBHI", 51, 0, 0, 0) + header + body)
+
+
+@pytest.mark.parametrize("octets", [8, 24, 28, 1028])
+@pytest.mark.parametrize("before", [None, 0, 60])
+def test_an_authentication_header_hides_no_error(octets: int, before: int | None) -> None:
+    """RFC 4302 section 2.2: its length is in words of four octets, less two."""
+    for kind, may in ((1, False), (2, False), (137, False), (128, True)):
+        packet = authenticated(octets, 58, bytes([kind]) + bytes(7), before)
+        assert tellable(packet, 6) is may
+        assert not tellable(packet[: len(packet) - 8], 6)
+    assert tellable(authenticated(octets, 17, bytes(8), before), 6)
+
+
 def test_an_endless_chain_of_headers_is_not() -> None:
     assert not tellable(extended([60] * 20, 17, bytes(8)), 6)
 
@@ -124,6 +145,20 @@ def test_packet_too_big(length: int) -> None:
 )
 def test_what_is_left_inside(version: int, path: int, inner: int) -> None:
     assert inner_mtu(path, version) == inner
+
+
+@pytest.mark.parametrize(
+    ("version", "told", "inner"),
+    [(4, 0, 532), (4, 68, 532), (4, 551, 532), (4, 553, 533), (4, 1400, 1380),
+     (6, 0, 1280), (6, 68, 1280), (6, 1319, 1280), (6, 1400, 1360)],
+)  # fmt: skip
+def test_no_less_is_told_than_the_kernel_believes(version: int, told: int, inner: int) -> None:
+    assert inner_mtu(believed_mtu(told, version, MIN_PMTU4), version) == inner
+
+
+def test_an_operator_may_let_the_kernel_believe_less() -> None:
+    assert believed_mtu(300, 4, 256) == 300
+    assert believed_mtu(200, 4, 256) == 256
 
 
 def test_what_may_be_fragmented() -> None:

@@ -40,3 +40,18 @@ def test_gate(
     if code == 1:
         result.stdout.fnmatch_lines(["*unexpected skips*", "*no such device: zebra"])
     assert re.search(r"=== .* in [0-9.]+s", result.outlines[-1])  # the closing line stands last
+
+
+def test_the_gate_holds_where_processes_share_the_work(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    pytester.makeconftest(CONFTEST.read_text(encoding="utf-8"))
+    (pytester.path / "expected_skips.txt").write_text("", encoding="utf-8")
+    pytester.makepyfile(PASSES + SKIPS + "def test_tells(record_property): record_property('n', 7)")
+
+    result = pytester.runpytest_subprocess("-n", "2", "--dist", "loadgroup")
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["n: 7", "*unexpected skips*", "*no such device: zebra"])
+    assert re.search(r"=== 2 passed, 1 skipped in [0-9.]+s", result.outlines[-1])

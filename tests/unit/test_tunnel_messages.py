@@ -12,12 +12,15 @@ import pytest
 from vmmobility.drivers.linux import filter, tunnel_guard
 from vmmobility.drivers.linux.netlink import attribute, parse_attributes
 from vmmobility.drivers.linux.ownership import (
+    FLOOR_METRIC,
+    INSIDE_TABLE,
     KERNEL_TUNNELS,
     MAIN_TABLE,
+    ROUTE_METRIC,
     TUN_NAME,
     TUNNELLED_TABLE,
 )
-from vmmobility.drivers.linux.plan import Plan, TunnelWays, plan
+from vmmobility.drivers.linux.plan import Plan, RouteWish, TunnelWays, plan
 from vmmobility.drivers.linux.rtnetlink import NextHop, Rule, new_rule
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.tunnel_guard import Held
@@ -119,6 +122,11 @@ def planned(ways: TunnelWays, settings: LinuxSettings = SETTINGS, **changes: obj
     return plan(state, settings, lambda address: "far away", ways)
 
 
+def in_main(made: Plan) -> list[RouteWish]:
+    """The VM's routes of the main table, without what lies beneath them."""
+    return [w for w in made.routes if w.table == MAIN_TABLE and w.metric == ROUTE_METRIC]
+
+
 def tunnelled(made: Plan) -> dict[str, tuple[str, str]]:
     """Prefix -> (interface, peer or "") of table 7700."""
     return {
@@ -176,19 +184,31 @@ def test_a_node_without_a_locator_of_the_family_makes_no_tunnel_of_it() -> None:
 def test_the_relays_table_says_where_its_packets_go(forwarding: Forwarding) -> None:
     made = planned(RELAY, forwarding=forwarding, target=B)
     assert {peer for _, peer in tunnelled(made).values()} == {""}
-    main = {w.interface: w.tunnel for w in made.routes if w.table == MAIN_TABLE}
+    main = {w.interface: w.tunnel for w in in_main(made)}
     if forwarding is Forwarding.REDIRECT:
         assert main == {TUN_NAME: None}
 
 
 def test_a_wish_leads_to_the_interface_that_it_names() -> None:
-    (wish,) = [
-        w
-        for w in planned(KERNEL, forwarding=Forwarding.REDIRECT, target=C).routes
-        if w.table == MAIN_TABLE
-    ]
+    (wish,) = in_main(planned(KERNEL, forwarding=Forwarding.REDIRECT, target=C))
     tunnel = Encapsulation(HERE.ipv4, C.ipv4)
-    assert wish.leads_to(7) == NextHop(7, tunnel=tunnel)
+    assert wish.route(7).hop == NextHop(7, tunnel=tunnel)
+
+
+@pytest.mark.parametrize("forwarding", [Forwarding.LOCAL, Forwarding.REDIRECT])
+def test_beneath_a_vms_route_lies_a_blackhole(forwarding: Forwarding) -> None:
+    made = planned(RELAY, forwarding=forwarding, target=B)
+    beneath = [w for w in made.routes if w.metric == FLOOR_METRIC]
+    assert [(w.table, w.route(0).hop) for w in beneath] == [(MAIN_TABLE, NextHop(0))] * len(beneath)
+    assert [w.prefix for w in beneath] == [w.prefix for w in in_main(made)] != []
+
+
+def test_senders_outside_are_told_no_peer_by_the_route() -> None:
+    settings = replace(SETTINGS, dc_prefixes=(ip_network("10.0.0.0/8"),))
+    made = planned(KERNEL, settings, forwarding=Forwarding.REDIRECT, target=C)
+    ways = {w.table: w.tunnel for w in made.routes if w.metric == ROUTE_METRIC}
+    tunnel = Encapsulation(HERE.ipv4, C.ipv4)
+    assert (ways[MAIN_TABLE], ways[INSIDE_TABLE]) == (None, tunnel)
 
 
 # -- the guard -------------------------------------------------------------------------------------

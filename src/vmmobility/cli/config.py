@@ -86,9 +86,9 @@ def show(file: Path, json_output: bool) -> None:
     neighbours, napts = values.pop("neighbours", []), values.pop("napts", [])
     if nve is not None:
         locators = [nve["ipv4"], nve["ipv6"]]
-        values["node_id"] = nve["nve_id"]
         values["locators"] = [locator for locator in locators if locator is not None]
-    output.print_fields({**values, **timers})
+    name = {"file": values.pop("file"), "node_id": loaded.node_id}
+    output.print_fields({**name, **values, **timers})
     for peer in [*peers, *managers, *neighbours]:
         way = f"via {peer['via']}" if peer.get("via") else ", ".join(peer["addresses"])
         click.echo(f"{peer['role']} {peer['id']}: {way}")

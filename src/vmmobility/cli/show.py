@@ -1,6 +1,7 @@
-"""`vmmob show bindings|nves|routers|routes|moves|onboarded|alarms`: the manager's tables.
+"""`vmmob show bindings|nves|routers|routes|moves|onboarded|alarms`: the manager's tables; and
+`vmmob show tunnels`, of this host's NVE.
 
-Speaks to the manager's API alone.
+Speaks to the manager's API, and to the NVE's.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import click
 
-from vmmobility.api.client import ManagerClient
+from vmmobility.api.client import ManagerClient, NveClient
 from vmmobility.cli import output
 from vmmobility.cli.alarms import print_alarms
 from vmmobility.cli.output import Column
-from vmmobility.cli.parameters import manager_socket
+from vmmobility.cli.parameters import manager_socket, nve_socket
 
 BINDINGS: list[Column] = [
     ("VM", output.vm_name),
@@ -69,7 +70,7 @@ MOVES: list[Column] = [
 
 @click.group()
 def show() -> None:
-    """The manager's tables."""
+    """The manager's tables, and who carries this host's tunnels."""
 
 
 @show.command()
@@ -143,3 +144,13 @@ def alarms(socket_path: Path, json_output: bool) -> None:
     with ManagerClient(socket_path) as client:
         rows = client.alarms()
     print_alarms(rows, as_json=json_output)
+
+
+@show.command()
+@nve_socket
+@output.as_json
+def tunnels(socket_path: Path, json_output: bool) -> None:
+    """Who carries the tunnelled packets of this host's NVE, why, and at what cost."""
+    with NveClient(socket_path) as client:
+        found = client.status()["tunnels"]
+    output.print_json(found) if json_output else output.print_fields(found or {})

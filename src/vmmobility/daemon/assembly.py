@@ -1,6 +1,6 @@
 """What every daemon is put together from: boot number, keys, peers, signals, the API's place.
 
-Not here: the roles (manager.py, nve.py).
+Not here: the roles (manager.py, nve.py, router.py, napt.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.keys import PeerKeys, load_keys, role_text
 from vmmobility.daemon.via_config import Napt
+from vmmobility.drivers.dataplane import Drift
 from vmmobility.engine.challenge import next_boot
 from vmmobility.engine.channel import Channel, Peer
 from vmmobility.engine.origin import Napts
@@ -169,6 +170,36 @@ def on_hangup(
         log.note("keys.reloaded")
     except ConfigError as error:
         log.note("keys.refused", reason=str(error))
+
+
+def note_drift(log: EventLog, counts: Counter[str], drift: Drift, **where: str) -> None:
+    """Count and tell what other hands have changed in the kernel.  where: on which node."""
+    counts["drift.kernel"] += 1
+    vm = {"vm": drift.vm.vm_id, "vni": drift.vm.vni} if drift.vm else {}
+    log.note("drift", **where, **drift_words(drift), **vm)
+
+
+def drift_words(drift: Drift) -> dict[str, Any]:
+    """What differed, as the log and the API tell it; not where."""
+    return {
+        "what": "kernel",
+        "expected": "as wanted",
+        "found": f"{drift.item}: {drift.found}",
+        "repaired": drift.repaired,
+    }
+
+
+def flush_kernel(state_dir: Path, remove_all: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Remove everything of ours from this host's kernel, while no daemon runs on that state."""
+
+    async def remove() -> None:
+        store, _, _ = open_store(state_dir)  # refuses while the daemon runs
+        try:
+            await remove_all()
+        finally:
+            store.close()
+
+    asyncio.run(remove())
 
 
 def make_jitter() -> random.Random:

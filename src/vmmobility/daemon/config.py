@@ -1,12 +1,12 @@
-"""A daemon's TOML file -> one frozen, checked value (the keys: docs/architecture.md).
+"""manager.toml or nve.toml -> one frozen, checked value (the keys: docs/architecture.md).
 
 Every error names the file, the key, what is wrong and the remedy.  Unknown keys are errors.
-Not here: keys' files (keys.py), what the values do (the engines).  Rests on toml_table.py.
+Not here: what all files share (node_config.py), keys' files (keys.py), what the values do (the
+engines).  Rests on node_config.py and toml_table.py.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Literal, cast
 
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES
+from vmmobility.daemon.node_config import (
+    EndConfig,
+    ListenerConfig,
+    NodeTimers,
+    end_keys,
+    listener_keys,
+    node_keys,
+    parse_file,
+    timer_keys,
+)
 from vmmobility.daemon.toml_table import Table
-from vmmobility.daemon.via_config import Napt, check_via, napts_of
+from vmmobility.daemon.via_config import check_via
 from vmmobility.drivers.linux.outside import collapsed
 from vmmobility.engine.dataplane import RedirectPolicy
-from vmmobility.errors import ConfigError
-from vmmobility.wire.registry import LIFETIME_UNIT_S, MAX_LIFETIME_UNITS, UDP_PORT, Role
+from vmmobility.wire.registry import LIFETIME_UNIT_S, MAX_LIFETIME_UNITS, Role
 from vmmobility.wire.values import Address, Nve, Prefix
 
 Accelerator = Literal["auto", "kvm", "tcg"]
@@ -27,8 +36,6 @@ Tunnel = Literal["auto", "kernel", "relay"]
 GATE_POLICIES = ("abort", "proceed")
 ACCELERATORS = ("auto", "kvm", "tcg")
 TUNNELS = ("auto", "kernel", "relay")
-RECORD_MIB = 256  # a recording ends at this size
-MAX_SOCKET_PATH = 107  # octets: sun_path without its closing zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,79 +54,56 @@ class Peer:
     via: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ManagerTimers:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerTimers(NodeTimers):
+    """check_s: NVEs that are silent about a VM are asked about it so often."""
+
     lifetime_s: int = 120  # longest registration lifetime granted
     ticket_s: float = 900  # a move's ticket is void after this
     step_s: float = 15  # a step of a move may take so long
     copy_s: float = 600  # the copy before the switch may take so long
     ask_s: float = 5  # an NVE that is asked about a VM's guest has so long to answer
-    check_s: float = 60  # NVEs that are silent about a VM are asked about it so often
     freeze_after: int = 5  # so many unmanaged changes of NVE ...
     freeze_s: float = 180  # ... within so long freeze a binding
     gate_s: float = 5  # a move waits so long for the fabric to lead to its destination
-    retransmit_s: float = 0.25  # first retransmission; then doubled each time
-    retransmit_max_s: float = 8  # longest gap between two retransmissions
 
 
-@dataclass(frozen=True, slots=True)
-class NveTimers:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NveTimers(NodeTimers):
+    """check_s: list, kernel and hypervisor are compared so often."""
+
     lifetime_s: int = 120  # registration lifetime asked for
     drain_s: float = 30  # a redirect is drained after so long without a packet
-    check_s: float = 60  # list, kernel and hypervisor are compared so often
     redirect_alarm_s: float = 86400  # a redirect that lives longer is an alarm
-    retransmit_s: float = 0.25
-    retransmit_max_s: float = 8
 
 
-@dataclass(frozen=True, slots=True)
-class ManagerConfig:
-    """manager.toml.  addresses: where it listens; log_file: None is standard error;
-    strict: only onboarded VMs may register; record: a file, or a folder, for a recording;
-    gate_policy: what a move does when gate_s is over; max_host_routes: of a data centre, 0 is any.
+@dataclass(frozen=True, kw_only=True)
+class ManagerConfig(EndConfig, ListenerConfig):
+    """manager.toml.  strict: only onboarded VMs may register; gate_policy: what a move does when
+    gate_s is over; max_host_routes: of a data centre, 0 is any.
     """
 
-    file: Path
-    node_id: str
-    state_dir: Path
-    addresses: tuple[Address, ...]
-    api_socket: Path
-    keys_dir: Path
-    port: int
-    log_file: Path | None
     peers: tuple[Peer, ...]
     strict: bool
     timers: ManagerTimers
     gate_policy: str = "abort"
     max_host_routes: int = 0
-    napts: tuple[Napt, ...] = ()
-    record: Path | None = None
-    record_mib: int = RECORD_MIB
 
 
-@dataclass(frozen=True, slots=True)
-class NveConfig:
+@dataclass(frozen=True, kw_only=True)
+class NveConfig(EndConfig):
     """nve.toml.  nve: its NVE-ID and locators, where it listens too; dc_prefixes: of all hosts in
     the data centres, VMs too, empty if not configured: then every sender counts as one of them;
     tunnel: who carries packets that are tunnelled.
     """
 
-    file: Path
     nve: Nve
-    state_dir: Path
     home_prefixes: tuple[Prefix, ...]
-    api_socket: Path
-    keys_dir: Path
-    port: int
-    log_file: Path | None
     redirect: RedirectPolicy
     managers: tuple[Peer, ...]
     timers: NveTimers
     accelerator: Accelerator
-    napts: tuple[Napt, ...] = ()
     dc_prefixes: tuple[Prefix, ...] = ()
-    record: Path | None = None
-    record_mib: int = RECORD_MIB
     tunnel: Tunnel = "auto"
 
     @property
@@ -141,22 +125,13 @@ def load_manager(path: Path) -> ManagerConfig:
     node, manager = top.table("node"), top.table("manager")
     node_id = node.name("id", MAX_NODE_NAME)
     config = ManagerConfig(
-        file=path,
-        node_id=node_id,
-        state_dir=node.path("state_dir"),
-        addresses=node.addresses("addresses", loopback=True),
-        api_socket=socket_of(node),
-        keys_dir=node.path("keys_dir"),
-        port=node.integer("port", 1, 65535, UDP_PORT),
-        log_file=node.optional_path("log_file"),
+        **listener_keys(path, node, node_id),
         peers=peers_of(top.tables("peer"), node_id, None),
         strict=manager.boolean("strict", False),
         timers=_manager_timers(top.table("timers")),
         gate_policy=manager.choice("gate_policy", GATE_POLICIES, "abort"),
         max_host_routes=manager.integer("max_host_routes", 0, 1 << 24, 0),
-        napts=napts_of(top, node_id),
-        record=node.optional_path("record"),
-        record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
+        **end_keys(top, node, node_id),
     )
     for table in (node, manager, top):
         table.finish()
@@ -171,22 +146,15 @@ def load_nve(path: Path) -> NveConfig:
     nve = _nve(node)
     policies = tuple(policy.value for policy in RedirectPolicy)
     config = NveConfig(
-        file=path,
+        **node_keys(path, node),
         nve=nve,
-        state_dir=node.path("state_dir"),
         home_prefixes=node.prefixes("home_prefixes"),
-        api_socket=socket_of(node),
-        keys_dir=node.path("keys_dir"),
-        port=node.integer("port", 1, 65535, UDP_PORT),
-        log_file=node.optional_path("log_file"),
         redirect=RedirectPolicy(node.choice("redirect", policies, RedirectPolicy.AUTO.value)),
         managers=peers_of(top.tables("manager"), nve.nve_id, Role.MANAGER),
         timers=_nve_timers(top.table("timers")),
         accelerator=cast(Accelerator, hypervisor.choice("accelerator", ACCELERATORS, "auto")),
-        napts=napts_of(top, nve.nve_id),
+        **end_keys(top, node, nve.nve_id),
         dc_prefixes=_dc_prefixes(node, nve),
-        record=node.optional_path("record"),
-        record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
         tunnel=cast(Tunnel, node.choice("tunnel", TUNNELS, "auto")),
     )
     for table in (node, hypervisor, top):
@@ -195,18 +163,6 @@ def load_nve(path: Path) -> NveConfig:
     if not config.managers:
         raise top.wrong("manager", "is missing", "name a manager: [[manager]] id, addresses")
     return config
-
-
-def parse_file(path: Path) -> Table:
-    try:
-        return Table(path, tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}",
-            "check the path, or make one with `vmmob config init`",
-        ) from None
-    except (ValueError, RecursionError) as error:  # tomllib raises both, and its own
-        raise ConfigError(f"{path}: no TOML: {error}", "correct that line") from None
 
 
 def _nve(node: Table) -> Nve:
@@ -250,15 +206,6 @@ def _dc_prefixes(node: Table, nve: Nve) -> tuple[Prefix, ...]:
     return found
 
 
-def socket_of(node: Table) -> Path:
-    path = node.path("api_socket")
-    if len(str(path).encode()) > MAX_SOCKET_PATH:
-        raise node.wrong(
-            "api_socket", f"is longer than {MAX_SOCKET_PATH} octets", "choose a shorter path"
-        )
-    return path
-
-
 def peers_of(tables: Iterable[Table], own: str, role: Role | None) -> tuple[Peer, ...]:
     """role: what all of them are; None: each says its own."""
     found: dict[str, Peer] = {}
@@ -292,42 +239,28 @@ def _lifetime(timers: Table, default: int) -> int:
     return seconds
 
 
-def retransmission_of(timers: Table) -> tuple[float, float]:
-    first = timers.seconds("retransmit_s", 0.01, 60, _MANAGER.retransmit_s)
-    longest = timers.seconds("retransmit_max_s", 0.01, 600, _MANAGER.retransmit_max_s)
-    if first > longest:
-        raise timers.wrong("retransmit_max_s", f"{longest:g} s is below retransmit_s ({first:g} s)")
-    return first, longest
-
-
 def _manager_timers(timers: Table) -> ManagerTimers:
-    retransmit_s, retransmit_max_s = retransmission_of(timers)
     made = ManagerTimers(
+        **timer_keys(timers),
         lifetime_s=_lifetime(timers, _MANAGER.lifetime_s),
         ticket_s=timers.seconds("ticket_s", 1, 86400, _MANAGER.ticket_s),
         step_s=timers.seconds("step_s", 0.1, 3600, _MANAGER.step_s),
         copy_s=timers.seconds("copy_s", 1, 86400, _MANAGER.copy_s),
         ask_s=timers.seconds("ask_s", 0.1, 3600, _MANAGER.ask_s),
-        check_s=timers.seconds("check_s", 0.1, 86400, _MANAGER.check_s),
         freeze_after=timers.integer("freeze_after", 2, 1000, _MANAGER.freeze_after),
         freeze_s=timers.seconds("freeze_s", 1, 86400, _MANAGER.freeze_s),
         gate_s=timers.seconds("gate_s", 0.1, 3600, _MANAGER.gate_s),
-        retransmit_s=retransmit_s,
-        retransmit_max_s=retransmit_max_s,
     )
     timers.finish()
     return made
 
 
 def _nve_timers(timers: Table) -> NveTimers:
-    retransmit_s, retransmit_max_s = retransmission_of(timers)
     made = NveTimers(
+        **timer_keys(timers),
         lifetime_s=_lifetime(timers, _NVE.lifetime_s),
         drain_s=timers.seconds("drain_s", 0.1, 86400, _NVE.drain_s),
-        check_s=timers.seconds("check_s", 0.1, 86400, _NVE.check_s),
         redirect_alarm_s=timers.seconds("redirect_alarm_s", 1, 31536000, _NVE.redirect_alarm_s),
-        retransmit_s=retransmit_s,
-        retransmit_max_s=retransmit_max_s,
     )
     timers.finish()
     return made

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmmobility.daemon.config import ManagerConfig, NveConfig, load_manager, load_nve, parse_file
+from vmmobility.daemon.config import ManagerConfig, NveConfig, load_manager, load_nve
 from vmmobility.daemon.napt_config import NaptConfig, load_napt
+from vmmobility.daemon.node_config import parse_file
 from vmmobility.daemon.router_config import RouterConfig, load_router
 
 AnyConfig = ManagerConfig | NveConfig | RouterConfig | NaptConfig

@@ -6,9 +6,9 @@ Rests on config.py for the defaults.
 
 from __future__ import annotations
 
-from vmmobility.daemon.config import RECORD_MIB, ManagerTimers, NveTimers
+from vmmobility.daemon.config import ManagerTimers, NveTimers
 from vmmobility.daemon.napt_config import NaptTimers
-from vmmobility.daemon.router_config import RouterTimers
+from vmmobility.daemon.node_config import RECORD_MIB, NodeTimers
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT
 
@@ -194,7 +194,7 @@ def template(role: str) -> str:
     if role == "nve":
         return _NVE.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NveTimers())
     if role == "router":
-        return _ROUTER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=RouterTimers())
+        return _ROUTER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NodeTimers())
     if role == "napt":
         return _NAPT.format(port=UDP_PORT, timers=NaptTimers())
     raise ConfigError(f"no configuration for the role {role!r}", "use manager, nve, router or napt")

@@ -62,6 +62,7 @@ class DataPlaneWorker:
         self._wake = asyncio.Event()
         self._applied_some = asyncio.Event()
         self._audit_wanted = asyncio.Event()
+        self._shaken = False
 
     def set(self, output: SetDataPlane) -> None:
         """The newest state of a VM; an older one that has not begun is not wanted any more."""
@@ -75,6 +76,11 @@ class DataPlaneWorker:
 
     def audit(self, output: Audit) -> None:
         self._audits[output.vm] = None
+        self._audit_wanted.set()
+
+    def look(self) -> None:
+        """What routes rest on has changed: compare everything soon, and not when its time comes."""
+        self._shaken = True
         self._audit_wanted.set()
 
     async def run(self) -> None:
@@ -112,9 +118,10 @@ class DataPlaneWorker:
             self._audit_wanted.clear()
             await self._caught_up()
             begun = loop.time()
-            await self._audit(whole=begun >= all_at)
+            whole, self._shaken = self._shaken or begun >= all_at, False
+            await self._audit(whole)
             ended = loop.time()
-            if begun >= all_at:
+            if whole:
                 all_at = ended + self._check_s
             await asyncio.sleep(min(REST * (ended - begun), LONGEST_REST_S))
 

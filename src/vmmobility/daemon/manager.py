@@ -29,7 +29,6 @@ from vmmobility.daemon.manager_service import Manager
 from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import open_recorder
-from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_settings import ManagerSettings
@@ -66,7 +65,7 @@ def _settings(config: ManagerConfig) -> ManagerSettings:
         gate_s=timers.gate_s,
         gate_policy=config.gate_policy,
         max_host_routes=config.max_host_routes,
-        retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
+        retransmission=timers.retransmission,
         napts=pools_of(config.napts),
     )
 

@@ -1,7 +1,7 @@
 """napt.toml -> one frozen, checked value (the keys: docs/architecture.md).
 
 Every error names the file, the key, what is wrong and the remedy.  Unknown keys are errors.
-Not here: `via` in the other daemons' files (via_config.py).  Rests on config.py and toml_table.py.
+Not here: `via` in the other daemons' files (via_config.py).  Rests on node_config.py.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from vmmobility.daemon.config import parse_file, retransmission_of, socket_of
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES, parse_node, role_text
+from vmmobility.daemon.node_config import (
+    ListenerConfig,
+    NodeTimers,
+    listener_keys,
+    parse_file,
+    timer_keys,
+)
 from vmmobility.daemon.toml_table import Table
 from vmmobility.daemon.via_config import ipv4_of, overlap
-from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.napt_plane import PortMapping
 from vmmobility.engine.napt_settings import NaptPolicy, NaptSettings
 from vmmobility.errors import ConfigError
-from vmmobility.wire.registry import UDP_PORT, Role
+from vmmobility.wire.registry import Role
 from vmmobility.wire.values import Address
 
 SIDES = ("inside", "outside")
@@ -38,30 +43,21 @@ class NeighbourConfig:
     detour: IPv4Address | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NaptTimers:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NaptTimers(NodeTimers):
+    """check_s: kernel and record are compared so often."""
+
     mapping_s: float = 3600  # a VM's mapping of which nothing was heard for so long ends
     quarantine_s: float = 600  # then nobody else gets its public address for so long
     move_s: float = 900  # a move under way keeps it so long at least
     linger_s: float = 30  # what was handed over is translated here so much longer
     hold_s: float = 60  # another box's mapping is held anew so often
-    check_s: float = 60  # kernel and record are compared so often
-    retransmit_s: float = 0.25
-    retransmit_max_s: float = 8
 
 
-@dataclass(frozen=True, slots=True)
-class NaptConfig:
-    """napt.toml.  addresses: where it listens, those of both sides."""
+@dataclass(frozen=True, kw_only=True)
+class NaptConfig(ListenerConfig):
+    """napt.toml.  addresses: those of both sides."""
 
-    file: Path
-    node_id: str
-    state_dir: Path
-    addresses: tuple[Address, ...]
-    api_socket: Path
-    keys_dir: Path
-    port: int
-    log_file: Path | None
     inside: tuple[IPv4Network, ...]
     pool: tuple[IPv4Network, ...]
     exempt: tuple[IPv4Network, ...]
@@ -82,14 +78,7 @@ def load_napt(path: Path) -> NaptConfig:
     node_id = node.name("id", MAX_NODE_NAME)
     policies = tuple(policy.value for policy in NaptPolicy)
     config = NaptConfig(
-        file=path,
-        node_id=node_id,
-        state_dir=node.path("state_dir"),
-        addresses=node.addresses("addresses", loopback=True),
-        api_socket=socket_of(node),
-        keys_dir=node.path("keys_dir"),
-        port=node.integer("port", 1, 65535, UDP_PORT),
-        log_file=node.optional_path("log_file"),
+        **listener_keys(path, node, node_id),
         inside=ipv4_of(napt, "inside"),
         pool=ipv4_of(napt, "pool"),
         exempt=ipv4_of(napt, "exempt") if "exempt" in napt else (),
@@ -121,7 +110,7 @@ def settings_of(config: NaptConfig) -> NaptSettings:
         move_s=timers.move_s,
         hold_s=timers.hold_s,
         linger_s=timers.linger_s,
-        retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
+        retransmission=timers.retransmission,
     )
 
 
@@ -242,16 +231,13 @@ def _check_public(napt: Table, config: NaptConfig) -> None:
 
 
 def _timers(timers: Table) -> NaptTimers:
-    retransmit_s, retransmit_max_s = retransmission_of(timers)
     made = NaptTimers(
+        **timer_keys(timers),
         mapping_s=timers.seconds("mapping_s", 1, 31536000, _TIMERS.mapping_s),
         quarantine_s=timers.seconds("quarantine_s", 0, 31536000, _TIMERS.quarantine_s),
         move_s=timers.seconds("move_s", 1, 86400, _TIMERS.move_s),
         linger_s=timers.seconds("linger_s", 0.1, 86400, _TIMERS.linger_s),
         hold_s=timers.seconds("hold_s", 0.1, 86400, _TIMERS.hold_s),
-        check_s=timers.seconds("check_s", 0.1, 86400, _TIMERS.check_s),
-        retransmit_s=retransmit_s,
-        retransmit_max_s=retransmit_max_s,
     )
     timers.finish()
     return made

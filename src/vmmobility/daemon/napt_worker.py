@@ -6,11 +6,11 @@ Not here: what the state should be (engine/napt.py), how it is made (drivers/nap
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address
 
+from vmmobility.daemon.plane_worker import PlaneWorker
 from vmmobility.drivers.dataplane import Drift
 from vmmobility.drivers.napt_plane import NaptFailure, NaptPlane
 from vmmobility.engine.napt_plane import Flow
@@ -23,13 +23,14 @@ AGAIN_S = 5.0
 """After so long flows that could not be forgotten are tried again."""
 
 
-class NaptWorker:
-    """One task in front of the driver.
+class NaptWorker(PlaneWorker):
+    """Takes an engine's orders.
 
     applied(tag, failures), exported(number, flows, error), imported(number, failures): the answers
-    drifted(drift): found by a comparison; trouble(reason): it could not be made
-    check_s: how often kernel and record are compared
+    drifted, trouble, check_s: a PlaneWorker's
     """
+
+    _plane: NaptPlane
 
     def __init__(
         self,
@@ -41,16 +42,12 @@ class NaptWorker:
         trouble: Callable[[str], None],
         check_s: float,
     ) -> None:
-        self._plane = plane
+        super().__init__(plane, drifted, trouble, check_s)
         self._applied = applied
         self._exported = exported
         self._imported = imported
-        self._drifted = drifted
-        self._trouble = trouble
-        self._check_s = check_s
         self._orders: deque[Order] = deque()
         self._undone: list[DropFlows] = []
-        self._wake = asyncio.Event()
 
     def give(self, order: Order) -> None:
         """What waits is done in the order given; of two states that follow each other the last."""
@@ -59,20 +56,9 @@ class NaptWorker:
         self._orders.append(order)
         self._wake.set()
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        loop = asyncio.get_running_loop()
-        audit_at = loop.time() + self._check_s
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(audit_at):
-                    await self._wake.wait()
-            self._wake.clear()
-            while self._orders:
-                await self._carry_out(self._orders.popleft())
-            if loop.time() >= audit_at:
-                await self.audit()
-                audit_at = loop.time() + self._check_s
+    async def _work(self) -> None:
+        while self._orders:
+            await self._carry_out(self._orders.popleft())
 
     async def _carry_out(self, order: Order) -> None:
         self._undone = [one for one in self._undone if not _overtaken(one, order)]
@@ -117,17 +103,6 @@ class NaptWorker:
             return [str(failure) for failure in await work]
         except (DataPlaneError, OSError) as error:
             return [str(error)]
-
-    async def audit(self) -> list[Drift]:
-        """Compare the kernel with what was asked, repair it, and tell what differed."""
-        try:
-            found = list(await self._plane.audit())
-        except (DataPlaneError, OSError) as error:
-            self._trouble(f"the kernel cannot be compared: {error}")
-            return []
-        for drift in found:
-            self._drifted(drift)
-        return found
 
 
 def _overtaken(undone: DropFlows, order: Order) -> bool:

@@ -21,7 +21,9 @@ from vmmobility.daemon.assembly import (
     ServeApi,
     Stopped,
     check_recordable,
+    flush_kernel,
     make_peers,
+    note_drift,
     note_recovery,
     on_hangup,
     on_signals,
@@ -47,9 +49,9 @@ from vmmobility.drivers.hypervisor.light import LightHypervisor
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.linux.driver import LinuxDataPlane
+from vmmobility.drivers.linux.link_watch import LinkWatch
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.survivors import held_taps
-from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.dataplane import outside_of
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
@@ -107,6 +109,7 @@ class NveDaemon(NveService):
             lambda what: log.note("data-plane.failure", reason=what),
             config.timers.check_s,
         )
+        self._links = LinkWatch(self._worker.look)
         self._endpoint = UdpEndpoint(config.locators, config.port)
         self._recorder: Recorder | NotRecording = NotRecording()
         self._ready = False
@@ -125,7 +128,7 @@ class NveDaemon(NveService):
             redirect_alarm_s=timers.redirect_alarm_s,
             policy=config.redirect,
             dc_prefixes=config.dc_prefixes,
-            retransmission=Retransmission(timers.retransmit_s, timers.retransmit_max_s),
+            retransmission=timers.retransmission,
             napts=pools_of(config.napts),
         )
         managers = make_peers(
@@ -162,6 +165,7 @@ class NveDaemon(NveService):
         await self._desk.sweep(known, spare=self._spare_orphans)
         self._look_at_locators()
         self.pump.open()
+        self._links.open()
         self._group.create_task(self._worker.run(), name="data plane")
         self._group.create_task(self._probe(), name="accelerator")
         self.pump.input(lambda now: self.engine.started(running, now))
@@ -183,6 +187,7 @@ class NveDaemon(NveService):
         """Let go of everything, leaving guests, routes and the relay as they are."""
         if hasattr(self, "pump"):
             self.pump.close()
+        self._links.close()
         self._recorder.close()
         for hypervisor in self._hypervisors.values():
             await hypervisor.close()
@@ -231,16 +236,7 @@ class NveDaemon(NveService):
 
     def _drifted(self, drift: Drift) -> None:
         """Of the node's own, or of nobody: no engine's entry is concerned."""
-        self.engine.counts["drift.kernel"] += 1
-        self._log.note(
-            "drift",
-            nve=self._config.node_id,
-            what="kernel",
-            expected="as wanted",
-            found=f"{drift.item}: {drift.found}",
-            repaired=drift.repaired,
-            **({"vm": drift.vm.vm_id, "vni": drift.vm.vni} if drift.vm else {}),
-        )
+        note_drift(self._log, self.engine.counts, drift, nve=self._config.node_id)
 
     def _wants_traffic(self) -> bool:
         return self.engine.wants_traffic
@@ -316,15 +312,5 @@ def run(path: Path, serve_api: ServeApi, record: Path | None = None) -> None:
 def flush(path: Path) -> None:
     """`vmmob nve flush`: remove everything of ours from this host's kernel."""
     config = load_nve(path)
-
-    async def remove() -> None:
-        store, _, _ = open_store(config.state_dir)  # refuses while the daemon runs
-        try:
-            settings = LinuxSettings(
-                config.nve.ipv4, config.nve.ipv6, config.state_dir / "dataplane"
-            )
-            await LinuxDataPlane(settings).remove_all()
-        finally:
-            store.close()
-
-    asyncio.run(remove())
+    settings = LinuxSettings(config.nve.ipv4, config.nve.ipv6, config.state_dir / "dataplane")
+    flush_kernel(config.state_dir, lambda: LinuxDataPlane(settings).remove_all())

@@ -8,9 +8,7 @@ Routes outlive it (fail static); `vmmob router flush` removes them.  Not here: d
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,56 +16,50 @@ from typing import Any
 
 from vmmobility.daemon.assembly import (
     ServeApi,
-    Stopped,
     check_recordable,
+    flush_kernel,
     is_proven,
     make_peers,
-    note_recovery,
-    on_hangup,
-    on_signals,
-    open_store,
     pools_of,
     run_to_end,
     status_of,
 )
-from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
+from vmmobility.daemon.plane_daemon import PlaneDaemon, serve
 from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_recorder
 from vmmobility.daemon.router_config import RouterConfig, load_router
 from vmmobility.daemon.router_worker import RouterWorker
-from vmmobility.drivers.dataplane import Drift
 from vmmobility.drivers.linux.router_driver import LinuxRouterPlane
-from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.fabric_routes import Sight
 from vmmobility.engine.outputs import Explain, Output, SetRoutes
 from vmmobility.engine.router import RouterEngine, RouterSettings
-from vmmobility.errors import BadRequest, DataPlaneError, Unavailable
+from vmmobility.errors import BadRequest, DataPlaneError
 from vmmobility.wire.registry import RouteState
 from vmmobility.wire.values import VmKey
 
 
-class RouterDaemon:
+class RouterDaemon(PlaneDaemon):
     """One router put together, and what its API serves (api/service.RouterService)."""
 
+    role, noun, work = "router", "router", "routes"
+
+    engine: RouterEngine
+    _config: RouterConfig
+    _plane: LinuxRouterPlane
+    _worker: RouterWorker
+
     def __init__(self, config: RouterConfig, log: EventLog) -> None:
-        self._config = config
-        self._log = log
-        self._since = time.monotonic()
-        self._plane = LinuxRouterPlane()
-        self._endpoint = UdpEndpoint(config.addresses, config.port)
+        super().__init__(config, LinuxRouterPlane(), log)
         self._recorder: Recorder | NotRecording = NotRecording()
-        self._counts: Counter[str] = Counter()
-        self._ready = False
 
     def prepare(self, store: Any, state: Mapping[str, Any], boot: int) -> None:
-        """Engine, pump and addresses; nothing in the kernel is touched yet."""
         config, timers = self._config, self._config.timers
         settings = RouterSettings(
             config.node_id,
             timers.check_s,
-            Retransmission(timers.retransmit_s, timers.retransmit_max_s),
+            timers.retransmission,
             pools_of(config.napts),
         )
         managers = make_peers(
@@ -94,31 +86,19 @@ class RouterDaemon:
             self._applied,
             self._sighted,
             self._drifted,
-            lambda what: self._log.note("data-plane.failure", reason=what),
+            self._trouble,
             timers.check_s,
         )
         self._endpoint.bind()
 
-    async def begin(self, group: asyncio.TaskGroup) -> None:
-        """Make the kernel hold what is on record, and begin to speak."""
-        await self._plane.start()
+    async def _resync(self) -> Callable[[], None]:
         for failure in await self._plane.resync(self.engine.desired()):
             self._log.note("data-plane.failure", vm=str(failure.vm), reason=failure.reason)
-        self.pump.open()
-        self.pump.input(self.engine.started)
-        self._sighted(self._plane.sights(self.engine.watched()))
-        group.create_task(self._worker.run(), name="routes")
-        self._ready = True
+        return lambda: self._sighted(self._plane.sights(self.engine.watched()))
 
     async def end(self) -> None:
-        """Let go of everything, leaving the routes as they are."""
-        if hasattr(self, "pump"):
-            self.pump.close()
         self._recorder.close()
-        await self._plane.close()
-
-    def reload(self) -> None:
-        on_hangup(self.engine.channel, self._config.keys_dir, self._log)
+        await super().end()
 
     # ---- the engine's outputs, and their answers -------------------------------------------------
 
@@ -151,24 +131,7 @@ class RouterDaemon:
     def _sighted(self, sights: Mapping[VmKey, Sight]) -> None:
         self.pump.input(lambda now: self.engine.sighted(sights, now))
 
-    def _drifted(self, drift: Drift) -> None:
-        self._counts["drift.kernel"] += 1
-        vm = {"vm": drift.vm.vm_id, "vni": drift.vm.vni} if drift.vm else {}
-        self._log.note(
-            "drift",
-            node=self._config.node_id,
-            what="kernel",
-            expected="as wanted",
-            found=f"{drift.item}: {drift.found}",
-            repaired=drift.repaired,
-            **vm,
-        )
-
     # ---- what the API serves ---------------------------------------------------------------------
-
-    def _check_ready(self) -> None:
-        if not self._ready:
-            raise Unavailable("the router is starting", "ask again in a moment")
 
     def status(self) -> dict[str, Any]:
         self._check_ready()
@@ -205,31 +168,8 @@ class RouterDaemon:
             )
         return rows
 
-    async def check(self, limit_s: float) -> dict[str, Any]:
-        """Compare the kernel with the record, and repair it."""
-        self._check_ready()
-        try:
-            async with asyncio.timeout(limit_s):
-                found = await self._worker.audit()
-        except TimeoutError:
-            raise Unavailable(
-                f"not ended within {limit_s:g} s", "ask with a longer --timeout"
-            ) from None
-        drift = [
-            {
-                "vni": each.vm.vni if each.vm else None,
-                "vm": each.vm.vm_id if each.vm else None,
-                "nve": self._config.node_id,
-                "what": "kernel",
-                "expected": "as wanted",
-                "found": f"{each.item}: {each.found}",
-                "repaired": each.repaired,
-            }
-            for each in found
-        ]
-        repaired = sum(each.repaired for each in found)
-        checked = len(self.engine.watched())
-        return {"checked": checked, "drift": drift, "repaired": repaired, "unanswered": []}
+    def vm_count(self) -> int:
+        return len(self.engine.watched())
 
     def explain(self, address: str) -> list[dict[str, Any]]:
         """The rules and routes that lead this address here.  Raises BadRequest."""
@@ -241,47 +181,16 @@ class RouterDaemon:
         return list(self._plane.explain(wanted))
 
 
-async def serve(config: RouterConfig, serve_api: ServeApi) -> None:
-    """Run the router until a signal, or the error that ended it."""
-    store, state, boot = open_store(config.state_dir)
-    log = EventLog(config.node_id, config.log_file)
-    note_recovery(store, log)
-    daemon = RouterDaemon(config, log)
-    try:
-        daemon.prepare(store, state, boot)
-        with on_signals(daemon.pump.stop, daemon.reload):
-            # Address and socket come first: a second daemon, started by mistake, touches nothing.
-            async with serve_api(daemon, config.api_socket), asyncio.TaskGroup() as group:
-                await daemon.begin(group)
-                log.note("started", role="router", boot=boot, vms=len(daemon.engine.watched()))
-                await daemon.pump.run()
-                raise Stopped
-    except* Stopped:
-        log.note("stopped")
-    finally:
-        await daemon.end()
-        store.close()
-        log.close()
-
-
 def run(path: Path, serve_api: ServeApi, record: Path | None = None) -> None:
     """`vmmob router run`: raises VmMobilityError with a remedy for whatever is wrong.
 
     record: where to record, whatever the configuration says
     """
     config = load_router(path)
-    run_to_end(serve(replace(config, record=record or config.record), serve_api))
+    config = replace(config, record=record or config.record)
+    run_to_end(serve(RouterDaemon, config, serve_api))
 
 
 def flush(path: Path) -> None:
     """`vmmob router flush`: remove everything of ours from this host's kernel."""
-    config = load_router(path)
-
-    async def remove() -> None:
-        store, _, _ = open_store(config.state_dir)  # refuses while the daemon runs
-        try:
-            await LinuxRouterPlane().remove_all()
-        finally:
-            store.close()
-
-    asyncio.run(remove())
+    flush_kernel(load_router(path).state_dir, lambda: LinuxRouterPlane().remove_all())

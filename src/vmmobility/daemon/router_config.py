@@ -1,7 +1,7 @@
 """router.toml -> one frozen, checked value (the keys: docs/architecture.md).
 
 Every error names the file, the key, what is wrong and the remedy.  Unknown keys are errors.
-Not here: the other daemons' files (config.py).  Rests on config.py and toml_table.py.
+Not here: what all files share (node_config.py), peers (config.py).  Rests on both.
 """
 
 from __future__ import annotations
@@ -9,53 +9,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmobility.daemon.config import (
-    RECORD_MIB,
-    Peer,
-    parse_file,
-    peers_of,
-    retransmission_of,
-    socket_of,
-)
+from vmmobility.daemon.config import Peer, peers_of
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES
+from vmmobility.daemon.node_config import (
+    EndConfig,
+    ListenerConfig,
+    NodeTimers,
+    end_keys,
+    listener_keys,
+    parse_file,
+    timer_keys,
+)
 from vmmobility.daemon.toml_table import Table
-from vmmobility.daemon.via_config import Napt, check_via, napts_of
-from vmmobility.wire.registry import UDP_PORT, Role
-from vmmobility.wire.values import Address
+from vmmobility.daemon.via_config import check_via
+from vmmobility.wire.registry import Role
 
 ROUTER_ROLES = {
     text: role for text, role in ROLES.items() if role in (Role.DEFAULT_ROUTER, Role.BORDER_ROUTER)
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RouterTimers:
-    check_s: float = 60  # kernel and record are compared, and the manager is told, so often
-    retransmit_s: float = 0.25
-    retransmit_max_s: float = 8
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig(EndConfig, ListenerConfig):
+    """router.toml.  role: DEFAULT_ROUTER or BORDER_ROUTER; timers.check_s: kernel and record are
+    compared, and the manager is told, so often."""
 
-
-@dataclass(frozen=True, slots=True)
-class RouterConfig:
-    """router.toml.  role: DEFAULT_ROUTER or BORDER_ROUTER; addresses: where it listens."""
-
-    file: Path
-    node_id: str
     role: Role
-    state_dir: Path
-    addresses: tuple[Address, ...]
-    api_socket: Path
-    keys_dir: Path
-    port: int
-    log_file: Path | None
     managers: tuple[Peer, ...]
-    timers: RouterTimers
-    napts: tuple[Napt, ...] = ()
-    record: Path | None = None
-    record_mib: int = RECORD_MIB
-
-
-_TIMERS = RouterTimers()
+    timers: NodeTimers
 
 
 def load_router(path: Path) -> RouterConfig:
@@ -64,20 +45,11 @@ def load_router(path: Path) -> RouterConfig:
     node = top.table("node")
     node_id = node.name("id", MAX_NODE_NAME)
     config = RouterConfig(
-        file=path,
-        node_id=node_id,
         role=ROUTER_ROLES[node.choice("role", tuple(ROUTER_ROLES))],
-        state_dir=node.path("state_dir"),
-        addresses=node.addresses("addresses", loopback=True),
-        api_socket=socket_of(node),
-        keys_dir=node.path("keys_dir"),
-        port=node.integer("port", 1, 65535, UDP_PORT),
-        log_file=node.optional_path("log_file"),
+        **listener_keys(path, node, node_id),
         managers=peers_of(top.tables("manager"), node_id, Role.MANAGER),
         timers=_timers(top.table("timers")),
-        napts=napts_of(top, node_id),
-        record=node.optional_path("record"),
-        record_mib=node.integer("record_mib", 1, 1 << 20, RECORD_MIB),
+        **end_keys(top, node, node_id),
     )
     for table in (node, top):
         table.finish()
@@ -87,12 +59,7 @@ def load_router(path: Path) -> RouterConfig:
     return config
 
 
-def _timers(timers: Table) -> RouterTimers:
-    retransmit_s, retransmit_max_s = retransmission_of(timers)
-    made = RouterTimers(
-        check_s=timers.seconds("check_s", 0.1, 86400, _TIMERS.check_s),
-        retransmit_s=retransmit_s,
-        retransmit_max_s=retransmit_max_s,
-    )
+def _timers(timers: Table) -> NodeTimers:
+    made = NodeTimers(**timer_keys(timers))
     timers.finish()
     return made

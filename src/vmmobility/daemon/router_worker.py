@@ -5,10 +5,9 @@ Not here: what the state should be (engine/router.py), how it is made (drivers/r
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
+from vmmobility.daemon.plane_worker import PlaneWorker
 from vmmobility.drivers.dataplane import Drift
 from vmmobility.drivers.router_plane import RouterPlane
 from vmmobility.engine.fabric_routes import Sight, VmRoutes
@@ -19,14 +18,15 @@ from vmmobility.wire.values import VmKey
 NOT_SEEN = Sight(direct=False, covered=False)
 
 
-class RouterWorker:
-    """One task in front of the driver.
+class RouterWorker(PlaneWorker):
+    """Takes an engine's states.
 
     applied(vm, tag, failures, sight): the answer to each state
     sighted(sights): how the fabric leads the VMs of watched(), after each change of it
-    drifted(drift): found by a comparison; trouble(reason): it could not be made
-    check_s: how often kernel and record are compared
+    drifted, trouble, check_s: a PlaneWorker's
     """
+
+    _plane: RouterPlane
 
     def __init__(
         self,
@@ -38,16 +38,12 @@ class RouterWorker:
         trouble: Callable[[str], None],
         check_s: float,
     ) -> None:
-        self._plane = plane
+        super().__init__(plane, drifted, trouble, check_s)
         self._watched = watched
         self._applied = applied
         self._sighted = sighted
-        self._drifted = drifted
-        self._trouble = trouble
-        self._check_s = check_s
         self._states: dict[VmKey, SetRoutes] = {}
         self._fabric_changed = False
-        self._wake = asyncio.Event()
 
     def set(self, output: SetRoutes) -> None:
         """The newest state of a VM; an older one that has not begun is not wanted any more."""
@@ -61,22 +57,15 @@ class RouterWorker:
 
     async def run(self) -> None:
         """Until cancelled."""
-        loop = asyncio.get_running_loop()
         self._plane.watch(self.look)
-        audit_at = loop.time() + self._check_s
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(audit_at):
-                    await self._wake.wait()
-            self._wake.clear()
-            if self._states:
-                await self._apply()
-            if self._fabric_changed:
-                self._fabric_changed = False
-                self._sighted(self._plane.sights(self._watched()))
-            if loop.time() >= audit_at:
-                await self.audit()
-                audit_at = loop.time() + self._check_s
+        await super().run()
+
+    async def _work(self) -> None:
+        if self._states:
+            await self._apply()
+        if self._fabric_changed:
+            self._fabric_changed = False
+            self._sighted(self._plane.sights(self._watched()))
 
     async def _apply(self) -> None:
         outputs, self._states = list(self._states.values()), {}
@@ -91,14 +80,3 @@ class RouterWorker:
         for output in outputs:
             vm = output.state.vm
             self._applied(vm, output.tag, failed.get(vm, []), sights.get(vm, NOT_SEEN))
-
-    async def audit(self) -> list[Drift]:
-        """Compare the kernel with what was asked, repair it, and tell what differed."""
-        try:
-            found = list(await self._plane.audit())
-        except (DataPlaneError, OSError) as error:
-            self._trouble(f"the kernel cannot be compared: {error}")
-            return []
-        for drift in found:
-            self._drifted(drift)
-        return found

@@ -96,7 +96,7 @@ class Entry:
     rolling_back: SERVING only: once packets come here again, the guest is let go on
     resumes:    how often the hypervisor has refused that
     proceeding: SWITCHED only: the guest may stop as soon as the redirect is in place
-    redirected, outside: packets sent on, and dropped for their senders outside, when last counted
+    redirected, inbound: packets sent on, and all that came for the VM, when last counted
     lifetime_s: granted lifetime; refresh_at, drained_at: monotonic seconds
     request:    the manager's request that waits for the data plane or the hypervisor
     tag:        number of the newest data plane state asked for
@@ -141,7 +141,7 @@ class Entry:
     refresh_at: float | None = None
     quiet_since: float | None = None
     redirected: int = 0
-    outside: int = 0
+    inbound: int = 0
     delivered_before: int = 0
     draining: bool = False
     request: Received | None = None

@@ -138,7 +138,8 @@ class NaptTaking:
                 self.channel.reply(taking.received, Status.ACCEPTED, reason=taking.flows or "")
             else:
                 self._is_taken(taking, taking.mapping, now)
-        self._settle()
+        if ready:
+            self._settle()
 
     def _are_more(self, taking: Taking) -> None:
         """Flows have come in: whoever the mapping is on its way to gets them, too."""

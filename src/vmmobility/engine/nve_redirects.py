@@ -71,9 +71,10 @@ class NveRedirects(NveParts):
             entry = self.entries.get(vm)
             if entry is None or entry.phase is not Phase.REDIRECTING:
                 continue
-            # What is dropped for its sender outside is inbound traffic, too.
-            if (counted.redirected, counted.outside) != (entry.redirected, entry.outside):
-                entry.redirected, entry.outside = counted.redirected, counted.outside
+            # What is dropped for its sender outside, or for its size, is inbound traffic, too.
+            inbound = counted.redirected + counted.outside + counted.too_big
+            if inbound != entry.inbound:
+                entry.redirected, entry.inbound = counted.redirected, inbound
                 if entry.draining:
                     # The manager is asked again after the next silence, if there is one.
                     self.channel.withdraw_subject(self.manager, (vm, "registration"))

@@ -1,8 +1,8 @@
 """The probe: a process that echoes off virtual machines every few ms and keeps TCP talking.
 
-Runs inside its correspondent's namespace, standard library only, one tight loop, no garbage
-collection.  It records; it does not count (counting.py).  For each target NAME and family it
-writes lines to DIR/NAME-FAMILY.udp (`s,SEQ,NS` sent, `r,SEQ,NS` received, kernel's time stamp)
+Runs inside its correspondent's namespace, standard library only, one tight loop (send_grid.py), no
+garbage collection.  It records; it does not count (counting.py).  For each target NAME and family
+it writes lines to DIR/NAME-FAMILY.udp (`s,SEQ,NS` sent, `r,SEQ,NS` received, kernel's time stamp)
 and DIR/NAME-FAMILY.tcp (`o,0,NS` opened, `r,COUNT,NS` echo, `x,COUNT,NS` broken).
 
     python -m vmmobility.lab.probe DIR EVERY_MS NAME=ADDRESS,ADDRESS ...
@@ -16,8 +16,6 @@ import contextlib
 import errno
 import gc
 import os
-import select
-import signal
 import socket
 import struct
 import sys
@@ -25,8 +23,9 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from vmmobility.lab.send_grid import Stream, run, stopping_by_signal
+
 ECHO_PORT = 7
-LATE_NS = 2_000_000_000
 _FLUSH_NS = 200_000_000
 _RETRY_NS = 200_000_000
 _SO_TIMESTAMPNS = 35
@@ -166,43 +165,6 @@ class TcpProbe:
         self.due_ns = now_ns + _RETRY_NS
 
 
-Stream = UdpProbe | TcpProbe
-
-
-def run(streams: list[Stream], outs: list[TextIO], stopping: list[bool]) -> None:
-    """Send on each stream's grid and receive until told to stop, then 2 s of receiving more."""
-    flush_ns, parent = 0, os.getppid()
-    end_ns: int | None = None
-    known: list[socket.socket | None] = []
-    by_socket: dict[socket.socket, Stream] = {}
-    while end_ns is None or time.monotonic_ns() < end_ns:
-        now_ns = time.monotonic_ns()
-        if stopping and end_ns is None:
-            end_ns = now_ns + LATE_NS
-        if end_ns is None:
-            for stream in streams:
-                if stream.due_ns <= now_ns:
-                    missed = (now_ns - stream.due_ns) // stream.every_ns
-                    stream.due_ns += (missed + 1) * stream.every_ns
-                    stream.send(now_ns)
-        if now_ns >= flush_ns:
-            flush_ns = now_ns + _FLUSH_NS
-            for out in outs:
-                out.flush()
-            if os.getppid() != parent and not stopping:
-                stopping.append(True)  # nobody will ever ask for what it records
-        wake_ns = min([s.due_ns for s in streams]) if end_ns is None else end_ns
-        wait_s = max(0.0, (wake_ns - time.monotonic_ns()) / 1e9)
-        if (sockets := [s.sock for s in streams]) != known:
-            known = sockets
-            by_socket = {s.sock: s for s in streams if s.sock is not None}
-        ready, _, _ = select.select(by_socket, [], [], min(wait_s, 0.2))
-        for sock in ready:
-            by_socket[sock].receive(now_ns)
-    for out in outs:
-        out.close()
-
-
 def main(arguments: list[str]) -> None:
     """Open a UDP and a TCP stream a family to every target and run them."""
     folder, every_ns = Path(arguments[0]), int(arguments[1]) * 1_000_000
@@ -220,14 +182,12 @@ def main(arguments: list[str]) -> None:
                 due_ns = start_ns + number * 1_100_000 + (kind == "tcp") * every_ns // 2
                 make = UdpProbe if kind == "udp" else TcpProbe
                 streams.append(make(address, out, due_ns, every_ns))
-    stopping: list[bool] = []
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopping = stopping_by_signal()
     with contextlib.suppress(OSError):  # without it only a little less punctual
         os.nice(-15)
     gc.disable()
     (folder / "ready").touch()
-    run(streams, outs, stopping)
+    run(streams, outs, stopping, _FLUSH_NS)
 
 
 if __name__ == "__main__":

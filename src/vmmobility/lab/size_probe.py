@@ -1,10 +1,10 @@
 """The probe of packet sizes: what passes to virtual machines, who says what does not, bulk TCP.
 
-Runs inside its correspondent's namespace, standard library only.  For each target NAME and family
-it keeps a belief of the biggest packet that passes, sends that one, one octet more, and the biggest
-that its own link takes, and takes the belief from what comes back.  It never asks its own kernel,
-which remembers old paths: its packets may not be fragmented and ignore what is remembered.  It
-records; what it means is sizes.py's.  Lines of DIR/NAME-FAMILY.size:
+Runs inside its correspondent's namespace, standard library only, in the loop of send_grid.py.
+For each target NAME and family it keeps a belief of the biggest packet that passes, sends that one,
+one octet more, and the biggest that its own link takes, and takes the belief from what comes back.
+It never asks its own kernel, which remembers old paths: its packets may not be fragmented and
+ignore what is remembered.  It records; what it means is sizes.py's.  Lines of DIR/NAME-FAMILY.size:
 
     s,SEQ,NS,OCTETS             sent, IP header included
     r,SEQ,NS                    its echo
@@ -22,8 +22,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
-import signal
 import socket
 import struct
 import sys
@@ -32,10 +30,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TextIO
 
+from vmmobility.lab.send_grid import Stream, run, stopping_by_signal
+
 ECHO_PORT, SIZE_PORT = 7, 9
 EVERY_NS = 10_000_000
 BULK_EVERY_NS = 10_000_000
-LATE_NS = 2_000_000_000
 BULK_OCTETS = 16_384
 """In flight at once; what a small echo service always has room for."""
 HEADERS = {4: 28, 6: 48}
@@ -220,40 +219,6 @@ def block(place: int, octets: int) -> bytes:
     return (_PATTERN * (octets // len(_PATTERN) + 1))[start : start + octets]
 
 
-Stream = SizeProbe | BulkProbe
-
-
-def run(streams: list[Stream], outs: list[TextIO], stopping: list[bool]) -> None:
-    """Send on each stream's grid and receive until told to stop, then 2 s of receiving more."""
-    flush_ns, parent = 0, os.getppid()
-    end_ns: int | None = None
-    while end_ns is None or time.monotonic_ns() < end_ns:
-        now_ns = time.monotonic_ns()
-        if stopping and end_ns is None:
-            end_ns = now_ns + LATE_NS
-        for stream in streams if end_ns is None else ():
-            if stream.due_ns <= now_ns:
-                missed = (now_ns - stream.due_ns) // stream.every_ns
-                stream.due_ns += (missed + 1) * stream.every_ns
-                stream.send(now_ns)
-        if now_ns >= flush_ns:
-            flush_ns = now_ns + _FLUSH_NS
-            for out in outs:
-                out.flush()
-            if os.getppid() != parent and not stopping:
-                stopping.append(True)  # nobody will ever ask for what it records
-        poll = select.poll()
-        by_number = {s.sock.fileno(): s for s in streams if s.sock is not None}
-        for number in by_number:
-            poll.register(number, select.POLLIN)
-        wake_ns = min(s.due_ns for s in streams) if end_ns is None else end_ns
-        wait_ms = max(0.0, (wake_ns - time.monotonic_ns()) / 1e6)
-        for number, _ in poll.poll(min(wait_ms, 50.0)):
-            by_number[number].receive(now_ns)
-    for out in outs:
-        out.close()
-
-
 def main(arguments: list[str]) -> None:
     """A stream of sizes and one of bulk a family to every target."""
     folder, mtu = Path(arguments[0]), int(arguments[1])
@@ -269,12 +234,10 @@ def main(arguments: list[str]) -> None:
             streams.append(SizeProbe(address, mtu, out, due_ns))
             streams.append(BulkProbe(address, out, due_ns + EVERY_NS // 2))
             due_ns += 1_700_000
-    stopping: list[bool] = []
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopping = stopping_by_signal()
     with contextlib.suppress(OSError):  # without it only a little less punctual
         os.nice(-10)
-    run(streams, outs, stopping)
+    run(streams, outs, stopping, _FLUSH_NS)
 
 
 if __name__ == "__main__":

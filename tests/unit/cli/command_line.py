@@ -12,7 +12,7 @@ MANAGER_COMMANDS = (["vm", "list"], ["vm", "show", "vm1"], ["show", "bindings"],
                     ["trace", "10.1.0.5"],
                     ["move", "vm1", "nve-b"])  # fmt: skip
 NVE_COMMANDS = (["nve", "list"], ["nve", "status"], ["nve", "check"], ["nve", "alarms"],
-                ["nve", "stop", "vm1"])  # fmt: skip
+                ["show", "tunnels"], ["nve", "stop", "vm1"])  # fmt: skip
 
 TOML = """
 vm_id = "vm1"

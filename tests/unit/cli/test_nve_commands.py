@@ -38,6 +38,12 @@ def test_a_vm_is_started_and_stopped(vmmob: Vmmob, nve: FakeNve, tmp_path: Path)
     ):
         assert words in shown
     assert vmmob("nve", "status", "--json").json["tunnels"]["back_end"] == "relay"
+    shown = vmmob("show", "tunnels").out
+    assert [line.split() for line in shown.splitlines()] == [
+        ["back_end", "relay"],
+        ["why", "no", "ipip", "here"],
+        ["cost", "one", "process"],
+    ]
     for command in NVE_COMMANDS:
         assert vmmob(*command, "--json").code == 0
     assert vmmob("nve", "stop", "vm1").code == 1

@@ -17,16 +17,16 @@ from vmmobility.drivers.linux.filter_listing import Shown
 from vmmobility.drivers.linux.filter_state import Filters
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.ownership import (
+    FLOOR_METRIC,
     INSIDE_TABLE,
     MAIN_TABLE,
-    ROUTE_METRIC,
     TUNNEL_DEVICES,
     TUNNELLED_TABLE,
     is_our_tap,
 )
 from vmmobility.drivers.linux.plan import Plan, Port, RouteWish, vm_name
-from vmmobility.drivers.linux.routes import RouteName
-from vmmobility.drivers.linux.rtnetlink import Link, NextHop, Route, Rule
+from vmmobility.drivers.linux.routes import METRICS
+from vmmobility.drivers.linux.rtnetlink import Link, NextHop, Route, RouteName, Rule
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.tunnels import Tunnels
 from vmmobility.errors import EnvironmentProblem
@@ -59,10 +59,10 @@ async def look(netlink: Netlink, filters: Filters) -> Seen:
         seen.neighbours.setdefault(index, {})[address] = mac
     await asyncio.sleep(0)
     for route in rtnetlink.routes_of_ours(netlink):
-        if route.metric != ROUTE_METRIC:
+        if route.metric not in METRICS:
             seen.strangers.append(route)
         else:
-            seen.routes.setdefault((route.table, route.prefix), []).append(route)
+            seen.routes.setdefault(route.name, []).append(route)
     seen.rules = list(rtnetlink.rules_of_ours(netlink))
     return seen
 
@@ -89,12 +89,12 @@ class Comparison:
             for item, found in self._tap(port):
                 yield Drift(made.vm, item, found)
         for wish in made.routes:
-            if self._owners.get((wish.table, wish.prefix), made.vm) == made.vm:
+            if self._owners.get(wish.name, made.vm) == made.vm:
                 found = self._route(wish)
                 if found:
-                    yield Drift(made.vm, _route_item(wish.table, wish.prefix), found)
+                    yield Drift(made.vm, _route_item(wish.name), found)
         for name in self._surplus(made):
-            yield Drift(made.vm, _route_item(*name), "stands, and should not")
+            yield Drift(made.vm, _route_item(name), "stands, and should not")
         for prefix in self._filters.uncounted(made.vm, self._seen.filters):
             yield Drift(made.vm, f"counter {prefix}", "is gone")
 
@@ -134,7 +134,7 @@ class Comparison:
 
     def _route(self, wish: RouteWish) -> str:
         """What is wrong with a route, in words; "" if nothing is."""
-        held = self._seen.routes.get((wish.table, wish.prefix), [])
+        held = self._seen.routes.get(wish.name, [])
         hop = _next_hop(wish, self._seen)
         if [route.hop for route in held] == [hop]:
             return ""
@@ -155,7 +155,7 @@ class Comparison:
 
     def _surplus(self, made: Plan) -> Iterator[RouteName]:
         """Routes to a VM's addresses that it should not have here."""
-        wanted = {(wish.table, wish.prefix) for wish in made.routes} | made.keep
+        wanted = {wish.name for wish in made.routes} | made.keep
         for name in _all_names(made):
             here = name in self._seen.routes and name not in wanted
             if here and self._owners.get(name, made.vm) == made.vm:
@@ -193,10 +193,10 @@ class Comparison:
             if rule not in wanted:
                 yield f"rule {_rule(rule)}", "stands, and should not"
         for route in environment.tunnelled_blackholes():
-            held = self._seen.routes.get((route.table, route.prefix), [])
+            held = self._seen.routes.get(route.name, [])
             if [one.hop for one in held] != [route.hop]:
                 ways = " and ".join(self._way(one.hop) for one in held) or "is not there"
-                yield _route_item(route.table, route.prefix), f"{ways}; it should be a blackhole"
+                yield _route_item(route.name), f"{ways}; it should be a blackhole"
 
     # -- strays -------------------------------------------------------------------------------
 
@@ -212,12 +212,12 @@ class Comparison:
                 yield f"tap {name}"
             elif name in TUNNEL_DEVICES and name not in self._tunnels.indices:
                 yield f"tunnel {name}"
-        names = {(r.table, r.prefix) for r in environment.tunnelled_blackholes()}
+        names = {route.name for route in environment.tunnelled_blackholes()}
         for made in plans:
             names |= set(_all_names(made))  # a surplus one is told as the VM's own
-        yield from (_route_item(*name) for name in self._seen.routes if name not in names)
+        yield from (_route_item(name) for name in self._seen.routes if name not in names)
         for route in self._seen.strangers:
-            yield f"{_route_item(route.table, route.prefix)} metric {route.metric}"
+            yield f"{_route_item(route.name)} metric {route.metric}"
         for family, name in self._filters.strays(self._seen.filters, taps):
             # A tap that is gone or unwanted is told once; its chain goes with it.
             yield f"filter {family} {name}"
@@ -230,7 +230,7 @@ def duplicates(seen: Seen, plans: Iterable[Plan]) -> list[Route]:
     found = []
     for made in plans:
         for wish in made.routes:
-            held = seen.routes.get((wish.table, wish.prefix), [])
+            held = seen.routes.get(wish.name, [])
             hop = _next_hop(wish, seen)
             if len(held) > 1 and hop in [route.hop for route in held]:
                 found += [route for route in held if route.hop != hop]
@@ -245,16 +245,20 @@ def tunnel_drifts(faults: Iterable[tuple[str, str, str]], vms: Iterable[VmKey]) 
 
 def _next_hop(wish: RouteWish, seen: Seen) -> NextHop:
     link = seen.links.get(wish.interface)
-    return wish.leads_to(link.index if link is not None else -1)
+    return wish.route(link.index if link is not None else -1).hop
 
 
 def _all_names(made: Plan) -> list[RouteName]:
     tables = (MAIN_TABLE, TUNNELLED_TABLE, INSIDE_TABLE)
-    return [(table, prefix) for prefix in made.prefixes for table in tables]
+    names = [RouteName(table, prefix) for prefix in made.prefixes for table in tables]
+    return names + [RouteName(MAIN_TABLE, prefix, FLOOR_METRIC) for prefix in made.prefixes]
 
 
-def _route_item(table: int, prefix: object) -> str:
-    return f"route {prefix}" if table == MAIN_TABLE else f"route {prefix} in table {table}"
+def _route_item(name: RouteName) -> str:
+    if name.metric == FLOOR_METRIC:
+        return f"blackhole {name.prefix}"
+    where = "" if name.table == MAIN_TABLE else f" in table {name.table}"
+    return f"route {name.prefix}{where}"
 
 
 def _setting(key: str, value: str, current: str) -> tuple[str, str]:

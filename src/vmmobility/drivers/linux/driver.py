@@ -27,8 +27,8 @@ from vmmobility.drivers.linux.plan import Adjacent, Plan, Port, is_absent, plan
 from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_client import RelayClient
 from vmmobility.drivers.linux.relay_orders import RelayOrders
-from vmmobility.drivers.linux.routes import RouteName, Routes
-from vmmobility.drivers.linux.rtnetlink import Route, Rule
+from vmmobility.drivers.linux.routes import Routes
+from vmmobility.drivers.linux.rtnetlink import Route, RouteName, Rule
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.traffic_sources import Sources
 from vmmobility.drivers.linux.tunnel_choice import make_tunnels
@@ -136,10 +136,9 @@ class LinuxDataPlane:
             netlink = self._open_netlink()
             self._ports.read()
             self._routes.read()
-            routes = list(rtnetlink.routes_of_ours(netlink))
-            netlink.batch([rtnetlink.delete_route(route) for route in routes])
+            # Nothing may come out of a tunnel any more before what leads it goes.
             await self._relay.stop()
-            environment.remove_surplus(netlink, (), ())
+            environment.remove_routing(netlink)
             for name in list(self._ports.taps):
                 self._ports.remove(name)
             await filter.run_nft(filter.removal_script())
@@ -240,22 +239,22 @@ class LinuxDataPlane:
                 self._routes.keep(made.vm, name)
             for wish in made.routes:
                 tunnel = self._tunnels.indices.get(wish.interface)
-                hop = wish.leads_to(tunnel or self._ports.index(wish.interface))
-                names.add((wish.table, wish.prefix))
-                if hop.ifindex:  # else its tap failed, and was reported
-                    wanted.append((made.vm, Route(wish.table, wish.prefix, hop)))
+                route = wish.route(tunnel or self._ports.index(wish.interface))
+                names.add(wish.name)
+                if route.hop.ifindex or wish.hop:  # else its tap failed, and was reported
+                    wanted.append((made.vm, route))
             surplus += [name for name in self._routes.of(made.vm) if name not in names]
         refused = self._routes.turn(wanted)
         failures = [Failure(vm, f"route {r.prefix}", str(why)) for vm, r, why in refused]
         owners = {name: self._routes.owners.get(name) for name in surplus}
         # What should have taken its place is not there: the old way stays, in whichever table.
         stays = {(vm, route.prefix) for vm, route, _ in refused}
-        mine = {n: vm for n, vm in owners.items() if vm is not None and (vm, n[1]) not in stays}
-        taken = {(route.table, route.prefix) for _, route in wanted}
+        mine = {n: vm for n, vm in owners.items() if vm is not None and (vm, n.prefix) not in stays}
+        taken = {route.name for _, route in wanted}
         for name, refusal in self._routes.remove([n for n in mine if n not in taken]):
             owner = owners[name]
             if owner is not None:
-                failures.append(Failure(owner, f"route {name[1]}", str(refusal)))
+                failures.append(Failure(owner, f"route {name.prefix}", str(refusal)))
         return failures
 
     async def _retire(self, plans: Sequence[Plan]) -> list[Failure]:
@@ -304,7 +303,7 @@ class LinuxDataPlane:
                 script += self._remove_tap(name)
             except DataPlaneError as error:
                 failures.append(Failure(VmKey(0, ""), f"tap {name}", str(error)))
-        base = {(route.table, route.prefix) for route in environment.tunnelled_blackholes()}
+        base = {route.name for route in environment.tunnelled_blackholes()}
         stale = [n for n in self._routes.held if n not in self._routes.owners and n not in base]
         self._routes.remove(stale)
         netlink.batch([rtnetlink.delete_route(route) for route in self._routes.strangers])

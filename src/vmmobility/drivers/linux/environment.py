@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 
-from vmmobility.drivers.linux import rtnetlink
+from vmmobility.drivers.linux import rtnetlink, sysctl
 from vmmobility.drivers.linux.netlink import Netlink, Refusal, Request
 from vmmobility.drivers.linux.outside import inside_rules
 from vmmobility.drivers.linux.ownership import (
@@ -37,6 +37,20 @@ def check_rights_and_programs() -> None:
     check_tun_device()
     if shutil.which("nft") is None:
         raise EnvironmentProblem("the program nft is missing", "install the package nftables")
+    check_ip_versions()
+
+
+def check_ip_versions() -> None:
+    """Raise EnvironmentProblem unless the kernel has both IP versions, as rules and taps need.
+
+    Where an operator has turned IPv6 off by a setting it is there.
+    """
+    if not sysctl.exists("net/ipv6/conf"):
+        raise EnvironmentProblem(
+            "this kernel has no IPv6, whose rules and settings the data plane needs",
+            "boot without ipv6.disable=1; net.ipv6.conf.all.disable_ipv6=1 turns it off as well, "
+            "and may stay",
+        )
 
 
 def find_underlays(netlink: Netlink, settings: LinuxSettings) -> list[Link]:
@@ -113,15 +127,30 @@ def ensure_rules(netlink: Netlink, wanted: Sequence[Rule]) -> None:
     must(netlink, blackholes + missing, "policy rule")
 
 
+def remove_routing(netlink: Netlink) -> None:
+    """Remove all tunnel devices, routes and rules of ours, in this order.  Raises DataPlaneError.
+
+    The table of tunnelled packets, and the rules that lead there, stand while any can come.
+    """
+    _remove_tunnels(netlink, ())
+    routes = list(rtnetlink.routes_of_ours(netlink))
+    netlink.batch([rtnetlink.delete_route(route) for route in routes])
+    remove_surplus(netlink, (), ())
+
+
+def _remove_tunnels(netlink: Netlink, devices: Collection[str]) -> None:
+    for name in TUNNEL_DEVICES:
+        link = rtnetlink.link_named(netlink, name) if name not in devices else None
+        if link is not None:
+            must(netlink, [rtnetlink.delete_link(link.index)], name)
+
+
 def remove_surplus(netlink: Netlink, rules: Sequence[Rule], devices: Collection[str]) -> None:
     """Remove tunnel devices of ours but these, and then rules of ours but these.
 
     In this order: a device whose rules are gone would let packets out into the main table.
     """
-    for name in TUNNEL_DEVICES:
-        link = rtnetlink.link_named(netlink, name) if name not in devices else None
-        if link is not None:
-            must(netlink, [rtnetlink.delete_link(link.index)], name)
+    _remove_tunnels(netlink, devices)
     held = rtnetlink.rules_of_ours(netlink)
     surplus = [rtnetlink.delete_rule(rule) for rule in held if rule not in rules]
     if surplus:

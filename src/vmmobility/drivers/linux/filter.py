@@ -1,7 +1,8 @@
 """nftables: the taps' source filters and the per-address counters, as text for `nft -f`.
 
 Two tables of ours: `inet vmmobility` counts what leaves towards taps and onward, and what senders
-are told is too big; `netdev vmmobility` has one ingress chain a tap.  nft runs only when ports or
+are told is too big, and keeps guests' packets about tunnels from this host; `netdev vmmobility` has
+one ingress chain a tap.  nft runs only when ports or
 entries come and go, never when a route turns: counters exist for both directions all the time.
 Every removal is `add; delete` in one transaction, so that a thing already gone is no error.
 
@@ -31,9 +32,11 @@ from vmmobility.wire.values import Prefix
 TO_TAP, ONWARD, TOO_BIG = "to_tap", "onward", "too_big"
 KINDS = (TO_TAP, ONWARD, OUTSIDE, TOO_BIG)
 """What may be counted of each prefix."""
-COUNTING, SIZES = "counting", "sizes"
-BASE_CHAINS = {COUNTING: 4, SIZES: 2}
-"""The chains of `inet vmmobility` that count, and their numbers of rules."""
+COUNTING, SIZES, TENANTS = "counting", "sizes", "tenants"
+BASE_CHAINS = {COUNTING: 4, SIZES: 2, TENANTS: 3}
+"""The chains of `inet vmmobility` that count, or keep guests' packets from this host, and their
+numbers of rules."""
+_HOOKS = {COUNTING: "postrouting", SIZES: "output", TENANTS: "input"}
 _SPOOFED = "spoofed"
 
 
@@ -83,13 +86,19 @@ async def list_text(family: str, chain: str = "") -> str:
 _QUOTED_DESTINATION = {4: (8 + 16, 32), 6: (8 + 24, 128)}
 
 
+_TOO_BIG_ERRORS = {
+    4: "icmp type destination-unreachable icmp code frag-needed",
+    6: "icmpv6 type packet-too-big",
+}
+
+
 def _quoted(version: int) -> str:
     offset, bits = _QUOTED_DESTINATION[version]
     return f"@th,{offset * 8},{bits}"
 
 
 def base_script() -> str:
-    """Our tables with their counting chains; counters that exist are kept."""
+    """Our tables with their own chains; sets and their counters that exist are kept."""
     lines = [f"add table inet {NFT_TABLE}", f"add table netdev {NFT_TABLE}"]
     for version in (4, 6):
         for kind in KINDS:
@@ -98,7 +107,7 @@ def base_script() -> str:
             lines.append(
                 f"add set inet {NFT_TABLE} {kind}{version} {{ {key}; flags interval; counter; }}"
             )
-    for name, hook in ((COUNTING, "postrouting"), (SIZES, "output")):
+    for name, hook in _HOOKS.items():
         chain = f"inet {NFT_TABLE} {name}"
         # Made anew: whatever its type, hook and policy were turned into.  Counters are in the sets.
         lines += [f"add chain {chain}", f"flush chain {chain}", f"delete chain {chain}"]
@@ -113,9 +122,16 @@ def _base_rules(chain: str) -> Iterator[str]:
     """A look-up that matches counts in the element; the rule needs no verdict."""
     if chain == SIZES:
         # Only what this host itself says passes its output: each such error is a packet dropped.
-        frag_needed = "icmp type destination-unreachable icmp code frag-needed"
-        for version, error in ((4, frag_needed), (6, "icmpv6 type packet-too-big")):
+        for version, error in _TOO_BIG_ERRORS.items():
             yield f"{error} {_quoted(version)} @{TOO_BIG}{version}"
+        return
+    if chain == TENANTS:
+        # A guest is no router of the underlay, nor a tunnel's peer: what it says of paths would
+        # hold for every VM's packets to that peer.
+        # codespell:ignore-begin iifname
+        for what in (*_TOO_BIG_ERRORS.values(), "meta l4proto { 4, 41 }"):
+            yield f'iifname "{TAP_PREFIX}*" {what} counter drop'
+        # codespell:ignore-end
         return
     for version, word in ((4, "ip"), (6, "ip6")):
         yield f'oifname "{TAP_PREFIX}*" {word} daddr @{TO_TAP}{version}'

@@ -53,15 +53,15 @@ class Filters:
                 self._held.digests[chain] = ""
 
     def base_fault(self, shown: Shown) -> str:
-        """What is wrong with the tables and the counting chains, in words; "" if nothing is."""
+        """What is wrong with the tables and their own chains, in words; "" if nothing is."""
         for family in ("inet", "netdev"):
             if family not in shown.tables:
                 return f"lacks its {family} table"
         for chain, rules in _BASE.items():
             if chain not in shown.prints:
-                return f"lacks the chain {chain[1]}, which counts"
+                return f"lacks the chain {chain[1]}"
             if self._changed(chain, shown) or shown.rules[chain] != rules:
-                return "counts by other rules"
+                return f"has other rules in the chain {chain[1]}"
         if GUARDING not in shown.prints:
             return "lacks the chain that guards the tunnels"
         wrong = shown.digests[GUARDING] != self._guard or self._changed(GUARDING, shown)

@@ -12,6 +12,11 @@ ROUTE_PROTOCOL = 77
 ROUTE_METRIC = 7
 """Metric of VM routes: below routing daemons' (FRR: 20), and never shared with an operator's."""
 
+FLOOR_METRIC = 0xFFFFFFFF
+"""Metric of the blackhole beneath each VM route of the main table: the worst there is, so that any
+other route to the same prefix comes first.  Where the route goes with its interface, packets end
+here; by the default route they would come back (invariant 3, no loop)."""
+
 MAIN_TABLE = 254
 TUNNELLED_TABLE = 7700
 """The table of packets that came out of a tunnel: tap routes, a blackhole, and with kernel tunnels

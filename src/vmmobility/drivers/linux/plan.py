@@ -13,8 +13,14 @@ from typing import Any
 from vmmobility.drivers.dataplane import Failure
 from vmmobility.drivers.linux.filter import counted_prefixes
 from vmmobility.drivers.linux.outside import queues_outside
-from vmmobility.drivers.linux.ownership import INSIDE_TABLE, MAIN_TABLE, TUNNELLED_TABLE
-from vmmobility.drivers.linux.rtnetlink import NextHop
+from vmmobility.drivers.linux.ownership import (
+    FLOOR_METRIC,
+    INSIDE_TABLE,
+    MAIN_TABLE,
+    ROUTE_METRIC,
+    TUNNELLED_TABLE,
+)
+from vmmobility.drivers.linux.rtnetlink import NextHop, Route, RouteName
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.tunnel_messages import Encapsulation
 from vmmobility.engine.dataplane import Forwarding, RedirectPolicy, VmDataPlane, port_name
@@ -56,10 +62,16 @@ class RouteWish:
     interface: str = ""
     hop: NextHop | None = None
     tunnel: Encapsulation | None = None
+    metric: int = ROUTE_METRIC
 
-    def leads_to(self, ifindex: int) -> NextHop:
-        """The next hop, where `interface` has this index."""
-        return self.hop or NextHop(ifindex, tunnel=self.tunnel)
+    @property
+    def name(self) -> RouteName:
+        return RouteName(self.table, self.prefix, self.metric)
+
+    def route(self, ifindex: int) -> Route:
+        """The route, where `interface` has this index."""
+        hop = self.hop or NextHop(ifindex, tunnel=self.tunnel)
+        return Route(self.table, self.prefix, hop, self.metric)
 
 
 @dataclass(slots=True)
@@ -73,7 +85,7 @@ class Plan:
     prefixes: list[Prefix] = field(default_factory=list)
     ports: list[Port] = field(default_factory=list)
     routes: list[RouteWish] = field(default_factory=list)
-    keep: set[tuple[int, Prefix]] = field(default_factory=set)
+    keep: set[RouteName] = field(default_factory=set)
     counted: list[Prefix] = field(default_factory=list)
     entry: dict[str, Any] | None = None
     accepted: frozenset[tuple[Address, Prefix]] = frozenset()
@@ -109,9 +121,11 @@ def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent, ways: 
             wish = _main_route(state, prefix, tap, settings, adjacent, ways)
             if isinstance(wish, RouteWish):
                 made.routes += _led_apart(wish, state, tap, settings)
+                made.routes.append(_floor(prefix))
             elif wish:
                 # Turning it elsewhere could make a loop: leave what is there, and say so.
-                made.keep |= {(MAIN_TABLE, prefix), (INSIDE_TABLE, prefix)}
+                made.keep |= {RouteName(MAIN_TABLE, prefix), RouteName(INSIDE_TABLE, prefix)}
+                made.keep.add(_floor(prefix).name)
                 made.failures.append(Failure(state.vm, f"route {prefix}", wish))
     return made
 
@@ -119,11 +133,27 @@ def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent, ways: 
 def _led_apart(
     wish: RouteWish, state: VmDataPlane, tap: str, settings: LinuxSettings
 ) -> list[RouteWish]:
-    """A route, or where it leads into a tunnel and senders outside have a way of their own, two."""
+    """A route; or two, where it leads into a tunnel that is not for senders outside.
+
+    Those wait in the tap, or the guard drops and counts them.  Where a tunnel's route names its
+    peer, theirs names none: the device itself drops what is not told where to go, so that routes
+    alone keep them out, also while nftables is flushed.
+    """
     tunnelled = wish.interface not in ("", tap)
-    if not tunnelled or not queues_outside(state, settings.dc_prefixes):
+    if not tunnelled or not settings.dc_prefixes:
         return [wish]
-    return [replace(wish, table=INSIDE_TABLE), RouteWish(MAIN_TABLE, wish.prefix, tap)]
+    if queues_outside(state, settings.dc_prefixes):
+        theirs = RouteWish(MAIN_TABLE, wish.prefix, tap)
+    elif wish.tunnel is not None:
+        theirs = replace(wish, tunnel=None)
+    else:
+        return [wish]
+    return [replace(wish, table=INSIDE_TABLE), theirs]
+
+
+def _floor(prefix: Prefix) -> RouteWish:
+    """What is beneath a VM's route in the main table."""
+    return RouteWish(MAIN_TABLE, prefix, hop=NextHop(0), metric=FLOOR_METRIC)
 
 
 def _main_route(

@@ -33,6 +33,7 @@ from vmmobility.drivers.linux.relay_descriptors import (
     RelayDescriptors,
     from_text,
     open_all,
+    read_encapsulated,
     still_there,
 )
 from vmmobility.drivers.linux.relay_sender import Sender
@@ -101,16 +102,13 @@ class Relay:
 
     def read_tunnel(self, raw: socket.socket, version: int) -> None:
         """Take a batch of encapsulated packets."""
-        receive, decide, act = raw.recvfrom, self.table.from_peer, self._act
+        decide, act = self.table.from_peer, self._act
         for _ in range(_BATCH):
             try:
-                packet, address = receive(65536, socket.MSG_DONTWAIT)
+                packet, marks, peer = read_encapsulated(raw, version)
             except OSError:
                 return
-            if version == 4:
-                # A raw IPv4 socket shows the outer header as well; its length is in words.
-                packet = packet[(packet[0] & 15) * 4 :]
-            act(decide(packet, version, address[0]), version)
+            act(decide(packet, version, peer, marks), version)
 
     def _act(self, decision: Decision, version: int) -> None:
         verdict, peer, packet, entry = decision

@@ -3,7 +3,7 @@
 The relay works with them; the daemon only holds them, so that they stay open when the relay is
 killed: packets then wait in the kernel's queues for the next relay, which inherits them.  A daemon
 that adopts a relay takes copies out of it.  Whichever of the two dies, nothing is lost; if both
-die at once, what comes before their return is.  Not here: reading them (relay.py).
+die at once, what comes before their return is.  Not here: when they are read (relay.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ _PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
 _LEVEL = {4: socket.IPPROTO_IP, 6: socket.IPPROTO_IPV6}
 _MTU_DISCOVER = {4: 10, 6: 23}
 _RECVERR = {4: 11, 6: 25}
+_TRAFFIC_CLASS = {4: socket.IP_TOS, 6: socket.IPV6_TCLASS}
+_RECVTCLASS = socket.IPV6_RECVTCLASS
+_CONTROL_OCTETS = 64
 _PROTOCOL = {4: 4, 6: 41}
 _ICMP_PROTOCOL = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 _NO_ICMP = {4: (255, 1, b"\xff" * 4), 6: (socket.IPPROTO_ICMPV6, 1, b"\xff" * 32)}
@@ -65,6 +69,32 @@ def forbid_fragments(raw: socket.socket, version: int, forbidden: bool) -> None:
     """
     mode = _PMTUDISC_DO if forbidden else _PMTUDISC_DONT
     raw.setsockopt(_LEVEL[version], _MTU_DISCOVER[version], mode)
+
+
+def mark_congestion(raw: socket.socket, version: int, marks: int) -> None:
+    """What congestion marks the socket's packets carry; their DSCP is 0."""
+    raw.setsockopt(_LEVEL[version], _TRAFFIC_CLASS[version], marks)
+
+
+def show_congestion(raw: socket.socket, version: int) -> None:
+    """Have the socket show the marks of what comes, for `read_encapsulated`."""
+    if version == 6:
+        raw.setsockopt(socket.IPPROTO_IPV6, _RECVTCLASS, 1)
+
+
+def read_encapsulated(raw: socket.socket, version: int) -> tuple[bytes, int, str]:
+    """The inner packet that comes next, the outer one's congestion marks, and its sender.
+
+    Raises BlockingIOError where nothing waits, OSError for an error that came.
+    """
+    if version == 4:
+        # A raw IPv4 socket shows the outer header as well; its length is in words.
+        packet, address = raw.recvfrom(65536, socket.MSG_DONTWAIT)
+        return packet[(packet[0] & 15) * 4 :], packet[1] & 3, address[0]
+    packet, control, _, address = raw.recvmsg(65536, _CONTROL_OCTETS, socket.MSG_DONTWAIT)
+    # The one thing that the socket is asked to show: an int in the machine's order.
+    marks = int.from_bytes(control[0][2], sys.byteorder) & 3 if control else 0
+    return packet, marks, address[0]
 
 
 def icmp_socket(version: int, locator: str) -> socket.socket:

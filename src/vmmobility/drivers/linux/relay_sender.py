@@ -16,12 +16,20 @@ import struct
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 
-from vmmobility.drivers.linux.relay_descriptors import forbid_fragments
+from vmmobility.drivers.linux import sysctl
+from vmmobility.drivers.linux.congestion_marks import marks_of
+from vmmobility.drivers.linux.relay_descriptors import (
+    forbid_fragments,
+    mark_congestion,
+    show_congestion,
+)
 from vmmobility.drivers.linux.relay_table import Entry, Packet, RelayTable
 from vmmobility.drivers.linux.size_errors import (
     LEAST_MTU,
+    MIN_PMTU4,
     OUTER_HEADER,
     Allowance,
+    believed_mtu,
     inner_mtu,
     message,
     must_stay_whole,
@@ -55,9 +63,14 @@ class Sender:
         self._clock = clock
         self._allowance = Allowance()
         self._whole = dict.fromkeys(raw, True)
+        self._marks = dict.fromkeys(raw, 0)
+        # Older kernels show it in the first network namespace alone.
+        self._least4 = int(sysctl.read("net/ipv4/route/min_pmtu") or MIN_PMTU4)
         for version, one in raw.items():
             # An inherited socket is as its last relay has left it.
             forbid_fragments(one, version, True)
+            mark_congestion(one, version, 0)
+            show_congestion(one, version)
 
     def send(self, version: int, peer: str, packet: Packet, entry: Entry | None) -> None:
         """Encapsulate a packet to a peer."""
@@ -69,6 +82,11 @@ class Sender:
         whole = must_stay_whole(packet, version)
         if whole is not self._whole[version]:
             self._forbid(raw, version, whole)
+        # RFC 6040 section 4.1: the marks outside are those inside.
+        marks = marks_of(packet, version)
+        if marks != self._marks[version]:
+            mark_congestion(raw, version, marks)
+            self._marks[version] = marks
         try:
             raw.sendto(packet, (peer, 0))
         except OSError as error:
@@ -159,7 +177,8 @@ class Sender:
         """RFC 2003 section 4.1, RFC 2473 section 8.2: a tunnel's error is the inner sender's, too.
 
         The quote may be forged: nothing is told but of a packet that this node could have sent
-        to that peer, now or before, and that is too big for the path as the quote has it.
+        to that peer, now or before, and that is too big for the path as the quote has it.  Nor is
+        its sender told less than what the kernel believes: that is what the next one must fit.
         """
         entry = self._table.entry_of(quote, version)
         if entry is None or peer not in entry.sent_to:
@@ -167,10 +186,11 @@ class Sender:
         fits = path_mtu - OUTER_HEADER[version] >= octets(quote, version)
         if fits or not must_stay_whole(quote, version):
             return
-        if octets(quote, version) > inner_mtu(path_mtu, version):
-            self._tell(quote, version, path_mtu, entry)
+        believed = believed_mtu(path_mtu, version, self._least4)
+        if octets(quote, version) > inner_mtu(believed, version):
+            self._tell(quote, version, believed, entry)
         else:
-            _count(entry, "too_big_untold")  # the next one is fragmented outside
+            _count(entry, "too_big_untold")  # over IPv6 the next one is fragmented outside
 
 
 def _count(entry: Entry | None, what: str) -> None:

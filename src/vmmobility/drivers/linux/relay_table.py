@@ -14,6 +14,7 @@ from enum import Enum
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from vmmobility.drivers.linux.congestion_marks import behind_tunnel
 from vmmobility.drivers.linux.inside import Inside
 
 Packet = bytes | bytearray | memoryview
@@ -167,6 +168,9 @@ class RelayTable:
             target = entry.targets.get(version)
             if target is None:
                 return _drop(entry, "no_target", packet)
+            # nftables has dropped it before, unless its ruleset has just been flushed.
+            if not self.inside.holds(packet[_SOURCE[version]]):
+                return _drop(entry, "outside", packet)
             entry.counters["encapsulated"] += 1
             return Verdict.SEND, target, packet, entry
         if entry.mode == "local":
@@ -175,8 +179,11 @@ class RelayTable:
             return Verdict.DELIVER, "", packet, entry
         return _drop(entry, "not_here", packet)
 
-    def from_peer(self, packet: Packet, version: int, peer: str) -> Decision:
-        """An inner packet of the given IP version that the peer's tunnel brought."""
+    def from_peer(self, packet: Packet, version: int, peer: str, marks: int = 0) -> Decision:
+        """An inner packet of the given IP version that the peer's tunnel brought.
+
+        marks: the outer packet's congestion marks
+        """
         entry = self._find(packet, version)
         if entry is None:
             return Verdict.DROP, "unknown", packet, None
@@ -184,6 +191,11 @@ class RelayTable:
             return _drop(entry, "not_accepted", packet)
         if not self.inside.holds(packet[_SOURCE[version]]):
             return _drop(entry, "outside", packet)
+        if marks:
+            marked = behind_tunnel(packet, version, marks)
+            if marked is None:
+                return _drop(entry, "congestion", packet)
+            packet = marked
         if entry.mode == "local":
             entry.counters["decapsulated"] += 1
             return Verdict.DELIVER, "", packet, entry

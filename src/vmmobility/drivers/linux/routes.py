@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 from vmmobility.drivers.linux import rtnetlink
 from vmmobility.drivers.linux.netlink import Netlink, Refusal
-from vmmobility.drivers.linux.ownership import ROUTE_METRIC
-from vmmobility.drivers.linux.rtnetlink import NextHop, Route
-from vmmobility.wire.values import Prefix, VmKey
+from vmmobility.drivers.linux.ownership import FLOOR_METRIC, ROUTE_METRIC
+from vmmobility.drivers.linux.rtnetlink import NextHop, Route, RouteName
+from vmmobility.wire.values import VmKey
 
-RouteName = tuple[int, Prefix]
+METRICS = (ROUTE_METRIC, FLOOR_METRIC)
 _GONE = {3, 19}  # ESRCH, ENODEV: a route that is not there need not be removed
 
 
 class Routes:
-    """The VMs' routes with our protocol number, by (table, prefix), and whose they are."""
+    """The VMs' routes with our protocol number, by name, and whose they are."""
 
     def __init__(self, netlink: Netlink) -> None:
         self._netlink = netlink
@@ -32,10 +32,10 @@ class Routes:
         """Take what the kernel holds; `strangers` are ours by number but not by metric."""
         self.held, self.owners, self._of_vm, self.strangers = {}, {}, {}, []
         for route in rtnetlink.routes_of_ours(self._netlink):
-            if route.metric != ROUTE_METRIC:
+            if route.metric not in METRICS:
                 self.strangers.append(route)
             else:
-                self.held[route.table, route.prefix] = route.hop
+                self.held[route.name] = route.hop
 
     def of(self, vm: VmKey) -> frozenset[RouteName]:
         """The names of the routes that were installed for a VM."""
@@ -70,9 +70,8 @@ class Routes:
         """Install or turn the routes that differ; answers what the kernel refused."""
         differing = []
         for vm, route in wanted:
-            name = (route.table, route.prefix)
-            self._own(vm, name)
-            if self.held.get(name) != route.hop:
+            self._own(vm, route.name)
+            if self.held.get(route.name) != route.hop:
                 differing.append((vm, route))
         if not differing:
             return []
@@ -80,19 +79,20 @@ class Routes:
         outcomes = self._netlink.batch([rtnetlink.new_route(r) for _, r in differing])
         for (vm, route), outcome in zip(differing, outcomes, strict=True):
             if outcome is None:
-                self.held[route.table, route.prefix] = route.hop
+                self.held[route.name] = route.hop
             else:
                 refused.append((vm, route, outcome))
         return refused
 
     def remove(self, names: Sequence[RouteName]) -> list[tuple[RouteName, Refusal]]:
-        """Remove routes by name; answers what the kernel refused."""
-        present = [n for n in names if n in self.held]
+        """Remove routes by name, blackholes before what they lie beneath; answers what the kernel
+        refused."""
+        present = sorted((n for n in names if n in self.held), key=lambda n: -n.metric)
         for name in names:
             self._disown(name)
         if not present:
             return []
-        routes = [Route(table, prefix, self.held[table, prefix]) for table, prefix in present]
+        routes = [Route(n.table, n.prefix, self.held[n], n.metric) for n in present]
         refused = []
         outcomes = self._netlink.batch([rtnetlink.delete_route(r) for r in routes])
         for name, outcome in zip(present, outcomes, strict=True):

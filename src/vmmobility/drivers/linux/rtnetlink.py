@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
 
 from vmmobility.drivers.linux.netlink import (
     NLM_F_CREATE,
@@ -85,14 +86,26 @@ class NextHop:
     tunnel: Encapsulation | None = None
 
 
+class RouteName(NamedTuple):
+    """Which route: the kernel has one of ours for each."""
+
+    table: int
+    prefix: Prefix
+    metric: int = ROUTE_METRIC
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of ours: (table, prefix) is its name."""
+    """A route of ours."""
 
     table: int
     prefix: Prefix
     hop: NextHop
     metric: int = ROUTE_METRIC
+
+    @property
+    def name(self) -> RouteName:
+        return RouteName(self.table, self.prefix, self.metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +239,7 @@ def delete_link(index: int) -> Request:
 def links(netlink: Netlink) -> Iterator[Link]:
     """Every interface."""
     for body in netlink.dump(RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        with reading():
-            link = _link(body)
-        yield link
+        yield read_link(body)
 
 
 def link_named(netlink: Netlink, name: str) -> Link | None:
@@ -237,8 +248,13 @@ def link_named(netlink: Netlink, name: str) -> Link | None:
     answer = netlink.get(RTM_GETLINK, request)
     if isinstance(answer, Refusal):
         return None
+    return read_link(answer)
+
+
+def read_link(body: bytes) -> Link:
+    """The interface that a message is about."""
     with reading():
-        return _link(answer)
+        return _link(body)
 
 
 def _link(body: bytes) -> Link:
@@ -280,6 +296,18 @@ def addresses(netlink: Netlink) -> Iterator[tuple[int, Address]]:
     """Every address as (interface index, address)."""
     with reading():
         yield from _addresses(netlink)
+
+
+def subnets(netlink: Netlink) -> Iterator[tuple[int, Prefix]]:
+    """What every address says is on its link, as (interface index, prefix)."""
+    with reading():
+        for family in _VERSION:
+            for body in netlink.dump(RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0)):
+                fields = _ADDRESS.unpack_from(body)
+                # IFA_ADDRESS: where the link has another end with an address of its own, that one.
+                bits = parse_attributes(body[_ADDRESS.size :]).get(1)
+                if bits:
+                    yield fields[4], ip_network((bits, fields[1]), strict=False)
 
 
 def _addresses(netlink: Netlink) -> Iterator[tuple[int, Address]]:

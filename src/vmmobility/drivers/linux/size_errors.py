@@ -16,15 +16,18 @@ Packet = bytes | bytearray | memoryview
 OUTER_HEADER = {4: 20, 6: 40}
 LEAST_MTU = {4: 68, 6: 1280}
 """No link's MTU is smaller (RFC 791, RFC 8200 section 5), so no sender is told of a smaller one."""
+MIN_PMTU4 = 552
+"""The least path MTU that Linux takes from an IPv4 router's error, unless told otherwise
+(Documentation/networking/ip-sysctl.rst: route/min_pmtu)."""
 _ERROR_OCTETS = {4: 576, 6: 1280}
 """The longest error as a whole: RFC 1812 section 4.3.2.3; RFC 4443 section 2.4 (c)."""
 _IP_HEADER = {4: 20, 6: 40}
 _ICMP_HEADER = 8
 _DONT_FRAGMENT, _FRAGMENT_OFFSET = 0x4000, 0x1FFF
-_ICMP4, _ICMP6, _FRAGMENT = 1, 58, 44
+_ICMP4, _ICMP6, _FRAGMENT, _AUTHENTICATION = 1, 58, 44, 51
 _ERRORS4 = frozenset((3, 4, 5, 11, 12))
 _REDIRECT6 = 137
-_EXTENSIONS = frozenset((0, 43, 60))
+_EXTENSIONS = frozenset((0, 43, 60, _FRAGMENT, _AUTHENTICATION))
 _LONGEST_CHAIN = 8
 _FRAG_NEEDED = (3, 4)
 _TOO_BIG6 = 2
@@ -33,6 +36,15 @@ _TOO_BIG6 = 2
 def inner_mtu(path_mtu: int, version: int) -> int:
     """What of a tunnel's path is left for packets inside; never less than any link's least."""
     return max(path_mtu - OUTER_HEADER[version], LEAST_MTU[version])
+
+
+def believed_mtu(told: int, version: int, least4: int) -> int:
+    """What a router's error makes the kernel believe of a path's MTU, in octets.
+
+    told:   what the error says; 0 from a router older than RFC 1191, which names no MTU
+    least4: the kernel's setting net.ipv4.route.min_pmtu
+    """
+    return max(told, least4 if version == 4 else LEAST_MTU[6])
 
 
 def must_stay_whole(packet: Packet, version: int) -> bool:
@@ -77,7 +89,7 @@ def _tellable6(packet: Packet) -> bool:
     for _ in range(_LONGEST_CHAIN):
         if following == _ICMP6:
             return len(packet) > place and packet[place] >= 128 and packet[place] != _REDIRECT6
-        if following not in _EXTENSIONS and following != _FRAGMENT:
+        if following not in _EXTENSIONS:
             return True
         if len(packet) < place + 8:
             return False
@@ -85,6 +97,8 @@ def _tellable6(packet: Packet) -> bool:
             if int.from_bytes(packet[place + 2 : place + 4], "big") >> 3:
                 return False
             length = 8
+        elif following == _AUTHENTICATION:
+            length = (packet[place + 1] + 2) * 4  # RFC 4302 section 2.2
         else:
             length = 8 + packet[place + 1] * 8
         following, place = packet[place], place + length

@@ -24,6 +24,11 @@ def read(key: str) -> str | None:
         return None
 
 
+def exists(key: str) -> bool:
+    """Whether this kernel has such a setting, or folder of settings."""
+    return (_ROOT / key).exists()
+
+
 def write(key: str, value: str) -> None:
     """Raises OSError."""
     (_ROOT / key).write_text(value)

@@ -2,9 +2,10 @@
 
 A packet that peers tunnel here passes the chain `arriving` while it is still closed: where its
 outer source and its inner destination are an accepted pair, it is marked.  Opened it comes in by a
-device of ours with that mark, or without: what lacks it goes nowhere, by a policy rule, so that
-also a flushed ruleset opens nothing.  `opened` only counts, by VM prefix.  Other tunnels of this
-host are not touched.  `leaving` gives outer packets the DF bit of the inner ones (RFC 2003
+device of ours with that mark, or without: what lacks it `opened` drops, counted by VM prefix, and
+whatever is for this host itself.  Where the ruleset is flushed a policy rule still keeps it from
+being forwarded, but the kernel looks up its own addresses before any rule of ours.  Other tunnels
+of this host are not touched.  `leaving` gives outer packets the DF bit of the inner ones (RFC 2003
 Section 3.1: a packet that may be fragmented may be so in its tunnel).
 
 The inner destination is matched by its place, so outer headers with IPv4 options or with IPv6
@@ -34,6 +35,8 @@ _WORD = {4: "ip", 6: "ip6"}
 _INNER_DESTINATION = {4: "@nh,288,32", 6: "@nh,512,128"}  # outer header, then 16 or 24 octets
 _CLOSED = {4: "ip protocol 4 ip hdrlength 5", 6: "ip6 nexthdr 41"}
 _HOPS = {4: "ip ttl", 6: "ip6 hoplimit"}
+_OF_THIS_HOST = "{ local, broadcast, multicast }"
+"""Not `anycast`: by that nft also means the first address of any IPv6 prefix that is on a link."""
 _INNER_DF_CLEAR = "@nh,209,1 0"
 _HOOKS = {
     "arriving": "type filter hook input priority 0; policy accept;",
@@ -83,10 +86,18 @@ def _rules(chain: str) -> Iterator[str]:
             key = f"{word} saddr . {_INNER_DESTINATION[version]}"
             yield f"{_CLOSED[version]} {key} @accepted{version} meta mark set {ACCEPTED_MARK:#x}"
             continue
+        # A look-up that matches counts in the element.
         counted = f"{word} daddr @refused{version}"
-        yield f'iifname "{name}" meta mark != {ACCEPTED_MARK:#x} {counted}'
+        # codespell:ignore-begin iifname
+        unaccepted = f'iifname "{name}" meta mark != {ACCEPTED_MARK:#x}'
+        yield f"{unaccepted} {counted} drop"
+        yield f"{unaccepted} counter drop"
+        # No VM has an address of this host's, nor a group's: never accepted, but the kernel would
+        # deliver it here.
+        yield f'iifname "{name}" fib daddr type {_OF_THIS_HOST} counter drop'
         # The kernel drops what has no hop left, and says so to its sender: count it here.
-        yield f'iifname "{name}" meta mark {ACCEPTED_MARK:#x} {_HOPS[version]} < 2 {counted}'
+        yield f'iifname "{name}" {_HOPS[version]} < 2 {counted}'
+        # codespell:ignore-end
 
 
 def removal_script() -> str:
@@ -153,11 +164,17 @@ async def read_held() -> Held:
                 chain = item["chain"]
                 rules.append({key: chain[key] for key in sorted(chain) if key != "handle"})
             elif "rule" in item:
-                rules.append({"chain": item["rule"]["chain"], "expr": item["rule"]["expr"]})
+                shown = [_stateless(one) for one in item["rule"]["expr"]]
+                rules.append({"chain": item["rule"]["chain"], "expr": shown})
     except (KeyError, TypeError, ValueError) as error:
         raise DataPlaneError(f"nft lists the guard in an unknown way: {error!r}") from error
     held.rules = json.dumps(rules, sort_keys=True)
     return held
+
+
+def _stateless(statement: dict[str, Any]) -> dict[str, Any]:
+    """A rule's statement without what it has counted."""
+    return {"counter": None} if "counter" in statement else statement
 
 
 def _read_set(content: dict[str, Any], held: Held) -> None:
