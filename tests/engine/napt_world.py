@@ -51,6 +51,8 @@ INSIDE_THREE = {
 }
 VM = VmKey(0, "vm1")
 PRIVATE = IPv4Address("10.1.0.77")
+PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
+HAND_OVER = {"policy": NaptPolicy.HAND_OVER}
 VM_INTERFACE = (
     Interface(
         bytes((2, 0, 0, 0, 0, 1)),
@@ -286,3 +288,25 @@ class NaptWorld(World):
         engine = self.nodes[name].engine
         assert engine is not None
         return dict(engine.channel.drops)
+
+
+def handing_world(**more: object) -> NaptWorld:
+    """x hands over what is behind y; VM runs at a."""
+    world = NaptWorld(box_settings={"x": {**HAND_OVER, **more}})
+    world.run(2.0)
+    assert not world.begin().error
+    return world
+
+
+def move_to(world: NaptWorld, to: str) -> None:
+    """Until the mapping is translated there, too."""
+    box = world.site(to)
+    move = world.moved(to)
+    assert move.ok, move.reason
+    world.run_until(lambda: world.box(box).mappings.of_vm(VM)[0].ours)
+    world.run(0.1)
+
+
+def flow(public: str = PUBLIC, port: int = 80) -> Flow:
+    remote = (IPv4Address("192.0.2.9"), 4000)
+    return Flow(6, (PRIVATE, port), (IPv4Address(public), port), remote, False, 300)

@@ -4,36 +4,13 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-import pytest
-
-from tests.engine.napt_world import PRIVATE, VM, NaptWorld
+from tests.engine.napt_world import PRIVATE, PUBLIC, VM, NaptWorld, flow, handing_world, move_to
 from vmmobility.engine.napt_plane import Flow, NaptState, PortMapping
-from vmmobility.engine.napt_settings import NaptPolicy
 from vmmobility.engine.napt_told import flow_option, told
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, VmId
 from vmmobility.wire.registry import Purpose, Status
 from vmmobility.wire.values import VmKey
-
-PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
-HAND_OVER = {"policy": NaptPolicy.HAND_OVER}
-
-
-def handing_world(**more: object) -> NaptWorld:
-    """x hands over what is behind y; VM runs at a."""
-    world = NaptWorld(box_settings={"x": {**HAND_OVER, **more}})
-    world.run(2.0)
-    assert not world.begin().error
-    return world
-
-
-def move_to(world: NaptWorld, to: str) -> None:
-    """Until the mapping is translated there, too."""
-    box = world.site(to)
-    move = world.moved(to)
-    assert move.ok, move.reason
-    world.run_until(lambda: world.box(box).mappings.of_vm(VM)[0].ours)
-    world.run(0.1)
 
 
 def test_back_again_while_it_is_still_translated_there_needs_no_detour() -> None:
@@ -74,78 +51,6 @@ def test_a_restart_before_routes_have_turned_goes_on_translating() -> None:
     world.restart("x")
     world.run(0.1)
     assert str(PRIVATE) not in world.boxes["x"].static, "it is over for good"
-
-
-def refusing(kind: str) -> NaptWorld:
-    """VM is behind y, whose kernel refuses its static mapping since y has said so to x."""
-    world = handing_world()
-    move = world.manager.moves[world.move(VM, "b")]
-    y = world.box("y")
-    world.run_until(lambda: any(m.here for m in y.mappings.of_vm(VM)))
-    world.boxes["y"].fail_all = kind
-    world.run_until(lambda: move.ok is not None)
-    world.run(10.0)
-    return world
-
-
-@pytest.mark.parametrize("words", [f"static {PRIVATE}: no", "rules: nft: no such table"])
-def test_the_owner_keeps_what_the_other_box_s_kernel_refuses(words: str) -> None:
-    world = refusing(words)
-    [mapping] = world.box("y").mappings.of_vm(VM)
-    assert not mapping.ours
-    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
-    said = [e for _, n, e in world.events if n == "x" and e.name == "handover.failed"]
-    assert f"insufficient-resources: y: the kernel refused: {words}" in str(said[-1].detail)
-    world.boxes["y"].fail_all = ""
-    world.run(70.0)  # it is asked again
-    assert world.boxes["y"].static[str(PRIVATE)] == PUBLIC
-    assert mapping.ours
-    world.run(60.0)
-    assert str(PRIVATE) not in world.boxes["x"].static
-
-
-def test_a_box_that_starts_under_a_kernel_that_refuses_does_not_say_that_it_translates() -> None:
-    """The reply to x's HANDOVER was lost: x has it still, and is to keep it."""
-    world = handing_world(linger_s=5.0)
-    move_to(world, "b")
-    x = world.box("x")
-    [mapping] = x.mappings.of_vm(VM)
-    x.mappings.note(mapping, ours=True, lingers=0.0)
-    world.boxes["y"].fail_all = f"static {PRIVATE}: no"
-    world.restart("y")
-    world.run(70.0)
-    assert mapping.ours
-    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC
-
-
-def test_flows_of_a_hand_over_that_failed_are_forgotten() -> None:
-    world = handing_world()
-    world.boxes["x"].flows = [flow()]
-    move = world.manager.moves[world.move(VM, "b")]
-    world.run_until(lambda: any(m.here for m in world.box("y").mappings.of_vm(VM)))
-    world.boxes["y"].fail_all = f"static {PRIVATE}: no"
-    world.run_until(lambda: move.ok is not None)
-    world.run(10.0)
-    assert world.boxes["x"].flows == [flow()]
-    assert world.boxes["y"].flows == []
-
-
-def test_a_restart_while_the_kernel_is_asked_leaves_the_mapping_where_it_was() -> None:
-    world = handing_world()
-    y = world.box("y")
-    world.move(VM, "b")
-    world.run_until(lambda: any(m.tried for m in y.mappings.of_vm(VM)))
-    world.restart("y")
-    [mapping] = world.box("y").mappings.of_vm(VM)
-    assert not mapping.ours, "the kernel had not said yes"
-    world.run_until(lambda: mapping.ours, 120.0)
-    world.run(40.0)
-    assert str(PRIVATE) not in world.boxes["x"].static
-
-
-def flow(public: str = PUBLIC, port: int = 80) -> Flow:
-    remote = (IPv4Address("192.0.2.9"), 4000)
-    return Flow(6, (PRIVATE, port), (IPv4Address(public), port), remote, False, 300)
 
 
 def test_a_mapping_stays_while_flows_by_other_addresses_of_the_box_are_alive() -> None:

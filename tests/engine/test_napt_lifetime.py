@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_network
 
-from tests.engine.napt_world import PRIVATE, VM, NaptWorld, one_like
+from tests.engine.napt_world import PRIVATE, PUBLIC, VM, NaptWorld, one_like
 from tests.engine.network import MANAGER
 from vmmobility.engine.outputs import Order
 from vmmobility.wire.registry import Purpose
 from vmmobility.wire.values import Interface, VmKey
-
-PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
 
 
 def begun(**box: object) -> NaptWorld:

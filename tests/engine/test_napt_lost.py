@@ -7,14 +7,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from tests.engine.napt_world import PRIVATE, VM, NaptWorld, one_like
+from tests.engine.napt_world import PRIVATE, PUBLIC, VM, NaptWorld, one_like
 from vmmobility.engine.napt_plane import Flow
 from vmmobility.engine.napt_pool import AddressPool
 from vmmobility.engine.napt_settings import NaptPolicy, NaptSettings
 from vmmobility.engine.outputs import Outbox, Persist
 from vmmobility.wire.values import VmKey
 
-PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
 VM2 = VmKey(0, "vm2")
 
 

@@ -10,16 +10,15 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from tests.engine.napt_world import PRIVATE, VM, NaptWorld
+from tests.engine.napt_world import PRIVATE, PUBLIC, VM, NaptWorld
+from tests.engine.network import Weather
 from vmmobility.engine.napt_plane import Flow
 from vmmobility.engine.napt_settings import NaptPolicy
 
-PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
 
-
-def flow(port: int) -> Flow:
+def flow(port: int, public: str = PUBLIC) -> Flow:
     remote = (IPv4Address("192.0.2.9"), 4000)
-    return Flow(6, (PRIVATE, port), (IPv4Address(PUBLIC), port), remote, False, 300)
+    return Flow(6, (PRIVATE, port), (IPv4Address(public), port), remote, False, 300)
 
 
 def begun(x_lingers_s: float = 30.0) -> NaptWorld:
@@ -197,3 +196,23 @@ def test_a_restart_in_mid_hand_over_loses_no_mapping(world: NaptWorld, box: str)
     world.run_until(lambda: move.ok is not None)
     world.run_until(lambda: translated(world) == {"z"}, 300.0)
     assert world.manager.cache.bindings[VM].nve.nve_id == "c"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_loss_and_repetition_lose_neither_mapping_nor_flows(seed: int) -> None:
+    weather = Weather(loss=0.15, repetition=0.2, delay_s=(0.001, 0.05))
+    each = {"policy": NaptPolicy.HAND_OVER}
+    settings = {"x": each, "y": each, "z": each}
+    world = NaptWorld(three=True, box_settings=settings, weather=weather, seed=seed)
+    world.run(5.0)
+    assert any(not world.begin().error for _ in range(20))
+    [mapping] = world.box("x").mappings.of_vm(VM)
+    world.boxes["x"].flows = [flow(1, str(mapping.public))]
+    for to in ("b", "c", "b", "a", "c"):
+        world.moved(to)
+        world.run(3.0)
+    box = world.site(world.manager.cache.bindings[VM].nve.nve_id)
+    world.run_until(lambda: translated(world) == {box}, 600.0)
+    world.run(5.0)
+    assert ports(world, box) == {1}
+    assert world.boxes[box].state.detours == ()
