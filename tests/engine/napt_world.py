@@ -2,6 +2,7 @@
 
         a, c (10.1/16, 10.3/16) - x ---+--- y - b (10.2/16)
                                     manager
+With `three`, c is behind a third box z.
 Or, with `manager_at="x"`, the manager is on x's inner side, too: b reaches it through two boxes.
 The boxes' data planes are the NaptState that was last asked for, and flows as given values.
 Not here: what must always hold (safety.py).
@@ -35,14 +36,23 @@ from vmmobility.engine.peer import OriginKeys
 from vmmobility.wire.registry import UDP_PORT, Role
 from vmmobility.wire.values import Interface, VmKey
 
-POOLS = {"x": "198.51.100.0/28", "y": "203.0.113.0/28"}
+POOLS = {"x": "198.51.100.0/28", "y": "203.0.113.0/28", "z": "192.0.2.0/28"}
 BEHIND = {"x": ("a", "c"), "y": ("b",)}
 INSIDE = {
     "x": ("10.0.1.0/24", "10.1.0.0/16", "10.0.3.0/24", "10.3.0.0/16"),
     "y": ("10.0.2.0/24", "10.2.0.0/16"),
 }
+# With `three` boxes, c is behind one of its own.
+BEHIND_THREE = {"x": ("a",), "y": ("b",), "z": ("c",)}
+INSIDE_THREE = {
+    "x": ("10.0.1.0/24", "10.1.0.0/16"),
+    "y": INSIDE["y"],
+    "z": ("10.0.3.0/24", "10.3.0.0/16"),
+}
 VM = VmKey(0, "vm1")
 PRIVATE = IPv4Address("10.1.0.77")
+PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
+HAND_OVER = {"policy": NaptPolicy.HAND_OVER}
 VM_INTERFACE = (
     Interface(
         bytes((2, 0, 0, 0, 0, 1)),
@@ -63,7 +73,13 @@ class Box:
     flows: list[Flow] = field(default_factory=list)
     fail_next: list[str] = field(default_factory=list)
     fail_all: str = ""  # every state is refused so
+    fail_import: str = ""  # no flow is imported, for this reason
+    fail_export: str = ""
     orders: list[NaptState | IPv4Address] = field(default_factory=list)  # an address: drop flows
+
+    @property
+    def outward(self) -> dict[str, str]:
+        return {str(m.private): str(m.public) for m in self.state.outward}
 
     @property
     def static(self) -> dict[str, str]:
@@ -77,11 +93,14 @@ class NaptWorld(World):
         self,
         manager_at: str = "",
         box_settings: dict[str, dict[str, Any]] | None = None,
+        three: bool = False,
         **options: Any,
     ) -> None:
         self.manager_at = manager_at
         self.box_settings = box_settings or {}
-        self.boxes = {name: Box() for name in BEHIND}
+        self.behind = BEHIND_THREE if three else BEHIND
+        self.inside = INSIDE_THREE if three else INSIDE
+        self.boxes = {name: Box() for name in self.behind}
         self._built = False
         super().__init__(strangers=True, **options)
 
@@ -103,7 +122,7 @@ class NaptWorld(World):
         """The box that a node is behind; "" for none."""
         if name == MANAGER:
             return self.manager_at
-        return next((box for box, names in BEHIND.items() if name in names), "")
+        return next((box for box, names in self.behind.items() if name in names), "")
 
     def next_hop(self, one: str, other: str) -> str:
         """The box that `one` sends to for `other`; "" if they speak without any."""
@@ -134,7 +153,9 @@ class NaptWorld(World):
         node.starts += 1
         jitter = random.Random(f"{node.node_id}/{node.starts}")
         state = json.loads(json.dumps(node.disk))
-        napts = tuple((name, (IPv4Network(pool),)) for name, pool in POOLS.items())
+        napts = tuple(
+            (name, (IPv4Network(pool),)) for name, pool in POOLS.items() if name in self.boxes
+        )
         if node.node_id in self.boxes:
             made = self._settings(node.node_id)
             around = self._neighbours(node.node_id)
@@ -153,7 +174,7 @@ class NaptWorld(World):
 
     def _settings(self, name: str) -> NaptSettings:
         given: dict[str, Any] = {
-            "inside": tuple(map(IPv4Network, INSIDE[name])),
+            "inside": tuple(map(IPv4Network, self.inside[name])),
             "pool": (IPv4Network(POOLS[name]),),
             "policy": NaptPolicy.KEEP,
             **self.box_settings.get(name, {}),
@@ -161,7 +182,7 @@ class NaptWorld(World):
         return NaptSettings(name, **given)
 
     def _neighbours(self, name: str) -> list[Neighbour]:
-        around = [Neighbour(self._hop(name, n, Role.NVE), True) for n in BEHIND[name]]
+        around = [Neighbour(self._hop(name, n, Role.NVE), True) for n in self.behind[name]]
         direct = self.site(MANAGER) in ("", name)
         if direct:
             hop = self._hop(name, MANAGER, Role.MANAGER)
@@ -171,7 +192,7 @@ class NaptWorld(World):
                 continue
             behind: tuple[tuple[str, Role], ...] = ()
             if self.manager_at == name:
-                behind = tuple((n, Role.NVE) for n in BEHIND[other])
+                behind = tuple((n, Role.NVE) for n in self.behind[other])
             elif self.manager_at == other:
                 behind = ((MANAGER, Role.MANAGER),)
             hop = self._hop(name, other, Role.NAPT)
@@ -190,7 +211,10 @@ class NaptWorld(World):
         node.boot = node.disk["boot"] = self._next_boot(node)
         node.synced = 0.0
         self._make_engine(node)
-        self.boxes[name].state = self.box(name).desired()
+        box = self.boxes[name]
+        failures = [box.fail_all] if box.fail_all else []
+        box.state = box.state if failures else self.box(name).desired()
+        self.box(name).napt_applied(0, failures, self.now)
         self.box(name).started(self.now)
         self._pump(node)
 
@@ -224,18 +248,24 @@ class NaptWorld(World):
                     0.001, lambda: answer(lambda: engine.napt_applied(tag, failures, self.now))
                 )
             case ExportFlows(number, private):
-                flows = [f for f in box.flows if f.private[0] == private]
+                error = box.fail_export
+                flows = [f for f in box.flows if f.private[0] == private and not error]
                 self.later(
                     0.001,
-                    lambda: answer(lambda: engine.flows_exported(number, flows, "", self.now)),
+                    lambda: answer(lambda: engine.flows_exported(number, flows, error, self.now)),
                 )
             case ImportFlows(number, flows):
-                box.flows += [f for f in flows if f not in box.flows]
+                refused = [box.fail_import] if box.fail_import else []
+                box.flows += [f for f in flows if f not in box.flows and not refused]
                 self.later(
-                    0.001, lambda: answer(lambda: engine.flows_imported(number, [], self.now))
+                    0.001, lambda: answer(lambda: engine.flows_imported(number, refused, self.now))
                 )
-            case DropFlows(private):
-                box.flows = [f for f in box.flows if f.private[0] != private]
+            case DropFlows(private, public):
+                box.flows = [
+                    f
+                    for f in box.flows
+                    if f.private[0] != private or public not in (None, f.public[0])
+                ]
                 box.orders.append(private)
             case _:
                 super()._carry_out(node, output)
@@ -258,3 +288,25 @@ class NaptWorld(World):
         engine = self.nodes[name].engine
         assert engine is not None
         return dict(engine.channel.drops)
+
+
+def handing_world(**more: object) -> NaptWorld:
+    """x hands over what is behind y; VM runs at a."""
+    world = NaptWorld(box_settings={"x": {**HAND_OVER, **more}})
+    world.run(2.0)
+    assert not world.begin().error
+    return world
+
+
+def move_to(world: NaptWorld, to: str) -> None:
+    """Until the mapping is translated there, too."""
+    box = world.site(to)
+    move = world.moved(to)
+    assert move.ok, move.reason
+    world.run_until(lambda: world.box(box).mappings.of_vm(VM)[0].ours)
+    world.run(0.1)
+
+
+def flow(public: str = PUBLIC, port: int = 80) -> Flow:
+    remote = (IPv4Address("192.0.2.9"), 4000)
+    return Flow(6, (PRIVATE, port), (IPv4Address(public), port), remote, False, 300)

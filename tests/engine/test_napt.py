@@ -10,6 +10,7 @@ from tests.engine.fake_hypervisor import Pace
 from tests.engine.napt_world import PRIVATE, VM, VM_INTERFACE, NaptWorld, one_like
 from tests.engine.network import MANAGER, Node, Weather
 from vmmobility.engine.channel import Peer
+from vmmobility.engine.napt_mappings import NaptRefused
 from vmmobility.engine.napt_plane import Detour, Flow
 from vmmobility.engine.napt_settings import NaptPolicy
 from vmmobility.engine.outputs import ExportFlows, ImportFlows, Output
@@ -154,7 +155,8 @@ def test_a_message_waits_for_the_kernel_and_is_refused_with_it(world: NaptWorld)
 
 
 def test_a_mapping_of_which_nothing_is_heard_ends_and_waits() -> None:
-    short = {"mapping_s": 300.0, "quarantine_s": 100.0}
+    pool = (IPv4Network("198.51.100.0/30"),)  # has but these two
+    short = {"mapping_s": 300.0, "quarantine_s": 100.0, "pool": pool}
     world = NaptWorld(box_settings={"x": short})
     world.run(2.0)
     world.begin()
@@ -165,10 +167,10 @@ def test_a_mapping_of_which_nothing_is_heard_ends_and_waits() -> None:
     world.run_until(lambda: mapping.ended, 1000.0)
     world.run(0.1)
     assert str(PRIVATE) not in world.boxes["x"].static
-    other = world.box("x").mappings._free("VM vm9")
-    assert str(other) != PUBLIC, "nobody else gets it in its quarantine"
+    with pytest.raises(NaptRefused, match="1 in quarantine"):  # nobody else gets it
+        world.box("x").mappings._free("VM vm9", world.now)
     world.run_until(lambda: not world.box("x").mappings.of_vm(VM), 200.0)
-    assert str(world.box("x").mappings._free("VM vm9")) == PUBLIC
+    assert str(world.box("x").mappings._free("VM vm9", world.now)) == PUBLIC
 
 
 def test_a_move_keeps_the_mapping_that_would_time_out() -> None:
@@ -326,6 +328,7 @@ def test_a_mapping_and_its_flows_are_handed_over_and_come_back() -> None:
     world.run_until(lambda: str(PRIVATE) not in world.boxes["x"].static)
     assert world.boxes["y"].static[str(PRIVATE)] == PUBLIC
     assert world.boxes["y"].flows == flows
+    world.run(0.1)
     assert world.boxes["x"].flows == [OTHER_FLOW]
     assert world.boxes["y"].state.detours == ()
     world.run(200.0)

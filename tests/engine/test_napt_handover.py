@@ -4,34 +4,13 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-from tests.engine.napt_world import PRIVATE, VM, NaptWorld
-from vmmobility.engine.napt_boxes import flow_option, told
-from vmmobility.engine.napt_plane import Flow, NaptState
-from vmmobility.engine.napt_settings import NaptPolicy
+from tests.engine.napt_world import PRIVATE, PUBLIC, VM, NaptWorld, flow, handing_world, move_to
+from vmmobility.engine.napt_plane import Flow, NaptState, PortMapping
+from vmmobility.engine.napt_told import flow_option, told
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Epoch, VmId
 from vmmobility.wire.registry import Purpose, Status
 from vmmobility.wire.values import VmKey
-
-PUBLIC = "198.51.100.2"  # of VM: a's locator takes the pool's first
-HAND_OVER = {"policy": NaptPolicy.HAND_OVER}
-
-
-def handing_world(**more: object) -> NaptWorld:
-    """x hands over what is behind y; VM runs at a."""
-    world = NaptWorld(box_settings={"x": {**HAND_OVER, **more}})
-    world.run(2.0)
-    assert not world.begin().error
-    return world
-
-
-def move_to(world: NaptWorld, to: str) -> None:
-    """Until the mapping is translated there, too."""
-    box = world.site(to)
-    move = world.moved(to)
-    assert move.ok, move.reason
-    world.run_until(lambda: world.box(box).mappings.of_vm(VM)[0].ours)
-    world.run(0.1)
 
 
 def test_back_again_while_it_is_still_translated_there_needs_no_detour() -> None:
@@ -57,17 +36,52 @@ def test_back_again_while_it_is_still_translated_there_needs_no_detour() -> None
     )
 
 
-def flow(public: str = PUBLIC, port: int = 80) -> Flow:
-    remote = (IPv4Address("192.0.2.9"), 4000)
-    return Flow(6, (PRIVATE, port), (IPv4Address(public), port), remote, False, 300)
+def test_a_restart_before_routes_have_turned_goes_on_translating() -> None:
+    world = handing_world(linger_s=30.0)
+    world.boxes["x"].flows = [flow()]
+    move_to(world, "b")
+    world.run(10.0)
+    world.restart("x")
+    world.run(29.0)
+    assert world.boxes["x"].static[str(PRIVATE)] == PUBLIC, "a whole linger_s anew"
+    assert world.boxes["x"].flows == [flow()]
+    world.run(2.0)
+    assert str(PRIVATE) not in world.boxes["x"].static
+    assert world.boxes["x"].flows == []
+    world.restart("x")
+    world.run(0.1)
+    assert str(PRIVATE) not in world.boxes["x"].static, "it is over for good"
 
 
-def test_flows_of_mapped_ports_and_the_pool_stay_and_stop_no_hand_over() -> None:
+def test_a_mapping_stays_while_flows_by_other_addresses_of_the_box_are_alive() -> None:
+    """Answers to them would leave by the other box, with another source."""
     world = handing_world()
     own, other = flow(), flow("192.0.2.200", 8080)
     world.boxes["x"].flows = [own, other]
-    move_to(world, "b")
+    assert world.moved("b").ok
+    world.run(130.0)
+    [mapping] = world.box("x").mappings.of_vm(VM)
+    assert (mapping.standing, mapping.stays) == ("translated", "flows by 192.0.2.200 are alive")
+    assert str(PRIVATE) not in world.boxes["y"].static
+    said = [e for _, n, e in world.events if n == "x" and e.name == "handover.failed"]
+    assert [e.detail["reason"] for e in said] == [mapping.stays], "it is said once"
+    world.boxes["x"].flows = [own]
+    world.run_until(lambda: str(PRIVATE) not in world.boxes["x"].static, 120.0)
     assert world.boxes["y"].flows == [own]
+    assert mapping.stays == ""
+
+
+def test_a_mapping_to_which_a_mapped_port_leads_stays() -> None:
+    port = PortMapping(6, PRIVATE, 80, IPv4Address("192.0.2.200"), 8080)
+    world = handing_world(ports=(port,))
+    assert world.moved("b").ok
+    world.run(70.0)
+    [mapping] = world.box("x").mappings.of_vm(VM)
+    assert (mapping.ours, mapping.stays) == (True, "a mapped port leads to it")
+    assert str(PRIVATE) in {str(d.private) for d in world.boxes["y"].state.detours}
+    assert world.moved("a").ok
+    world.run(1.0)
+    assert mapping.stays == ""
 
 
 def test_a_hand_over_with_a_foreign_flow_changes_nothing() -> None:
@@ -134,6 +148,25 @@ def test_a_mapping_that_ends_takes_its_flows_along() -> None:
     world.run(1.0)
     assert world.boxes["x"].flows == []
     assert PRIVATE not in {m.private for m in last_state_before_drop(world, "x").static}
+
+
+def test_a_locator_that_has_changed_takes_the_old_one_s_flows_along() -> None:
+    world = NaptWorld()
+    world.run(2.0)
+    world.begin()
+    old, new = IPv4Address("10.0.1.2"), IPv4Address("10.0.1.200")
+    x, remote = world.box("x"), (IPv4Address("192.0.2.9"), 0)
+    tunnel = Flow(4, (old, 0), (IPv4Address("198.51.100.1"), 0), remote, True, 300)
+    world.boxes["x"].flows = [tunnel, flow()]
+
+    def change() -> None:
+        x.mappings.locator("a", new, world.now)
+        x._settle()
+
+    world.feed(world.nodes["x"], change)
+    world.run(0.5)
+    assert world.boxes["x"].static[str(new)] == "198.51.100.1"
+    assert world.boxes["x"].flows == [flow()]
 
 
 def test_a_restart_before_the_flows_were_forgotten_forgets_them() -> None:
@@ -239,6 +272,41 @@ def test_the_pool_is_routed_to_the_box_but_for_what_was_handed_over() -> None:
     assert kept == 15, "of 16"
     move_to(world, "a")
     assert is_routed_here("x")
+
+
+def test_what_a_vm_sends_by_its_owner_leaves_with_its_own_address_wherever_it_is() -> None:
+    """Else it would get one of `ports_pool`, and keep that."""
+    world = handing_world(linger_s=5.0)
+    move_to(world, "b")
+    lost: list[float] = []
+
+    def look() -> bool:
+        box = world.boxes["x"]
+        if {**box.static, **box.outward}.get(str(PRIVATE)) != PUBLIC:
+            lost.append(world.now)
+        return bool(move and move.ok is not None)
+
+    move = None
+    world.run(10.0)
+    assert world.boxes["x"].outward == {str(PRIVATE): PUBLIC}
+    assert str(PRIVATE) not in world.boxes["x"].static
+    assert world.boxes["y"].outward == {}
+    move = world.manager.moves[world.move(VM, "a")]
+    world.run_until(look)
+    assert move.ok, move.reason
+    assert not lost
+    world.run(0.1)
+    assert world.boxes["x"].outward == {}
+
+
+def test_flows_by_a_mapped_port_live_on_when_the_mapping_has_gone() -> None:
+    world = handing_world(linger_s=5.0)
+    move_to(world, "b")
+    other = flow("192.0.2.200", 8080)
+    world.boxes["x"].flows.append(other)
+    world.run(10.0)
+    assert str(PRIVATE) not in world.boxes["x"].static
+    assert world.boxes["x"].flows == [other]
 
 
 def test_what_is_no_more_in_the_pool_ends_at_the_start_and_it_says_so() -> None:

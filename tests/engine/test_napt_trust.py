@@ -15,8 +15,8 @@ import pytest
 
 from tests.engine.napt_world import VM, NaptWorld, one_like
 from tests.engine.network import MANAGER
-from vmmobility.engine.napt_boxes import told
 from vmmobility.engine.napt_settings import NaptPolicy
+from vmmobility.engine.napt_told import told
 from vmmobility.engine.outputs import Endpoint
 from vmmobility.engine.peer import Received
 from vmmobility.engine.relay_channel import RelayChannel

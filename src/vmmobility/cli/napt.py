@@ -46,10 +46,15 @@ def list_mappings(socket_path: Path, json_output: bool) -> None:
             ("PRIVATE", lambda row: row["private"]),
             ("PUBLIC", lambda row: row["public"]),
             ("OWNER", lambda row: row["owner"]),
-            ("STATE", lambda row: row["state"]),
+            ("STATE", _state),
             ("BEHIND", _behind),
         ],
     )
+
+
+def _state(row: Mapping[str, Any]) -> object:
+    """How it stands, and why it is not handed over if it could be."""
+    return f"{row['state']}: {row['stays']}" if row.get("stays") else row["state"]
 
 
 def _behind(row: Mapping[str, Any]) -> object:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from vmmobility.daemon.plane_daemon import PlaneDaemon, serve
 from vmmobility.daemon.pump import Pump
 from vmmobility.drivers.linux.napt_driver import LinuxNaptPlane
 from vmmobility.engine.napt import NaptEngine
-from vmmobility.engine.napt_mappings import words
+from vmmobility.engine.napt_mapping import words
 from vmmobility.engine.napt_plane import Flow
 from vmmobility.engine.napt_settings import Neighbour
 from vmmobility.engine.outputs import DropFlows, ExportFlows, ImportFlows, Output, SetNapt
@@ -85,7 +84,11 @@ class NaptDaemon(PlaneDaemon):
 
     async def _resync(self) -> Callable[[], None]:
         failures = await self._plane.resync(self.engine.desired())
-        return partial(self._applied, 0, [str(failure) for failure in failures])
+        # The engine knows it before it speaks: of what the kernel refuses it says to no other box
+        # that it has it.
+        now = asyncio.get_running_loop().time()
+        self.engine.napt_applied(0, [str(failure) for failure in failures], now)
+        return lambda: None
 
     def reload(self) -> None:
         engine = self.engine
@@ -163,6 +166,7 @@ class NaptDaemon(PlaneDaemon):
                     **words(mapping),
                     "moving": mapping.moving,
                     "state": mapping.standing,
+                    "stays": mapping.stays,
                     "due_s": round(mapping.due - now, 3),
                 }
             )

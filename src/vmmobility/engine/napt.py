@@ -20,6 +20,7 @@ from typing import Any
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.napt_boxes import NaptBoxes
 from vmmobility.engine.napt_crossing import NaptCrossing, Party
+from vmmobility.engine.napt_desired import desired
 from vmmobility.engine.napt_mappings import Mappings
 from vmmobility.engine.napt_observe import NaptObserver
 from vmmobility.engine.napt_plane import NaptState
@@ -67,10 +68,12 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         self.channel.restore(state)
         self.channel.refused = self._pass_refusal
         self.channel.state_was_lost = self._state_was_lost
+        self.channel.peer_lost_state = self._neighbour_lost_state
         self.relays = {name: self._relay(name, boot, jitter) for name in self.parties}
         for relay in self.relays.values():
             relay.restore(state)
         self._applied_version, self._tag = -1, 0
+        self._lost = False
         self._retry_at: float | None = None
         self._begin_crossing()
         self._begin_boxes()
@@ -90,6 +93,7 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         relay.drops = self.channel.drops
         relay.undecodable = self._undecodable
         relay.peer_lost_state = partial(self._end_lost_state, name)
+        relay.lost = self._let_others_tell
         return relay
 
     # ---- inputs --------------------------------------------------------------------------------
@@ -142,9 +146,11 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         if failures and tag == self._tag:
             self._retry_at = now + RETRY_S
         self._kernel_answered(tag, failures, now)
+        self._take(now)
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self.mappings.next_due(), self._hold_at, self._retry_at]
+        due += [until for _, until in self._awaited.values()]
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
@@ -152,6 +158,7 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         for mapping in self.mappings.expire(now):
             self.mappings.end(mapping, "nothing was heard of it", now)
         self._forget_flows(now)
+        self._end_awaiting(now)
         if self._hold_at is not None and self._hold_at <= now:
             self._hold_all(now)
         if self._retry_at is not None and self._retry_at <= now:
@@ -166,7 +173,8 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
     def desired(self) -> NaptState:
         """What the kernel should hold."""
         boxes = self.neighbours.values()
-        return self.mappings.desired({n.name: n.detour for n in boxes if n.peer.role is Role.NAPT})
+        detours = {n.name: n.detour for n in boxes if n.peer.role is Role.NAPT}
+        return desired(self.mappings, detours)
 
     def _end_lost_state(self, name: str, peer: Peer, now: float) -> None:
         """An end came back without its memory: `name`, on the other side, is to notice."""
@@ -174,8 +182,18 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
         relay.tell_loss(relay.peers[name], now)
 
     def _state_was_lost(self, now: float) -> None:
+        """Somebody remembers this box better than it does itself."""
         detail = {"node": self.settings.box_id, "lost": "mappings"}
         self.outbox.emit(Event("state.lost", detail))
+        self._let_others_tell(now)
+
+    def _let_others_tell(self, now: float) -> None:
+        """Other boxes may have what this one gave out, and say so within hold_s: until then nothing
+        of its pool is to be anybody else's."""
+        others = any(n.peer.role is Role.NAPT for n in self.neighbours.values())
+        if others and not self._lost:
+            self._lost = True
+            self.mappings.nothing_new(now + self.settings.hold_s)
 
     def _settle(self) -> None:
         """Tell the data plane what has changed."""
@@ -185,9 +203,14 @@ class NaptEngine(NaptCrossing, NaptBoxes, NaptObserver, Flushing):
             self.outbox.emit(SetNapt(self.desired(), self._tag))
         over, self.mappings.over = self.mappings.over, []
         if over:  # flows outlive their mapping, and would lead to whoever gets the address next
-            kept = {m.private for m in self.desired().static}
-            for private in sorted(set(over) - kept):
+            kept = {(m.private, m.public) for m in self.desired().static}
+            whole = {private for private, public in over if public is None}
+            whole -= {private for private, _ in kept}  # another has it
+            some = {(a, b) for a, b in over if b is not None and a not in whole}
+            for private in sorted(whole):
                 self.outbox.emit(DropFlows(private))
+            for private, public in sorted(some - kept):
+                self.outbox.emit(DropFlows(private, public))
 
     def _drop(self, reason: str, who: str) -> None:
         self.channel.drops[reason] += 1

@@ -8,7 +8,7 @@ Not here: which addresses (napt_translate.py), what the box learns thereby (napt
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 from vmmobility.engine.channel import Received
 from vmmobility.engine.manager import RIGHTS as MANAGER_RIGHTS
 from vmmobility.engine.napt_mappings import NaptRefused
+from vmmobility.engine.napt_observe import BEGINNING
 from vmmobility.engine.nve import RIGHTS as NVE_RIGHTS
+from vmmobility.engine.origin import UNDOABLE
 from vmmobility.engine.outputs import Endpoint, Event
 from vmmobility.engine.peer import Arrival
 from vmmobility.engine.router import RIGHTS as ROUTER_RIGHTS
 from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Reason, Translation
+from vmmobility.wire.options import Reason, Translation, VmId
 from vmmobility.wire.origin import translate
 from vmmobility.wire.registry import Kind, Purpose, Role, Status
 from vmmobility.wire.values import Address
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 
 REMEMBERED = 512  # requests under way a box knows the way back of, at least
 ITEMS = frozenset(("static", "port", "pool", "detour", "route", "flow"))  # of the data plane
-# While the kernel refuses, nothing new begins; what is under way or only says "I live" goes on.
-BEGINNING = frozenset((Purpose.ATTACH, Purpose.PREPARE))
 RIGHTS = {
     Role.MANAGER: MANAGER_RIGHTS,
     Role.NVE: NVE_RIGHTS,
@@ -83,14 +83,15 @@ class Waiting:
     asked: Crossing | None
     substituted: frozenset[IPv4Address]
 
-    def rests_on(self, failure: str) -> bool:
-        """Whether what the kernel refused, in words, is about one of its addresses, or about all:
-        what begins with no item's name is that nothing could be done."""
-        item = failure.split(":")[0].split()
-        about_all = not item or item[0] not in ITEMS
-        if about_all:
-            return bool(self.substituted)
-        return any(str(address) in item for address in self.substituted)
+
+def rests_on(failure: str, addresses: Collection[IPv4Address]) -> bool:
+    """Whether what the kernel refused, in words, is about one of the addresses, or about all: what
+    begins with no item's name is that nothing could be done."""
+    item = failure.split(":")[0].split()
+    about_all = not item or item[0] not in ITEMS
+    if about_all:
+        return bool(addresses)
+    return any(str(address) in item for address in addresses)
 
 
 class NaptCrossing:
@@ -106,6 +107,7 @@ class NaptCrossing:
         relays: dict[str, RelayChannel]
         _tag: int
         _observe: Callable[..., None]
+        _refused: Callable[[Message, bool], None]
         _settle: Callable[[], None]
         _drop: Callable[[str, str], None]
 
@@ -143,8 +145,10 @@ class NaptCrossing:
             else:
                 changes = self.translator.inward(message, receiver, now)
             made = translate(message, self.settings.box_id, changes)
+            self._check_undoable(made)
         except NaptRefused as refused:
             self._refuse(received, refused.status, str(refused))
+            self._refused(message, sender.inside)
             return
         except DecodeError as error:
             self._drop(error.reason, sender.name)
@@ -162,14 +166,29 @@ class NaptCrossing:
         else:
             self._leave(waiting, now)
 
+    def _check_undoable(self, made: Message) -> None:
+        """Raises NaptRefused for a message that its receiver would not look at."""
+        count = sum(isinstance(o, Translation) for o in made.options)
+        if count > UNDOABLE:
+            raise NaptRefused(
+                Status.INSUFFICIENT_RESOURCES,
+                f"{self.settings.box_id}: {count} addresses to translate in one message, and "
+                f"{UNDOABLE} are allowed",
+            )
+
     def _leave_if_held(self, waiting: Waiting, now: float) -> None:
         """Send it on unless the kernel refuses what it rests on."""
-        why = next((f for f in self._failed if waiting.rests_on(f)), "")
+        why = self._kernel_refuses(*waiting.substituted)
         if why:
-            words = f"{self.settings.box_id}: the kernel refused: {why}"
-            self._refuse(waiting.received, Status.INSUFFICIENT_RESOURCES, words)
+            self._refuse(waiting.received, Status.INSUFFICIENT_RESOURCES, why)
         else:
             self._leave(waiting, now)
+
+    def _kernel_refuses(self, *addresses: IPv4Address) -> str:
+        """What the kernel said against what rests on these addresses when it was last asked, in
+        words; "" if nothing."""
+        why = next((f for f in self._failed if rests_on(f, addresses)), "")
+        return f"{self.settings.box_id}: the kernel refused: {why}" if why else ""
 
     def _leave(self, waiting: Waiting, now: float) -> None:
         """The kernel holds the mappings that this message rests on."""
@@ -258,4 +277,14 @@ class NaptCrossing:
         words = reason.text if reason else message.status.name.lower()
         request = (message.purpose, message.sequence)
         self.channel.refuse(peer, request, message.status, words, crossing.source)
+        self._refused(crossing.message, self.parties[crossing.sender].inside)
+        self._settle()
         return True
+
+    def _is_latest(self, request: Message) -> bool:
+        """Whether no other one of its purpose about its VM crossed after it, or is about to."""
+        purpose, vm = request.purpose, request.find(VmId)
+        crossed = (c.message for c in reversed(self._crossings.values()))
+        waiting = (w.received.message for w in self._waiting)
+        alike = (m for m in (*waiting, *crossed) if m.purpose is purpose and m.find(VmId) == vm)
+        return next((m is request for m in alike if m.kind is Kind.REQUEST), True)

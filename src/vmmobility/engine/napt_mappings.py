@@ -3,21 +3,25 @@
 An NVE's locator and a VM's address each have a whole public address (basic NAT, RFC 3022, 2.1):
 tunnels have no ports.  A mapping that has ended keeps its public address through a quarantine, and
 lives again if its VM is heard of in that time.
-Not here: messages (napt_translate.py), other boxes (napt_boxes.py).
+Not here: one mapping as a value (napt_mapping.py), what the data plane holds of it
+(napt_desired.py), messages (napt_translate.py), other boxes (napt_boxes.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+import math
+from collections.abc import Mapping
+from ipaddress import IPv4Address
 from typing import Any
 
-from vmmobility.engine.napt_plane import Detour, NaptState, StaticMapping
+from vmmobility.engine.napt_mapping import LocatorMapping, VmMapping, from_json, to_json, words
+from vmmobility.engine.napt_pool import AddressPool
 from vmmobility.engine.napt_settings import NaptSettings
 from vmmobility.engine.outputs import Event, Outbox
 from vmmobility.wire.registry import Status
 from vmmobility.wire.values import VmKey
+
+SILENT_S = 150.0  # a manager that lives is heard at every refresh of a VM: two are missing
 
 
 class NaptRefused(Exception):
@@ -28,62 +32,12 @@ class NaptRefused(Exception):
         self.status = status
 
 
-@dataclass(slots=True)
-class LocatorMapping:
-    """One NVE's locator."""
-
-    nve_id: str
-    private: IPv4Address
-    public: IPv4Address
-
-
-@dataclass(slots=True)
-class VmMapping:
-    """One address of a VM.
-
-    owner:  the box in whose pool the public address is
-    ours:   this box translates it (the owner, or a box that it was handed over to)
-    here:   the VM is served behind this box
-    holder: at the owner: the other box behind which the VM is, "" for none
-    epoch:  the highest that came with what is known of it
-    moving: a move of the VM is under way
-    ended:  it is over; at its owner, its public address waits
-    due:    it ends then, or its wait does (monotonic seconds, not durable)
-    lingers: it was handed over, and is translated here, too, until then; 0: not so (not durable)
-    """
-
-    vm: VmKey
-    private: IPv4Address
-    public: IPv4Address
-    owner: str
-    ours: bool
-    here: bool = False
-    holder: str = ""
-    epoch: int = 0
-    moving: bool = False
-    ended: bool = False
-    due: float = 0.0
-    lingers: float = 0.0
-
-    @property
-    def standing(self) -> str:
-        """How it stands, in a word, for people."""
-        if self.ended:
-            return "ended"
-        if self.ours:
-            return "translated"
-        return "detour" if self.here else "elsewhere"
-
-    @property
-    def key(self) -> str:
-        return f"map/{self.vm.vni}/{self.vm.vm_id}/{self.private}"
-
-
 class Mappings:
     """All of one box.
 
     version: rises with every change of what the data plane should hold
-    over:    private addresses that are translated no more, and whose flows are to be forgotten
+    over:    private addresses that are translated no more by this public one, and whose flows by it
+             are to be forgotten; None: all flows
     """
 
     def __init__(
@@ -93,7 +47,9 @@ class Mappings:
         self.locators: dict[str, LocatorMapping] = {}
         self.vms: dict[tuple[VmKey, IPv4Address], VmMapping] = {}
         self.version = 0
-        self.over: list[IPv4Address] = []
+        self.over: list[tuple[IPv4Address, IPv4Address | None]] = []
+        self._heard_at, self._closed_until = now, now
+        self.pool = AddressPool(settings, state, outbox)
         self._outbox = outbox
         for key, value in state.items():
             kind, _, rest = key.partition("/")
@@ -101,24 +57,27 @@ class Mappings:
                 locator = LocatorMapping(
                     rest, IPv4Address(value["private"]), IPv4Address(value["public"])
                 )
-                if self.in_pool(locator.public):
+                if locator.public in self.pool:
                     self.locators[rest] = locator
                 else:
                     self._drop_loaded(locator)
             elif kind == "map":
-                found = _from_json(rest, value)
+                found = from_json(rest, value)
                 wait = settings.quarantine_s if found.ended else settings.mapping_s
-                found.due = now + wait  # a restart grants the whole time anew
+                found.due = now + wait  # a restart grants the whole time anew, to lingering, too
+                found.lingers = now + settings.linger_s if value.get("lingers") else 0.0
                 self.vms[found.vm, found.private] = found
-                if found.owner == settings.box_id and not self.in_pool(found.public):
+                if found.owner == settings.box_id and found.public not in self.pool:
                     self._drop_loaded(found)
-                elif found.ended or not found.ours:  # the flows of it may have outlived a crash
-                    self.over.append(found.private)
+                elif (
+                    found.ended or not found.is_translated
+                ):  # the flows of it may have outlived a crash
+                    self.over.append((found.private, found.public))
 
     def _drop_loaded(self, mapping: LocatorMapping | VmMapping) -> None:
         """`pool` has changed: what is not in it, nobody would believe, nor is it routed here."""
         why = f"{mapping.public} is no more in the pool"
-        self.over.append(mapping.private)
+        self.over.append((mapping.private, mapping.public))
         if isinstance(mapping, VmMapping):
             self._forget(mapping)
             self._changed("mapping.ended", reason=why, **words(mapping))
@@ -148,12 +107,9 @@ class Mappings:
     def is_inside(self, address: IPv4Address) -> bool:
         return any(address in network for network in self.settings.inside)
 
-    def in_pool(self, address: IPv4Address) -> bool:
-        return any(address in network for network in self.settings.pool)
-
     # ---- making and ending ---------------------------------------------------------------------
 
-    def locator(self, nve_id: str, private: IPv4Address) -> IPv4Address:
+    def locator(self, nve_id: str, private: IPv4Address, now: float) -> IPv4Address:
         """The public address of an NVE's locator, made if need be.  Raises NaptRefused."""
         known = self.locators.get(nve_id)
         if known is not None and known.private == private:
@@ -164,7 +120,9 @@ class Mappings:
                 Status.ADDRESS_IN_USE,
                 f"{self.settings.box_id}: {private} of NVE {nve_id} is {user}'s",
             )
-        public = known.public if known else self._free(f"NVE {nve_id}")
+        public = known.public if known else self._free(f"NVE {nve_id}", now)
+        if known is not None:  # its tunnels' flows would lead what comes to where it was
+            self.over.append((known.private, known.public))
         self.locators[nve_id] = LocatorMapping(nve_id, private, public)
         value = {"private": str(private), "public": str(public)}
         self._outbox.record(f"locator/{nve_id}", value)
@@ -187,7 +145,7 @@ class Mappings:
             self.save(known)
             self._changed("mapping.revived", **words(known))
             return known
-        made = VmMapping(vm, private, self._free(f"VM {vm}"), self.settings.box_id, ours=True)
+        made = VmMapping(vm, private, self._free(f"VM {vm}", now), self.settings.box_id, ours=True)
         return self.add(made, now)
 
     def add(self, mapping: VmMapping, now: float) -> VmMapping:
@@ -197,8 +155,32 @@ class Mappings:
         self._changed("mapping.made", **words(mapping))
         return mapping
 
+    def manager_heard(self, now: float) -> None:
+        """A message of a manager has crossed.  After a silence of it every mapping has its whole
+        time anew: what the manager knows of VMs could not cross meanwhile."""
+        if self._is_silent(now):
+            for mapping in self.vms.values():
+                self.touch(mapping, now)
+        self._heard_at = now
+
+    def _is_silent(self, now: float) -> bool:
+        return now - self._heard_at > min(SILENT_S, self.settings.mapping_s / 2)
+
+    def take_up(self, mapping: VmMapping, now: float) -> bool:
+        """A mapping of this box's own, which it knows no more.  False: it cannot be: something else
+        has its public or its private address, or these are none of this box's."""
+        known = (mapping.vm, mapping.private) in self.vms
+        used = mapping.public in self._taken() or self.user_of(mapping.private)
+        own = mapping.public in self.pool and self.is_inside(mapping.private)
+        if known or used or not own:
+            return False
+        self.add(mapping, now)
+        return True
+
     def touch(self, mapping: VmMapping, now: float, seconds: float = 0.0) -> None:
-        """Something was heard of it: it lives on."""
+        """Something was heard of it: it lives on.  What has ended does not begin again by that."""
+        if mapping.ended:
+            return
         mapping.due = max(mapping.due, now + max(self.settings.mapping_s, seconds))
 
     def note(self, mapping: VmMapping, **values: Any) -> None:
@@ -209,11 +191,17 @@ class Mappings:
             self.save(mapping)
             self._changed("mapping.changed", **words(mapping))
 
+    def try_out(self, mapping: VmMapping, tried: bool) -> None:
+        """The data plane is to hold what another box hands over, before it is this box's."""
+        if mapping.tried is not tried:
+            mapping.tried = tried
+            self.version += 1
+
     def end(self, mapping: VmMapping, why: str, now: float) -> None:
         """It is over: its owner keeps the address in quarantine, others forget it."""
-        if mapping.ours or mapping.lingers:
-            self.over.append(mapping.private)
-        mapping.ended, mapping.lingers = True, 0.0
+        if mapping.is_translated:
+            self.over += [(mapping.private, None), (mapping.private, mapping.public)]
+        mapping.ended, mapping.lingers, mapping.tried, mapping.stays = True, 0.0, False, ""
         if mapping.owner == self.settings.box_id:
             mapping.ours, mapping.here, mapping.holder, mapping.moving = True, False, "", False
             mapping.due = now + self.settings.quarantine_s
@@ -222,9 +210,17 @@ class Mappings:
             self._forget(mapping)
         self._changed("mapping.ended", reason=why, **words(mapping))
 
+    def discard(self, mapping: VmMapping, why: str) -> None:
+        """It was never anybody's: it is forgotten without a quarantine."""
+        if mapping.is_translated:
+            self.over += [(mapping.private, None), (mapping.private, mapping.public)]
+        mapping.ended = True
+        self._forget(mapping)
+        self._changed("mapping.ended", reason=why, **words(mapping))
+
     def expire(self, now: float) -> list[VmMapping]:
         """Those whose time is over.  What has ended and waited is forgotten here; a mapping that a
-        move needs gets more time."""
+        move needs gets more time, and all have it while no manager is heard (fail static)."""
         over = []
         for mapping in [m for m in self.vms.values() if m.due <= now]:
             if mapping.ended:
@@ -233,22 +229,24 @@ class Mappings:
             elif mapping.moving:
                 mapping.moving, mapping.due = False, now + self.settings.move_s
                 self.save(mapping)
+            elif self._is_silent(now):
+                mapping.due = now + SILENT_S
             else:
                 over.append(mapping)
         return over
 
     def let_go(self, mapping: VmMapping, now: float) -> None:
         """Another box has it now: what still comes here is translated a little longer."""
-        self.note(mapping, ours=False)
-        mapping.lingers = now + self.settings.linger_s
+        self.note(mapping, ours=False, lingers=now + self.settings.linger_s)
 
     def lingered(self, now: float) -> list[VmMapping]:
         """Those that were handed over and are translated here no more from now on."""
         found = [m for m in self.vms.values() if 0 < m.lingers <= now]
         for mapping in found:
             mapping.lingers = 0.0
+            self.save(mapping)
             self._changed("mapping.gone", **words(mapping))
-        return [m for m in found if not m.ours]
+        return [m for m in found if not m.is_translated]
 
     def next_due(self) -> float | None:
         mappings = self.vms.values()
@@ -256,10 +254,11 @@ class Mappings:
         return min(due, default=None)
 
     def save(self, mapping: VmMapping) -> None:
-        self._outbox.record(mapping.key, _to_json(mapping))
+        self._outbox.record(mapping.key, to_json(mapping))
 
     def _forget(self, mapping: VmMapping) -> None:
         self.vms.pop((mapping.vm, mapping.private), None)
+        self.pool.give_back(mapping.public)
         self._outbox.record(mapping.key, None)
 
     def _changed(self, event: str, **detail: Any) -> None:
@@ -273,11 +272,21 @@ class Mappings:
     def free_addresses(self) -> int:
         """How many public addresses nobody has."""
         taken = self._taken()
-        return sum(a not in taken for a in self._all())
+        return sum(a not in taken for a in self.pool)
 
-    def _free(self, whose: str) -> IPv4Address:
-        taken = self._taken()
-        free = next((a for a in self._all() if a not in taken), None)
+    def nothing_new(self, until: float) -> None:
+        """The record was lost: what it gave out is not known before then, and no address is."""
+        self._closed_until = until
+
+    def _free(self, whose: str, now: float) -> IPv4Address:
+        if now < self._closed_until:
+            wait = math.ceil(self._closed_until - now)
+            raise NaptRefused(
+                Status.TRY_AGAIN,
+                f"{self.settings.box_id}: no public address for {whose} yet: its record was lost, "
+                f"and other boxes tell first which are in use: try again in {wait} s",
+            )
+        free = self.pool.choose(self._taken())
         if free is None:
             pools = ", ".join(map(str, self.settings.pool)) or "none"
             waiting = sum(m.ended for m in self.vms.values())
@@ -287,94 +296,3 @@ class Mappings:
                 + (f" ({waiting} in quarantine)" if waiting else ""),
             )
         return free
-
-    def _all(self) -> Iterator[IPv4Address]:
-        for network in self.settings.pool:
-            yield from network if network.prefixlen >= 31 else network.hosts()
-
-    # ---- what the data plane should hold -------------------------------------------------------
-
-    def desired(self, detours: Mapping[str, IPv4Address | None]) -> NaptState:
-        """detours: other boxes' own addresses, by name."""
-        settings = self.settings
-        living = [m for m in self.vms.values() if not m.ended]
-        static = [StaticMapping(m.private, m.public) for m in self.locators.values()]
-        static += [StaticMapping(m.private, m.public) for m in living if m.ours or m.lingers]
-        # What was handed over is routed to another box.
-        own = [m for m in living if m.owner == settings.box_id]
-        away = [m.public for m in own if not (m.ours or m.lingers)]
-        return NaptState(
-            settings.inside,
-            settings.exempt,
-            _sorted(static),
-            settings.ports,
-            settings.ports_pool,
-            tuple(_detours(living, detours)),
-            settings.pool_ports,
-            _without(settings.pool, away),
-        )
-
-
-def _sorted(mappings: Iterable[StaticMapping]) -> tuple[StaticMapping, ...]:
-    return tuple(sorted(mappings, key=lambda m: (m.private, m.public)))
-
-
-def _without(pool: tuple[IPv4Network, ...], away: Iterable[IPv4Address]) -> tuple[IPv4Network, ...]:
-    """The pool's prefixes, but for these addresses."""
-    for address in map(IPv4Network, away):
-        pool = tuple(
-            part
-            for network in pool
-            for part in (
-                network.address_exclude(address) if address.subnet_of(network) else (network,)
-            )
-        )
-    return tuple(sorted(pool))
-
-
-def _detours(
-    living: Iterable[VmMapping], boxes: Mapping[str, IPv4Address | None]
-) -> Iterator[Detour]:
-    for mapping in sorted(living, key=lambda m: m.private):
-        box = boxes.get(mapping.owner)
-        # Also before the VM has registered here: its first packet comes before that.
-        away = not mapping.ours and not mapping.lingers  # what lingers is translated here
-        if (mapping.here or mapping.moving) and away and box is not None:
-            yield Detour(mapping.private, box)
-
-
-def words(mapping: VmMapping) -> dict[str, Any]:
-    """A mapping for people."""
-    return {
-        "vni": mapping.vm.vni,
-        "vm": mapping.vm.vm_id,
-        "private": str(mapping.private),
-        "public": str(mapping.public),
-        "owner": mapping.owner,
-        "ours": mapping.ours,
-        "here": mapping.here,
-        "holder": mapping.holder,
-        "epoch": mapping.epoch,
-    }
-
-
-def _to_json(mapping: VmMapping) -> dict[str, Any]:
-    value = words(mapping)
-    del value["vni"], value["vm"], value["private"]
-    return {**value, "moving": mapping.moving, "ended": mapping.ended}
-
-
-def _from_json(rest: str, value: Mapping[str, Any]) -> VmMapping:
-    vni, vm_id, private = rest.split("/")
-    return VmMapping(
-        VmKey(int(vni), vm_id),
-        IPv4Address(private),
-        IPv4Address(value["public"]),
-        value["owner"],
-        value["ours"],
-        value["here"],
-        value["holder"],
-        value["epoch"],
-        value["moving"],
-        value["ended"],
-    )

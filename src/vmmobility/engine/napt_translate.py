@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
-from vmmobility.engine.napt_mappings import Mappings, NaptRefused, VmMapping
+from vmmobility.engine.napt_mapping import VmMapping
+from vmmobility.engine.napt_mappings import Mappings, NaptRefused
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import Endpoint, PreviousNve, ServingNve, Translation, VmId
 from vmmobility.wire.options import Mapping as MappingOption
@@ -48,17 +49,16 @@ class Translator:
         """Private -> public.  manager: whether the sender is one: it may say where NVEs are.
 
         Raises NaptRefused; then no mapping was made that was not there before, but those of NVEs,
-        and of a VM with several addresses those before the one that is refused: they end as others
-        do of which nothing is heard (mapping_s)."""
+        and of a VM with several addresses those before the one that is refused."""
         changes: Changes = {}
         for option in message.options:
             if isinstance(option, ServingNve | PreviousNve):
                 own = isinstance(option, ServingNve) and option.nve.nve_id == sender
-                self._locator_out(option.nve, changes, own or manager)
+                self._locator_out(option.nve, changes, own or manager, now)
         endpoint = message.find(Endpoint)
         where = endpoint.address if endpoint else None
         if isinstance(where, IPv4Address) and where not in changes:
-            self._locator_out(Nve(self._whose(where) or sender, where), changes, True)
+            self._locator_out(Nve(self._whose(where) or sender, where), changes, True, now)
         for vm, address in self._addresses(message):
             public = self._address_out(message, vm, address, now)
             if public is not None:
@@ -70,7 +70,7 @@ class Translator:
         found = (m.nve_id for m in self._mappings.locators.values() if m.private == locator)
         return next(found, "")
 
-    def _locator_out(self, nve: Nve, changes: Changes, may_change: bool) -> None:
+    def _locator_out(self, nve: Nve, changes: Changes, may_change: bool, now: float) -> None:
         """may_change: whether the sender may say that the NVE has another locator now."""
         if nve.ipv4 is None or not self._mappings.is_inside(nve.ipv4):
             return
@@ -86,7 +86,7 @@ class Translator:
                 f"{self._box_id}: {nve.nve_id} is at {known.private}, and only it, or a manager, "
                 f"can say {nve.ipv4}",
             )
-        changes[nve.ipv4] = self._mappings.locator(nve.nve_id, nve.ipv4)
+        changes[nve.ipv4] = self._mappings.locator(nve.nve_id, nve.ipv4, now)
 
     def _address_out(
         self, message: Message, vm: VmKey | None, address: IPv4Address, now: float
@@ -188,7 +188,7 @@ class Translator:
                 Status.ADDRESS_IN_USE,
                 f"{self._box_id}: {told.public} is no more the mapping of {told.private}, VM {vm}",
             )
-        if not self._mappings.in_pool(told.public):
+        if told.public not in self._mappings.pool:
             return None
         made = VmMapping(vm, told.private, told.public, self._box_id, ours=True)
         return self._mappings.add(made, now)

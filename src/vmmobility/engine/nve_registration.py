@@ -34,8 +34,8 @@ REMEDIES = {
     Status.ADDRESS_IN_USE: "stop the other VM, or give this one addresses of its own",
     Status.ADMINISTRATIVELY_PROHIBITED: "see `vmmob show onboarded`, if strict mode is on",
     Status.FROZEN: "end the copy that should not run, then `vmmob vm release` at the manager",
-    Status.TRY_AGAIN: "start that NVE; if its host is dead, fence it, then `vmmob vm release "
-    "--fenced` at the manager",
+    Status.TRY_AGAIN: "if it names an NVE, start that; if its host is dead, fence it, then `vmmob "
+    "vm release --fenced` at the manager; else try again soon",
 }
 
 

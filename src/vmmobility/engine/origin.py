@@ -41,7 +41,7 @@ REFUSABLE = frozenset(  # what carries addresses; the rest passes any box
         Purpose.SIGHT,
     )
 )
-UNDOABLE = 64  # translations of one message that are looked at
+UNDOABLE = 512  # translations of one message that are looked at; a box sends on no more
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ class RelayChannel(Channel):
 
     undecodable(arrival, purpose, sequence): told of an authentic request that cannot be
     read, and so cannot be sent on
+    lost(now): told that a peer remembers this name better, though its bearer has lost nothing: it
+    is the box that has
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class RelayChannel(Channel):
         self._scope = scope
         self.undecodable: Callable[[Arrival, int, int], None] = lambda *_: None
         self.state_was_lost = self._risen
+        self.lost: Callable[[float], None] = lambda now: None
         self._falling: set[str] = set()
 
     def restore(self, state: Mapping[str, object]) -> None:
@@ -87,9 +90,12 @@ class RelayChannel(Channel):
 
     def _risen(self, now: float) -> None:
         """A peer knew a higher boot, and has said so: what tell_loss is for is done."""
-        for name in [n for n in self._falling if self._own.boot_to(n) > FLOOR]:
+        risen = [n for n in self._falling if self._own.boot_to(n) > FLOOR]
+        for name in risen:
             self._scope.record(f"fallen/{name}", None)
             self._falling.remove(name)
+        if not risen:
+            self.lost(now)
 
     def forward(self, peer: Peer, message: Message, to: Endpoint, local: Address | None) -> None:
         """Send on what has come for the peer.  Raises ValueError if it does not fit."""

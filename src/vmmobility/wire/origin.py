@@ -129,11 +129,12 @@ def translate(message: Message, box: str, changes: Mapping[IPv4Address, IPv4Addr
 
 def original(message: Message) -> Message:
     """The message as its originator made it: every Translation undone, the last first."""
-    kept = [o for o in message.options if not isinstance(o, Translation)]
-    options: tuple[Option, ...] = tuple(kept)
-    for note in reversed([o for o in message.options if isinstance(o, Translation)]):
-        options = substituted(options, {note.substitute: note.original})
-    return replace(message, options=options)
+    kept = tuple(o for o in message.options if not isinstance(o, Translation))
+    # What each address becomes in the end: a note is undone before those that stand before it.
+    before: dict[IPv4Address, IPv4Address] = {}
+    for note in (o for o in message.options if isinstance(o, Translation)):
+        before[note.substitute] = before.get(note.original, note.original)
+    return replace(message, options=substituted(kept, before))
 
 
 # ---- the originator's seal -----------------------------------------------------------------------
