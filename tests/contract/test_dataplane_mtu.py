@@ -270,7 +270,7 @@ def test_what_is_too_big_is_counted_for_a_whole_prefix(fabric: Fabric, version: 
 
 
 def test_no_error_about_an_error(narrow: Fabric, guest: Guest) -> None:
-    """An ICMP error that is too big itself is dropped and counted, and nobody is told."""
+    """An ICMP error that is too big itself is dropped, and nobody is told; the relay counts it."""
     narrow.a.apply(replace(TUNNELLED, accept_from=(C,)))
     with (
         SizedSender(narrow.host, 4, HOST[4]) as sender,
@@ -281,8 +281,9 @@ def test_no_error_about_an_error(narrow: Fabric, guest: Guest) -> None:
         assert sender.told() == Told(LOCATOR[4], 1380)
         error = ipv4(HOST[4], OWN[4], 1, b"\3\1" + bytes(1378))
         tunnel.sendto(dont_fragment(error), (str(A.locator(4)), 0))
-        wait_for(lambda: too_big(narrow.a) == 2, "the drop is counted")
-        assert sender.told(0.05) is None
+        if narrow.back_end == "relay":
+            wait_for(lambda: too_big(narrow.a) == 2, "the drop is counted")
+        assert sender.told(0.5) is None
 
 
 @pytest.mark.parametrize("version", [4, 6])

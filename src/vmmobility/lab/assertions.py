@@ -109,7 +109,8 @@ def _vm_routes(run: LabRun, node: str, vm: str) -> dict[str, str]:
     interfaces = [end.interface for end in ends if end is not None]
     for route in our_routes(run, node):
         address = str(route.get("dst", "")).split("/")[0]
-        if address in addresses and route.get("table", "main") in ("main", 254):
+        leads = route.get("type", "unicast") == "unicast"  # not the blackhole beneath
+        if leads and address in addresses and route.get("table", "main") in ("main", 254):
             addresses[address] = kind_of(str(route.get("dev", "")), interfaces)
     return addresses
 

@@ -128,7 +128,7 @@ class PathWalker:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             found = read_routes(done.stdout) if done.returncode == 0 else []
             if found:
-                best = max(found, key=_length)
+                best = max(found, key=_preference)
                 return {**best, **(best.get("nexthops") or [{}])[0]}
         return {}
 
@@ -165,9 +165,11 @@ def read_routes(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def _length(route: dict[str, Any]) -> int:
+def _preference(route: dict[str, Any]) -> tuple[int, int]:
+    """The longest prefix, and of one prefix the smallest metric."""
     text = str(route["dst"])
-    return 0 if text == "default" else int(text.partition("/")[2] or 128)
+    length = 0 if text == "default" else int(text.partition("/")[2] or 128)
+    return length, -int(route.get("metric", 0))
 
 
 def _via(route: dict[str, Any]) -> str:
