@@ -1,5 +1,5 @@
 """Packets of an exact size from a socket that ignores what its kernel knows of the path, and the
-ICMP errors that come back.
+ICMP errors that come back; paths of other sizes, and what kernels have learnt of them.
 
 Not here: the ways that they take (the tests).
 """
@@ -11,12 +11,18 @@ import select
 import socket
 import struct
 import time
-from dataclasses import dataclass
-from ipaddress import ip_address
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Address, ip_address
 from typing import Self
 
-from tests.contract.frames import udp_socket
-from tests.contract.namespaces import Namespace
+import pytest
+
+from tests.contract.dataplane_fabric import LOCAL, A, B, Fabric, Node
+from tests.contract.frames import Guest, checksum, ipv4, udp_socket
+from tests.contract.namespaces import Namespace, wait_for
+from vmmobility.engine.dataplane import Forwarding
+from vmmobility.wire.values import Nve
 
 HEADERS = {4: 28, 6: 48}
 """Octets of the IP and UDP headers."""
@@ -90,3 +96,69 @@ class SizedSender:
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
+
+
+# -- paths from a to b in dataplane_fabric.py ------------------------------------------------
+
+OUTER = {4: 20, 6: 40}
+LEAST = {4: 68, 6: 1280}
+LOCATOR = {4: "10.0.1.2", 6: "fd00:1::2"}
+TUNNELLED = replace(LOCAL, plugged=False, forwarding=Forwarding.REDIRECT, target=B)
+
+
+def set_mtu(fabric: Fabric, mtu: int) -> None:
+    """Of the link between r1 and r2, in the middle of the tunnel from a to b."""
+    r1, r2 = fabric.routers
+    r1.ip("link", "set", "tor2", "mtu", str(mtu))
+    r2.ip("link", "set", "tor1", "mtu", str(mtu))
+
+
+def forget_paths(fabric: Fabric) -> None:
+    """What the kernels have learnt of paths' MTUs."""
+    for space in (fabric.host, fabric.a.space, fabric.b.space, fabric.c.space):
+        space.ip("route", "flush", "cache")
+        space.ip("-6", "route", "flush", "cache")
+
+
+@contextlib.contextmanager
+def redirected(fabric: Fabric) -> Iterator[Guest]:
+    """A guest at b, to which a redirects."""
+    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
+    fabric.a.apply(TUNNELLED)
+    guest = fabric.b.plug()
+    yield guest
+    guest.close()
+
+
+RELAY = pytest.mark.parametrize("standing_fabric", ["relay"], indirect=True)
+"""What the kernel's tunnels do otherwise (docs/dataplane.md, MTU)."""
+
+
+def learn(fabric: Fabric, version: int, path: int, send: Callable[[], object]) -> None:
+    """Let a packet find a path that a does not know yet: an ipip device keeps to itself what a
+    router says of it, and tells of the next one.  An ip6tnl device and a relay tell at once."""
+    if (fabric.back_end, version) != ("kernel", 4) or path >= 1500:
+        return
+    send()
+    way = ("route", "get", str(B.locator(version)))
+    wait_for(lambda: f"mtu {path}" in fabric.a.space.ip(*way), f"a path of {path} octets is known")
+
+
+def too_big(node: Node) -> int:
+    return node.traffic().too_big
+
+
+def dont_fragment(packet: bytes) -> bytes:
+    """The packet with that bit set, if it is IPv4, and its checksum right."""
+    if packet[0] >> 4 == 6:
+        return packet
+    head = packet[:6] + bytes([packet[6] | 0x40]) + packet[7:10] + b"\0\0" + packet[12:20]
+    return head[:10] + checksum(head).to_bytes(2, "big") + packet[12:]
+
+
+def encapsulated(packet: bytes, version: int, peer: Nve) -> bytes:
+    """As a would send it to the peer."""
+    if version == 4:
+        return ipv4(LOCATOR[4], str(peer.ipv4), 4, packet)
+    ends = IPv6Address(LOCATOR[6]).packed + IPv6Address(str(peer.ipv6)).packed
+    return struct.pack("!IHBB", 6 << 28, len(packet), 41, 64) + ends + packet

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -18,25 +16,33 @@ from tests.contract.dataplane_fabric import (
     B,
     C,
     Fabric,
-    Node,
     reach,
     receives,
 )
-from tests.contract.frames import Guest, checksum, ipv4, udp
+from tests.contract.frames import Guest, ipv4, udp
 from tests.contract.namespaces import wait_for
-from tests.contract.path_sizes import HEADERS, SizedSender, Told
+from tests.contract.path_sizes import (
+    HEADERS,
+    LOCATOR,
+    OUTER,
+    RELAY,
+    TUNNELLED,
+    SizedSender,
+    Told,
+    dont_fragment,
+    forget_paths,
+    learn,
+    redirected,
+    set_mtu,
+    too_big,
+)
 from tests.contract.test_dataplane_guards import raw_tunnel
 from vmmobility.drivers.linux.ownership import DEFAULT_GATEWAY_MAC
-from vmmobility.drivers.linux.size_errors import message
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
-from vmmobility.wire.values import Interface, Nve, VmKey
+from vmmobility.wire.values import Interface, VmKey
 
 pytestmark = pytest.mark.netns
 
-OUTER = {4: 20, 6: 40}
-LEAST = {4: 68, 6: 1280}
-LOCATOR = {4: "10.0.1.2", 6: "fd00:1::2"}
-TUNNELLED = replace(LOCAL, plugged=False, forwarding=Forwarding.REDIRECT, target=B)
 NEIGHBOUR = {4: "10.77.0.6", 6: "fd77::6"}
 NEIGHBOUR_MAC = bytes.fromhex("020000000006")
 BESIDE = VmDataPlane(
@@ -48,18 +54,10 @@ BESIDE = VmDataPlane(
 """A VM that stays at a."""
 
 
-def set_mtu(fabric: Fabric, mtu: int) -> None:
-    """Of the link between r1 and r2, in the middle of the tunnel from a to b."""
-    r1, r2 = fabric.routers
-    r1.ip("link", "set", "tor2", "mtu", str(mtu))
-    r2.ip("link", "set", "tor1", "mtu", str(mtu))
-
-
-def forget_paths(fabric: Fabric) -> None:
-    """What the kernels have learnt of paths' MTUs."""
-    for space in (fabric.host, fabric.a.space, fabric.b.space, fabric.c.space):
-        space.ip("route", "flush", "cache")
-        space.ip("-6", "route", "flush", "cache")
+@pytest.fixture
+def guest(fabric: Fabric) -> Iterator[Guest]:
+    with redirected(fabric) as guest:
+        yield guest
 
 
 @pytest.fixture
@@ -79,34 +77,6 @@ def limited(request: pytest.FixtureRequest, fabric: Fabric) -> Iterator[tuple[Fa
     yield fabric, mtu
     set_mtu(fabric, 1500)
     forget_paths(fabric)
-
-
-@pytest.fixture
-def guest(fabric: Fabric) -> Iterator[Guest]:
-    """At b, to which a redirects."""
-    fabric.b.apply(replace(LOCAL, accept_from=(A,)))
-    fabric.a.apply(TUNNELLED)
-    guest = fabric.b.plug()
-    yield guest
-    guest.close()
-
-
-RELAY = pytest.mark.parametrize("standing_fabric", ["relay"], indirect=True)
-"""What the kernel's tunnels do otherwise (docs/dataplane.md, MTU)."""
-
-
-def learn(fabric: Fabric, version: int, path: int, send: Callable[[], object]) -> None:
-    """Let a packet find a path that a does not know yet: an ipip device keeps to itself what a
-    router says of it, and tells of the next one.  An ip6tnl device and a relay tell at once."""
-    if (fabric.back_end, version) != ("kernel", 4) or path >= 1500:
-        return
-    send()
-    way = ("route", "get", str(B.locator(version)))
-    wait_for(lambda: f"mtu {path}" in fabric.a.space.ip(*way), f"a path of {path} octets is known")
-
-
-def too_big(node: Node) -> int:
-    return node.traffic().too_big
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -184,14 +154,6 @@ def test_a_peers_packet_that_does_not_fit_on_to_the_next_peer(
             tunnel.sendto(dont_fragment(packet), there)
             assert sender.told() == Told(LOCATOR[version], fits)
             assert too_big(narrow.a) == number
-
-
-def dont_fragment(packet: bytes) -> bytes:
-    """The packet with that bit set, if it is IPv4, and its checksum right."""
-    if packet[0] >> 4 == 6:
-        return packet
-    head = packet[:6] + bytes([packet[6] | 0x40]) + packet[7:10] + b"\0\0" + packet[12:20]
-    return head[:10] + checksum(head).to_bytes(2, "big") + packet[12:]
 
 
 def test_ipv4_that_may_be_fragmented_arrives_whole(narrow: Fabric, guest: Guest) -> None:
@@ -293,84 +255,6 @@ def test_local_delivery_takes_what_the_tap_takes(fabric: Fabric, version: int) -
     reach(fabric, guest, version, b"x" * (1500 - HEADERS[version]))
     assert too_big(fabric.a) == 0
     guest.close()
-
-
-def encapsulated(packet: bytes, version: int, peer: Nve) -> bytes:
-    """As a would send it to the peer."""
-    if version == 4:
-        return ipv4(LOCATOR[4], str(peer.ipv4), 4, packet)
-    ends = IPv6Address(LOCATOR[6]).packed + IPv6Address(str(peer.ipv6)).packed
-    return struct.pack("!IHBB", 6 << 28, len(packet), 41, 64) + ends + packet
-
-
-@pytest.mark.parametrize("version", [4, 6])
-@RELAY
-@pytest.mark.parametrize("lie", ["", "late", "fits", "to another peer", "for nobody"])
-def test_a_forged_error_about_a_tunnel_makes_no_other(
-    fabric: Fabric, guest: Guest, version: int, lie: str
-) -> None:
-    """Who quotes what this node could not have sent does not make it send anything.  (ip6tnl
-    believes whatever quotes its own outer header: docs/design/dataplane.md, Limits.)
-
-    Without a lie it does: so the others did reach the relay; also of a packet that was on its way
-    when the VM turned.
-    """
-    quoted, peer = udp(HOST[version], OWN[version], b"q" * 1300), B
-    if lie == "fits":
-        quoted = udp(HOST[version], OWN[version], b"q" * 900)
-    elif lie == "to another peer":
-        peer = C
-    elif lie == "for nobody":
-        quoted = udp(HOST[version], "10.77.0.9" if version == 4 else "fd77::9", b"q" * 1300)
-    outer = encapsulated(dont_fragment(quoted), version, peer)
-    kind = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
-    protocol = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}[version]
-    forger = fabric.host.call(lambda: socket.socket(kind, socket.SOCK_RAW, protocol))
-    with SizedSender(fabric.host, version, HOST[version]) as sender, forger:
-        if lie == "late":
-            fabric.a.apply(LOCAL)
-            lie = ""
-        for _ in range(3):
-            forger.sendto(message(outer, version, 1300), (LOCATOR[version], 0))
-        if not lie:
-            assert sender.told() == Told(
-                LOCATOR[version], max(1300 - OUTER[version], LEAST[version])
-            )
-        else:
-            assert sender.told(0.1) is None
-        # The relay is well, and its sockets' errors are emptied.
-        fabric.a.apply(TUNNELLED)
-        payload = sender.send(1000, OWN[version], b"after it")
-        assert receives(guest, payload)
-    told = fabric.a.relay()["vms"]["0/vm-1"].get("too_big_told", 0)
-    assert told == (0 if lie else 3)
-    forget_paths(fabric)
-
-
-@pytest.mark.parametrize("mtu", [0, 68])
-def test_nobody_is_told_less_than_the_kernel_believes(
-    fabric: Fabric, guest: Guest, mtu: int
-) -> None:
-    """A router that names no MTU (older than RFC 1191), or one that none has."""
-    outer = encapsulated(dont_fragment(udp(HOST[4], OWN[4], b"q" * 1300)), 4, B)
-    forger = fabric.host.call(
-        lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-    )
-    try:
-        with SizedSender(fabric.host, 4, HOST[4]) as sender, forger:
-            forger.sendto(message(outer, 4, mtu), (LOCATOR[4], 0))
-
-            def learnt() -> bool:
-                # "lock": the path is known to take less than what the kernel believes.
-                return "mtu lock 552 " in fabric.a.space.ip("route", "get", str(B.ipv4))
-
-            wait_for(learnt, "the path")
-            if fabric.back_end == "kernel":
-                sender.send(1400, OWN[4])  # it tells of the next one only
-            assert sender.told() == Told(LOCATOR[4], 552 - 20)
-            assert receives(guest, sender.send(532, OWN[4], b"fits"))
-    finally:
-        forget_paths(fabric)
 
 
 def test_ipv4_too_big_for_the_tunnel_itself_is_fragmented_before_it(

@@ -12,8 +12,8 @@ import pytest
 from tests.contract.dataplane_fabric import LOCAL, MAC, OWN, TAP, A, B, Fabric
 from tests.contract.kernel_guest import KernelGuest
 from tests.contract.namespaces import Namespace, wait_for
+from tests.contract.path_sizes import forget_paths, set_mtu
 from tests.contract.tcp_bulk import Bulk
-from tests.contract.test_dataplane_mtu import forget_paths, set_mtu
 from vmmobility.engine.dataplane import Forwarding
 
 pytestmark = pytest.mark.netns

@@ -12,7 +12,7 @@ import pytest
 from tests.contract.dataplane_fabric import HOST, LOCAL, OWN, A, B, Fabric
 from tests.contract.frames import Guest, ipv4, ipv6, udp, udp_socket
 from tests.contract.namespaces import wait_for
-from tests.contract.test_dataplane_mtu import encapsulated, forget_paths
+from tests.contract.path_sizes import encapsulated, forget_paths
 from vmmobility.drivers.linux.size_errors import message
 
 pytestmark = pytest.mark.netns

@@ -11,7 +11,7 @@ from typing import Any, cast
 from tests.contract.frames import solicitation
 from tests.fuzz.target import Target
 from tests.fuzz.targets_store import folder
-from vmmobility.drivers.linux import netlink, rtnetlink
+from vmmobility.drivers.linux import netlink, policy_rules, rtnetlink
 from vmmobility.drivers.linux.neighbour_proxy import GuestPort, NeighbourProxy, answer
 from vmmobility.drivers.linux.ownership import ROUTE_PROTOCOL
 from vmmobility.drivers.linux.relay_control import Control
@@ -161,7 +161,7 @@ def kernel_answer(data: bytes) -> str:
         lambda: [rtnetlink.link_named(kernel, "vmt0")],
         lambda: list(rtnetlink.addresses(kernel)),
         lambda: list(rtnetlink.permanent_neighbours(kernel)),
-        lambda: list(rtnetlink.rules_of_ours(kernel)),
+        lambda: list(policy_rules.rules_of_ours(kernel)),
     )
     which = (data[0] if data else 0) % len(readers)
     try:
@@ -185,8 +185,8 @@ def _bodies() -> Iterator[bytes]:
     yield b"\2" + new_tunnel("vmmob-ip6", 6, 1460).body
     yield b"\4" + rtnetlink.new_address(5, ip_address("fd01::1"), 64).body
     yield b"\5" + rtnetlink.new_neighbour(5, ip_address("10.0.0.5"), MAC).body
-    yield b"\6" + rtnetlink.new_rule(rtnetlink.Rule(4, "vmt0", 100, 7)).body
-    yield b"\6" + rtnetlink.new_rule(rtnetlink.Rule(6, "vmmob-ip6", 0, 78, mark=9)).body
+    yield b"\6" + policy_rules.new_rule(policy_rules.Rule(4, "vmt0", 100, 7)).body
+    yield b"\6" + policy_rules.new_rule(policy_rules.Rule(6, "vmmob-ip6", 0, 78, mark=9)).body
 
 
 def _netlink_datagrams() -> Iterator[bytes]:

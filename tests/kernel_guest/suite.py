@@ -20,6 +20,7 @@ from tests.kernel_guest.machine import CLONE, OUT_INSIDE, Ended, Hear, run_in_gu
 QUICK = (
     "tests/contract/test_dataplane_guards.py",
     "tests/contract/test_dataplane_loops.py",
+    "tests/contract/test_dataplane_forged_sizes.py",
     "tests/contract/test_dataplane_mtu.py",
     "tests/contract/test_dataplane_outside_packets.py",
     "tests/contract/test_dataplane_redirect.py",

@@ -21,7 +21,8 @@ from vmmobility.drivers.linux.ownership import (
     TUNNELLED_TABLE,
 )
 from vmmobility.drivers.linux.plan import Plan, RouteWish, TunnelWays, plan
-from vmmobility.drivers.linux.rtnetlink import NextHop, Rule, new_rule
+from vmmobility.drivers.linux.policy_rules import Rule, new_rule
+from vmmobility.drivers.linux.rtnetlink import NextHop
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.tunnel_guard import Held
 from vmmobility.drivers.linux.tunnel_messages import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 
 from vmmobility.drivers.dataplane import Drift
-from vmmobility.drivers.linux import environment, rtnetlink, sysctl
+from vmmobility.drivers.linux import environment, policy_rules, rtnetlink, sysctl
 from vmmobility.drivers.linux.filter_listing import Shown
 from vmmobility.drivers.linux.filter_state import Filters
 from vmmobility.drivers.linux.netlink import Netlink
@@ -25,8 +25,9 @@ from vmmobility.drivers.linux.ownership import (
     is_our_tap,
 )
 from vmmobility.drivers.linux.plan import Plan, Port, RouteWish, vm_name
+from vmmobility.drivers.linux.policy_rules import Rule
 from vmmobility.drivers.linux.routes import METRICS
-from vmmobility.drivers.linux.rtnetlink import Link, NextHop, Route, RouteName, Rule
+from vmmobility.drivers.linux.rtnetlink import Link, NextHop, Route, RouteName
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.tunnels import Tunnels
 from vmmobility.errors import EnvironmentProblem
@@ -63,7 +64,7 @@ async def look(netlink: Netlink, filters: Filters) -> Seen:
             seen.strangers.append(route)
         else:
             seen.routes.setdefault(route.name, []).append(route)
-    seen.rules = list(rtnetlink.rules_of_ours(netlink))
+    seen.rules = list(policy_rules.rules_of_ours(netlink))
     return seen
 
 

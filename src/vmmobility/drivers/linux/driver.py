@@ -24,11 +24,12 @@ from vmmobility.drivers.linux.counters import Ledger
 from vmmobility.drivers.linux.filter_state import Filters, run_scripts
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.plan import Adjacent, Plan, Port, is_absent, plan
+from vmmobility.drivers.linux.policy_rules import Rule
 from vmmobility.drivers.linux.ports import Ports
 from vmmobility.drivers.linux.relay_client import RelayClient
 from vmmobility.drivers.linux.relay_orders import RelayOrders
 from vmmobility.drivers.linux.routes import Routes
-from vmmobility.drivers.linux.rtnetlink import Route, RouteName, Rule
+from vmmobility.drivers.linux.rtnetlink import Route, RouteName
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.traffic_sources import Sources
 from vmmobility.drivers.linux.tunnel_choice import make_tunnels

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 
-from vmmobility.drivers.linux import rtnetlink, sysctl
+from vmmobility.drivers.linux import policy_rules, rtnetlink, sysctl
 from vmmobility.drivers.linux.netlink import Netlink, Refusal, Request
 from vmmobility.drivers.linux.outside import inside_rules
 from vmmobility.drivers.linux.ownership import (
@@ -20,7 +20,8 @@ from vmmobility.drivers.linux.ownership import (
     TUNNELLED_TABLE,
     is_our_tap,
 )
-from vmmobility.drivers.linux.rtnetlink import Link, NextHop, Route, Rule
+from vmmobility.drivers.linux.policy_rules import Rule
+from vmmobility.drivers.linux.rtnetlink import Link, NextHop, Route
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.tap import check_tun_device
 from vmmobility.errors import DataPlaneError, EnvironmentProblem
@@ -121,9 +122,9 @@ def node_rules(of_tunnels: Sequence[Rule], settings: LinuxSettings) -> list[Rule
 
 def ensure_rules(netlink: Netlink, wanted: Sequence[Rule]) -> None:
     """Have the blackholes, and these rules.  Raises DataPlaneError."""
-    held = list(rtnetlink.rules_of_ours(netlink))
+    held = list(policy_rules.rules_of_ours(netlink))
     blackholes = [rtnetlink.new_route(route) for route in tunnelled_blackholes()]
-    missing = [rtnetlink.new_rule(rule) for rule in wanted if rule not in held]
+    missing = [policy_rules.new_rule(rule) for rule in wanted if rule not in held]
     must(netlink, blackholes + missing, "policy rule")
 
 
@@ -151,8 +152,8 @@ def remove_surplus(netlink: Netlink, rules: Sequence[Rule], devices: Collection[
     In this order: a device whose rules are gone would let packets out into the main table.
     """
     _remove_tunnels(netlink, devices)
-    held = rtnetlink.rules_of_ours(netlink)
-    surplus = [rtnetlink.delete_rule(rule) for rule in held if rule not in rules]
+    held = policy_rules.rules_of_ours(netlink)
+    surplus = [policy_rules.delete_rule(rule) for rule in held if rule not in rules]
     if surplus:
         netlink.batch(surplus)
 

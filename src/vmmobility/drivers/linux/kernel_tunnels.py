@@ -23,8 +23,9 @@ from vmmobility.drivers.linux.ownership import (
     UNACCEPTED_RULE_PRIORITY,
 )
 from vmmobility.drivers.linux.plan import Plan, TunnelWays
+from vmmobility.drivers.linux.policy_rules import Rule
 from vmmobility.drivers.linux.relay_orders import RelayOrders
-from vmmobility.drivers.linux.rtnetlink import Link, Rule
+from vmmobility.drivers.linux.rtnetlink import Link
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.tunnel_messages import EXTERNAL, KINDS, new_tunnel
 from vmmobility.drivers.linux.tunnels import inner_mtu

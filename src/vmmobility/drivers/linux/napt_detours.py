@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
-from vmmobility.drivers.linux import rtnetlink
+from vmmobility.drivers.linux import policy_rules, rtnetlink
 from vmmobility.drivers.linux.netlink import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
@@ -31,7 +31,8 @@ from vmmobility.drivers.linux.netlink import (
     u32,
 )
 from vmmobility.drivers.linux.ownership import NAPT_PROTOCOL, NAPT_RULE_PRIORITY
-from vmmobility.drivers.linux.rtnetlink import RTM_DELROUTE, RTM_DELRULE, RTM_NEWROUTE, RTM_NEWRULE
+from vmmobility.drivers.linux.policy_rules import RTM_DELRULE, RTM_NEWRULE
+from vmmobility.drivers.linux.rtnetlink import RTM_DELROUTE, RTM_NEWROUTE
 from vmmobility.drivers.napt_plane import NaptFailure
 from vmmobility.drivers.napt_state import detour_item
 from vmmobility.engine.napt_plane import NaptState
@@ -85,7 +86,7 @@ def held(netlink: Netlink) -> Detours:
 
 def _rules(netlink: Netlink) -> Iterator[Rule]:
     header = _BODY.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
-    for body in netlink.dump(rtnetlink.RTM_GETRULE, header):
+    for body in netlink.dump(policy_rules.RTM_GETRULE, header):
         found = parse_attributes(body[_BODY.size :])
         if found.get(21) == bytes([NAPT_PROTOCOL]):
             private = IPv4Address(found.get(2, bytes(4)))

@@ -20,7 +20,7 @@ from vmmobility.drivers.linux.ownership import (
     NFT_TABLE,
     TUNNEL_PREFIX,
 )
-from vmmobility.drivers.linux.rtnetlink import Rule
+from vmmobility.drivers.linux.policy_rules import Rule
 from vmmobility.engine.dataplane import Outside, VmDataPlane
 from vmmobility.wire.values import Prefix
 

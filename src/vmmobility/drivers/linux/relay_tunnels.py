@@ -16,8 +16,9 @@ from vmmobility.drivers.linux.environment import must
 from vmmobility.drivers.linux.netlink import Netlink
 from vmmobility.drivers.linux.ownership import RULE_PRIORITY, TUN_NAME, TUNNELLED_TABLE
 from vmmobility.drivers.linux.plan import Plan, TunnelWays, vm_name
+from vmmobility.drivers.linux.policy_rules import Rule
 from vmmobility.drivers.linux.relay_orders import RelayOrders
-from vmmobility.drivers.linux.rtnetlink import Link, Rule
+from vmmobility.drivers.linux.rtnetlink import Link
 from vmmobility.drivers.linux.tap import create_tun
 from vmmobility.drivers.linux.tunnel_guard import remove_guard
 from vmmobility.drivers.linux.tunnels import LEAST_MTU, inner_mtu

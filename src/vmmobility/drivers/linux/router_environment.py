@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmmobility.drivers.linux import rtnetlink, sysctl
+from vmmobility.drivers.linux import policy_rules, sysctl
 from vmmobility.drivers.linux.netlink import Netlink, Refusal
 from vmmobility.drivers.linux.ownership import HOLD_RULE_PRIORITY, HOLD_TABLE
-from vmmobility.drivers.linux.rtnetlink import Rule
+from vmmobility.drivers.linux.policy_rules import Rule
 from vmmobility.errors import EnvironmentProblem
 from vmmobility.wire.values import FAMILIES
 
@@ -51,14 +51,14 @@ def wanted_rules() -> list[Rule]:
 
 def held_rules(netlink: Netlink) -> list[Rule]:
     """The rules of ours for table 7701; those of an NVE are not a router's."""
-    return [rule for rule in rtnetlink.rules_of_ours(netlink) if rule.table == HOLD_TABLE]
+    return [rule for rule in policy_rules.rules_of_ours(netlink) if rule.table == HOLD_TABLE]
 
 
 def ensure_rules(netlink: Netlink) -> None:
     """Have each rule once, and no other of ours.  Raises EnvironmentProblem."""
     wanted, held = wanted_rules(), held_rules(netlink)
     missing = [rule for rule in wanted if rule not in held]
-    outcomes = netlink.batch([rtnetlink.new_rule(rule) for rule in missing]) if missing else []
+    outcomes = netlink.batch([policy_rules.new_rule(rule) for rule in missing]) if missing else []
     for rule, outcome in zip(missing, outcomes, strict=True):
         if isinstance(outcome, Refusal) and outcome.number != _EEXIST:
             raise EnvironmentProblem(
@@ -67,13 +67,13 @@ def ensure_rules(netlink: Netlink) -> None:
             )
     surplus = [rule for rule in held if rule not in wanted]
     if surplus:
-        netlink.batch([rtnetlink.delete_rule(rule) for rule in surplus])
+        netlink.batch([policy_rules.delete_rule(rule) for rule in surplus])
 
 
 def remove_rules(netlink: Netlink) -> None:
     """Remove every rule of ours for table 7701."""
     if held := held_rules(netlink):
-        netlink.batch([rtnetlink.delete_rule(rule) for rule in held])
+        netlink.batch([policy_rules.delete_rule(rule) for rule in held])
 
 
 def faults(netlink: Netlink) -> Iterator[tuple[str, str]]:

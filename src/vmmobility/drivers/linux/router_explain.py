@@ -16,7 +16,8 @@ from vmmobility.drivers.linux.fib import Fib
 from vmmobility.drivers.linux.fib_messages import FibRoute, dump_routes
 from vmmobility.drivers.linux.fib_table import FibTable
 from vmmobility.drivers.linux.netlink import Attributes, Netlink, number, parse_attributes
-from vmmobility.drivers.linux.rtnetlink import RTM_GETRULE, reading
+from vmmobility.drivers.linux.policy_rules import RTM_GETRULE
+from vmmobility.drivers.linux.rtnetlink import reading
 from vmmobility.wire.values import Address
 
 _RULE = struct.Struct("=BBBBBBBBI")

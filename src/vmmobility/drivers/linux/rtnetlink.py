@@ -1,8 +1,8 @@
-"""rtnetlink messages as values: links, addresses, neighbours, routes and rules, both ways.
+"""rtnetlink messages as values: links, addresses, neighbours and routes, both ways.
 
 Builders give a `netlink.Request`; parsers read the bodies of a dump.  The IP family is a
-parameter everywhere.  Not here: tunnels' own words (tunnel_messages.py), sending (netlink.py), or
-what we want (plan.py).
+parameter everywhere.  Not here: rules (policy_rules.py), tunnels' own words (tunnel_messages.py),
+sending (netlink.py), or what we want (plan.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from vmmobility.drivers.linux.netlink import (
     NLM_F_CREATE,
-    NLM_F_EXCL,
     NLM_F_REPLACE,
     Attributes,
     Netlink,
@@ -43,7 +42,6 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
-RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
@@ -55,7 +53,6 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
-_RULE = _ROUTE
 
 _AF = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSION = {socket.AF_INET: 4, socket.AF_INET6: 6}
@@ -106,22 +103,6 @@ class Route:
     @property
     def name(self) -> RouteName:
         return RouteName(self.table, self.prefix, self.metric)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A policy rule: packets that come in by `interface` ("": by any) use `table`.
-
-    table: 0 is none: the packets are dropped; source: only packets from there (None: all)
-    mark:  only packets that bear it (0: all)
-    """
-
-    version: int
-    interface: str
-    table: int
-    priority: int
-    source: Prefix | None = None
-    mark: int = 0
 
 
 def new_route(route: Route) -> Request:
@@ -264,7 +245,7 @@ def _link(body: bytes) -> Link:
     counters = struct.unpack_from("=2Q", found.get(23, bytes(16)))
     return Link(
         index=index,
-        name=_name(found),
+        name=name_of(found),
         mac=found.get(1, b""),
         mtu=number(found.get(4, b"\0")),
         queue_length=number(found.get(13, b"\0")),
@@ -276,7 +257,7 @@ def _link(body: bytes) -> Link:
     )
 
 
-def _name(found: Attributes) -> str:
+def name_of(found: Attributes) -> str:
     """An interface's name; that of a stranger's may be no UTF-8."""
     return found.get(3, b"").rstrip(b"\0").decode(errors="replace")
 
@@ -350,52 +331,6 @@ def _permanent_neighbours(netlink: Netlink) -> Iterator[tuple[int, Address, byte
             found = parse_attributes(body[_NEIGHBOUR.size :])
             if state & _NUD_PERMANENT and 1 in found and 2 in found:
                 yield index, ip_address(found[1]), found[2]
-
-
-def new_rule(rule: Rule) -> Request:
-    """Install a policy rule; the kernel refuses with EEXIST where it stands already."""
-    return Request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _rule(rule))
-
-
-def delete_rule(rule: Rule) -> Request:
-    """Remove a policy rule of ours."""
-    return Request(RTM_DELRULE, 0, _rule(rule))
-
-
-def _rule(rule: Rule) -> bytes:
-    to_table, blackhole = 1, 6
-    action = to_table if rule.table else blackhole
-    source = rule.source
-    length = source.prefixlen if source is not None else 0
-    body = _RULE.pack(_AF[rule.version], 0, length, 0, 0, 0, 0, action, 0)
-    if source is not None:
-        body += attribute(2, source.network_address.packed)
-    if rule.interface:
-        body += text(3, rule.interface)
-    if rule.mark:
-        body += u32(10, rule.mark)
-    body += u32(6, rule.priority) + u32(15, rule.table)
-    return body + attribute(21, bytes([ROUTE_PROTOCOL]))
-
-
-def rules_of_ours(netlink: Netlink) -> Iterator[Rule]:
-    """Every policy rule with our protocol number."""
-    for family, version in _VERSION.items():
-        for body in netlink.dump(RTM_GETRULE, _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-            found = parse_attributes(body[_RULE.size :])
-            if found.get(21) != bytes([ROUTE_PROTOCOL]):
-                continue
-            with reading():
-                length = _RULE.unpack_from(body)[2]
-                source = ip_network((found[2], length)) if 2 in found else None
-            yield Rule(
-                version,
-                _name(found),
-                number(found.get(15, b"\0")),
-                number(found.get(6, b"\0")),
-                source,
-                mark=number(found.get(10, b"\0")),
-            )
 
 
 def default_prefix(version: int) -> Prefix:

@@ -14,7 +14,8 @@ from typing import Literal, Protocol
 from vmmobility.drivers.dataplane import Failure
 from vmmobility.drivers.linux.counters import Ledger
 from vmmobility.drivers.linux.plan import Plan, TunnelWays
-from vmmobility.drivers.linux.rtnetlink import Link, Rule
+from vmmobility.drivers.linux.policy_rules import Rule
+from vmmobility.drivers.linux.rtnetlink import Link
 from vmmobility.wire.values import Prefix, VmKey
 
 BackEnd = Literal["kernel", "relay"]
