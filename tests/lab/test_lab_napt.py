@@ -245,7 +245,7 @@ def test_a_mapping_is_handed_to_the_box_of_the_new_data_centre(boxed: Boxed) -> 
     assert one.wait(one.plane.export_flows(PRIVATE2)) != ()
 
 
-@pytest.mark.parametrize("scenario", ["napt-inter-dc", "napt-restart"])
+@pytest.mark.parametrize("scenario", ["napt-inter-dc", "napt-hand-over", "napt-restart"])
 def test_a_vm_moves_behind_live_boxes(lab: Lab, scenario: str) -> None:
     report = lab.run(scenario)
     assert report["ok"], report

@@ -108,7 +108,8 @@ def vmmob(run: LabRun, what: Assertion) -> str:
 def run_vmmob(run: LabRun, node: str, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     """`vmmob WORDS` as an operator of that node would type it."""
     path = str(run.lab.daemons.socket(node))
-    sockets = {"VMMOB_SOCKET": path, "VMMOB_NVE_SOCKET": path}
+    names = ("VMMOB_SOCKET", "VMMOB_NVE_SOCKET", "VMMOB_ROUTER_SOCKET", "VMMOB_NAPT_SOCKET")
+    sockets = dict.fromkeys(names, path)
     environment = {**os.environ, **python_environment(), **sockets, "COLUMNS": "200"}
     try:
         return subprocess.run(python("vmmobility", *words), capture_output=True, text=True,

@@ -197,7 +197,7 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
         contains = entry.take("contains", str, "")
         node = _named(entry, fabric) if what == "command" else _daemon(entry, fabric)
         return Assertion(what, within_s, node=node, command=_command(entry), contains=contains)
-    node = _node(entry, fabric) if entry.has("node") else ""
+    node = _daemon(entry, fabric) if entry.has("node") else ""
     return Assertion(what, within_s, node=node, event=entry.take("event", str))
 
 
