@@ -141,7 +141,7 @@ endif
 
 # Tests of the machine itself (namespaces, guests, the lab) run one after the other in one process,
 # all others beside them in a second one (tests/conftest.py).
-SHARED := -n 2 --dist loadgroup
+SHARED := -n 2
 
 # pytest comes last, so that its closing line is the last one.
 .PHONY: test

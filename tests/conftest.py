@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
 
@@ -51,15 +52,21 @@ def lack_of_qemu() -> str:
     return ""
 
 
+OF_MACHINE = tuple(f"tests/{name}/" for name in ("contract", "daemon", "kernel_guest", "lab"))
 LACKS = {"netns": [lack_of_namespaces], "qemu": [lack_of_qemu], "lab": [lack_of_namespaces]}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests one process should run, with `-n 2 --dist loadgroup`; else this says nothing."""
-    for item in items:
-        of_machine = any(item.get_closest_marker(marker) for marker in LACKS)
-        group = "machine" if of_machine else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+def scope_of(nodeid: str) -> str:
+    """What is given to one process as a piece: all tests of the machine, else a module's."""
+    module = nodeid.partition("::")[0]
+    return "machine" if module.startswith(OF_MACHINE) else module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    made = LoadScopeScheduling(config, log)
+    made._split_scope = scope_of
+    return made
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

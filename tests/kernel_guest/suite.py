@@ -16,15 +16,18 @@ from xml.etree import ElementTree
 
 from tests.kernel_guest.machine import CLONE, OUT_INSIDE, Ended, Hear, run_in_guest
 
-# Some minutes of two emulated CPUs are enough for these; `make test-all` runs the whole.
+# Of each promise one test, in some minutes of two emulated CPUs; `make test-all` runs the whole.
+CONTRACT = "tests/contract/test_dataplane"
 QUICK = (
-    "tests/contract/test_dataplane_guards.py",
-    "tests/contract/test_dataplane_loops.py",
-    "tests/contract/test_dataplane_forged_sizes.py",
-    "tests/contract/test_dataplane_mtu.py",
-    "tests/contract/test_dataplane_outside_packets.py",
-    "tests/contract/test_dataplane_redirect.py",
-    "tests/contract/test_dataplane_tunnels.py",
+    f"{CONTRACT}_guards.py::test_the_tunnel_drops_and_counts",
+    f"{CONTRACT}_guards.py::test_what_is_for_the_nve_itself_does_not_come_out_of_a_tunnel",
+    f"{CONTRACT}_guards.py::test_a_flushed_ruleset_opens_nothing",
+    f"{CONTRACT}_loops.py::test_a_host_route_is_back_after_its_link",
+    f"{CONTRACT}_mtu.py::test_what_fits_passes_and_one_octet_more_is_told",
+    f"{CONTRACT}_outside_packets.py::test_the_guard_holds_whatever_routes_say",
+    f"{CONTRACT}_outside_packets.py::test_flushed_nftables_open_no_tunnel_to_the_outside",
+    f"{CONTRACT}_redirect.py",
+    f"{CONTRACT}_tunnels.py",
     "tests/lab/test_lab_tunnels.py",
 )
 CHOICE = "kernel or auto_takes"

@@ -50,7 +50,7 @@ def test_the_gate_holds_where_processes_share_the_work(
     (pytester.path / "expected_skips.txt").write_text("", encoding="utf-8")
     pytester.makepyfile(PASSES + SKIPS + "def test_tells(record_property): record_property('n', 7)")
 
-    result = pytester.runpytest_subprocess("-n", "2", "--dist", "loadgroup")
+    result = pytester.runpytest_subprocess("-n", "2")
 
     assert result.ret == 1
     result.stdout.fnmatch_lines(["n: 7", "*unexpected skips*", "*no such device: zebra"])
