@@ -139,8 +139,8 @@ AS_ROOT := $(SUDO) env CI="$(CI)" HOME="$(HOME)" XDG_CACHE_HOME="$(XDG_CACHE_HOM
 PYTEST := $(AS_ROOT) $(BIN)/pytest -p no:cacheprovider
 endif
 
-# Tests of the machine itself (namespaces, guests, the lab) run one after the other in one process,
-# all others beside them in a second one (tests/conftest.py).
+# Two processes: the lab and the daemons in one, other tests of the machine in the other, then all
+# that is pure (tests/conftest.py).
 SHARED := -n 2
 
 # pytest comes last, so that its closing line is the last one.

@@ -4,8 +4,8 @@ A marked test (netns, qemu, lab) is skipped, with the remedy, where the machine 
 With CI=true a skip fails the run unless its reason begins with a line of expected_skips.txt, and so
 does a run in which no test was executed.
 
-Two processes can share the work (`make test`): tests of the machine go to one of them, one after
-the other; the rest is pure, and goes to whoever is free.
+Two processes can share the work (`make test`): each gets one half of the tests of the machine, and
+then what is pure, a module at a time.
 """
 
 from __future__ import annotations
@@ -52,18 +52,33 @@ def lack_of_qemu() -> str:
     return ""
 
 
-OF_MACHINE = tuple(f"tests/{name}/" for name in ("contract", "daemon", "kernel_guest", "lab"))
+OF_MACHINE = (("tests/kernel_guest/", "tests/contract/"), ("tests/daemon/", "tests/lab/"))
+"""Tests of the machine itself, in two halves that do not meet; in a half one follows the other."""
 LACKS = {"netns": [lack_of_namespaces], "qemu": [lack_of_qemu], "lab": [lack_of_namespaces]}
 
 
 def scope_of(nodeid: str) -> str:
-    """What is given to one process as a piece: all tests of the machine, else a module's."""
+    """What is given to one process as a piece: half of the machine's tests, else a module's."""
     module = nodeid.partition("::")[0]
-    return "machine" if module.startswith(OF_MACHINE) else module
+    halves = (half for half in OF_MACHINE if module.startswith(half))
+    return next((half[0] for half in halves), module)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the work: the long pieces first, in the order given here."""
+    if hasattr(config, "workerinput"):
+        places = [place for half in OF_MACHINE for place in half]
+        rank = {place: number for number, place in enumerate(places)}
+        items.sort(
+            key=lambda item: next(
+                (n for place, n in rank.items() if item.nodeid.startswith(place)), len(places)
+            )
+        )
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False  # by their number of tests
     made = LoadScopeScheduling(config, log)
     made._split_scope = scope_of
     return made

@@ -12,7 +12,7 @@ from tests.lab.lab_command import Lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.lab, pytest.mark.timeout(900)]
 
-PACE = ("--set", "probe_every_ms=100") if EMULATED else ()
+PACE = ("--set", "probe_every_ms=100", "--set", "step_s=60") if EMULATED else ()
 
 
 def test_a_few_moves_by_the_kernels_tunnels_lose_nothing(lab: Lab) -> None:

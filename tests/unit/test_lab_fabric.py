@@ -173,11 +173,18 @@ def test_settings_change_tunnel_and_redirect_of_every_nve():
     assert changed.tunnel == "kernel"
     assert {n.redirect for n in changed.of_kind("nve")} == {"tunnel"}
     assert fabrics.with_settings(fabric, {}) == fabric
+    patient = fabrics.with_settings(fabric, {"step_s": "60"})
+    assert dict(patient.timers) == {**dict(fabric.timers), "step_s": 60.0}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"colour": "red"}, "no setting 'colour'"), ({"tunnel": "gre"}, "tunnel cannot be 'gre'")],
+    [
+        ({"colour": "red"}, "no setting 'colour'"),
+        ({"tunnel": "gre"}, "tunnel cannot be 'gre'"),
+        ({"step_s": "0"}, "step_s cannot be '0'"),
+        ({"step_s": "soon"}, "step_s cannot be 'soon'"),
+    ],
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(LabError, match=message) as caught:

@@ -83,7 +83,8 @@ def _row(kind: str, name: str, path: Path) -> dict[str, str]:
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of the fabric: tunnel=kernel|relay, redirect=auto|host-route|tunnel, probe_every_ms=N.",
+    help="Of the fabric: tunnel=kernel|relay, redirect=auto|host-route|tunnel, probe_every_ms=N, "
+    "step_s=N.",
 )
 def run(
     scenario: str, repeat: int, json_file: Path | None, html_file: Path | None,

@@ -43,7 +43,7 @@ LEAST_MTU, MOST_MTU = 1280, 65535
 NAPT_POLICIES = ("keep", "hand-over")
 REDIRECTS = ("auto", "host-route", "tunnel")
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "tunnel": TUNNELS, "redirect": REDIRECTS, "probe_every_ms": (),
+    "tunnel": TUNNELS, "redirect": REDIRECTS, "probe_every_ms": (), "step_s": (),
 }  # fmt: skip
 """What `--set` knows, and the values; none: a number."""
 MOST_PROBE_MS = 1000
@@ -86,8 +86,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def with_settings(fabric: Fabric, settings: Mapping[str, str]) -> Fabric:
-    """The fabric with these of its settings changed: `tunnel`, `probe_every_ms`, and `redirect` of
-    every NVE."""
+    """The fabric with these of its settings changed: `tunnel`, `probe_every_ms`, `redirect` of
+    every NVE, and `step_s` among its timers."""
     for key, value in settings.items():
         known = SETTINGS.get(key)
         if known is None:
@@ -102,7 +102,21 @@ def with_settings(fabric: Fabric, settings: Mapping[str, str]) -> Fabric:
         for node in fabric.nodes
     )
     tunnel = settings.get("tunnel", fabric.tunnel)
-    return replace(fabric, nodes=nodes, tunnel=tunnel, probe_every_ms=every_ms)
+    timers = dict(fabric.timers) | _step(settings)
+    return replace(
+        fabric,
+        nodes=nodes,
+        tunnel=tunnel,
+        probe_every_ms=every_ms,
+        timers=tuple(sorted(timers.items())),
+    )
+
+
+def _step(settings: Mapping[str, str]) -> dict[str, float]:
+    given = settings.get("step_s", "")
+    if given and not (given.isdecimal() and int(given)):
+        raise LabError(f"step_s cannot be {given!r}", "give seconds, a whole number above 0")
+    return {"step_s": float(given)} if given else {}
 
 
 def _every_ms(value: int, where: str) -> int:
