@@ -4,7 +4,7 @@ A marked test (netns, qemu, lab) is skipped, with the remedy, where the machine 
 With CI=true a skip fails the run unless its reason begins with a line of expected_skips.txt, and so
 does a run in which no test was executed.
 
-Two processes can share the work (`make test`): each gets one half of the tests of the machine, and
+Two processes can share the work (`make test`): each gets one part of the tests of the machine, and
 then what is pure, a module at a time.
 """
 
@@ -52,22 +52,22 @@ def lack_of_qemu() -> str:
     return ""
 
 
-OF_MACHINE = (("tests/kernel_guest/", "tests/contract/"), ("tests/daemon/", "tests/lab/"))
-"""Tests of the machine itself, in two halves that do not meet; in a half one follows the other."""
+OF_MACHINE = (("tests/contract/", "tests/kernel_guest/", "tests/lab/"), ("tests/daemon/",))
+"""Tests of the machine itself, in two parts that do not meet; in a part one follows the other."""
 LACKS = {"netns": [lack_of_namespaces], "qemu": [lack_of_qemu], "lab": [lack_of_namespaces]}
 
 
 def scope_of(nodeid: str) -> str:
-    """What is given to one process as a piece: half of the machine's tests, else a module's."""
+    """What is given to one process as a piece: a part of the machine's tests, else a module's."""
     module = nodeid.partition("::")[0]
-    halves = (half for half in OF_MACHINE if module.startswith(half))
-    return next((half[0] for half in halves), module)
+    parts = (part for part in OF_MACHINE if module.startswith(part))
+    return next((part[0] for part in parts), module)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where processes share the work: the long pieces first, in the order given here."""
     if hasattr(config, "workerinput"):
-        places = [place for half in OF_MACHINE for place in half]
+        places = [place for part in OF_MACHINE for place in part]
         rank = {place: number for number, place in enumerate(places)}
         items.sort(
             key=lambda item: next(

@@ -199,11 +199,21 @@ def move_under_way(fabric: LiveFabric) -> str:
     return next((state for state in states if state not in ENDED), "")
 
 
+def at_rest(fabric: LiveFabric) -> bool:
+    """Whether no NVE is in the middle of anything with the VM."""
+    phases = set()
+    for nve in ("nve-a", "nve-b"):
+        with fabric.nve(nve) as client:
+            phases |= {str(row["phase"]) for row in client.vms()}
+    return phases <= {"none", "serving", "redirecting"}
+
+
 def heals(fabric: LiveFabric, node: str, disk: Disk) -> None:
     """With room again the daemon starts, and what was under way comes to its end."""
     disk.free()
     fabric.start(node)
     fabric.eventually(fabric.where, "the VM is served", PATIENCE_S)
     fabric.eventually(lambda: not move_under_way(fabric), "the move's end", PATIENCE_S)
+    fabric.eventually(lambda: at_rest(fabric), "the NVEs have heard of it", PATIENCE_S)
     fabric.move("nve-b" if fabric.where() == "nve-a" else "nve-a")
     fabric.echoes()
