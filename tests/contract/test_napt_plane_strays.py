@@ -175,8 +175,10 @@ def test_neighbours_speak_by_public_addresses_while_one_is_handed_over(
     world.route(world.box1, f"{PUBLIC}/32", BOX2)
     (pool,) = state().publics
     rest = tuple(pool.address_exclude(IPv4Network(PUBLIC)))
-    assert one.apply(replace(state(static(B, SECOND)), publics=rest)) == []
+    left = replace(state(static(B, SECOND)), publics=rest)
+    assert one.apply(replace(left, departing=(IPv4Address(PUBLIC),))) == []
     one.drop(A)
+    assert one.apply(left) == []
     talks += hairpins(world, 9020)
     for talk in talks:
         talk.exchange()

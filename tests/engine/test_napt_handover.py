@@ -274,6 +274,22 @@ def test_the_pool_is_routed_to_the_box_but_for_what_was_handed_over() -> None:
     assert is_routed_here("x")
 
 
+def test_an_address_departs_before_its_flows_are_forgotten_and_not_after() -> None:
+    """Else what comes from there meanwhile would begin flows that clash with the old ones."""
+    world = handing_world(linger_s=5.0)
+    box = world.boxes["x"]
+    move_to(world, "b")
+    begin = len(box.orders)
+    world.run(10.0)
+    seen = [
+        ("departs" if IPv4Address(PUBLIC) in order.departing else "left")
+        if isinstance(order, NaptState)
+        else "forgets"
+        for order in box.orders[begin:]
+    ]
+    assert seen == ["departs", "forgets", "left"]
+
+
 def test_what_a_vm_sends_by_its_owner_leaves_with_its_own_address_wherever_it_is() -> None:
     """Else it would get one of `ports_pool`, and keep that."""
     world = handing_world(linger_s=5.0)

@@ -21,7 +21,9 @@ End = tuple[IPv4Address, int]
 
 _TIMEOUT_S = 300
 _LIMIT = 1 << 16
-_PARTS = ("inside", "exempt", "static", "outward", "ports", "pool", "detours", "publics")
+_PARTS = (
+    "inside", "exempt", "static", "outward", "departing", "ports", "pool", "detours", "publics"
+)  # fmt: skip
 
 
 class FakeNaptPlane:

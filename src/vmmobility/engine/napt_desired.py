@@ -33,6 +33,7 @@ def desired(mappings: Mappings, detours: Mapping[str, IPv4Address | None]) -> Na
         settings.pool_ports,
         _without(settings.pool, [m.public for m in away]),
         _sorted(away),
+        tuple(sorted(m.public for m in living if m.forgetting)),
     )
 
 

@@ -210,9 +210,12 @@ class NaptHandover(NaptTaking):
         mapping = handing.mapping
         if error:
             self.outbox.emit(Event("handover.failed", {"reason": error}))
+        self.mappings.forgotten(mapping)
         if mapping.is_translated and not mapping.ended:
+            self._settle()
             return  # it is this box's again
         self.outbox.emit(DropFlows(mapping.private, mapping.public))
+        self._settle()
         self._add(handing, flows)
         if not mapping.ended:
             self._send_late(handing, now)

@@ -37,6 +37,7 @@ class VmMapping:
     lingers: it was handed over, and is translated here, too, until then; 0: not so (durable
              is whether)
     stays:  why it is not handed over though its VM is behind another box, in words (not durable)
+    forgetting: its flows are about to be forgotten here (NaptState.departing; not durable)
     tried:  another box hands it over, and the kernel is asked to hold it (not durable)
     """
 
@@ -52,6 +53,7 @@ class VmMapping:
     ended: bool = False
     due: float = 0.0
     lingers: float = 0.0
+    forgetting: bool = False
     tried: bool = False
     stays: str = ""
 

@@ -246,7 +246,15 @@ class Mappings:
             mapping.lingers = 0.0
             self.save(mapping)
             self._changed("mapping.gone", **words(mapping))
-        return [m for m in found if not m.is_translated]
+        gone = [m for m in found if not m.is_translated]
+        for mapping in gone:
+            mapping.forgetting = True
+        return gone
+
+    def forgotten(self, mapping: VmMapping) -> None:
+        """Its flows have been forgotten, or need not be."""
+        mapping.forgetting = False
+        self.version += 1
 
     def next_due(self) -> float | None:
         mappings = self.vms.values()

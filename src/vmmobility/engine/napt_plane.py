@@ -57,6 +57,9 @@ class NaptState:
               is led nowhere is dropped, else it would go back by the default route, and round
     outward:  basic NAT of what goes out alone: the public address is routed to another box, which
               leads inside what comes to it, but what leaves here has no other source
+    departing: public addresses that are routed to another box by now, whose flows are not forgotten
+              here yet: what comes from them is led to static addresses without a flow.  One would
+              clash with the old one, get another port, and be answered by a reset
     """
 
     inside: tuple[IPv4Network, ...] = ()
@@ -68,6 +71,7 @@ class NaptState:
     pool_ports: tuple[int, int] = (1024, 65535)
     publics: tuple[IPv4Network, ...] = ()
     outward: tuple[StaticMapping, ...] = ()
+    departing: tuple[IPv4Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
