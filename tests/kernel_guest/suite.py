@@ -28,7 +28,8 @@ QUICK = (
     f"{CONTRACT}_tunnels.py",
     "tests/lab/test_lab_tunnels.py",
 )
-CHOICE = "kernel or auto_takes"
+# By parameter: "kernel" alone would take whatever speaks of a kernel in its name, of any back end.
+CHOICE = "[kernel or -kernel or kernel_tunnels or kernels_tunnels or auto_takes"
 QUICK_CHOICE = f"({CHOICE}) and not another_back_end and not ten_moves"
 TEST_LIMIT_S = 900  # of one test: with other work on the machine it may need many times its time
 ENVIRONMENT = {"CI": "true", "VMMOB_EXPECT_KERNEL_TUNNELS": "1"}

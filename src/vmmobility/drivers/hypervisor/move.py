@@ -12,6 +12,7 @@ Not here: incoming moves and the guest's life (guest.py).  Rests on qmp.py and c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
@@ -301,7 +302,8 @@ class OutgoingMove:
             self._stream_error = error
             self._sent.set()
 
-        self._loop.call_soon_threadsafe(note)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            self._loop.call_soon_threadsafe(note)
 
     # -- waiting ---------------------------------------------------------------------------------
 
