@@ -31,6 +31,7 @@ class Kernel:
 
     wanted: what was last asked for, with which audit() compares what is held.
     lost:   what it held of these VMs went with the power, and it holds no route of them since.
+    delay_s: what a change takes.
     """
 
     touched: set[VmKey] = field(default_factory=set)
@@ -39,6 +40,7 @@ class Kernel:
     wanted: dict[VmKey, VmDataPlane] = field(default_factory=dict)
     counters: dict[VmKey, Counters] = field(default_factory=dict)
     fail_next: list[str] = field(default_factory=list)
+    delay_s: float = 0.001
 
     def __post_init__(self) -> None:
         self.held = Noted(self.touched)

@@ -151,7 +151,7 @@ class Pump:
             number = output.number
             self.later(node.synced - self.now, lambda: self._persisted(node, life, number, changes))
         elif isinstance(output, SetDataPlane):
-            self.later(0.001, lambda: self._applied(node, life, output))
+            self.later(node.kernel.delay_s, lambda: self._applied(node, life, output))
         elif isinstance(output, SetRoutes):
             self.later(0.001, lambda: self._routed(node, life, output))
         elif isinstance(output, Explain):

@@ -1,4 +1,7 @@
-"""When silence may end a redirect: only where the fabric leads no part of the VM's prefix here."""
+"""When silence may end a redirect: only where the fabric leads no part of the VM's prefix here.
+
+And a redirect that has ended is waited for by nobody.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from ipaddress import ip_network
 import pytest
 
 from tests.engine.network import World
-from tests.engine.test_restarts import VM, settle
+from tests.engine.test_restarts import VM, moves, settle
 from vmmobility.wire.values import Interface
 
 
@@ -24,3 +27,17 @@ def test_a_redirect_that_the_fabric_leads_to_outlives_silence(prefix: str, stays
     settle(world)
     world.run(60)
     assert (VM in world.nodes["a"].kernel.held) is stays
+
+
+def test_a_move_does_not_wait_for_a_redirect_that_has_drained() -> None:
+    """A source whose kernel is slower than its silence is long has asked to let go before it could
+    confirm; with it goes the last one that the move waited for."""
+    world = World(nve_settings={"drain_s": 2.0})
+    world.start_vm(VM, "a", (Interface(b"\2\0\0\0\0\1", (ip_network("10.8.0.7/32"),)),))
+    world.run(1)
+    world.nodes["a"].kernel.delay_s = 3.0
+    world.move(VM, "b")
+    world.run(20)
+    (move,) = moves(world)
+    assert (move.ok, move.reason) == (True, "")
+    assert VM not in world.nodes["a"].kernel.held

@@ -321,12 +321,18 @@ class ManagerMoves(ManagerSteps):
             if node == move.destination.nve_id and told >= move.back_epoch > 0:
                 move.cleared = True
                 self._happen(move, Happening.ACCEPTED, now)
-        if move is None or move.state is not MoveState.REDIRECTING:
+        if move is not None and move.state is MoveState.REDIRECTING:
+            self._measure(move, reply)
+        self._redirects_settled(binding, now)
+
+    def _redirects_settled(self, binding: Binding, now: float) -> None:
+        """A previous NVE has confirmed its redirect, or needs none any more: a move ends with the
+        last."""
+        move = self._current.get(binding.vm)
+        if move is None or move.state is not MoveState.REDIRECTING or binding.unacknowledged:
             return
-        self._measure(move, reply)
-        if not binding.unacknowledged:
-            self._phase(move, "redirected", now)
-            self._happen(move, Happening.ACKNOWLEDGED, now)
+        self._phase(move, "redirected", now)
+        self._happen(move, Happening.ACKNOWLEDGED, now)
 
     def _void_move(self, vm: VmKey, now: float) -> None:
         """design: a ticket is void after any other accepted attach."""

@@ -31,6 +31,7 @@ class ManagerRemovals:
         _deregistering: dict[VmKey, Received]
         _ended: EndedAttaches
         _redirect_previous: Callable[[Binding, float], None]
+        _redirects_settled: Callable[[Binding, float], None]
         _save_binding: Callable[[Binding], None]
         _void_move: Callable[[VmKey, float], None]
         _new_epoch: Callable[[], int]
@@ -59,6 +60,7 @@ class ManagerRemovals:
                 del binding.previous[node]
                 self._save_binding(binding)
                 self.channel.withdraw_subject(received.peer, (message.vm, "redirect"))
+                self._redirects_settled(binding, now)
                 self._try_removal(binding, now)
             elif binding is None and self._relearning(now):
                 # Its VM's attach may be on its way, and others may still send here.
