@@ -24,7 +24,7 @@ from vmmobility.drivers.fake_dataplane import FakeDataPlane
 from vmmobility.drivers.linux import filter, sysctl
 from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.netlink import Netlink
-from vmmobility.drivers.linux.ownership import TUNNEL_DEVICES
+from vmmobility.drivers.linux.ownership import TAP_PREFIX, TUNNEL_DEVICES
 from vmmobility.drivers.linux.settings import LinuxSettings, TunnelWish
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
@@ -189,7 +189,18 @@ class LinuxHands:
 
     @contextlib.contextmanager
     def monitor(self) -> Iterator[Callable[[], str]]:
-        """Hear what the kernel and nftables tell of changes; answers a reading of it."""
+        """Hear what the kernel and nftables tell of changes; answers a reading of it.
+
+        Of links it tells late: it begins once those of taps that nobody holds open are told.
+        """
+        taps = f" {TAP_PREFIX}"
+        wait_for(
+            lambda: not any(
+                taps in line and "state UNKNOWN" in line
+                for line in self.space.ip("-o", "link").splitlines()
+            ),
+            "the taps' links are at rest",
+        )
         with tempfile.TemporaryFile("w+") as heard:
             commands = (["ip", "monitor", "link", "address", "route", "rule"], ["nft", "monitor"])
             inside = ["ip", "netns", "exec", self.space.name]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 
 _PATTERN = bytes(range(251)) * 512
 """Its length is no power of two: what is lost or comes twice does not fit."""
 _PATIENCE_S = 20.0
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class Bulk:
@@ -55,9 +57,11 @@ class Bulk:
             thread.join(2 * _PATIENCE_S)
 
     def close(self) -> None:
+        """By a reset: the kernel is not to repeat anything to an end that is gone, in later tests."""
         self._ending.set()
         for one in (self._source, self._sink):
             with contextlib.suppress(OSError):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
                 one.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(2 * _PATIENCE_S)
