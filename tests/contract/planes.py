@@ -195,9 +195,11 @@ class LinuxHands:
         """
         taps = f" {TAP_PREFIX}"
         wait_for(
-            lambda: not any(
-                taps in line and "state UNKNOWN" in line
-                for line in self.space.ip("-o", "link").splitlines()
+            lambda: (
+                not any(
+                    taps in line and "state UNKNOWN" in line
+                    for line in self.space.ip("-o", "link").splitlines()
+                )
             ),
             "the taps' links are at rest",
         )

@@ -57,7 +57,7 @@ class Bulk:
             thread.join(2 * _PATIENCE_S)
 
     def close(self) -> None:
-        """By a reset: the kernel is not to repeat anything to an end that is gone, in later tests."""
+        """By a reset: the kernel is to repeat nothing to an end that is gone."""
         self._ending.set()
         for one in (self._source, self._sink):
             with contextlib.suppress(OSError):
