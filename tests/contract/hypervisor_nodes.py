@@ -42,6 +42,7 @@ class Node:
     def __init__(self, port: str) -> None:
         self.port = port
         self.reports: asyncio.Queue[GuestReport] = asyncio.Queue()
+        self.progress: list[GuestReport] = []
         self.on_report: Callable[[GuestReport], None] = lambda report: None
         self.hypervisor: Hypervisor
         self.reopen: Callable[[], Hypervisor]
@@ -56,7 +57,10 @@ class Node:
         self.hypervisor = self.reopen()
 
     def hear(self, report: GuestReport) -> None:
-        """The hypervisor's listener."""
+        """The hypervisor's listener.  Of progress there may be any number."""
+        if report.event is GuestEvent.PROGRESS:
+            self.progress.append(report)
+            return
         self.on_report(report)
         self.reports.put_nowait(report)
 

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from vmmobility.drivers.hypervisor.byte_pipe import watch_path
 from vmmobility.errors import HypervisorError
 
 CHUNK = 64 * 1024  # octets a turn: no more passes once the copy is held
@@ -60,16 +61,7 @@ class CopyStream:
                 "see that the destination waits there and the path is open",
             ) from None
         self._far.settimeout(None)
-        limit_s = max(1, round(self._stall_limit_s))
-        self._far.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            (socket.TCP_NODELAY, 1),
-            (socket.TCP_USER_TIMEOUT, limit_s * 1000),
-            (socket.TCP_KEEPIDLE, 1),
-            (socket.TCP_KEEPINTVL, 1),
-            (socket.TCP_KEEPCNT, limit_s),
-        ):
-            self._far.setsockopt(socket.IPPROTO_TCP, option, value)
+        watch_path(self._far, self._stall_limit_s)
 
     def start(self) -> None:
         """Begin to send.  QEMU has its end by now; ours of it is closed."""

@@ -14,11 +14,12 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from vmmobility.drivers.hypervisor.interface import VmDefinition
+from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError, DecodeError
 from vmmobility.wire.values import Interface, Prefix, VmKey
@@ -36,9 +37,13 @@ VM_ID_LIMIT = 255  # octets of UTF-8
 VCPUS_LIMIT = 255
 MEMORY_LIMIT_MIB = 1 << 24
 INTERFACES_LIMIT = 16
+DISK_FORMATS = ("qcow2", "raw")
+DISKS_LIMIT = 8
+DISK_LIMIT_MIB = 1 << 26
+DISK_PATH_LIMIT = 255  # octets: definitions travel in datagrams
 ENCODED_LIMIT = 64 * 1024  # octets: a definition is small, whoever sends more is wrong
 
-_KEYS = ("vm_id", "vni", "kind", "vcpus", "memory_mib", "machine", "interface", "redirect")
+_KEYS = ("vm_id", "vni", "kind", "vcpus", "memory_mib", "machine", "interface", "redirect", "disk")
 
 # Called with (key, what is wrong); raises the error that suits the source.
 _Reject = Callable[[str, str], Exception]
@@ -60,6 +65,8 @@ def encode(definition: VmDefinition) -> bytes:
     }
     if definition.redirect is not None:  # an NVE that does not know the key refuses it
         document["redirect"] = definition.redirect.value
+    if definition.disks:
+        document["disk"] = [asdict(disk) for disk in definition.disks]
     return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
 
 
@@ -119,7 +126,43 @@ def _definition(document: object, reject: _Reject) -> VmDefinition:
         memory_mib=_integer(document, "memory_mib", 128, (1, MEMORY_LIMIT_MIB), reject),
         machine=_machine(document.get("machine", {}), kind, reject),
         redirect=_redirect(document.get("redirect"), reject),
+        disks=_disks(document.get("disk", []), kind, reject),
     )
+
+
+def _disks(value: object, kind: str, reject: _Reject) -> tuple[Disk, ...]:
+    if not isinstance(value, list):
+        raise reject("disk", "must be a list of tables: [[disk]]")
+    if value and kind != "qemu":
+        raise reject("disk", f"a VM of kind {kind!r} has no disks of ours")
+    if len(value) > DISKS_LIMIT:
+        raise reject("disk", f"at most {DISKS_LIMIT} are possible")
+    disks = tuple(_disk(item, f"disk[{n}]", reject) for n, item in enumerate(value))
+    for n, disk in enumerate(disks):
+        if disk.path in {other.path for other in disks[:n]}:
+            raise reject(f"disk[{n}].path", f"{disk.path} is used twice")
+    return disks
+
+
+def _disk(item: object, where: str, reject: _Reject) -> Disk:
+    if not isinstance(item, Mapping):
+        raise reject(where, "must be a table")
+    _only_known(item, ("path", "format", "size_mib"), f"{where}.", reject)
+    path, image_format = item.get("path"), item.get("format", DISK_FORMATS[0])
+    if not isinstance(path, str) or not path.isprintable() or path.endswith("/") or not path:
+        raise reject(f"{where}.path", "must be the path of an image")
+    if ".." in Path(path).parts or len(path.encode()) > DISK_PATH_LIMIT:
+        raise reject(f"{where}.path", f"must be without .. and of {DISK_PATH_LIMIT} octets at most")
+    if image_format not in DISK_FORMATS:
+        raise reject(f"{where}.format", f"{image_format!r} is none of {', '.join(DISK_FORMATS)}")
+    if "size_mib" not in item:
+        raise reject(f"{where}.size_mib", "is required: an NVE may have to make such an image")
+    size_mib = _integer(item, "size_mib", 0, (1, DISK_LIMIT_MIB), _in(where, reject))
+    return Disk(path, image_format, size_mib)
+
+
+def _in(where: str, reject: _Reject) -> _Reject:
+    return lambda key, problem: reject(f"{where}.{key}", problem)
 
 
 def _redirect(value: object, reject: _Reject) -> RedirectPolicy | None:

@@ -7,11 +7,14 @@ the process (process.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor.disk_copy import DiskCopy
+from vmmobility.drivers.hypervisor.disk_door import DiskDoor
+from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.guest_life import life_of
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
@@ -45,8 +48,11 @@ class QemuGuest:
         pid: int,
         listener: Listener,
         settings: QemuSettings,
+        images: DiskImages,
     ) -> None:
         self.definition = definition
+        self.images = images
+        self.door: DiskDoor | None = None
         self.folder = folder
         self.pid = pid
         self.incoming = False
@@ -71,6 +77,8 @@ class QemuGuest:
         await self._connect()
         status: dict[str, Any] = await self._session.execute("query-status")
         self.incoming = status["status"] == "inmigrate"
+        if status["running"]:
+            self.images.in_use()
         ready = asyncio.Event()
         # The root of the guest's task group; close() cancels and awaits it.
         loop = asyncio.get_running_loop()
@@ -155,13 +163,13 @@ class QemuGuest:
         """Begin the pre-copy; its reports follow."""
         if self._group is None:
             raise HypervisorError(f"{self._name}: the guest has ended")
+        disks = None
+        if self.definition.disks:
+            disks = DiskCopy(
+                self._name, self._session, self.images, self.folder.path, self._settings
+            )
         move = OutgoingMove(
-            self._name,
-            self._session,
-            target,
-            self.report,
-            self._settings,
-            least_rounds,
+            self._name, self._session, target, self.report, self._settings, least_rounds, disks
         )
         self.move = move
         try:
@@ -191,9 +199,22 @@ class QemuGuest:
                 await process.kill(self.folder, self.definition.vm, self.pid)
         await self.close()
 
+    async def open_door(
+        self, copied: Sequence[bool], address: str, memory_port: int
+    ) -> tuple[str, int]:
+        """Let the source of a move in copy its disks; where.  Raises HypervisorError."""
+        door = DiskDoor(
+            self._session, self.images, copied, self.folder.nbd, self._settings.stall_limit_s
+        )
+        self.door = door
+        return await door.open(address, self._settings.ports, memory_port)
+
     async def close(self) -> None:
         """Let go of the guest, leaving it running."""
         self._leaving = True
+        if self.door is not None:
+            await self.door.close()
+            self.door = None
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
@@ -231,8 +252,7 @@ class QemuGuest:
         """The monitor was lost for a moment, and RESUMED perhaps with it."""
         with suppress(HypervisorError):  # lost again: the caller's loop sees it
             if self.incoming and await self.running():
-                self.incoming = False
-                self.report(GuestEvent.RESUMED)
+                self._resumed(None)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         name = event["event"]
@@ -245,8 +265,12 @@ class QemuGuest:
         elif name == "STOP" and self.move is not None:
             self.move.on_stop(event_time_ns(event))
         elif name == "RESUME" and self.incoming:
-            self.incoming = False
-            self.report(GuestEvent.RESUMED, time_ns=event_time_ns(event))
+            self._resumed(event_time_ns(event))
+
+    def _resumed(self, time_ns: int | None) -> None:
+        self.incoming = False
+        self.report(GuestEvent.RESUMED, time_ns=time_ns)
+        self.images.in_use()
 
     def _on_end(self) -> None:
         if self._leaving:

@@ -18,6 +18,21 @@ from vmmobility.wire.values import Interface, VmKey
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk image of a VM.
+
+    path:     absolute: the same file name at every NVE; else inside the NVE's own folder of disks
+    format:   "qcow2" or "raw"
+    size_mib: its size to the guest, in MiB: an NVE that has no such image makes one of it when the
+              VM moves in
+    """
+
+    path: str
+    format: str
+    size_mib: int
+
+
+@dataclass(frozen=True, slots=True)
 class VmDefinition:
     """A VM as the hypervisor needs it; travels from NVE to NVE as compact JSON (encode/decode).
 
@@ -28,6 +43,7 @@ class VmDefinition:
                 kernel command line); netns: namespace; external: qmp, the path of the monitor
                 that its QEMU keeps for this node
     redirect:   how NVEs that it has left redirect its packets; None: as each one's own setting says
+    disks:      its disk images, of kind "qemu" only
     """
 
     vm: VmKey
@@ -37,6 +53,7 @@ class VmDefinition:
     memory_mib: int = 128
     machine: dict[str, Any] = field(default_factory=dict)
     redirect: RedirectPolicy | None = None
+    disks: tuple[Disk, ...] = ()
 
 
 class GuestEvent(Enum):
@@ -45,6 +62,8 @@ class GuestEvent(Enum):
     STARTED = "started"  # the guest runs (first start)
     STOPPED = "stopped"  # its CPUs have stopped in a switchover (QEMU's STOP)
     RESUMED = "resumed"  # it runs here after a move in (QEMU's RESUME)
+    # outgoing, every second: detail has disk_bytes of disk_total_bytes copied so far
+    PROGRESS = "progress"
     CONVERGED = "converged"  # outgoing: what remains fits the blackout budget; the copy is held
     ABOUT_TO_STOP = "about-to-stop"  # outgoing, after switch_over(): redirect now, then proceed()
     COMPLETED = "completed"  # outgoing: everything is sent; whether it runs, the destination says

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from typing import Any, Protocol
 
 from vmmobility.drivers.hypervisor.copy_stream import CopyStream
+from vmmobility.drivers.hypervisor.disk_copy import DiskCopy
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
@@ -26,6 +28,7 @@ from vmmobility.drivers.hypervisor.stall import Broken, Progress
 from vmmobility.errors import HypervisorError
 
 POLL_FAR_S = 0.010
+PROGRESS_S = 1.0
 POLL_NEAR_S = 0.001
 # When less than this times the hold mark remains, polling quickens and the pace falls, so that the
 # mark is not run over between two polls.
@@ -78,6 +81,7 @@ class OutgoingMove:
         report: Report,
         settings: QemuSettings,
         least_rounds: int,
+        disks: DiskCopy | None = None,
     ) -> None:
         self.target = target
         self.phase = Phase.COPYING
@@ -86,6 +90,9 @@ class OutgoingMove:
         self._report = report
         self._settings = settings
         self._least_rounds = least_rounds
+        self._disks = disks
+        self._memory_begun = False
+        self._giving_up = False
         self._stream = CopyStream(guest, settings.stall_limit_s, self._stream_ended)
         self._loop = asyncio.get_running_loop()
         self._switch = asyncio.Event()
@@ -101,26 +108,42 @@ class OutgoingMove:
         self._reason = ""
 
     async def begin(self) -> None:
-        """Start the pre-copy.  Raises HypervisorError if the path or QEMU refuses."""
-        execute = self._session.execute
+        """Start to copy: disks, if it has any, else memory.  Raises HypervisorError if the path or
+        QEMU refuses."""
+        address, port = self.target
         try:
-            await asyncio.to_thread(self._stream.connect, *self.target)
-            await set_capabilities(execute, SOURCE_CAPABILITIES)
-            await execute(
-                "migrate-set-parameters",
-                {"max-bandwidth": UNLIMITED_BYTES_PER_S, "downtime-limit": DOWNTIME_COPYING_MS},
-            )
-            await self._session.give_descriptor(FD_NAME, self._stream.qemu_end.fileno())
-            await execute("migrate", {"uri": f"fd:{FD_NAME}"})
+            if self._disks is not None:
+                port = await self._disks.ask(address, port)
+            await asyncio.to_thread(self._stream.connect, address, port)
+            if self._disks is None:
+                await self._begin_memory()
+            else:
+                await self._disks.start()
         except HypervisorError:
+            if self._disks is not None:
+                await self._disks.abort()
             self._stream.abort()
             raise
+
+    async def _begin_memory(self) -> None:
+        execute = self._session.execute
+        await set_capabilities(execute, SOURCE_CAPABILITIES)
+        await execute(
+            "migrate-set-parameters",
+            {"max-bandwidth": UNLIMITED_BYTES_PER_S, "downtime-limit": DOWNTIME_COPYING_MS},
+        )
+        await self._session.give_descriptor(FD_NAME, self._stream.qemu_end.fileno())
+        self._memory_begun = True
+        await execute("migrate", {"uri": f"fd:{FD_NAME}"})
         self._stream.pace(self._settings.copy_bytes_per_s)
         self._stream.start()
 
     async def run(self) -> None:
         """From the first round to COMPLETED or FAILED, which it reports.  Never raises."""
         try:
+            if self._disks is not None:
+                await self._copy_disks(self._disks)
+                await self._begin_memory()
             await self._converge()
             await self._redirect()
             await self._finish()
@@ -129,6 +152,8 @@ class OutgoingMove:
         finally:
             self.phase = Phase.ENDED
             self._stream.abort()
+            if self._disks is not None:
+                self._disks.close()
             self._ended.set()
 
     @property
@@ -178,6 +203,22 @@ class OutgoingMove:
 
     # -- the phases ------------------------------------------------------------------------------
 
+    async def _copy_disks(self, disks: DiskCopy) -> None:
+        """Until all is there and every further write goes to both ends."""
+        progress = Progress(self._settings, math.inf)
+        tell_at = 0.0
+        ready = False
+        while not ready:
+            await self._pause(POLL_FAR_S)
+            ready = await disks.look()
+            progress.seen(disks.done)
+            if ready or time.monotonic() >= tell_at:
+                tell_at = time.monotonic() + PROGRESS_S
+                self._report(
+                    GuestEvent.PROGRESS,
+                    {"disk_bytes": disks.done, "disk_total_bytes": disks.total},
+                )
+
     async def _converge(self) -> None:
         """Copy until little enough remains, then hold."""
         mark = self._settings.hold_remaining_bytes
@@ -222,6 +263,8 @@ class OutgoingMove:
                         "the destination has closed the copy, or acknowledged nothing for "
                         f"{self._settings.stall_limit_s:.0f} s"
                     )
+                if self._disks is not None:
+                    await self._disks.look()
             self._check()
 
     async def _finish(self) -> None:
@@ -248,6 +291,8 @@ class OutgoingMove:
     async def _hand_over(self) -> None:
         await self._waiting.wait()
         if self.phase is Phase.SWITCHING and not self._over.is_set() and not self._handing_over:
+            if self._disks is not None and not self._giving_up:
+                await self._disks.finish()
             self._handing_over = True
             await self._session.execute("migrate-continue", {"state": "pre-switchover"})
         await self._over.wait()
@@ -260,6 +305,9 @@ class OutgoingMove:
         """Make sure that the migration is over and report whether the guest runs."""
         running = False
         detail = self._reason
+        self._giving_up = True
+        if self._disks is not None:
+            await self._disks.abort()
         try:
             if not self._over.is_set():
                 detail = detail or reason  # not what QEMU says of our breaking it off
@@ -277,7 +325,11 @@ class OutgoingMove:
         self._report(GuestEvent.FAILED, {"reason": detail, "running": running})
 
     async def _abandon(self) -> None:
-        if self.phase is not Phase.SWITCHING:
+        if self._disks is not None:
+            await self._disks.abort()
+        if not self._memory_begun:
+            self.on_status("cancelled")
+        elif self.phase is not Phase.SWITCHING:
             await self._session.execute("migrate_cancel")
         # From proceed() on never migrate_cancel: while QEMU stops the guest it hangs QEMU (7.2),
         # and after the last octet it starts a guest that was sent.  Broken off, QEMU starts the

@@ -53,6 +53,11 @@ class GuestFolder:
         return self.path / "pid"
 
     @property
+    def nbd(self) -> Path:
+        """Where a waiting QEMU takes the copies of its disks."""
+        return self.path / "nbd"
+
+    @property
     def console(self) -> Path:
         """What the guest has written to its serial console."""
         return self.path / "console.log"
@@ -79,8 +84,12 @@ def command_line(
     binary: str,
     accelerator: str,
     incoming: bool,
+    disks: Sequence[str] = (),
 ) -> list[str]:
-    """QEMU's argument list.  Source and destination must get the same machine."""
+    """QEMU's argument list.  Source and destination must get the same machine.
+
+    disks: the words for its disk images (DiskImages.arguments)
+    """
     machine = definition.machine
     words = [find_binary(binary), "-nodefaults", "-no-user-config", "-display", "none"]
     words += ["-name", f"guest={_escaped(str(definition.vm))}", "-no-reboot"]
@@ -99,6 +108,7 @@ def command_line(
         # romfile=: without a boot ROM there is nothing that both ends must have alike.
         device = f"virtio-net-pci,netdev=net{index},mac={interface.mac_text},romfile="
         words += ["-device", f"{device},id=nic{index},addr={0x10 + index:#x}"]
+    words += disks
     if incoming:
         words += ["-incoming", "defer"]
     return words

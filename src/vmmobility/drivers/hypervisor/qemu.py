@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
+from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.guest import QemuGuest
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
@@ -79,7 +80,10 @@ class QemuHypervisor:
     async def stop(self, vm: VmKey) -> None:
         """End the guest and its process."""
         async with self._locks[vm]:
+            guest = self._guests.get(vm)
             await self._end(vm)
+            if guest is not None:
+                guest.images.retire()
 
     async def pause(self, vm: VmKey) -> None:
         """Stop the guest's CPUs and keep it."""
@@ -103,6 +107,7 @@ class QemuHypervisor:
         await guest.drop_stale_migration()
         if not await guest.running():
             await guest.execute("cont")
+        guest.images.in_use()
         await guest.announce()
 
     async def prepare_incoming(
@@ -121,9 +126,18 @@ class QemuHypervisor:
             if guest is not None and not await guest.give_up_waiting():
                 raise HypervisorError(f"{definition.vm}: it runs here already")
             await self._end(definition.vm)
-            guest = await self._launch(definition, ports, incoming=True)
+            images = self._images(definition)
+            copied = await asyncio.to_thread(images.make_room)
             try:
-                guest.incoming_at = await self._listen(guest, listen_address)
+                guest = await self._launch(definition, ports, incoming=True)
+            except HypervisorError:
+                images.discard()
+                raise
+            try:
+                at = await self._listen(guest, listen_address)
+                if definition.disks:
+                    at = await guest.open_door(copied, *at)
+                guest.incoming_at = at
             except HypervisorError:
                 await self._end(definition.vm)
                 raise
@@ -240,10 +254,11 @@ class QemuHypervisor:
         return None if pid is None else await self._attach(folder, definition, pid)
 
     async def _attach(self, folder: GuestFolder, definition: VmDefinition, pid: int) -> QemuGuest:
-        guest = QemuGuest(folder, definition, pid, self._listener, self._settings)
+        images = self._images(definition)
+        guest = QemuGuest(folder, definition, pid, self._listener, self._settings, images)
         try:
             await guest.attach()
-            if guest.incoming:
+            if guest.incoming and not definition.disks:  # a door ends with its daemon
                 guest.incoming_at = _listening_at(await guest.execute("query-migrate"))
         except HypervisorError:
             await guest.close()  # QEMU serves one client: leave the place to the next attempt
@@ -264,6 +279,9 @@ class QemuHypervisor:
                 f"choose one of at most {STATE_DIR_LIMIT} characters",
             )
         process.check_files(definition)
+        images = self._images(definition)
+        if not incoming:
+            images.check()
         self._state_dir.mkdir(parents=True, exist_ok=True)
         folder = GuestFolder.of(self._state_dir, definition.vm)
         command = process.command_line(
@@ -273,6 +291,7 @@ class QemuHypervisor:
             binary=self._settings.binary,
             accelerator=await self._accelerator(),
             incoming=incoming,
+            disks=images.arguments(),
         )
         pid = await process.spawn(folder, definition, command)
         try:
@@ -319,10 +338,15 @@ class QemuHypervisor:
         folder = GuestFolder.of(self._state_dir, vm)
         if guest is not None:
             await guest.end()
+            if guest.incoming:
+                guest.images.discard()
         pid = process.find(folder)
         if pid is not None:  # of an earlier daemon, never adopted
             await process.kill(folder, vm, pid)
         process.forget(folder)
+
+    def _images(self, definition: VmDefinition) -> DiskImages:
+        return DiskImages(definition, self._settings.disks or self._state_dir / "disks")
 
     async def _accelerator(self) -> str:
         return await choose_accelerator(

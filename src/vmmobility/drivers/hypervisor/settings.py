@@ -6,6 +6,7 @@ Rests on nothing.  docs/design/hypervisor.md shows how the figures were found.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 MIB = 1024 * 1024
 
@@ -24,6 +25,8 @@ class QemuSettings:
     start_limit_s:              QEMU must answer its monitor within this
     stop_limit_s:               QEMU must end within this after quit, else it is killed
     ports:                      first and last TCP port where an incoming guest's memory may arrive
+    disks:                      folder of the disk images whose path is relative; None: inside the
+                                driver's state folder
     """
 
     binary: str = "qemu-system-x86_64"
@@ -36,6 +39,7 @@ class QemuSettings:
     start_limit_s: float = 20.0
     stop_limit_s: float = 3.0
     ports: tuple[int, int] = (49152, 49407)
+    disks: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,12 @@ class Broken(Exception):
 class Progress:
     """Notices a copy that stands still (a cut path) or never converges."""
 
-    def __init__(self, settings: QemuSettings) -> None:
+    def __init__(self, settings: QemuSettings, converge_limit_s: float | None = None) -> None:
         now = time.monotonic()
         self._stall_limit_s = settings.stall_limit_s
-        self._converge_limit_s = settings.converge_limit_s
+        self._converge_limit_s = (
+            settings.converge_limit_s if converge_limit_s is None else converge_limit_s
+        )
         self._begun, self._moved, self._sent = now, now, -1
 
     def seen(self, sent_bytes: int) -> None:

@@ -31,6 +31,7 @@ from vmmobility.wire.values import Interface, Prefix
 
 SOURCES = Path(__file__).parent
 GUESTD = SOURCES / "guestd.c"
+DISKD = SOURCES / "diskd.c"
 INIT = SOURCES / "init.sh"
 COMPILE = ("gcc", "-static", "-O2", "-Wall", "-o")
 
@@ -45,6 +46,7 @@ MODULES = (
     "failover",
     "net_failover",
     "virtio_net",
+    "virtio_blk",
 )
 
 # mitigations=off, nowatchdog: each saves work under TCG.  panic=-1 with QEMU's -no-reboot turns a
@@ -77,14 +79,22 @@ def guest_image(build_dir: Path, progress: Progress = lambda line: None) -> Gues
 
 
 def kernel_arguments(
-    interfaces: Sequence[Interface], mem_mib: int = 0, dirty_mibps: int = 0
+    interfaces: Sequence[Interface],
+    mem_mib: int = 0,
+    dirty_mibps: int = 0,
+    disk_records: int = 0,
+    disk_every_ms: int = 10,
 ) -> str:
     """The command line that gives the guest its addresses and guestd its work.
 
-    mem_mib: MiB of checksummed memory; dirty_mibps: MiB/s of it that are rewritten.
+    mem_mib: MiB of checksummed memory; dirty_mibps: MiB/s of it that are rewritten; disk_records:
+    how many records diskd keeps at the beginning of the first disk, 0: it does not run; disk_every_ms
+    its pause between two.
     A prefix shorter than an address belongs to the guest as a whole.
     """
     words = [BASE_ARGUMENTS, f"mem_mib={mem_mib}", f"dirty_mibps={dirty_mibps}"]
+    if disk_records:
+        words.append(f"disk_records={disk_records} disk_every_ms={disk_every_ms}")
     for interface in interfaces:
         words.append(",".join(["vmm=" + interface.mac_text, *map(_entry, interface.prefixes)]))
     line = " ".join(words)
@@ -113,7 +123,7 @@ def _content_key(package: KernelPackage) -> str:
     """A hash of everything that the initramfs is made from."""
     require_busybox()
     digest = hashlib.sha256(" ".join(COMPILE).encode())
-    sources = [GUESTD, INIT, SOURCES / "cpio.py", Path(__file__), BUSYBOX]
+    sources = [GUESTD, DISKD, INIT, SOURCES / "cpio.py", Path(__file__), BUSYBOX]
     for path in [*sources, *_modules(package)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -121,9 +131,11 @@ def _content_key(package: KernelPackage) -> str:
 
 def _initramfs(package: KernelPackage, build_dir: Path) -> bytes:
     with tempfile.TemporaryDirectory(dir=build_dir, prefix="compile-") as name:
-        binary = Path(name) / "guestd"
-        run([*COMPILE, str(binary), str(GUESTD)])
-        guestd = binary.read_bytes()
+        binaries = {}
+        for source in (GUESTD, DISKD):
+            binary = Path(name) / source.stem
+            run([*COMPILE, str(binary), str(source)])
+            binaries[source.stem] = binary.read_bytes()
     present = _modules(package)
     archive = Archive()
     for folder in ("bin", "dev", "modules", "proc", "sys", "tmp"):
@@ -131,7 +143,8 @@ def _initramfs(package: KernelPackage, build_dir: Path) -> bytes:
     archive.add_device("dev/console", major=5, minor=1)
     archive.add_file("init", INIT.read_bytes(), mode=0o755)
     archive.add_file("bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
-    archive.add_file("bin/guestd", guestd, mode=0o755)
+    for program, octets in binaries.items():
+        archive.add_file(f"bin/{program}", octets, mode=0o755)
     for module in present:
         archive.add_file(f"modules/{module.name}", module.read_bytes())
     archive.add_file("modules/order", "".join(f"{m.name}\n" for m in present).encode())

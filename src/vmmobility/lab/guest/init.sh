@@ -3,6 +3,7 @@
 #
 # vmm=MAC,PREFIX,PREFIX...   one an interface, in order; the first carries the default routes
 # mem_mib=N dirty_mibps=R    passed to guestd
+# disk_records=N disk_every_ms=M   passed to diskd, for the first disk
 B=/bin/busybox
 IP="$B ip"
 $B mkdir -p /proc /sys /dev
@@ -11,12 +12,14 @@ $B mount -t sysfs sysfs /sys
 $B mount -t devtmpfs devtmpfs /dev
 while read -r module; do $B insmod "/modules/$module"; done < /modules/order
 
-mem_mib=0 dirty_mibps=0
+mem_mib=0 dirty_mibps=0 disk_records=0 disk_every_ms=10
 set -- $($B cat /proc/cmdline)
 for word; do
     case $word in
         mem_mib=*) mem_mib=${word#*=} ;;
         dirty_mibps=*) dirty_mibps=${word#*=} ;;
+        disk_records=*) disk_records=${word#*=} ;;
+        disk_every_ms=*) disk_every_ms=${word#*=} ;;
     esac
 done
 
@@ -71,4 +74,5 @@ for word; do
 done
 
 echo "init: up after $($B cut -d' ' -f1 /proc/uptime) s"
+[ "$disk_records" = 0 ] || /bin/diskd /dev/vda "$disk_records" "$disk_every_ms" &
 exec /bin/guestd "$mem_mib" "$dirty_mibps"
