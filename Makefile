@@ -30,7 +30,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 
 # qemu, busybox, gcc + libc: the lab's guests; qemu-system-common has the virtiofsd by which the kernel
 # guest (tests/kernel_guest) sees this machine's files.  nftables, iproute2, ping: the data plane and probes.
-# frr: the lab's routers; its Python tools check a configuration.  bird2, gobgpd: routers and
+# qemu-utils: images of disks.  frr: the lab's routers; its Python tools check a configuration.  bird2, gobgpd: routers and
 # collectors of other makes; tshark decodes what goes over the wires.
 DEBIAN_PACKAGES := \
 	bird2 \
@@ -47,6 +47,7 @@ DEBIAN_PACKAGES := \
 	python3-venv \
 	qemu-system-common \
 	qemu-system-x86 \
+	qemu-utils \
 	tshark \
 	util-linux
 

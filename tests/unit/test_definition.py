@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmmobility.drivers.hypervisor.definition import ENCODED_LIMIT, decode, encode, load
-from vmmobility.drivers.hypervisor.interface import VmDefinition
+from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.engine.dataplane import RedirectPolicy, policy_of
 from vmmobility.errors import ConfigError, DecodeError
 from vmmobility.wire.values import Interface, VmKey
@@ -100,7 +100,33 @@ def test_a_definition_without_a_policy_says_nothing_of_it() -> None:
     assert b"redirect" not in encode(DEFINITION)  # an NVE that does not know the key takes it
 
 
+def disk(**changes: Any) -> dict[str, Any]:
+    return {"path": "a.img", "format": "raw", "size_mib": 64, **changes}
+
+
+def test_a_vm_may_have_disks_and_boot_from_them() -> None:
+    given = document(disk=[disk(), {"path": "/pool/b.qcow2", "size_mib": 10240}], machine={})
+    found = decode(json.dumps(given).encode())
+    assert found.disks == (Disk("a.img", "raw", 64), Disk("/pool/b.qcow2", "qcow2", 10240))
+    assert decode(encode(found)) == found
+    assert b"disk" not in encode(DEFINITION)  # an NVE that does not know the key takes it
+
+
 WRONG = [
+    ("disk", {"disk": {}}),
+    ("disk", {"disk": [disk(path=str(n)) for n in range(9)]}),
+    ("disk", {"kind": "external", "machine": {"qmp": "/a"}, "disk": [disk()]}),
+    ("disk[0]", {"disk": ["a.img"]}),
+    ("disk[0].bus", {"disk": [disk(bus="ide")]}),
+    ("disk[0].path", {"disk": [disk(path="")]}),
+    ("disk[0].path", {"disk": [disk(path="../a.img")]}),
+    ("disk[0].path", {"disk": [disk(path="a/")]}),
+    ("disk[0].path", {"disk": [disk(path="a\nb")]}),
+    ("disk[0].path", {"disk": [disk(path="a" * 256)]}),
+    ("disk[0].format", {"disk": [disk(format="vmdk")]}),
+    ("disk[0].size_mib", {"disk": [disk(size_mib=0)]}),
+    ("disk[0].size_mib", {"disk": [{"path": "a.img"}]}),
+    ("disk[1].path", {"disk": [disk(), disk()]}),
     ("redirect", {"redirect": "sideways"}),
     ("redirect", {"redirect": ["tunnel"]}),
     ("vm_id", {"vm_id": ""}),

@@ -36,6 +36,7 @@ Tunnel = Literal["auto", "kernel", "relay"]
 GATE_POLICIES = ("abort", "proceed")
 ACCELERATORS = ("auto", "kvm", "tcg")
 TUNNELS = ("auto", "kernel", "relay")
+COPY_MIB_PER_S = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ class ManagerConfig(EndConfig, ListenerConfig):
 class NveConfig(EndConfig):
     """nve.toml.  nve: its NVE-ID and locators, where it listens too; dc_prefixes: of all hosts in
     the data centres, VMs too, empty if not configured: then every sender counts as one of them;
-    tunnel: who carries packets that are tunnelled.
+    tunnel: who carries packets that are tunnelled; disks: folder of the disk images whose path in a
+    VM's definition is relative; copy_mib_per_s: pace at which memory and each disk are sent away.
     """
 
     nve: Nve
@@ -105,6 +107,8 @@ class NveConfig(EndConfig):
     accelerator: Accelerator
     dc_prefixes: tuple[Prefix, ...] = ()
     tunnel: Tunnel = "auto"
+    disks: Path | None = None
+    copy_mib_per_s: int = COPY_MIB_PER_S
 
     @property
     def node_id(self) -> str:
@@ -156,6 +160,8 @@ def load_nve(path: Path) -> NveConfig:
         **end_keys(top, node, nve.nve_id),
         dc_prefixes=_dc_prefixes(node, nve),
         tunnel=cast(Tunnel, node.choice("tunnel", TUNNELS, "auto")),
+        disks=hypervisor.optional_path("disks"),
+        copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, COPY_MIB_PER_S),
     )
     for table in (node, hypervisor, top):
         table.finish()

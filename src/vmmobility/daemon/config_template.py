@@ -6,7 +6,7 @@ Rests on config.py for the defaults.
 
 from __future__ import annotations
 
-from vmmobility.daemon.config import ManagerTimers, NveTimers
+from vmmobility.daemon.config import COPY_MIB_PER_S, ManagerTimers, NveTimers
 from vmmobility.daemon.napt_config import NaptTimers
 from vmmobility.daemon.node_config import RECORD_MIB, NodeTimers
 from vmmobility.errors import ConfigError
@@ -94,6 +94,8 @@ addresses = ["192.0.2.10", "2001:db8::10"]
 
 [hypervisor]
 accelerator = "auto"  # auto | kvm | tcg
+# disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
+# copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
 """
 
 
@@ -192,7 +194,12 @@ def template(role: str) -> str:
     if role == "manager":
         return _MANAGER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=ManagerTimers())
     if role == "nve":
-        return _NVE.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NveTimers())
+        return _NVE.format(
+            port=UDP_PORT,
+            record_mib=RECORD_MIB,
+            timers=NveTimers(),
+            copy_mib_per_s=COPY_MIB_PER_S,
+        )
     if role == "router":
         return _ROUTER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NodeTimers())
     if role == "napt":

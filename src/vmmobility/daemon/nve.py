@@ -47,7 +47,7 @@ from vmmobility.drivers.hypervisor.external import ExternalHypervisor
 from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor
 from vmmobility.drivers.hypervisor.light import LightHypervisor
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
-from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
 from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.link_watch import LinkWatch
 from vmmobility.drivers.linux.settings import LinuxSettings
@@ -90,7 +90,11 @@ class NveDaemon(NveService):
             ),
             on_failure=lambda what: log.note("data-plane.failure", reason=what),
         )
-        self._qemu_settings = QemuSettings(accelerator=config.accelerator)
+        self._qemu_settings = QemuSettings(
+            accelerator=config.accelerator,
+            copy_bytes_per_s=config.copy_mib_per_s * MIB,
+            disks=config.disks,
+        )
         guests = config.state_dir / "guests"
         self._hypervisors: dict[str, Hypervisor] = {
             "qemu": QemuHypervisor(guests, self._guest_report, self._qemu_settings),

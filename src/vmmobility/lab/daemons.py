@@ -120,11 +120,15 @@ class Daemons:
         home = self._folder / "nodes" / node.name
         return {
             "id": node.name,
-            "state_dir": str(home / "state"),
+            "state_dir": str(self.state_dir(node.name)),
             "api_socket": str(self.socket(node.name)),
             "keys_dir": str(home / "keys"),
             "log_file": str(self.log(node.name)),
         }
+
+    def state_dir(self, node: str) -> Path:
+        """Where the node's daemon keeps what it knows, and an NVE its guests."""
+        return self._folder / "nodes" / node / "state"
 
     def _addresses(self, node: str) -> list[str]:
         return [str(a.ip) for a in self.fabric.first_end(node).addresses]

@@ -316,6 +316,8 @@ def _vms(table: Table, nodes: dict[str, Node]) -> Iterable[Vm]:
                                f"choose one in {', '.join(map(str, prefixes))}")  # fmt: skip
         if entry.has("on_link") and entry.has("kind") and entry.peek("kind") != "netns":
             raise LabError(f"{entry.where}: on_link of a guest", 'use kind = "netns" for it')
+        if entry.has("disk_mib") and entry.peek("kind") != "guest":
+            raise LabError(f"{entry.where}: disk_mib", 'only a VM of kind = "guest" has a disk')
         yield Vm(
             name,
             entry.choice("kind", VM_KINDS),
@@ -328,6 +330,7 @@ def _vms(table: Table, nodes: dict[str, Node]) -> Iterable[Vm]:
             entry.take("dirty_mibps", int, 0),
             entry.choice("redirect", REDIRECTS, "") if entry.has("redirect") else "",
             _public(entry),
+            entry.take("disk_mib", int, 0),
         )
 
 

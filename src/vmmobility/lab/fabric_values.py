@@ -89,6 +89,7 @@ class Vm:
     public: its static public IPv4 address at a NAPT box, to those outside
     kind: "guest", "netns", or "external": a QEMU guest that only by-hand steps start and move
     redirect: how NVEs that it has left lead its packets on; "": as each of them is set
+    disk_mib: size of a disk that a guest writes records to all the time; 0: it has none
     """
 
     name: str
@@ -102,6 +103,7 @@ class Vm:
     dirty_mibps: int = 0
     redirect: str = ""
     public: Address | None = None
+    disk_mib: int = 0
 
     def address(self, version: int) -> Address:
         """The VM's address of IP version 4 or 6."""

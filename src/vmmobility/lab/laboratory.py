@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from vmmobility.lab.faults import Faults
 from vmmobility.lab.frr import Frr
 from vmmobility.lab.gobgp import Collectors
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
+from vmmobility.lab.guest_disks import RECORDS, disk_of, make_disk
 from vmmobility.lab.hosts import Hosts
 from vmmobility.lab.inside import NETNS, python, python_environment
 from vmmobility.lab.logbook import Logbook
@@ -149,6 +150,8 @@ class Laboratory:
                     env=python_environment()))  # fmt: skip
 
         def start(vm: Vm) -> None:
+            if vm.disk_mib:
+                make_disk(self.daemons.state_dir(vm.home), vm)
             self.daemons.ask(vm.home, "PUT", f"/v1/vms/{vm.name}", bodies[vm.name], VM_START_S)
             self.say(f"{vm.name} runs at {vm.home}")
 
@@ -167,6 +170,7 @@ class Laboratory:
             "machine": self._machine(vm, nve),
             "interface": [{"mac": vm.mac, "addresses": addresses}],
             **({"redirect": vm.redirect} if vm.redirect else {}),
+            **({"disk": [asdict(disk_of(vm))]} if vm.disk_mib else {}),
         }
 
     def _machine(self, vm: Vm, nve: str) -> dict[str, str]:
@@ -192,7 +196,9 @@ class Laboratory:
         return {
             "kernel": str(image.kernel),
             "initrd": str(image.initrd),
-            "append": kernel_arguments([interface], checked_mib, vm.dirty_mibps),
+            "append": kernel_arguments(
+                [interface], checked_mib, vm.dirty_mibps, RECORDS if vm.disk_mib else 0
+            ),
         }
 
     def addresses(self, vm: str) -> list[str]:

@@ -49,7 +49,7 @@ ASSERTIONS = (
     "unreachable", "hops", "command", "vmmob", "event", "no-event", "moves-done", "sound",
     "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
     "redirects", "direct-path", "no-host-routes", "drained", "routes-at-most",
-    "collected", "external-not-tunnelled", *SIZE_ASSERTIONS,
+    "collected", "external-not-tunnelled", "disk-writes", *SIZE_ASSERTIONS,
 )  # fmt: skip
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
@@ -186,7 +186,7 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
         return Assertion(what, within_s, vm_of(entry, fabric), node, state=state)
     if what in ("direct-path", "no-host-routes", "drained", "routes-at-most"):
         return _of_fabric(entry, fabric, what, within_s)
-    if what in ("only-serving-route", "sound"):
+    if what in ("only-serving-route", "sound", "disk-writes"):
         return Assertion(what, within_s, vm_of(entry, fabric))
     if what == "route":
         via = entry.choice("via", VIAS)

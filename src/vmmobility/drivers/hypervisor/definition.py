@@ -124,7 +124,7 @@ def _definition(document: object, reject: _Reject) -> VmDefinition:
         interfaces=_interfaces(document.get("interface"), reject),
         vcpus=_integer(document, "vcpus", 1, (1, VCPUS_LIMIT), reject),
         memory_mib=_integer(document, "memory_mib", 128, (1, MEMORY_LIMIT_MIB), reject),
-        machine=_machine(document.get("machine", {}), kind, reject),
+        machine=_machine(document.get("machine", {}), kind, "disk" in document, reject),
         redirect=_redirect(document.get("redirect"), reject),
         disks=_disks(document.get("disk", []), kind, reject),
     )
@@ -202,7 +202,7 @@ def _integer(
     return value
 
 
-def _machine(value: object, kind: str, reject: _Reject) -> dict[str, Any]:
+def _machine(value: object, kind: str, has_disk: bool, reject: _Reject) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise reject("machine", "must be a table")
     _only_known(value, MACHINE_KEYS[kind], "machine.", reject)
@@ -210,7 +210,7 @@ def _machine(value: object, kind: str, reject: _Reject) -> dict[str, Any]:
         if not isinstance(setting, str) or "\0" in setting:
             raise reject(f"machine.{key}", "must be a string")
     for key in MACHINE_REQUIRED[kind]:
-        if not value.get(key):
+        if not value.get(key) and not (key == "kernel" and has_disk):  # it boots from that
             raise reject(f"machine.{key}", f"is required for kind {kind!r}")
     if kind == "external":
         _socket_path(value["qmp"], "machine.qmp", reject)

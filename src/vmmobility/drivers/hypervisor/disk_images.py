@@ -36,6 +36,7 @@ class DiskImages:
 
     def __init__(self, definition: VmDefinition, folder: Path) -> None:
         self._name = str(definition.vm)
+        self._boot = not definition.machine.get("kernel")
         self.disks = definition.disks
         self.paths = [folder / disk.path for disk in definition.disks]
 
@@ -47,6 +48,8 @@ class DiskImages:
             node = {"driver": disk.format, "node-name": node_name(index), "file": file}
             words += ["-blockdev", json.dumps(node | {"discard": "unmap"})]
             device = f"virtio-blk-pci,drive={node_name(index)},id=vd{index}"
+            if self._boot:
+                device += f",bootindex={index}"
             words += ["-device", f"{device},addr={0x8 + index:#x}"]
         return words
 

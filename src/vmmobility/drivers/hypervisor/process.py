@@ -97,7 +97,8 @@ def command_line(
     words += ["-machine", "q35,suppress-vmdesc=on"]
     words += ["-accel", accelerator, "-cpu", _CPU[accelerator]]
     words += ["-smp", str(definition.vcpus), "-m", f"{definition.memory_mib}M"]
-    words += ["-kernel", str(machine["kernel"]), "-append", str(machine.get("append", ""))]
+    if machine.get("kernel"):  # else it boots from its first disk
+        words += ["-kernel", str(machine["kernel"]), "-append", str(machine.get("append", ""))]
     if machine.get("initrd"):
         words += ["-initrd", str(machine["initrd"])]
     words += ["-pidfile", str(folder.pid_file)]
@@ -118,8 +119,11 @@ def check_files(definition: VmDefinition) -> None:
     """Raise HypervisorError if a file that the guest boots from does not exist here."""
     if definition.kind != "qemu":
         raise HypervisorError(f"{definition.vm}: its kind is {definition.kind}, not qemu")
-    if not definition.machine.get("kernel"):
-        raise HypervisorError(f"{definition.vm}: no kernel is given", "set machine.kernel")
+    if not definition.machine.get("kernel") and not definition.disks:
+        raise HypervisorError(
+            f"{definition.vm}: neither a kernel nor a disk is given",
+            "set machine.kernel, or add a [[disk]] that it boots from",
+        )
     for key in ("kernel", "initrd"):
         name = definition.machine.get(key)
         if name and not Path(name).is_file():

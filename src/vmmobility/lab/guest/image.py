@@ -88,8 +88,8 @@ def kernel_arguments(
     """The command line that gives the guest its addresses and guestd its work.
 
     mem_mib: MiB of checksummed memory; dirty_mibps: MiB/s of it that are rewritten; disk_records:
-    how many records diskd keeps at the beginning of the first disk, 0: it does not run; disk_every_ms
-    its pause between two.
+    how many records diskd keeps at the beginning of the first disk, 0: it does not run;
+    disk_every_ms: its pause between two.
     A prefix shorter than an address belongs to the guest as a whole.
     """
     words = [BASE_ARGUMENTS, f"mem_mib={mem_mib}", f"dirty_mibps={dirty_mibps}"]
