@@ -180,6 +180,14 @@ def test_hot_chain_moves_a_real_guest_without_loss(lab):
 
 
 @pytest.mark.qemu
+def test_a_disk_moves_with_its_guest_and_no_acknowledged_write_is_lost(lab):
+    report = lab.run("disk-move")  # it asserts the writes after each move
+    total = report["summary"]
+    assert (total["moves_ok"], total["sound"], total["lost"]) == (3, 3, 0)
+    assert total["tcp_survived"] == total["tcp_sessions"]
+
+
+@pytest.mark.qemu
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("words", [("ping-pong", "--repeat", "2"), ("hot-dirty",),
