@@ -6,9 +6,12 @@ Each guest writes numbered records past all caches and says on its console which
 from __future__ import annotations
 
 import asyncio
+import errno
+import json
 import os
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,7 @@ from tests.contract.hypervisor_nodes import (
     qemu_node,
 )
 from tests.contract.waiting import until_true
+from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.interface import Disk, GuestEvent, VmDefinition
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
@@ -31,6 +35,12 @@ from vmmobility.lab.guest.disk_records import acknowledged, lost
 
 pytestmark = [pytest.mark.qemu, pytest.mark.netns]
 
+SLOW_TEST = pytest.mark.slow
+MOMENTS = [
+    "copying",
+    pytest.param("held", marks=SLOW_TEST),
+    pytest.param("about to stop", marks=SLOW_TEST),
+]
 RECORDS = 1000
 SIZE_MIB = 64
 SLOW = QemuSettings(accelerator="tcg", copy_bytes_per_s=4 * MIB)  # the memory as well
@@ -42,6 +52,7 @@ class Machines:
 
     def __init__(self, folder: Path, taps: list[str]) -> None:
         self.folder = folder
+        self.pairs: list[Pair] = []
         self._taps = taps
         self.machine = guest_machine(disk_records=RECORDS, disk_every_ms=5)
 
@@ -51,7 +62,8 @@ class Machines:
             for tap, name in zip(self._taps, "ab", strict=True)
         ]
         described = VmDefinition(VM, "qemu", (INTERFACE,), machine=self.machine, disks=(disk,))
-        return Pair(described, *nodes)
+        self.pairs.append(Pair(described, *nodes))
+        return self.pairs[-1]
 
     def image(self, end: str, disk: Disk) -> Path:
         return self.folder / end / "disks" / disk.path
@@ -101,10 +113,33 @@ def run(tmp_path: Path) -> Iterator[Callable[[DiskTest], None]]:
     taps = [f"vmd{os.getpid() % 100000}{end}" for end in "ab"]
     for tap in taps:
         subprocess.run(["ip", "tuntap", "add", "dev", tap, "mode", "tap"], check=True)
-    machines = Machines(tmp_path, taps)
-    yield lambda test: asyncio.run(test(machines))  # type: ignore[arg-type]
+
+    async def whole(test: DiskTest) -> None:
+        machines = Machines(tmp_path, taps)
+        try:
+            await test(machines)
+        finally:
+            for pair in machines.pairs:
+                await ended(pair)
+
+    yield lambda test: asyncio.run(whole(test))
     for tap in taps:
         subprocess.run(["ip", "link", "del", tap], check=True)
+
+
+@contextmanager
+def holding_open(image: Path) -> Iterator[None]:
+    """Another QEMU tool writes to it."""
+    tool = subprocess.Popen(
+        ["qemu-io", "-f", "qcow2", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert tool.stdin is not None
+    assert tool.stdout is not None
+    tool.stdin.write(b"write 0 4k\n")
+    tool.stdin.flush()
+    tool.stdout.readline()
+    yield
+    tool.communicate(b"quit\n")
 
 
 async def ended(pair: Pair) -> None:
@@ -129,7 +164,7 @@ async def move(source: Node, destination: Node, pair: Pair) -> None:
     await source.hypervisor.stop(VM)
 
 
-@pytest.mark.parametrize("image_format", ["qcow2", "raw"])
+@pytest.mark.parametrize("image_format", ["qcow2", pytest.param("raw", marks=SLOW_TEST)])
 def test_a_disk_moves_with_its_guest_and_back(
     run: Callable[[DiskTest], None], image_format: str
 ) -> None:
@@ -144,7 +179,7 @@ def test_a_disk_moves_with_its_guest_and_back(
         told = pair.source.progress[-1].detail
         assert told["disk_bytes"] == told["disk_total_bytes"] > 0
         assert names(machines.folder / "a/disks") == {"vm.img.moved"}
-        assert names(machines.folder / "b/disks") == {"vm.img"}
+        await until_true(lambda: names(machines.folder / "b/disks") == {"vm.img"})
         await machines.writes("b")
         await move(pair.destination, pair.source, pair)
         last = await machines.writes("a")
@@ -169,7 +204,7 @@ def test_shared_storage_is_recognised_and_not_copied(
         await machines.writes("a")
         await move(pair.source, pair.destination, pair)
         last = await machines.writes("b")
-        assert names(tmp_path / "storage") == {"vm.img"}
+        await until_true(lambda: names(tmp_path / "storage") == {"vm.img"})
         assert [report.detail["disk_total_bytes"] for report in pair.source.progress] == [0]
         await ended(pair)
         assert lost(raw_octets(Path(disk.path), disk), RECORDS, last) == []
@@ -177,7 +212,7 @@ def test_shared_storage_is_recognised_and_not_copied(
     run(scenario)
 
 
-@pytest.mark.parametrize("moment", ["copying", "held", "about to stop"])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_move_that_is_given_up_leaves_no_image(
     run: Callable[[DiskTest], None], moment: str
 ) -> None:
@@ -211,6 +246,7 @@ def test_a_move_that_is_given_up_leaves_no_image(
     run(scenario)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["copying", "held", "about to stop"])
 def test_a_destination_that_dies_leaves_the_guest_and_its_disk_here(
     run: Callable[[DiskTest], None], moment: str
@@ -318,7 +354,11 @@ def test_a_guest_does_not_start_without_its_disk_or_with_an_old_one(
         with pytest.raises(HypervisorError, match=r"vm\.img does not exist"):
             await pair.start()
         make_image(machines.image("a", disk), disk.format)
-        for mark, what in ((".incoming", "never copied whole"), (".handed", "handed over")):
+        for mark, what in (
+            (".incoming", "never copied whole"),
+            (".arrived", "is not on record"),
+            (".handed", "handed over"),
+        ):
             marked = machines.image("a", disk).with_name(f"vm.img{mark}")
             marked.touch()
             with pytest.raises(HypervisorError, match=what):
@@ -326,5 +366,144 @@ def test_a_guest_does_not_start_without_its_disk_or_with_an_old_one(
             marked.unlink()
         await pair.start()
         await ended(pair)
+
+    run(scenario)
+
+
+def test_a_destination_that_dies_in_the_switch_leaves_the_disk_to_its_guest(
+    run: Callable[[DiskTest], None],
+) -> None:
+    """All was handed over; QEMU starts the guest again by itself, and stop() keeps its image."""
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        source, destination = pair.source, pair.destination
+        make_image(machines.image("a", disk), disk.format)
+        await pair.start()
+        await machines.writes("a")
+        await source.hypervisor.copy_out(VM, *await pair.prepare())
+        await source.next(GuestEvent.CONVERGED)
+        await source.hypervisor.switch_over(VM)
+        await source.next(GuestEvent.ABOUT_TO_STOP)
+        destination.hang()  # its server cannot be ended, so the disk is not said to be whole
+        await source.hypervisor.proceed(VM)
+        await source.next(GuestEvent.STOPPED)
+        failed = await source.next(GuestEvent.FAILED)
+        assert failed.detail["running"] is True
+        await source.hypervisor.resume(VM)
+        last = await machines.writes("a")
+        destination.unhang()
+        await destination.hypervisor.cancel(VM)
+        await ended(pair)
+        assert names(machines.folder / "a/disks") == {"vm.img"}
+        assert lost(raw_octets(machines.image("a", disk), disk), RECORDS, last) == []
+        await pair.start()
+
+    run(scenario)
+
+
+@pytest.mark.slow
+def test_a_guest_moves_after_its_daemon_died_in_a_copy(run: Callable[[DiskTest], None]) -> None:
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk, SLOW)
+        source, destination = pair.source, pair.destination
+        make_image(machines.image("a", disk), disk.format, filled_mib=8)
+        await pair.start()
+        await source.hypervisor.copy_out(VM, *await pair.prepare())
+        await until_true(lambda: source.progress)
+        await source.restart()
+        assert await source.hypervisor.adopt([pair.definition]) == {VM: True}
+        await source.hypervisor.cancel(VM)
+        await destination.next(GuestEvent.FAILED)
+        await destination.hypervisor.cancel(VM)
+        while not destination.reports.empty():
+            await destination.next(GuestEvent.GONE)
+        await machines.writes("a")
+        await move(source, destination, pair)
+        last = await machines.writes("b")
+        await ended(pair)
+        assert lost(raw_octets(machines.image("b", disk), disk), RECORDS, last) == []
+
+    run(scenario)
+
+
+def test_another_vms_open_image_is_not_taken_for_shared_storage(
+    run: Callable[[DiskTest], None],
+) -> None:
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        make_image(machines.image("a", disk), disk.format)
+        make_image(machines.image("b", disk), disk.format)
+        await pair.start()
+        with holding_open(machines.image("b", disk)):
+            where = await pair.prepare()
+            with pytest.raises(HypervisorError, match="a QEMU has open, and it is not this one"):
+                await pair.source.hypervisor.copy_out(VM, *where)
+        await pair.destination.hypervisor.cancel(VM)
+        assert names(machines.folder / "b/disks") == {"vm.img"}
+        await machines.writes("a")
+        await ended(pair)
+
+    run(scenario)
+
+
+def test_a_disk_of_which_nothing_came_is_not_whole(run: Callable[[DiskTest], None]) -> None:
+    """Whoever says `end` at the door without having copied hears of it."""
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        _, port = await pair.prepare()
+        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        writer.write(b"disks\nend\n")
+        assert json.loads(await reader.readline())["seen"] == [""]
+        assert "were not copied" in json.loads(await reader.readline())["error"]
+        writer.close()
+        assert names(machines.folder / "b/disks") == {"vm.img", "vm.img.incoming"}
+        await ended(pair)
+        assert names(machines.folder / "b/disks") == set()
+
+    run(scenario)
+
+
+def test_a_mark_that_cannot_be_made_turns_the_move_back(
+    run: Callable[[DiskTest], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        source, destination = pair.source, pair.destination
+        make_image(machines.image("a", disk), disk.format)
+        await pair.start()
+        with monkeypatch.context() as patched:
+
+            def refuse(path: Path, mark: str) -> None:
+                raise OSError(errno.EROFS, "Read-only file system")
+
+            await source.hypervisor.copy_out(VM, *await pair.prepare())
+            patched.setattr(DiskImages, "_set_mark", lambda self, path, mark: refuse(path, mark))
+            await source.next(GuestEvent.CONVERGED)
+            await source.hypervisor.switch_over(VM)
+            await source.next(GuestEvent.ABOUT_TO_STOP)
+            await source.hypervisor.proceed(VM)
+            await source.next(GuestEvent.STOPPED)
+            failed = await source.next(GuestEvent.FAILED)
+        assert failed.detail["running"] is True
+        assert "Read-only file system" in failed.detail["reason"]
+        await destination.next(GuestEvent.FAILED)
+        await destination.next(GuestEvent.GONE)
+        await destination.hypervisor.cancel(VM)
+        assert names(machines.folder / "b/disks") == set()
+        await machines.writes("a")
+        await move(source, destination, pair)
+        last = await machines.writes("b")
+        await ended(pair)
+        assert lost(raw_octets(machines.image("b", disk), disk), RECORDS, last) == []
 
     run(scenario)

@@ -19,6 +19,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+from vmmobility.drivers.hypervisor.disk_images import MARKS, SEEN
 from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError, DecodeError
@@ -153,12 +154,14 @@ def _disk(item: object, where: str, reject: _Reject) -> Disk:
         raise reject(f"{where}.path", "must be the path of an image")
     if ".." in Path(path).parts or len(path.encode()) > DISK_PATH_LIMIT:
         raise reject(f"{where}.path", f"must be without .. and of {DISK_PATH_LIMIT} octets at most")
+    if path.endswith(MARKS) or SEEN in path:
+        raise reject(f"{where}.path", f"must not end like a mark: {', '.join(MARKS)}, {SEEN}…")
     if image_format not in DISK_FORMATS:
         raise reject(f"{where}.format", f"{image_format!r} is none of {', '.join(DISK_FORMATS)}")
     if "size_mib" not in item:
         raise reject(f"{where}.size_mib", "is required: an NVE may have to make such an image")
     size_mib = _integer(item, "size_mib", 0, (1, DISK_LIMIT_MIB), _in(where, reject))
-    return Disk(path, image_format, size_mib)
+    return Disk(str(Path(path)), image_format, size_mib)
 
 
 def _in(where: str, reject: _Reject) -> _Reject:

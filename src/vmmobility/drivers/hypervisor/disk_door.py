@@ -2,9 +2,11 @@
 
 One TCP port; the first line of a connection says what it is:
 
-    disks\n      -> {"copy": [true, false], "memory": PORT}\n     which disks to copy; where QEMU
-                                                                  takes the memory
-    then end\n   -> {"whole": true}\n or {"error": WHY}\n         all that was copied is on the disk
+    disks\n      -> {"seen": ["", NAME], "memory": PORT}\n   for each disk "": copy it, or the name
+                                                              of a file beside it on shared storage;
+                                                              and where QEMU takes the memory
+    then sync\n  -> {"done": true}\n or {"error": WHY}\n      what has come is on the disk
+    then end\n   -> the same                                  all has come, and is on the disk
     disk N\n     octets of NBD follow, to and from QEMU's server
 
 QEMU's server has to end before the memory's last part comes, else the guest does not get its disks
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import Sequence
@@ -28,49 +31,56 @@ from vmmobility.errors import HypervisorError
 
 LINE_LIMIT = 256  # octets
 LINE_LIMIT_S = 5.0
-END_LIMIT_S = 5.0
+END_LIMIT_S = 10.0
+ACCEPT_RETRY_S = 0.1
 
 
 class DiskDoor:
-    """open() once QEMU waits; close() when the guest runs or is given up."""
+    """open() once QEMU waits; close() when the guest runs or is given up.
+
+    tokens: of DiskImages.make_room()
+    """
 
     def __init__(
         self,
         session: QmpSession,
         images: DiskImages,
-        copied: Sequence[bool],
+        tokens: Sequence[str],
         nbd: Path,
         stall_limit_s: float,
     ) -> None:
         self._session = session
         self._images = images
-        self._copied = list(copied)
+        self._tokens = list(tokens)
+        self._missing = {index for index, token in enumerate(tokens) if not token}
         self._nbd = nbd
         self._stall_limit_s = stall_limit_s
         self._loop = asyncio.get_running_loop()
         self._pipes: list[BytePipe] = []
         self._open = 0
         self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._files: asyncio.Future[None] | None = None  # work on files, which no timeout ends
         self._runner: asyncio.Task[None] | None = None
 
     async def open(self, address: str, ports: tuple[int, int], memory_port: int) -> tuple[str, int]:
         """Export the disks that are to be copied, and listen; where.  Raises HypervisorError."""
-        if any(self._copied):
-            self._nbd.unlink(missing_ok=True)
+        if self._missing:
             server = {"type": "unix", "data": {"path": str(self._nbd)}}
             await self._session.execute("nbd-server-start", {"addr": server})
-        for index, copied in enumerate(self._copied):
-            if copied:
-                node = node_name(index)
-                export = {"type": "nbd", "id": node, "node-name": node, "name": node}
-                await self._session.execute("block-export-add", {**export, "writable": True})
+        for index in sorted(self._missing):
+            node = node_name(index)
+            export = {"type": "nbd", "id": node, "node-name": node, "name": node}
+            await self._session.execute("block-export-add", {**export, "writable": True})
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         for port in range(ports[0], ports[1] + 1):
             try:
                 server_socket = socket.create_server((address, port), family=family)
-            except OSError:
-                continue
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                raise HypervisorError(
+                    f"cannot listen at {address} port {port}: {error.strerror}"
+                ) from None
             server_socket.setblocking(False)
             self._runner = self._loop.create_task(self._listen(server_socket, memory_port))
             return address, port
@@ -80,19 +90,25 @@ class DiskDoor:
         )
 
     async def close(self) -> None:
-        """Let nobody in any more, and break off what is under way.  Idempotent."""
+        """Let nobody in, break off what is under way, wait for work on files.  Idempotent."""
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
             self._runner = None
         for pipe in self._pipes:
             pipe.abort()
+        if self._files is not None:
+            await asyncio.gather(self._files, return_exceptions=True)
 
     async def _listen(self, server: socket.socket, memory_port: int) -> None:
         with server:
             async with asyncio.TaskGroup() as group:
                 while True:
-                    connection, _ = await self._loop.sock_accept(server)
+                    try:
+                        connection, _ = await self._loop.sock_accept(server)
+                    except OSError:  # too many open files: later, perhaps
+                        await asyncio.sleep(ACCEPT_RETRY_S)
+                        continue
                     group.create_task(self._enter(connection, memory_port))
 
     async def _enter(self, connection: socket.socket, memory_port: int) -> None:
@@ -103,12 +119,12 @@ class DiskDoor:
                 words = (await self._line(connection)).split()
             if words == ["disks"]:
                 watch_path(connection, self._stall_limit_s)
-                await self._say(connection, {"copy": self._copied, "memory": memory_port})
-                if await self._line(connection) == "end":
-                    await self._say(connection, await self._end())
+                await self._say(connection, {"seen": self._tokens, "memory": memory_port})
+                while True:
+                    await self._say(connection, await self._told(await self._line(connection)))
             elif len(words) == 2 and words[0] == "disk" and words[1].isdecimal():
-                connection = self._join(int(words[1]), connection)
-        except (TimeoutError, OSError, ValueError):
+                self._join(int(words[1]), connection)
+        except (TimeoutError, OSError, ValueError, RuntimeError):
             pass
         finally:
             connection.close()
@@ -125,25 +141,38 @@ class DiskDoor:
     async def _say(self, connection: socket.socket, words: dict[str, object]) -> None:
         await self._loop.sock_sendall(connection, json.dumps(words).encode() + b"\n")
 
-    async def _end(self) -> dict[str, object]:
+    async def _told(self, line: str) -> dict[str, object]:
         try:
-            async with asyncio.timeout(END_LIMIT_S):
-                await self._quiet.wait()
-                if any(self._copied):
-                    await self._session.execute("nbd-server-stop")
-                await asyncio.to_thread(self._images.whole)
+            if line == "sync":
+                await self._work(self._images.sync)
+            elif line == "end":
+                await self._end()
+            else:
+                raise ValueError(line)
         except TimeoutError:
             return {"error": f"the disks' connections have not ended within {END_LIMIT_S:.0f} s"}
-        except (HypervisorError, OSError) as error:
-            return {"error": str(error)}
-        return {"whole": True}
+        except HypervisorError as error:
+            return {"error": error.message}
+        return {"done": True}
 
-    def _join(self, index: int, far: socket.socket) -> socket.socket:
-        """Let the connection's octets flow to and from QEMU's server, by threads of their own.
+    async def _end(self) -> None:
+        if self._missing:
+            raise HypervisorError(f"disks {sorted(self._missing)} were not copied")
+        if self._pipes:
+            async with asyncio.timeout(END_LIMIT_S):
+                await self._quiet.wait()
+            await self._session.execute("nbd-server-stop")
+            await self._work(self._images.whole)
 
-        Answers what is left to close here.
-        """
-        if index >= len(self._copied) or not self._copied[index]:
+    async def _work(self, work: object) -> None:
+        """Do something on files in a thread; close() waits for its end, come what may."""
+        assert callable(work)
+        self._files = self._loop.run_in_executor(None, work)
+        await asyncio.shield(self._files)
+
+    def _join(self, index: int, far: socket.socket) -> None:
+        """Let the connection's octets flow to and from QEMU's server, by threads of their own."""
+        if index >= len(self._tokens) or self._tokens[index]:
             raise ValueError(index)
         watch_path(far, self._stall_limit_s)
         near = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -153,10 +182,11 @@ class DiskDoor:
             near.close()
             raise
         self._open += 1
+        self._missing.discard(index)
         self._quiet.clear()
-        ours = far.dup()  # the loop keeps the number of the other until it is closed
-        self._pipes.append(BytePipe(f"disk {index} comes in", (ours, near), self._ended))
-        return far
+        # A descriptor of its own: the loop still knows the other's number.
+        ends = (far.dup(), near)
+        self._pipes.append(BytePipe(f"disk {index} comes in", ends, self._ended))
 
     def _ended(self, error: str) -> None:
         """Called in a pipe's thread."""

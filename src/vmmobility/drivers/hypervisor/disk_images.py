@@ -1,13 +1,14 @@
 """A VM's disk images on this machine: where they lie, which are here, those made for a move.
 
-Marks beside an image, empty files, outlive any crash:
+Marks beside an image outlive any crash; each says which VM it is about:
     IMAGE.incoming   it is being copied here and is not whole: nobody's data, and may be removed
     IMAGE.arrived    it is whole; whether the guest has run with it here is not on record yet
     IMAGE.handed     all of it was sent away: it is old as soon as the guest runs elsewhere
 An image without a mark is never removed or written over.  IMAGE.moved is what was handed over, kept
-until the next copy comes.
+until the next copy comes; IMAGE.seen-… shows the source that it sees the same storage.
 
-Not here: the copy (disk_copy.py, disk_door.py).  Rests on qemu-img and on QEMU's image locks.
+Every method blocks on files, and raises HypervisorError where one refuses.  Not here: the copy
+(disk_copy.py, disk_door.py).  Rests on qemu-img and on QEMU's image locks.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
@@ -25,7 +28,13 @@ from vmmobility.errors import HypervisorError
 
 MIB = 1024 * 1024
 QEMU_IMG = "qemu-img"
-INCOMING, ARRIVED, HANDED, MOVED = ".incoming", ".arrived", ".handed", ".moved"
+INCOMING, ARRIVED, HANDED, MOVED = MARKS = (".incoming", ".arrived", ".handed", ".moved")
+SEEN = ".seen-"
+_NOT_TO_START = {
+    INCOMING: "was never copied whole",
+    ARRIVED: "came with a move, and whether the VM has run with it here is not on record",
+    HANDED: "was handed over",
+}
 # QEMU locks single octets of an image from 100 (what it does) and from 200 (what others may not).
 _LOCKS_AT, _LOCKS_LENGTH = 100, 200
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
@@ -39,6 +48,7 @@ class DiskImages:
         self._boot = not definition.machine.get("kernel")
         self.disks = definition.disks
         self.paths = [folder / disk.path for disk in definition.disks]
+        self._tokens: list[Path] = []
 
     def arguments(self) -> list[str]:
         """QEMU's words for them: nodes disk0, disk1 … and a virtio device each."""
@@ -54,101 +64,165 @@ class DiskImages:
         return words
 
     def check(self) -> None:
-        """Before a start: all are here and whole.  Raises HypervisorError."""
+        """Before a start: all are here, and the newest there are as far as is known."""
         for path in self.paths:
-            if not path.is_file():
+            with self._naming(path):
+                present = path.is_file()
+                marks = [mark for mark in _NOT_TO_START if _mark(path, mark).exists()]
+            for mark in marks:
+                raise HypervisorError(
+                    f"{self._name}: disk {path} {_NOT_TO_START[mark]}: the VM's data may be "
+                    "elsewhere",
+                    f"start it there; if this is the newest copy that is left, remove {path}{mark}",
+                )
+            if not present:
                 raise HypervisorError(
                     f"{self._name}: disk {path} does not exist",
                     f"make it with `{QEMU_IMG} create`, or correct the VM's [[disk]]",
                 )
-            for mark, what in ((INCOMING, "was never copied whole"), (HANDED, "was handed over")):
-                if _mark(path, mark).exists():
-                    raise HypervisorError(
-                        f"{self._name}: disk {path} {what}: the VM's data are elsewhere",
-                        f"start it there; if that copy is lost, remove {path}{mark}",
-                    )
 
-    def make_room(self) -> list[bool]:
-        """Before a move in: which of them are to be copied here; for those an image is made.
+    def make_room(self) -> list[str]:
+        """Before a move in: for each disk "" if an image was made to be copied into, else the name
+        of a file that whoever sees the same storage finds beside the image.
 
-        One that another QEMU has open is on shared storage, and stays what it is.  Raises
-        HypervisorError for one that is here and may be anybody's.
+        One that a QEMU has open is left as it is; one that may be anybody's is refused.
         """
-        copied = [not self._shared(path) for path in self.paths]
-        for disk, path, copy in zip(self.disks, self.paths, copied, strict=True):
-            if copy:
-                self._make(disk, path)
-        return copied
+        tokens = []
+        for disk, path in zip(self.disks, self.paths, strict=True):
+            with self._naming(path):
+                tokens.append(self._room_for(disk, path))
+        return tokens
 
-    def discard(self) -> None:
-        """The guest has never run here: remove what was made for it.  Idempotent."""
+    def sees(self, tokens: Sequence[str]) -> None:
+        """At the source: the images that the destination has found open are these."""
+        for path, token in zip(self.paths, tokens, strict=True):
+            if token and not path.with_name(Path(token).name).exists():
+                raise HypervisorError(
+                    f"{self._name}: the destination has an image {path} that a QEMU has open, and "
+                    "it is not this one",
+                    "give the VM a path of its own there",
+                )
+
+    def discard(self, *, whole_too: bool) -> None:
+        """Remove what was made for a move in that has come to nothing.  Idempotent.
+
+        whole_too: it is certain that the guest has never run here
+        """
         for path in self.paths:
-            for mark in (INCOMING, ARRIVED):
-                if _mark(path, mark).exists():
-                    path.unlink(missing_ok=True)
-                    _unmark(path, mark)
+            with self._naming(path):
+                for mark in (INCOMING, ARRIVED) if whole_too else (INCOMING,):
+                    if self._is_ours(path, mark):
+                        path.unlink(missing_ok=True)
+                        _unmark(path, mark)
+        self.forget_tokens()
 
-    def whole(self) -> None:
-        """All that was copied here is on the disk."""
+    def sync(self) -> None:
+        """What has come of the images until now is on the disk."""
         for path in self.paths:
             if _mark(path, INCOMING).exists():
-                _sync(path)
-                _mark(path, INCOMING).replace(_mark(path, ARRIVED))
-                _sync(path.parent)
+                with self._naming(path):
+                    _sync(path)
+
+    def whole(self) -> None:
+        """All that was copied here has come, and is on the disk."""
+        for path in self.paths:
+            if _mark(path, INCOMING).exists():
+                with self._naming(path):
+                    _sync(path)
+                    _mark(path, INCOMING).replace(_mark(path, ARRIVED))
+                    _sync(path.parent)
 
     def in_use(self) -> None:
         """The guest runs here: they are its images, and nothing else is."""
         for path in self.paths:
-            for mark in (ARRIVED, HANDED):
-                _unmark(path, mark)
+            with self._naming(path):
+                for mark in (ARRIVED, HANDED):
+                    _unmark(path, mark)
+        self.forget_tokens()
 
-    def handed(self, copied: Sequence[bool]) -> None:
-        """These are about to be old: the guest goes on elsewhere with its own."""
-        for path, copy in zip(self.paths, copied, strict=True):
-            if copy:
-                _set_mark(path, HANDED)
+    def handed(self, tokens: Sequence[str]) -> None:
+        """Those that were copied are about to be old: the guest goes on elsewhere with its own."""
+        for path, token in zip(self.paths, tokens, strict=True):
+            if not token:
+                with self._naming(path):
+                    self._set_mark(path, HANDED)
 
     def retire(self) -> None:
-        """The guest runs elsewhere with copies: keep what is old under another name."""
+        """The guest has left, and runs elsewhere with copies: what is old gets another name."""
         for path in self.paths:
-            if _mark(path, HANDED).exists():
-                if path.exists():
-                    path.replace(_mark(path, MOVED))
-                _unmark(path, HANDED)
+            with self._naming(path):
+                if self._is_ours(path, HANDED):
+                    if path.exists():
+                        path.replace(_mark(path, MOVED))
+                    _unmark(path, HANDED)
 
-    def _shared(self, path: Path) -> bool:
-        """Whether the source's QEMU, which has it open, sees the same storage."""
-        if not path.exists() or _mark(path, INCOMING).exists():
-            return False
-        if _mark(path, HANDED).exists():
-            self.retire()
-            return False
-        if not is_open_elsewhere(path):
+    def forget_tokens(self) -> None:
+        """No source looks for them any more."""
+        for token in self._tokens:
+            with suppress(OSError):
+                token.unlink(missing_ok=True)
+        self._tokens.clear()
+
+    def _room_for(self, disk: Disk, path: Path) -> str:
+        here = path.exists()
+        is_open = here and is_open_elsewhere(path)
+        if is_open and not any(_mark(path, mark).exists() for mark in (INCOMING, ARRIVED, HANDED)):
+            token = path.with_name(f"{path.name}{SEEN}{secrets.token_hex(8)}")
+            token.touch()
+            self._tokens.append(token)
+            return token.name
+        if here and not is_open and self._is_ours(path, HANDED):
+            path.replace(_mark(path, MOVED))
+            _unmark(path, HANDED)
+            here = False
+        if here and (is_open or not self._is_ours(path, INCOMING)):
+            held = "and a QEMU has it open" if is_open else "and no QEMU has it open"
             raise HypervisorError(
-                f"{self._name}: disk {path} is here already, and no QEMU has it open: whether it "
-                "is the VM's cannot be known",
-                "remove it, or put it elsewhere; on shared storage see that locks are shared, too",
+                f"{self._name}: disk {path} is here already, {held}: whether it is the VM's cannot "
+                "be known",
+                "remove it, or put it elsewhere, with its marks; on shared storage see that locks "
+                "are shared, too",
             )
-        return True
+        self._make(disk, path)
+        return ""
 
     def _make(self, disk: Disk, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._set_mark(path, INCOMING)
+        _mark(path, MOVED).unlink(missing_ok=True)
         words = (QEMU_IMG, "create", "-q", "-f", disk.format, str(path), f"{disk.size_mib}M")
         remedy = "see that its folder can be written to and has room"
         try:
-            if _mark(path, INCOMING).exists():
-                path.unlink(missing_ok=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _set_mark(path, INCOMING)
-            _mark(path, MOVED).unlink(missing_ok=True)
             done = subprocess.run(words, check=False, capture_output=True, text=True)
             problem = done.stderr.strip() if done.returncode else ""
         except FileNotFoundError:
             problem, remedy = f"{QEMU_IMG} does not exist", "install qemu-utils"
-        except OSError as error:
-            problem = error.strerror or str(error)
         if problem:
-            self.discard()
+            self.discard(whole_too=False)
             raise HypervisorError(f"{self._name}: disk {path} cannot be made: {problem}", remedy)
+
+    def _set_mark(self, path: Path, mark: str) -> None:
+        _mark(path, mark).write_text(self._name)
+        _sync(_mark(path, mark))
+        _sync(path.parent)
+
+    def _is_ours(self, path: Path, mark: str) -> bool:
+        """Whether the mark is there and about this VM."""
+        try:
+            return _mark(path, mark).read_text(errors="replace") == self._name
+        except FileNotFoundError:
+            return False
+
+    @contextmanager
+    def _naming(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise HypervisorError(
+                f"{self._name}: disk {error.filename or path}: {error.strerror}",
+                "see that its folder can be written to and has room",
+            ) from None
 
 
 def node_name(index: int) -> str:
@@ -171,15 +245,10 @@ def _mark(path: Path, mark: str) -> Path:
     return path.with_name(path.name + mark)
 
 
-def _set_mark(path: Path, mark: str) -> None:
-    _mark(path, mark).touch()
-    _sync(path.parent)
-
-
 def _unmark(path: Path, mark: str) -> None:
     name = _mark(path, mark)
     if name.exists():
-        name.unlink()
+        name.unlink(missing_ok=True)
         _sync(path.parent)
 
 

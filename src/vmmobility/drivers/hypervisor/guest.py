@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from vmmobility.drivers.hypervisor import process
-from vmmobility.drivers.hypervisor.disk_copy import DiskCopy
+from vmmobility.drivers.hypervisor.disk_copy import DiskCopy, remove_mirrors
 from vmmobility.drivers.hypervisor.disk_door import DiskDoor
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.guest_life import life_of
@@ -29,6 +29,7 @@ from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import GuestLife
 
+LOAD_FAILED = "load of migration failed"
 END_NOTICE_S = 1.0  # between a lost monitor and the end of its process
 STALE_LIMIT_S = 3.0
 _STATES = {"running": "running", "inmigrate": "incoming", "postmigrate": "moved-out"}
@@ -66,11 +67,17 @@ class QemuGuest:
         self._group: asyncio.TaskGroup | None = None
         self._leaving = False
         self._failure_told = False
+        self._load_failed = False
 
     @property
     def alive(self) -> bool:
         """Whether its process lives."""
         return process.is_ours(self.folder, self.pid)
+
+    @property
+    def load_failed(self) -> bool:
+        """Whether QEMU has said that what came in was not whole: then it ends, and never ran."""
+        return self.incoming and (self._load_failed or LOAD_FAILED in self.folder.last_words())
 
     async def attach(self) -> dict[str, Any]:
         """Connect to the monitor and begin to report; the answer of query-status."""
@@ -78,7 +85,7 @@ class QemuGuest:
         status: dict[str, Any] = await self._session.execute("query-status")
         self.incoming = status["status"] == "inmigrate"
         if status["running"]:
-            self.images.in_use()
+            await asyncio.to_thread(self.images.in_use)
         ready = asyncio.Event()
         # The root of the guest's task group; close() cancels and awaits it.
         loop = asyncio.get_running_loop()
@@ -121,6 +128,19 @@ class QemuGuest:
             if asyncio.get_running_loop().time() > deadline:
                 raise HypervisorError(f"{self._name}: QEMU does not end an earlier migration")
             await asyncio.sleep(process.POLL_S)
+
+    async def drop_stale_copies(self) -> None:
+        """End copies of its disks that an earlier daemon has left; what is here is its own."""
+        if self.definition.disks and self.moving is None:
+            try:
+                async with asyncio.timeout(STALE_LIMIT_S):
+                    await remove_mirrors(self._session)
+            except TimeoutError:
+                raise HypervisorError(
+                    f"{self._name}: QEMU does not end an earlier copy of its disks"
+                ) from None
+            if await self.running():
+                await asyncio.to_thread(self.images.in_use)
 
     async def give_up_waiting(self) -> bool:
         """Keep a waiting guest from ever running; False if it runs already (RESUMED is reported).
@@ -174,7 +194,7 @@ class QemuGuest:
         self.move = move
         try:
             await move.begin()
-        except HypervisorError:
+        except BaseException:
             self.move = None
             raise
         self._group.create_task(move.run(), name=f"move {self._name}")
@@ -200,11 +220,11 @@ class QemuGuest:
         await self.close()
 
     async def open_door(
-        self, copied: Sequence[bool], address: str, memory_port: int
+        self, tokens: Sequence[str], address: str, memory_port: int
     ) -> tuple[str, int]:
         """Let the source of a move in copy its disks; where.  Raises HypervisorError."""
         door = DiskDoor(
-            self._session, self.images, copied, self.folder.nbd, self._settings.stall_limit_s
+            self._session, self.images, tokens, self.folder.nbd, self._settings.stall_limit_s
         )
         self.door = door
         return await door.open(address, self._settings.ports, memory_port)
@@ -212,9 +232,7 @@ class QemuGuest:
     async def close(self) -> None:
         """Let go of the guest, leaving it running."""
         self._leaving = True
-        if self.door is not None:
-            await self.door.close()
-            self.door = None
+        await self._close_door()
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
@@ -227,6 +245,14 @@ class QemuGuest:
         await self._session.connect(self._settings.start_limit_s, lambda: self.alive)
 
     async def _run(self, ready: asyncio.Event) -> None:
+        try:
+            await self._serve(ready)
+        finally:
+            self._group = None
+        # The group has waited for the move's last report: GONE is the last of all.
+        self._on_end()
+
+    async def _serve(self, ready: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as self._group:
             ready.set()
             while True:
@@ -244,9 +270,6 @@ class QemuGuest:
                 await self._look_again()
             if self.move is not None:
                 self.move.on_lost()
-        # The group has waited for the move's last report: GONE is the last of all.
-        self._group = None
-        self._on_end()
 
     async def _look_again(self) -> None:
         """The monitor was lost for a moment, and RESUMED perhaps with it."""
@@ -261,16 +284,35 @@ class QemuGuest:
             if self.move is not None:
                 self.move.on_status(status)
             elif self.incoming and status == "failed":
+                self._load_failed = True
                 self._fail_incoming("the incoming copy broke")
         elif name == "STOP" and self.move is not None:
             self.move.on_stop(event_time_ns(event))
         elif name == "RESUME" and self.incoming:
             self._resumed(event_time_ns(event))
+        elif name == "RESUME":
+            self._settle_in()
 
     def _resumed(self, time_ns: int | None) -> None:
         self.incoming = False
         self.report(GuestEvent.RESUMED, time_ns=time_ns)
-        self.images.in_use()
+        self._settle_in()
+
+    def _settle_in(self) -> None:
+        """It runs here: nobody copies its disks to here any more, and they are its own."""
+
+        async def settle() -> None:
+            await self._close_door()
+            with suppress(HypervisorError):  # a start later on says which mark is left
+                await asyncio.to_thread(self.images.in_use)
+
+        if self.definition.disks and self._group is not None:
+            self._group.create_task(settle(), name=f"disks of {self._name}")
+
+    async def _close_door(self) -> None:
+        door, self.door = self.door, None
+        if door is not None:
+            await door.close()
 
     def _on_end(self) -> None:
         if self._leaving:

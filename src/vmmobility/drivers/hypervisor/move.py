@@ -92,7 +92,6 @@ class OutgoingMove:
         self._least_rounds = least_rounds
         self._disks = disks
         self._memory_begun = False
-        self._giving_up = False
         self._stream = CopyStream(guest, settings.stall_limit_s, self._stream_ended)
         self._loop = asyncio.get_running_loop()
         self._switch = asyncio.Event()
@@ -119,13 +118,15 @@ class OutgoingMove:
                 await self._begin_memory()
             else:
                 await self._disks.start()
-        except HypervisorError:
+        except BaseException:
+            self._stream.abort()
             if self._disks is not None:
                 await self._disks.abort()
-            self._stream.abort()
+                self._disks.close()
             raise
 
     async def _begin_memory(self) -> None:
+        """Raises Broken if the move was given up before."""
         execute = self._session.execute
         await set_capabilities(execute, SOURCE_CAPABILITIES)
         await execute(
@@ -133,6 +134,7 @@ class OutgoingMove:
             {"max-bandwidth": UNLIMITED_BYTES_PER_S, "downtime-limit": DOWNTIME_COPYING_MS},
         )
         await self._session.give_descriptor(FD_NAME, self._stream.qemu_end.fileno())
+        self._check()
         self._memory_begun = True
         await execute("migrate", {"uri": f"fd:{FD_NAME}"})
         self._stream.pace(self._settings.copy_bytes_per_s)
@@ -205,7 +207,7 @@ class OutgoingMove:
 
     async def _copy_disks(self, disks: DiskCopy) -> None:
         """Until all is there and every further write goes to both ends."""
-        progress = Progress(self._settings, math.inf)
+        progress = Progress(self._settings.disk_stall_limit_s, math.inf)
         tell_at = 0.0
         ready = False
         while not ready:
@@ -218,11 +220,12 @@ class OutgoingMove:
                     GuestEvent.PROGRESS,
                     {"disk_bytes": disks.done, "disk_total_bytes": disks.total},
                 )
+        await disks.sync()
 
     async def _converge(self) -> None:
         """Copy until little enough remains, then hold."""
         mark = self._settings.hold_remaining_bytes
-        progress = Progress(self._settings)
+        progress = Progress(self._settings.stall_limit_s, self._settings.converge_limit_s)
         near = False
         while not self._waiting.is_set():
             ram = (await self._query()).get("ram", {})
@@ -230,6 +233,8 @@ class OutgoingMove:
             if rounds >= max(1, self._least_rounds) and remaining < mark:
                 break
             progress.seen(self._stream.sent)
+            if self._disks is not None:
+                await self._disks.look()
             if rounds > 0 and not near and remaining < mark * NEAR_FACTOR:
                 near = True
                 self._stream.pace(min(mark * NEAR_MARKS_PER_S, self._settings.copy_bytes_per_s))
@@ -254,6 +259,8 @@ class OutgoingMove:
             (Phase.ABOUT_TO_STOP, self._proceed),
         ):
             if phase is Phase.ABOUT_TO_STOP:
+                if self._disks is not None:
+                    await self._disks.sync()
                 self.phase = phase
                 self._report(GuestEvent.ABOUT_TO_STOP, {})
             while not signal.is_set():
@@ -278,6 +285,10 @@ class OutgoingMove:
         self._stream.release()
         try:
             async with asyncio.timeout(self._settings.switch_limit_s):
+                await self._waiting.wait()
+            if self._disks is not None and not self._over.is_set():
+                await self._disks.finish()
+            async with asyncio.timeout(self._settings.switch_limit_s):
                 await self._hand_over()
                 await self._sent.wait()
         except TimeoutError:
@@ -291,8 +302,6 @@ class OutgoingMove:
     async def _hand_over(self) -> None:
         await self._waiting.wait()
         if self.phase is Phase.SWITCHING and not self._over.is_set() and not self._handing_over:
-            if self._disks is not None and not self._giving_up:
-                await self._disks.finish()
             self._handing_over = True
             await self._session.execute("migrate-continue", {"state": "pre-switchover"})
         await self._over.wait()
@@ -305,7 +314,6 @@ class OutgoingMove:
         """Make sure that the migration is over and report whether the guest runs."""
         running = False
         detail = self._reason
-        self._giving_up = True
         if self._disks is not None:
             await self._disks.abort()
         try:
@@ -320,6 +328,8 @@ class OutgoingMove:
             said = (await self._query()).get("error-desc", "")
             detail = detail or said or reason or f"the copy to {self.target[0]} broke off"
             running = self._outcome != "completed" and await self._settled()
+            if running and self._disks is not None:
+                await self._disks.taken_back()
         except (HypervisorError, TimeoutError) as error:
             detail = detail or reason or str(error)
         self._report(GuestEvent.FAILED, {"reason": detail, "running": running})

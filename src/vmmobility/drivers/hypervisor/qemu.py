@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from vmmobility.drivers.hypervisor import process
@@ -30,8 +31,8 @@ from vmmobility.errors import EnvironmentProblem, HypervisorError
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
-# Unix socket paths hold 107 octets; the driver adds a digest of 12 and "/qmp".
-STATE_DIR_LIMIT = 107 - len("/0123456789ab/qmp")
+# Unix socket paths hold 107 octets; the driver adds a digest of 12 and "/qmp" or "/nbd0".
+STATE_DIR_LIMIT = 107 - len("/0123456789ab/nbd0")
 # QEMU before 9.0 loses writes of a TCG guest at each dirty-log sync while the guest runs
 # (docs/design/hypervisor.md): one round, then the switch.  KVM tracks exactly: a second round
 # leaves less for the blackout.
@@ -74,16 +75,24 @@ class QemuHypervisor:
                         "resume it, or stop it and start it again",
                     )
                 return
-            guest = await self._launch(definition, ports, incoming=False)
+            images = self._images(definition)
+            guest = await self._launch(definition, ports, images, incoming=False)
             guest.report(GuestEvent.STARTED)
 
     async def stop(self, vm: VmKey) -> None:
         """End the guest and its process."""
         async with self._locks[vm]:
             guest = self._guests.get(vm)
-            await self._end(vm)
-            if guest is not None:
-                guest.images.retire()
+            left = never_ran = False
+            if guest is not None and guest.alive:
+                with suppress(
+                    HypervisorError
+                ):  # it hangs: nothing is known, and it ends all the same
+                    left = await guest.life() is GuestLife.DEPARTED
+                    never_ran = guest.incoming and await guest.give_up_waiting()
+            await self._end(vm, never_ran=never_ran)
+            if guest is not None and left:
+                await asyncio.to_thread(guest.images.retire)
 
     async def pause(self, vm: VmKey) -> None:
         """Stop the guest's CPUs and keep it."""
@@ -102,12 +111,13 @@ class QemuHypervisor:
             raise HypervisorError(f"{vm}: its copy has not arrived", "cancel the move instead")
         if guest.moving is not None and guest.moving.guest_is_stopped:
             raise HypervisorError(f"{vm}: it is being handed over", "cancel the move first")
+        # Whoever lets it run, its disks are its own again.
+        await asyncio.to_thread(guest.images.in_use)
         if await guest.running():
             return
         await guest.drop_stale_migration()
         if not await guest.running():
             await guest.execute("cont")
-        guest.images.in_use()
         await guest.announce()
 
     async def prepare_incoming(
@@ -125,21 +135,18 @@ class QemuHypervisor:
             # A waiting guest whose port is not known, or none.
             if guest is not None and not await guest.give_up_waiting():
                 raise HypervisorError(f"{definition.vm}: it runs here already")
-            await self._end(definition.vm)
+            await self._end(definition.vm, never_ran=guest is not None)
             images = self._images(definition)
-            copied = await asyncio.to_thread(images.make_room)
+            tokens = await asyncio.to_thread(images.make_room)
             try:
-                guest = await self._launch(definition, ports, incoming=True)
-            except HypervisorError:
-                images.discard()
-                raise
-            try:
+                guest = await self._launch(definition, ports, images, incoming=True)
                 at = await self._listen(guest, listen_address)
                 if definition.disks:
-                    at = await guest.open_door(copied, *at)
+                    at = await guest.open_door(tokens, *at)
                 guest.incoming_at = at
-            except HypervisorError:
+            except BaseException:
                 await self._end(definition.vm)
+                await asyncio.to_thread(images.discard, whole_too=False)
                 raise
             return guest.incoming_at
 
@@ -184,7 +191,7 @@ class QemuHypervisor:
                 await self._end(vm)
             elif guest.incoming:
                 if await guest.give_up_waiting():
-                    await self._end(vm)
+                    await self._end(vm, never_ran=True)
             elif guest.moving is not None:
                 await guest.moving.cancel("cancelled")
             else:
@@ -253,21 +260,32 @@ class QemuHypervisor:
         pid = process.find(folder)
         return None if pid is None else await self._attach(folder, definition, pid)
 
-    async def _attach(self, folder: GuestFolder, definition: VmDefinition, pid: int) -> QemuGuest:
-        images = self._images(definition)
+    async def _attach(
+        self,
+        folder: GuestFolder,
+        definition: VmDefinition,
+        pid: int,
+        images: DiskImages | None = None,
+    ) -> QemuGuest:
+        images = images or self._images(definition)
         guest = QemuGuest(folder, definition, pid, self._listener, self._settings, images)
         try:
             await guest.attach()
             if guest.incoming and not definition.disks:  # a door ends with its daemon
                 guest.incoming_at = _listening_at(await guest.execute("query-migrate"))
-        except HypervisorError:
+        except BaseException:
             await guest.close()  # QEMU serves one client: leave the place to the next attempt
             raise
         self._guests[definition.vm] = guest
         return guest
 
     async def _launch(
-        self, definition: VmDefinition, ports: Sequence[str], *, incoming: bool
+        self,
+        definition: VmDefinition,
+        ports: Sequence[str],
+        images: DiskImages,
+        *,
+        incoming: bool,
     ) -> QemuGuest:
         if len(ports) != len(definition.interfaces):
             raise HypervisorError(
@@ -279,9 +297,8 @@ class QemuHypervisor:
                 f"choose one of at most {STATE_DIR_LIMIT} characters",
             )
         process.check_files(definition)
-        images = self._images(definition)
         if not incoming:
-            images.check()
+            await asyncio.to_thread(images.check)
         self._state_dir.mkdir(parents=True, exist_ok=True)
         folder = GuestFolder.of(self._state_dir, definition.vm)
         command = process.command_line(
@@ -295,7 +312,7 @@ class QemuHypervisor:
         )
         pid = await process.spawn(folder, definition, command)
         try:
-            return await self._attach(folder, definition, pid)
+            return await self._attach(folder, definition, pid, images)
         except HypervisorError:
             if process.is_ours(folder, pid):
                 await process.kill(folder, definition.vm, pid)
@@ -309,6 +326,7 @@ class QemuHypervisor:
     async def _cancel_stale(self, guest: QemuGuest) -> None:
         """Cancel a move that an earlier daemon has left."""
         outcome = await guest.drop_stale_migration()
+        await guest.drop_stale_copies()
         if outcome == "completed":
             guest.report(GuestEvent.COMPLETED)
         elif outcome:
@@ -333,13 +351,15 @@ class QemuHypervisor:
             "widen the range of ports for incoming guests",
         )
 
-    async def _end(self, vm: VmKey) -> None:
+    async def _end(self, vm: VmKey, *, never_ran: bool = False) -> None:
+        """never_ran: it is certain that a waiting guest has never run here."""
         guest = self._guests.pop(vm, None)
         folder = GuestFolder.of(self._state_dir, vm)
         if guest is not None:
+            never_ran = never_ran or guest.load_failed
             await guest.end()
             if guest.incoming:
-                guest.images.discard()
+                await asyncio.to_thread(guest.images.discard, whole_too=never_ran)
         pid = process.find(folder)
         if pid is not None:  # of an earlier daemon, never adopted
             await process.kill(folder, vm, pid)

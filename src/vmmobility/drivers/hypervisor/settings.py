@@ -21,6 +21,8 @@ class QemuSettings:
     hold_remaining_bytes:       the copy is held once less than this remains
     converge_limit_s:           a copy that has not converged by then has failed
     stall_limit_s:              a copy without any progress for that long has failed
+    disk_stall_limit_s:         the same of disks, where a flush may take long; a path that is cut
+                                breaks after stall_limit_s all the same
     switch_limit_s:             from proceed() to completion; then the move is broken off
     start_limit_s:              QEMU must answer its monitor within this
     stop_limit_s:               QEMU must end within this after quit, else it is killed
@@ -35,6 +37,7 @@ class QemuSettings:
     hold_remaining_bytes: int = 4 * MIB
     converge_limit_s: float = 120.0
     stall_limit_s: float = 5.0
+    disk_stall_limit_s: float = 60.0
     switch_limit_s: float = 3.0
     start_limit_s: float = 20.0
     stop_limit_s: float = 3.0

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import time
 
-from vmmobility.drivers.hypervisor.settings import QemuSettings
-
 
 class Broken(Exception):
     """The move has failed; the text says why."""
@@ -17,12 +15,10 @@ class Broken(Exception):
 class Progress:
     """Notices a copy that stands still (a cut path) or never converges."""
 
-    def __init__(self, settings: QemuSettings, converge_limit_s: float | None = None) -> None:
+    def __init__(self, stall_limit_s: float, converge_limit_s: float) -> None:
         now = time.monotonic()
-        self._stall_limit_s = settings.stall_limit_s
-        self._converge_limit_s = (
-            settings.converge_limit_s if converge_limit_s is None else converge_limit_s
-        )
+        self._stall_limit_s = stall_limit_s
+        self._converge_limit_s = converge_limit_s
         self._begun, self._moved, self._sent = now, now, -1
 
     def seen(self, sent_bytes: int) -> None:
