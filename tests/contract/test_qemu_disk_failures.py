@@ -1,0 +1,245 @@
+"""Guests with disks whose moves fail or are given up: guest and writes stay, nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.disk_machines import (
+    RECORDS,
+    SIZE_MIB,
+    SLOW,
+    USUAL,
+    Machines,
+    Run,
+    command,
+    ended,
+    gone,
+    hold,
+    make_image,
+    move,
+    names,
+    raw_octets,
+    two_machines,
+)
+from tests.contract.hypervisor_nodes import LOOPBACK, VM
+from tests.contract.waiting import until_true
+from vmmobility.drivers.hypervisor.disk_images import DiskImages
+from vmmobility.drivers.hypervisor.interface import Disk, GuestEvent
+from vmmobility.drivers.hypervisor.settings import MIB
+from vmmobility.lab.guest.disk_records import lost
+
+pytestmark = [pytest.mark.qemu, pytest.mark.netns]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with two_machines(tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "copying",
+        pytest.param("held", marks=pytest.mark.slow),
+        pytest.param("about to stop", marks=pytest.mark.slow),
+    ],
+)
+def test_a_move_that_is_given_up_leaves_no_image(run: Run, moment: str) -> None:
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk, SLOW if moment == "copying" else USUAL)
+        source, destination = pair.source, pair.destination
+        make_image(machines.image("a", disk), disk.format, filled_mib=8)
+        await pair.start()
+        await machines.writes("a")
+        if moment == "copying":
+            await source.hypervisor.copy_out(VM, *await pair.prepare())
+            await until_true(lambda: source.progress)
+            assert source.progress[0].detail["disk_bytes"] < 8 * MIB
+        else:
+            await hold(pair, moment)
+        await source.hypervisor.cancel(VM)
+        failed = await source.next(GuestEvent.FAILED)
+        assert failed.detail == {"reason": "cancelled", "running": True}
+        await destination.hypervisor.cancel(VM)
+        assert names(machines.folder / "b/disks") == set()
+        assert names(machines.folder / "a/disks") == {"vm.img"}
+        last = await machines.writes("a")
+        await ended(pair)
+        assert lost(raw_octets(machines.image("a", disk), disk), RECORDS, last) == []
+
+    run(scenario)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["copying", "held", "about to stop"])
+def test_a_destination_that_dies_leaves_the_guest_and_its_disk_here(run: Run, moment: str) -> None:
+    """And a new move begins afresh."""
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk, SLOW if moment == "copying" else USUAL)
+        source, destination = pair.source, pair.destination
+        make_image(machines.image("a", disk), disk.format, filled_mib=8)
+        await pair.start()
+        if moment == "copying":
+            await source.hypervisor.copy_out(VM, *await pair.prepare())
+            await until_true(lambda: source.progress)
+        else:
+            await hold(pair, moment)
+        destination.kill()
+        failed = await source.next(GuestEvent.FAILED)
+        assert failed.detail["running"] is True
+        assert failed.detail["reason"]
+        await machines.writes("a")
+        await gone(destination)
+        await move(source, destination, pair)
+        last = await machines.writes("b")
+        await ended(pair)
+        assert lost(raw_octets(machines.image("b", disk), disk), RECORDS, last) == []
+
+    run(scenario)
+
+
+def test_a_full_disk_at_the_destination_ends_the_move(run: Run) -> None:
+    disk = Disk("vm.img", "raw", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        small = machines.image("b", disk).parent
+        make_image(machines.image("a", disk), disk.format, filled_mib=24)
+        small.mkdir(parents=True)
+        command("mount", "-t", "tmpfs", "-o", "size=8m", "small", str(small))
+        try:
+            await pair.start()
+            await pair.source.hypervisor.copy_out(VM, *await pair.prepare())
+            failed = await pair.source.next(GuestEvent.FAILED)
+            assert failed.detail["running"] is True
+            assert "No space left on device" in failed.detail["reason"]
+            await pair.destination.hypervisor.cancel(VM)
+            assert names(small) == set()
+            last = await machines.writes("a")
+            await ended(pair)
+        finally:
+            command("umount", str(small))
+        assert lost(raw_octets(machines.image("a", disk), disk), RECORDS, last) == []
+
+    run(scenario)
+
+
+def test_a_destination_that_dies_in_the_switch_leaves_the_disk_to_its_guest(
+    run: Run,
+) -> None:
+    """All was handed over; QEMU starts the guest again by itself, and stop() keeps its image."""
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        source, destination = pair.source, pair.destination
+        make_image(machines.image("a", disk), disk.format)
+        await pair.start()
+        await machines.writes("a")
+        await hold(pair, "about to stop")
+        destination.hang()  # its server cannot be ended, so the disk is not said to be whole
+        await source.hypervisor.proceed(VM)
+        await source.next(GuestEvent.STOPPED)
+        failed = await source.next(GuestEvent.FAILED)
+        assert failed.detail["running"] is True
+        await source.hypervisor.resume(VM)
+        last = await machines.writes("a")
+        destination.unhang()
+        await destination.hypervisor.cancel(VM)
+        await ended(pair)
+        assert names(machines.folder / "a/disks") == {"vm.img"}
+        assert lost(raw_octets(machines.image("a", disk), disk), RECORDS, last) == []
+        await pair.start()
+
+    run(scenario)
+
+
+@pytest.mark.slow
+def test_a_guest_moves_after_its_daemon_died_in_a_copy(run: Run) -> None:
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk, SLOW)
+        source, destination = pair.source, pair.destination
+        make_image(machines.image("a", disk), disk.format, filled_mib=8)
+        await pair.start()
+        await source.hypervisor.copy_out(VM, *await pair.prepare())
+        await until_true(lambda: source.progress)
+        await source.restart()
+        assert await source.hypervisor.adopt([pair.definition]) == {VM: True}
+        await source.hypervisor.cancel(VM)
+        await destination.next(GuestEvent.FAILED)
+        await destination.hypervisor.cancel(VM)
+        while not destination.reports.empty():
+            await destination.next(GuestEvent.GONE)
+        await machines.writes("a")
+        await move(source, destination, pair)
+        last = await machines.writes("b")
+        await ended(pair)
+        assert lost(raw_octets(machines.image("b", disk), disk), RECORDS, last) == []
+
+    run(scenario)
+
+
+def test_a_disk_of_which_nothing_came_is_not_whole(run: Run) -> None:
+    """Whoever says `end` at the door without having copied hears of it."""
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        _, port = await pair.prepare()
+        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        writer.write(b"disks\nend\n")
+        assert json.loads(await reader.readline())["seen"] == [""]
+        assert "were not copied" in json.loads(await reader.readline())["error"]
+        writer.close()
+        assert names(machines.folder / "b/disks") == {"vm.img", "vm.img.incoming"}
+        await ended(pair)
+        assert names(machines.folder / "b/disks") == set()
+
+    run(scenario)
+
+
+def test_a_mark_that_cannot_be_made_turns_the_move_back(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        source, destination = pair.source, pair.destination
+        make_image(machines.image("a", disk), disk.format)
+        await pair.start()
+        with monkeypatch.context() as patched:
+
+            def refuse(path: Path, mark: str) -> None:
+                raise OSError(errno.EROFS, "Read-only file system")
+
+            await hold(pair, "about to stop")
+            patched.setattr(DiskImages, "_set_mark", lambda self, path, mark: refuse(path, mark))
+            await source.hypervisor.proceed(VM)
+            await source.next(GuestEvent.STOPPED)
+            failed = await source.next(GuestEvent.FAILED)
+        assert failed.detail["running"] is True
+        assert "Read-only file system" in failed.detail["reason"]
+        await gone(destination)
+        await destination.hypervisor.cancel(VM)
+        assert names(machines.folder / "b/disks") == set()
+        await machines.writes("a")
+        await move(source, destination, pair)
+        last = await machines.writes("b")
+        await ended(pair)
+        assert lost(raw_octets(machines.image("b", disk), disk), RECORDS, last) == []
+
+    run(scenario)
