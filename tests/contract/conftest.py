@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.dataplane_fabric import DC_OF_FABRIC, Fabric, make_fabric
+from tests.contract.disk_machines import Run, two_machines
 from tests.contract.napt_planes import Box, LinuxBox, LinuxPair, fake_boxes, linux_boxes
 from tests.contract.planes import DC, NEAR, OTHER, REDIRECT, Plane, fake_plane, linux_plane, state
 from tests.contract.router_planes import Kernel, LinuxHands, Router, fake_router, linux_router
@@ -180,3 +181,10 @@ def linux_pair() -> Iterator[LinuxPair]:
 def box(linux_pair: LinuxPair) -> LinuxBox:
     """One of them; the contract's own tests have one of each kind."""
     return linux_pair[0]
+
+
+@pytest.fixture
+def disk_run(tmp_path: Path) -> Iterator[Run]:
+    """What runs a test with two machines for guests with disks."""
+    with two_machines(tmp_path) as made:
+        yield made

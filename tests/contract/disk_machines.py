@@ -26,7 +26,7 @@ from tests.contract.waiting import until_true
 from vmmobility.drivers.hypervisor.interface import Disk, GuestEvent, VmDefinition
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
-from vmmobility.lab.guest.disk_records import acknowledged
+from vmmobility.lab.guest.disk_records import acknowledged, lost
 
 RECORDS = 1000
 SIZE_MIB = 64
@@ -57,6 +57,13 @@ class Machines:
 
     def console(self, end: str) -> bytes:
         return GuestFolder.of(self.folder / end, VM).console.read_bytes()
+
+    async def end_soundly(self, pair: Pair, end: str) -> None:
+        """The guest writes on there and is ended; every acknowledged write is on its disk."""
+        (disk,) = pair.definition.disks
+        last = await self.writes(end)
+        await ended(pair)
+        assert lost(raw_octets(self.image(end, disk), disk), RECORDS, last) == []
 
     async def writes(self, end: str, at_least: int = 20) -> int:
         """Wait until the guest has so many records acknowledged since it is there; the last."""

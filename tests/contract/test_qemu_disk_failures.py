@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.contract.disk_machines import (
-    RECORDS,
     SIZE_MIB,
     SLOW,
     USUAL,
@@ -24,23 +22,14 @@ from tests.contract.disk_machines import (
     make_image,
     move,
     names,
-    raw_octets,
-    two_machines,
 )
 from tests.contract.hypervisor_nodes import LOOPBACK, VM
 from tests.contract.waiting import until_true
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.interface import Disk, GuestEvent
 from vmmobility.drivers.hypervisor.settings import MIB
-from vmmobility.lab.guest.disk_records import lost
 
 pytestmark = [pytest.mark.qemu, pytest.mark.netns]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    with two_machines(tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize(
@@ -51,7 +40,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
         pytest.param("about to stop", marks=pytest.mark.slow),
     ],
 )
-def test_a_move_that_is_given_up_leaves_no_image(run: Run, moment: str) -> None:
+def test_a_move_that_is_given_up_leaves_no_image(disk_run: Run, moment: str) -> None:
     disk = Disk("vm.img", "qcow2", SIZE_MIB)
 
     async def scenario(machines: Machines) -> None:
@@ -72,16 +61,16 @@ def test_a_move_that_is_given_up_leaves_no_image(run: Run, moment: str) -> None:
         await destination.hypervisor.cancel(VM)
         assert names(machines.folder / "b/disks") == set()
         assert names(machines.folder / "a/disks") == {"vm.img"}
-        last = await machines.writes("a")
-        await ended(pair)
-        assert lost(raw_octets(machines.image("a", disk), disk), RECORDS, last) == []
+        await machines.end_soundly(pair, "a")
 
-    run(scenario)
+    disk_run(scenario)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["copying", "held", "about to stop"])
-def test_a_destination_that_dies_leaves_the_guest_and_its_disk_here(run: Run, moment: str) -> None:
+def test_a_destination_that_dies_leaves_the_guest_and_its_disk_here(
+    disk_run: Run, moment: str
+) -> None:
     """And a new move begins afresh."""
     disk = Disk("vm.img", "qcow2", SIZE_MIB)
 
@@ -102,14 +91,12 @@ def test_a_destination_that_dies_leaves_the_guest_and_its_disk_here(run: Run, mo
         await machines.writes("a")
         await gone(destination)
         await move(source, destination, pair)
-        last = await machines.writes("b")
-        await ended(pair)
-        assert lost(raw_octets(machines.image("b", disk), disk), RECORDS, last) == []
+        await machines.end_soundly(pair, "b")
 
-    run(scenario)
+    disk_run(scenario)
 
 
-def test_a_full_disk_at_the_destination_ends_the_move(run: Run) -> None:
+def test_a_full_disk_at_the_destination_ends_the_move(disk_run: Run) -> None:
     disk = Disk("vm.img", "raw", SIZE_MIB)
 
     async def scenario(machines: Machines) -> None:
@@ -126,17 +113,15 @@ def test_a_full_disk_at_the_destination_ends_the_move(run: Run) -> None:
             assert "No space left on device" in failed.detail["reason"]
             await pair.destination.hypervisor.cancel(VM)
             assert names(small) == set()
-            last = await machines.writes("a")
-            await ended(pair)
+            await machines.end_soundly(pair, "a")
         finally:
             command("umount", str(small))
-        assert lost(raw_octets(machines.image("a", disk), disk), RECORDS, last) == []
 
-    run(scenario)
+    disk_run(scenario)
 
 
 def test_a_destination_that_dies_in_the_switch_leaves_the_disk_to_its_guest(
-    run: Run,
+    disk_run: Run,
 ) -> None:
     """All was handed over; QEMU starts the guest again by itself, and stop() keeps its image."""
     disk = Disk("vm.img", "qcow2", SIZE_MIB)
@@ -154,19 +139,18 @@ def test_a_destination_that_dies_in_the_switch_leaves_the_disk_to_its_guest(
         failed = await source.next(GuestEvent.FAILED)
         assert failed.detail["running"] is True
         await source.hypervisor.resume(VM)
-        last = await machines.writes("a")
+        await machines.writes("a")
         destination.unhang()
         await destination.hypervisor.cancel(VM)
-        await ended(pair)
+        await machines.end_soundly(pair, "a")
         assert names(machines.folder / "a/disks") == {"vm.img"}
-        assert lost(raw_octets(machines.image("a", disk), disk), RECORDS, last) == []
         await pair.start()
 
-    run(scenario)
+    disk_run(scenario)
 
 
 @pytest.mark.slow
-def test_a_guest_moves_after_its_daemon_died_in_a_copy(run: Run) -> None:
+def test_a_guest_moves_after_its_daemon_died_in_a_copy(disk_run: Run) -> None:
     disk = Disk("vm.img", "qcow2", SIZE_MIB)
 
     async def scenario(machines: Machines) -> None:
@@ -185,14 +169,12 @@ def test_a_guest_moves_after_its_daemon_died_in_a_copy(run: Run) -> None:
             await destination.next(GuestEvent.GONE)
         await machines.writes("a")
         await move(source, destination, pair)
-        last = await machines.writes("b")
-        await ended(pair)
-        assert lost(raw_octets(machines.image("b", disk), disk), RECORDS, last) == []
+        await machines.end_soundly(pair, "b")
 
-    run(scenario)
+    disk_run(scenario)
 
 
-def test_a_disk_of_which_nothing_came_is_not_whole(run: Run) -> None:
+def test_a_disk_of_which_nothing_came_is_not_whole(disk_run: Run) -> None:
     """Whoever says `end` at the door without having copied hears of it."""
     disk = Disk("vm.img", "qcow2", SIZE_MIB)
 
@@ -208,11 +190,11 @@ def test_a_disk_of_which_nothing_came_is_not_whole(run: Run) -> None:
         await ended(pair)
         assert names(machines.folder / "b/disks") == set()
 
-    run(scenario)
+    disk_run(scenario)
 
 
 def test_a_mark_that_cannot_be_made_turns_the_move_back(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    disk_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Disk("vm.img", "qcow2", SIZE_MIB)
 
@@ -238,8 +220,6 @@ def test_a_mark_that_cannot_be_made_turns_the_move_back(
         assert names(machines.folder / "b/disks") == set()
         await machines.writes("a")
         await move(source, destination, pair)
-        last = await machines.writes("b")
-        await ended(pair)
-        assert lost(raw_octets(machines.image("b", disk), disk), RECORDS, last) == []
+        await machines.end_soundly(pair, "b")
 
-    run(scenario)
+    disk_run(scenario)

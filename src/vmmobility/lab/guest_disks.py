@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vmmobility.drivers.hypervisor.interface import Disk
+from vmmobility.drivers.hypervisor.settings import MIB
 from vmmobility.lab.fabric_values import Vm
 
 RECORDS = 4096
-_MIB = 1024 * 1024
 PATTERN = bytes(range(256)) * 4096
 
 
@@ -34,4 +34,4 @@ def make_disk(state_dir: Path, vm: Vm) -> None:
     with path.open("wb") as image:
         for _ in range(vm.disk_mib // 2):
             image.write(PATTERN)
-        image.truncate(vm.disk_mib * _MIB)
+        image.truncate(vm.disk_mib * MIB)

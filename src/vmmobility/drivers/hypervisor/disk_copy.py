@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from vmmobility.drivers.hypervisor.byte_pipe import BytePipe, watch_path
-from vmmobility.drivers.hypervisor.disk_images import MIB, DiskImages, node_name
+from vmmobility.drivers.hypervisor.disk_images import DiskImages, node_name
 from vmmobility.drivers.hypervisor.qmp import QmpSession
-from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken
 from vmmobility.errors import HypervisorError
 

@@ -26,7 +26,6 @@ from pathlib import Path
 from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.errors import HypervisorError
 
-MIB = 1024 * 1024
 QEMU_IMG = "qemu-img"
 INCOMING, ARRIVED, HANDED, MOVED = MARKS = (".incoming", ".arrived", ".handed", ".moved")
 SEEN = ".seen-"

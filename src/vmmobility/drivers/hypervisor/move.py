@@ -136,7 +136,11 @@ class OutgoingMove:
         await self._session.give_descriptor(FD_NAME, self._stream.qemu_end.fileno())
         self._check()
         self._memory_begun = True
-        await execute("migrate", {"uri": f"fd:{FD_NAME}"})
+        try:
+            await execute("migrate", {"uri": f"fd:{FD_NAME}"})
+        except HypervisorError:
+            self._memory_begun = False
+            raise
         self._stream.pace(self._settings.copy_bytes_per_s)
         self._stream.start()
 

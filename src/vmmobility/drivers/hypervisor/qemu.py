@@ -85,9 +85,7 @@ class QemuHypervisor:
             guest = self._guests.get(vm)
             left = never_ran = False
             if guest is not None and guest.alive:
-                with suppress(
-                    HypervisorError
-                ):  # it hangs: nothing is known, and it ends all the same
+                with suppress(HypervisorError):  # it hangs, and is ended all the same
                     left = await guest.life() is GuestLife.DEPARTED
                     never_ran = guest.incoming and await guest.give_up_waiting()
             await self._end(vm, never_ran=never_ran)
