@@ -11,6 +11,8 @@ Every error names the thing that is wrong (its message) and what to do about it 
     ├── HypervisorError      the hypervisor refused or lost a guest
     ├── ApiError             the daemon's API refused a request or cannot be reached
     │   ├── BadRequest       the request is wrong in itself
+    │   ├── Unauthorized     nobody knows who asks: no token, or none that counts
+    │   ├── Forbidden        the asker's role may not do this
     │   ├── NotFound         there is no such VM, NVE or move
     │   ├── Conflict         it does not fit the present state
     │   └── Unavailable      the daemon cannot do it now, or no daemon answers
@@ -69,6 +71,14 @@ class ApiError(VmMobilityError):
 
 class BadRequest(ApiError):
     """The request is wrong in itself."""
+
+
+class Unauthorized(ApiError):
+    """Nobody knows who asks: there is no token, or none that counts."""
+
+
+class Forbidden(ApiError):
+    """The asker's role may not do this."""
 
 
 class NotFound(ApiError):

@@ -17,7 +17,7 @@ BINDING: dict[str, Any] = {
     "expires_in_s": 99.5,
     "interfaces": [{"mac": "52:54:00:00:00:01", "addresses": ["10.1.0.5/32", "fd01::5/128"]}],
     "previous": [{"nve": "nve-0", "acknowledged": True}],
-    "state": "bound",
+    "state": "serving",
 }
 STATUS: dict[str, Any] = {
     "node": "n",
@@ -26,6 +26,8 @@ STATUS: dict[str, Any] = {
     "boot": 1,
     "uptime_s": 2.0,
     "drops": {"bad-value": 3},
+    "unsent": 0,
+    "log_lines_lost": 0,
     "counts": {"drift.route": 2},
     "unproven": ["nve-b"],
 }
@@ -107,7 +109,8 @@ class FakeManager:
         self.traced: dict[str, Any] = TRACE
 
     def status(self) -> dict[str, Any]:
-        return {**STATUS, "bindings": 1, "moves": len(self.started)}
+        records = {"onboarded": len(self.records), "strict": False}
+        return {**STATUS, **records, "bindings": 1, "moves": len(self.started)}
 
     def bindings(self) -> list[dict[str, Any]]:
         return self.held
@@ -279,8 +282,8 @@ class FakeNve:
     def status(self) -> dict[str, Any]:
         tunnels = {"back_end": "relay", "why": "no ipip here", "cost": "one process"}
         return {
-            **STATUS, "role": "nve", "accelerator": "tcg", "dc_prefixes": self.dc_prefixes,
-            "tunnels": tunnels,
+            **STATUS, "role": "nve", "accelerator": "tcg", "relay_deaths": 0,
+            "dc_prefixes": self.dc_prefixes, "tunnels": tunnels,
         }  # fmt: skip
 
     async def vms(self) -> list[dict[str, Any]]:
@@ -339,3 +342,18 @@ class FakeNve:
 
     def alarms(self) -> list[dict[str, Any]]:
         return self.raised
+
+
+class FakeNapt:
+    """A NAPT box that has mapped an NVE."""
+
+    async def status(self) -> dict[str, Any]:
+        held = {"pool": ["198.51.100.0/28"], "pool_free": 15, "vms": 0, "nves": 1}
+        return {**STATUS, "role": "napt", "policy": "keep", **held, "translation": {"flows": 0}}
+
+    def mappings(self) -> list[dict[str, Any]]:
+        row = {"kind": "nve", "nve": "nve-a", "private": "10.1.0.2", "public": "198.51.100.1"}
+        return [{**row, "owner": "napt-1", "state": "translated"}]
+
+    async def check(self, limit_s: float) -> dict[str, Any]:
+        return {"checked": 1, "drift": [], "repaired": 0}

@@ -11,15 +11,22 @@ from vmmobility.errors import (
     ConfigError,
     Conflict,
     DecodeError,
+    Forbidden,
     NotFound,
+    Unauthorized,
     Unavailable,
     VmMobilityError,
 )
 
-__all__ = ["ApiError", "BadRequest", "Conflict", "NotFound", "Unavailable", "error_of", "status_of"]
+__all__ = [
+    "ApiError", "BadRequest", "Conflict", "Forbidden", "NotFound", "Unauthorized", "Unavailable",
+    "error_of", "status_of",
+]  # fmt: skip
 
 STATUS: dict[type[ApiError], int] = {
     BadRequest: 400,
+    Unauthorized: 401,
+    Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
     Unavailable: 503,

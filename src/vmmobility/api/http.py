@@ -1,41 +1,91 @@
-"""What both APIs share of HTTP: reading a request strictly, errors as JSON.
+"""What all APIs share of HTTP: the table of declared routes, reading strictly, errors as JSON.
 
-Not here: the routes (manager_api.py, nve_api.py), the socket (server.py).  Rests on Starlette.
+Not here: the routes (manager_api.py, ...), the sockets (server.py).  Rests on Starlette.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute
+from starlette.routing import Route
 
-from vmmobility.api.errors import BadRequest, status_of
+from vmmobility.api.access import allow
+from vmmobility.api.declared import ApiRole, Declared, Handler, declarations, declared
+from vmmobility.api.errors import BadRequest, Unavailable, status_of
+from vmmobility.api.openapi import describe
+from vmmobility.api.schema import ANYTHING, flaw, table
 from vmmobility.api.service import Json
 from vmmobility.errors import VmMobilityError
 from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import VmKey
 
 MAX_BODY = 1 << 20  # octets
+BODY_S = 30.0  # how long a body may take to come
 MAX_VNI = (1 << 24) - 1
 MAX_WAIT_S = 3600.0
 TRACE_S = 5.0  # how long a node may take to say how it leads an address, likewise
 CHECK_S = 60.0  # how long a check may take, unless the asker says otherwise
 
 
-def application(routes: Sequence[BaseRoute]) -> Starlette:
-    """A Starlette application whose every error is `{"error", "remedy"}`."""
-    handlers = {
+class Described:
+    """What every API has: its own description.  title: of that."""
+
+    title = ""
+
+    @declared(
+        "GET",
+        "/v1/openapi.json",
+        ApiRole.READ,
+        "this API's OpenAPI 3.1 description",
+        answer=table(ANYTHING),
+    )
+    async def openapi(self, _: Request) -> Response:
+        routes = [route for route, _ in declarations(self)]
+        return JSONResponse(describe(routes, self.title))
+
+
+def application(handlers: Described) -> Starlette:
+    """A Starlette application of what `handlers` declares; its every error is
+    `{"error", "remedy"}`."""
+    errors = {
         VmMobilityError: _refused,
         HTTPException: _no_route,
         Exception: _failed,
     }
-    return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+    routes = [
+        Route(route.path, _endpoint(route, getattr(handlers, name)), methods=[route.method])
+        for route, name in declarations(handlers)
+    ]
+    return Starlette(routes=routes, exception_handlers=errors)  # type: ignore[arg-type]
+
+
+def _endpoint(route: Declared, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        allow(request.scope, route)
+        _known_query(request, route)
+        request.state.declared = route
+        return await handler(request)
+
+    return endpoint
+
+
+def _known_query(request: Request, route: Declared) -> None:
+    """A parameter that is misspelt must not be taken for one that was not given."""
+    known = [query.name for query in route.query]
+    for name in request.query_params:
+        if name not in known:
+            raise BadRequest(f"unknown parameter {name!r:.80}", f"known here: {_listed(known)}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if names else "none"
 
 
 def problem(status: int, error: str, remedy: str) -> Response:
@@ -48,7 +98,7 @@ async def _refused(_: Request, error: VmMobilityError) -> Response:
 
 async def _no_route(request: Request, error: HTTPException) -> Response:
     what = f"{request.method} {request.url.path}: {error.detail}"
-    return problem(error.status_code, what, "see docs/architecture.md, API")
+    return problem(error.status_code, what, "see docs/api.md, or GET /v1/openapi.json")
 
 
 async def _failed(_: Request, error: Exception) -> Response:
@@ -58,18 +108,27 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 
 async def body(request: Request) -> Json:
-    """The body, a JSON object.  Raises BadRequest."""
+    """The body, an object as the route declares it.  Raises BadRequest."""
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            raise BadRequest(f"the body is longer than {MAX_BODY} octets", "send less")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > MAX_BODY:
+                    raise BadRequest(f"the body is longer than {MAX_BODY} octets", "send less")
+    except TimeoutError:
+        raise Unavailable(f"the body did not come within {BODY_S:g} s", "send it again") from None
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise BadRequest("the body is no JSON object", "send {…}")
+    route: Declared = request.state.declared
+    assert route.body is not None, f"{route.method} {route.path} declares no body"
+    wrong = flaw(value, route.body)
+    if wrong:
+        raise BadRequest(wrong, f"send {_listed(list(route.body.get('properties', {})))}")
     return value
 
 

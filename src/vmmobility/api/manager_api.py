@@ -5,27 +5,71 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from vmmobility.api import http
+from vmmobility.api.common_schemas import ALARM
+from vmmobility.api.declared import TIMEOUT_QUERY, VNI_QUERY, ApiRole, Query, declared
 from vmmobility.api.errors import BadRequest, NotFound
+from vmmobility.api.manager_schemas import (
+    BINDING,
+    CHECK,
+    MANAGER_STATUS,
+    MOVE,
+    NEW_MOVE,
+    NEW_ONBOARDED,
+    NVE,
+    ONBOARDED,
+    ROUTE,
+    ROUTER,
+    TRACE,
+    VM,
+)
+from vmmobility.api.schema import NAME, NUMBER, listed
 from vmmobility.api.service import Json, ManagerService
 from vmmobility.wire.values import VmKey
 
+FENCED_QUERY = Query("fenced", NAME, "the NVE whose host is fenced")
+FROM_QUERY = Query("from", NAME, "the node where the packets begin")
+WAIT_QUERY = Query("wait", NUMBER, "seconds to wait for its end")
 
-class _Routes:
+
+class ManagerRoutes(http.Described):
+    title = "vmmobility: the manager"
+
     def __init__(self, service: ManagerService) -> None:
         self._service = service
 
+    @declared("GET", "/v1/status", ApiRole.READ, "how the manager is", answer=MANAGER_STATUS)
     async def status(self, _: Request) -> Response:
         return JSONResponse(self._service.status())
 
+    @declared(
+        "GET", "/v1/bindings", ApiRole.READ, "which NVE serves which VM", answer=listed(BINDING)
+    )
     async def bindings(self, _: Request) -> Response:
         return JSONResponse(self._service.bindings())
 
+    @declared(
+        "GET",
+        "/v1/bindings/{vm}",
+        ApiRole.READ,
+        "that of one VM",
+        answer=BINDING,
+        query=(VNI_QUERY,),
+        refusals=(404,),
+    )
     async def binding(self, request: Request) -> Response:
         return JSONResponse(self._binding(http.vm_of(request)))
 
+    @declared(
+        "POST",
+        "/v1/bindings/{vm}/release",
+        ApiRole.ADMIN,
+        "thaw a frozen binding; with `fenced`: an operator's word that this NVE's host is fenced",
+        answer=BINDING,
+        query=(VNI_QUERY, FENCED_QUERY),
+        refusals=(404, 409),
+    )
     async def release(self, request: Request) -> Response:
         """`?fenced=NVE`: the operator's word that this NVE's host is fenced."""
         fenced = request.query_params.get("fenced")
@@ -33,12 +77,21 @@ class _Routes:
             http.name_of(fenced, "fenced", "name the NVE whose host is fenced")
         return JSONResponse(await self._service.release(http.vm_of(request), fenced or ""))
 
+    @declared("GET", "/v1/onboarded", ApiRole.READ, "the VMs on record", answer=listed(ONBOARDED))
     async def onboarded(self, _: Request) -> Response:
         return JSONResponse(self._service.onboarded())
 
+    @declared(
+        "PUT",
+        "/v1/onboarded/{vm}",
+        ApiRole.ADMIN,
+        "put a VM on record, durable",
+        answer=ONBOARDED,
+        body=NEW_ONBOARDED,
+        refusals=(404, 409),
+    )
     async def onboard(self, request: Request) -> Response:
         body = await http.body(request)
-        _only(body, "vm_id", "vni", "interfaces", "nves")
         vm = http.vm_key(body.get("vm_id"), body.get("vni", 0))
         if vm.vm_id != request.path_params["vm"]:
             raise BadRequest(
@@ -46,18 +99,42 @@ class _Routes:
                 "send a VM to its own path",
             )
         nves = body.get("nves", [])
-        if not isinstance(nves, list):
-            raise BadRequest("nves: no list", 'send ["NVE", …], or [] for any NVE')
         names = [http.name_of(nve, "nves", "name NVEs as in `vmmob show nves`") for nve in nves]
         return JSONResponse(await self._service.onboard(vm, body.get("interfaces"), names))
 
+    @declared(
+        "DELETE",
+        "/v1/onboarded/{vm}",
+        ApiRole.ADMIN,
+        "take it off the record; the record that there was",
+        answer=ONBOARDED,
+        query=(VNI_QUERY,),
+        refusals=(404, 409),
+    )
     async def offboard(self, request: Request) -> Response:
         return JSONResponse(await self._service.offboard(http.vm_of(request)))
 
+    @declared(
+        "POST",
+        "/v1/check",
+        ApiRole.OPERATE,
+        "compare bindings and redirects with every NVE",
+        answer=CHECK,
+        query=(TIMEOUT_QUERY,),
+    )
     async def check(self, request: Request) -> Response:
         limit_s = http.seconds_of(request, "timeout")
         return JSONResponse(await self._service.check(http.CHECK_S if limit_s is None else limit_s))
 
+    @declared(
+        "GET",
+        "/v1/trace/{address}",
+        ApiRole.READ,
+        "where packets for an address go, and what is wrong with that",
+        answer=TRACE,
+        query=(FROM_QUERY, TIMEOUT_QUERY),
+        refusals=(404,),
+    )
     async def trace(self, request: Request) -> Response:
         """`?from=NODE`: where the packets begin."""
         start = request.query_params.get("from")
@@ -68,29 +145,73 @@ class _Routes:
         address = request.path_params["address"]
         return JSONResponse(await self._service.trace(address, start or "", seconds))
 
+    @declared("GET", "/v1/alarms", ApiRole.READ, "what wants a person now", answer=listed(ALARM))
     async def alarms(self, _: Request) -> Response:
         return JSONResponse(self._service.alarms())
 
+    @declared(
+        "GET", "/v1/vms", ApiRole.READ, "bindings, each with its last move", answer=listed(VM)
+    )
     async def vms(self, _: Request) -> Response:
         moves = self._last_moves()
         return JSONResponse([self._vm(binding, moves) for binding in self._service.bindings()])
 
+    @declared(
+        "GET",
+        "/v1/vms/{vm}",
+        ApiRole.READ,
+        "one of them",
+        answer=VM,
+        query=(VNI_QUERY,),
+        refusals=(404,),
+    )
     async def vm(self, request: Request) -> Response:
         binding = self._binding(http.vm_of(request))
         return JSONResponse(self._vm(binding, self._last_moves()))
 
+    @declared(
+        "GET",
+        "/v1/routers",
+        ApiRole.READ,
+        "the routers of the configuration",
+        answer=listed(ROUTER),
+    )
     async def routers(self, _: Request) -> Response:
         return JSONResponse(self._service.routers())
 
+    @declared(
+        "GET",
+        "/v1/routes",
+        ApiRole.READ,
+        "what each router was told of each VM, and what it says of the fabric",
+        answer=listed(ROUTE),
+    )
     async def routes(self, _: Request) -> Response:
         return JSONResponse(self._service.routes())
 
+    @declared("GET", "/v1/nves", ApiRole.READ, "the NVEs of the configuration", answer=listed(NVE))
     async def nves(self, _: Request) -> Response:
         return JSONResponse(self._service.nves())
 
+    @declared(
+        "GET",
+        "/v1/moves",
+        ApiRole.READ,
+        "the moves that are remembered, oldest first",
+        answer=listed(MOVE),
+    )
     async def moves(self, _: Request) -> Response:
         return JSONResponse(self._service.moves())
 
+    @declared(
+        "GET",
+        "/v1/moves/{id}",
+        ApiRole.READ,
+        "one move; with `wait` once it has ended, or after so many seconds",
+        answer=MOVE,
+        query=(WAIT_QUERY,),
+        refusals=(404,),
+    )
     async def move(self, request: Request) -> Response:
         id = request.path_params["id"]
         seconds = http.seconds_of(request, "wait")
@@ -99,16 +220,34 @@ class _Routes:
         else:
             move = await self._service.wait_move(id, seconds)
         if move is None:
-            raise NotFound(f"no move {id}", "list them with `vmmob show moves`")
+            raise NotFound(f"no move {id}", "list them with `vmmob move list`")
         return JSONResponse(move)
 
+    @declared(
+        "POST",
+        "/v1/moves",
+        ApiRole.OPERATE,
+        "begin a move",
+        answer=MOVE,
+        status=202,
+        body=NEW_MOVE,
+        refusals=(404, 409),
+    )
     async def start_move(self, request: Request) -> Response:
         body = await http.body(request)
-        _only(body, "vm", "vni", "to")
         vm = http.vm_key(body.get("vm"), body.get("vni", 0))
         to = http.name_of(body.get("to"), "to", "give the destination's name")
         return JSONResponse(await self._service.start_move(vm, to), 202)
 
+    @declared(
+        "POST",
+        "/v1/moves/{id}/abort",
+        ApiRole.OPERATE,
+        "give a move up; 409 where that is too late",
+        answer=MOVE,
+        status=202,
+        refusals=(404, 409),
+    )
     async def abort_move(self, request: Request) -> Response:
         return JSONResponse(await self._service.abort_move(request.path_params["id"]), 202)
 
@@ -126,35 +265,5 @@ class _Routes:
         return {**binding, "move": moves.get((binding["vni"], binding["vm"]))}
 
 
-def _only(body: Json, *known: str) -> None:
-    unknown = sorted(set(body) - set(known))
-    if unknown:
-        listed = f"{', '.join(known[:-1])} and {known[-1]}"
-        raise BadRequest(f"unknown key {unknown[0]!r}", f"send {listed}")
-
-
 def manager_api(service: ManagerService) -> Starlette:
-    routes = _Routes(service)
-    return http.application(
-        [
-            Route("/v1/status", routes.status, methods=["GET"]),
-            Route("/v1/bindings", routes.bindings, methods=["GET"]),
-            Route("/v1/bindings/{vm}", routes.binding, methods=["GET"]),
-            Route("/v1/bindings/{vm}/release", routes.release, methods=["POST"]),
-            Route("/v1/vms", routes.vms, methods=["GET"]),
-            Route("/v1/vms/{vm}", routes.vm, methods=["GET"]),
-            Route("/v1/routers", routes.routers, methods=["GET"]),
-            Route("/v1/routes", routes.routes, methods=["GET"]),
-            Route("/v1/nves", routes.nves, methods=["GET"]),
-            Route("/v1/moves", routes.moves, methods=["GET"]),
-            Route("/v1/moves", routes.start_move, methods=["POST"]),
-            Route("/v1/moves/{id}", routes.move, methods=["GET"]),
-            Route("/v1/moves/{id}/abort", routes.abort_move, methods=["POST"]),
-            Route("/v1/onboarded", routes.onboarded, methods=["GET"]),
-            Route("/v1/onboarded/{vm}", routes.onboard, methods=["PUT"]),
-            Route("/v1/onboarded/{vm}", routes.offboard, methods=["DELETE"]),
-            Route("/v1/check", routes.check, methods=["POST"]),
-            Route("/v1/trace/{address}", routes.trace, methods=["GET"]),
-            Route("/v1/alarms", routes.alarms, methods=["GET"]),
-        ]
-    )
+    return http.application(ManagerRoutes(service))

@@ -5,39 +5,97 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from vmmobility.api import http
+from vmmobility.api.common_schemas import ALARM, CHECK
+from vmmobility.api.declared import TIMEOUT_QUERY, VNI_QUERY, ApiRole, declared
 from vmmobility.api.errors import BadRequest
+from vmmobility.api.node_schemas import DEFINITION, LOCAL_VM, NVE_STATUS
+from vmmobility.api.schema import listed
 from vmmobility.api.service import Json, NveService
 
 
-class _Routes:
+class NveRoutes(http.Described):
+    title = "vmmobility: an NVE"
+
     def __init__(self, service: NveService) -> None:
         self._service = service
 
+    @declared("GET", "/v1/status", ApiRole.READ, "how the NVE is", answer=NVE_STATUS)
     async def status(self, _: Request) -> Response:
         return JSONResponse(self._service.status())
 
+    @declared(
+        "GET",
+        "/v1/vms",
+        ApiRole.READ,
+        "local, redirected, prepared and expected VMs",
+        answer=listed(LOCAL_VM),
+    )
     async def vms(self, _: Request) -> Response:
         return JSONResponse(await self._service.vms())
 
+    @declared(
+        "PUT",
+        "/v1/vms/{vm}",
+        ApiRole.ADMIN,
+        "define and start it, then attach; answered once it is registered",
+        answer=LOCAL_VM,
+        body=DEFINITION,
+        refusals=(404, 409),
+    )
     async def start(self, request: Request) -> Response:
         return JSONResponse(await self._service.start_vm(await self._definition(request)))
 
+    @declared(
+        "DELETE",
+        "/v1/vms/{vm}",
+        ApiRole.ADMIN,
+        "end the guest, deregister",
+        answer=LOCAL_VM,
+        query=(VNI_QUERY,),
+        refusals=(404, 409),
+    )
     async def stop(self, request: Request) -> Response:
         return JSONResponse(await self._service.stop_vm(http.vm_of(request)))
 
+    @declared(
+        "PUT",
+        "/v1/expected/{vm}",
+        ApiRole.ADMIN,
+        "plug the taps of a VM of kind `external` and watch for its guest",
+        answer=LOCAL_VM,
+        body=DEFINITION,
+        refusals=(404, 409),
+    )
     async def expect(self, request: Request) -> Response:
         return JSONResponse(await self._service.expect_vm(await self._definition(request)))
 
+    @declared(
+        "DELETE",
+        "/v1/expected/{vm}",
+        ApiRole.ADMIN,
+        "watch no longer, unplug; 409 while its guest is here",
+        answer=LOCAL_VM,
+        query=(VNI_QUERY,),
+        refusals=(404, 409),
+    )
     async def forget(self, request: Request) -> Response:
         return JSONResponse(await self._service.unexpect_vm(http.vm_of(request)))
 
+    @declared(
+        "POST",
+        "/v1/check",
+        ApiRole.OPERATE,
+        "compare the list, the kernel and the guests of this host",
+        answer=CHECK,
+        query=(TIMEOUT_QUERY,),
+    )
     async def check(self, request: Request) -> Response:
         limit_s = http.seconds_of(request, "timeout")
         return JSONResponse(await self._service.check(http.CHECK_S if limit_s is None else limit_s))
 
+    @declared("GET", "/v1/alarms", ApiRole.READ, "what wants a person now", answer=listed(ALARM))
     async def alarms(self, _: Request) -> Response:
         return JSONResponse(self._service.alarms())
 
@@ -55,16 +113,4 @@ class _Routes:
 
 
 def nve_api(service: NveService) -> Starlette:
-    routes = _Routes(service)
-    return http.application(
-        [
-            Route("/v1/status", routes.status, methods=["GET"]),
-            Route("/v1/vms", routes.vms, methods=["GET"]),
-            Route("/v1/vms/{vm}", routes.start, methods=["PUT"]),
-            Route("/v1/vms/{vm}", routes.stop, methods=["DELETE"]),
-            Route("/v1/expected/{vm}", routes.expect, methods=["PUT"]),
-            Route("/v1/expected/{vm}", routes.forget, methods=["DELETE"]),
-            Route("/v1/check", routes.check, methods=["POST"]),
-            Route("/v1/alarms", routes.alarms, methods=["GET"]),
-        ]
-    )
+    return http.application(NveRoutes(service))

@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vmmobility.api.access import BY_THE_SOCKET, asked_by
 from vmmobility.api.errors import Conflict, Unavailable
 
 MODE = 0o660  # the daemon's user and group
@@ -49,7 +50,7 @@ async def serve(app: ASGIApp, socket_path: Path) -> AsyncIterator[None]:
     listener = _listen(socket_path)
     own = os.stat(socket_path)
     config = uvicorn.Config(
-        app,
+        _asked_on_the_socket(app),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -76,6 +77,13 @@ async def serve(app: ASGIApp, socket_path: Path) -> AsyncIterator[None]:
                 os.unlink(socket_path)
     if failure is not None:
         raise failure
+
+
+def _asked_on_the_socket(app: ASGIApp) -> ASGIApp:
+    async def asked(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(asked_by(scope, BY_THE_SOCKET), receive, send)
+
+    return asked
 
 
 def _listen(path: Path) -> socket.socket:

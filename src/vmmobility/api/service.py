@@ -1,4 +1,4 @@
-"""What a daemon offers to its API: plain methods, JSON-able answers (docs/architecture.md, API).
+"""What a daemon offers to its API: plain methods, JSON-able answers (docs/api.md).
 
 Each raises api.errors (NotFound, Conflict, BadRequest, Unavailable); other errors of the project
 become 400 or 503 (api.errors.status_of).  Not here: HTTP.  Rests on wire.values.
@@ -34,10 +34,10 @@ class ManagerService(Protocol):
     async def offboard(self, vm: VmKey) -> Json: ...
 
     async def check(self, limit_s: float) -> Json:
-        """Compare bindings and redirects with every NVE (docs/architecture.md, API)."""
+        """Compare bindings and redirects with every NVE (docs/api.md)."""
 
     async def trace(self, address: str, start: str, seconds: float) -> Json:
-        """Where packets for an address go, and what is wrong with that (docs/architecture.md, API).
+        """Where packets for an address go, and what is wrong with that (docs/api.md).
 
         start: the node where they begin, "" for all nodes; seconds: how long a node may take.
         """

@@ -1,26 +1,42 @@
-"""`vmmob move VM NVE`, `vmmob move abort MOVE`: start a hot move, watch it, give it up.
+"""`vmmob move VM NVE`, `vmmob move list|show|watch|abort`: start a move, follow it, give it up.
 
 Speaks to the manager's API alone.
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
 
 import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
+from vmmobility.cli.move_watch import (
+    JsonTeller,
+    Teller,
+    follow,
+    last,
+    progress_words,
+    under_way,
+    watched,
+    which,
+)
+from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
-from vmmobility.errors import ApiError, NotFound
+from vmmobility.errors import ApiError
 from vmmobility.wire.values import VmKey
 
-WAITING_S = 15.0  # a state that ends only by an answer is told of anew after so long
-ASKED_ON = ("ending-guest", "turning-back")  # the manager asks on without limit, and may not guess
-LOOK_S = 0.5  # phases are asked for so often; the end of the move is told at once
-
+MOVES: list[Column] = [
+    ("MOVE", lambda row: row["id"]),
+    ("VM", output.vm_name),
+    ("FROM", lambda row: row["from"]),
+    ("TO", lambda row: row["to"]),
+    ("MODE", lambda row: row["mode"]),
+    ("STATE", lambda row: row["state"]),
+    ("OK", lambda row: row["ok"]),
+    ("COPIED", lambda row: progress_words(row["progress"]) if row.get("progress") else None),
+    ("REASON", lambda row: row["reason"] or None),
+]
 
 START = "VM NVE"  # how help lists it; no VM can have this name
 timeout_option = click.option(
@@ -46,11 +62,12 @@ class _Move(click.Group):
         return "" if name == START else name, command, rest
 
 
-@click.group(cls=_Move, subcommand_metavar="VM NVE | abort MOVE")
+@click.group(cls=_Move, subcommand_metavar="VM NVE | list | show MOVE | watch MOVE | abort MOVE")
 def move() -> None:
-    """Move a running VM to another NVE, or give a move up.
+    """Move a running VM to another NVE, follow moves, or give one up.
 
-    `vmmob move VM NVE --help` shows more.  A VM whose name is abort is written 0/abort.
+    `vmmob move VM NVE --help` shows more.  A VM that is called like a command is written with its
+    VNI: 0/abort, 0/list.
     """
 
 
@@ -75,9 +92,9 @@ def start(
     with ManagerClient(socket_path) as client:
         begun = client.start_move(chosen_vm(name, vni), to)
         if not json_output:
-            click.echo(f"move {_which(begun)}")
+            click.echo(f"move {which(begun)}")
         if wait or timeout_s is not None:
-            begun = _watched(client, begun, timeout_s, quiet=json_output)
+            begun = watched(client, begun, timeout_s, quiet=json_output)
     if json_output:
         output.print_json(begun)
     elif begun["ok"] and begun["reason"]:
@@ -89,27 +106,88 @@ def start(
         )
 
 
+@move.command("list")
+@click.option("--under-way", "under_way_only", is_flag=True, help="Only those that have not ended.")
+@manager_socket
+@output.as_json
+def list_moves(under_way_only: bool, socket_path: Path, json_output: bool) -> None:
+    """Moves under way and the latest ones that have ended, oldest first."""
+    with ManagerClient(socket_path) as client:
+        rows = [row for row in client.moves() if row["ok"] is None or not under_way_only]
+    output.print_json(rows) if json_output else output.print_table(rows, MOVES)
+
+
 @move.command()
-@click.argument("which", metavar="MOVE")
+@click.argument("name", metavar="MOVE")
+@manager_socket
+@output.as_json
+def show(name: str, socket_path: Path, json_output: bool) -> None:
+    """One move: its phases, how far its copy is, its figures.
+
+    MOVE is a move's ID (`vmmob move list`), or a VM: its latest move then.
+    """
+    with ManagerClient(socket_path) as client:
+        found = client.move(last(client.moves(), name)["id"])
+    if json_output:
+        output.print_json(found)
+        return
+    shown = {key: found[key] for key in ("mode", "state", "ok", "reason", "epoch")}
+    if found.get("progress"):
+        shown["copied"] = progress_words(found["progress"])
+    click.echo(f"move {which(found)}")
+    output.print_fields({**shown, **found["measured"]})
+    Teller().tell({**found, "progress": None})
+
+
+@move.command()
+@click.argument("name", metavar="MOVE")
+@timeout_option
+@manager_socket
+@output.as_json
+def watch(name: str, timeout_s: float | None, socket_path: Path, json_output: bool) -> None:
+    """Follow a move to its end: a line a phase, and how far its copy is.
+
+    MOVE is a move's ID (`vmmob move list`), or a VM: its latest move then.  With --json each line
+    is an object: {"event": "phase"|"waiting"|"progress"|"end", "move", ...}; the last one, "end",
+    has the whole move.
+    """
+    with ManagerClient(socket_path) as client:
+        begun = last(client.moves(), name)
+        teller = JsonTeller() if json_output else Teller()
+        if not json_output:
+            click.echo(f"move {which(begun)}")
+        ended = follow(client, begun, timeout_s, teller)
+    teller.say({"event": "end", "move": ended["id"], **ended}, f"{ended['state']}")
+    if not json_output:
+        output.print_fields(ended["measured"])
+    if not ended["ok"]:
+        raise ApiError(
+            f"move {ended['id']} is {ended['state']}: {ended['reason'] or 'no reason'}",
+            f"see `vmmob vm show {output.vm_name(ended)}` for where it runs",
+        )
+
+
+@move.command()
+@click.argument("name", metavar="MOVE")
 @click.option("--wait", is_flag=True, help="Wait for the end and show the phases.")
 @timeout_option
 @manager_socket
 @output.as_json
 def abort(
-    which: str, wait: bool, timeout_s: float | None, socket_path: Path, json_output: bool
+    name: str, wait: bool, timeout_s: float | None, socket_path: Path, json_output: bool
 ) -> None:
     """Give up a move that has not ended: the VM stays where it was.
 
-    MOVE is a move's ID (`vmmob show moves`), or the VM that is moved.  The source serves again
+    MOVE is a move's ID (`vmmob move list`), or the VM that is moved.  The source serves again
     first, then the destination forgets.  A guest that may run at the destination already is ended
     there for certain before; if it has registered from there, the move is good, and this fails.
     """
     with ManagerClient(socket_path) as client:
-        given_up = client.abort_move(_under_way(client, which)["id"])
+        given_up = client.abort_move(under_way(client.moves(), name)["id"])
         if not json_output:
-            click.echo(f"move {_which(given_up)}: {given_up['state']}")
+            click.echo(f"move {which(given_up)}: {given_up['state']}")
         if wait or timeout_s is not None:
-            given_up = _watched(client, given_up, timeout_s, quiet=json_output)
+            given_up = watched(client, given_up, timeout_s, quiet=json_output)
     if json_output:
         output.print_json(given_up)
     if given_up["ok"]:
@@ -122,58 +200,3 @@ def abort(
             f"move {given_up['id']} failed: {given_up['reason']}",
             f"look at {output.vm_name(given_up)} on both hosts now",
         )
-
-
-def _which(move: dict[str, Any]) -> str:
-    return f"{move['id']}: {output.vm_name(move)}, {move['from']} -> {move['to']}"
-
-
-def _under_way(client: ManagerClient, which: str) -> dict[str, Any]:
-    """The move of that ID, or the one that the VM of that name is in.  Raises NotFound."""
-    moves = client.moves()
-    for found in moves:
-        if found["id"] == which:
-            return found
-    for found in moves:
-        if found["ok"] is None and which in (
-            output.vm_name(found),
-            f"{found['vni']}/{found['vm']}",
-        ):
-            return found
-    raise NotFound(
-        f"no move {which}, nor is a VM of that name being moved",
-        "list them with `vmmob show moves`",
-    )
-
-
-def _watched(
-    client: ManagerClient, begun: dict[str, Any], timeout_s: float | None, *, quiet: bool
-) -> dict[str, Any]:
-    """The move once it has ended.  Raises ApiError if that takes longer than timeout_s."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    now, printed = begun, 0
-    start = told = time.monotonic()
-    state = ""
-    while True:
-        for phase in now["phases"][printed:]:
-            if not quiet:
-                click.echo(f"{phase['at_ms']:10.1f} ms  {phase['name']}")
-        printed = len(now["phases"])
-        if now["state"] != state:
-            state, told = now["state"], time.monotonic()
-        elif state in ASKED_ON and time.monotonic() - told >= WAITING_S:
-            told = time.monotonic()
-            if not quiet:
-                click.echo(f"{(told - start) * 1000:10.1f} ms  waiting-{state}")
-        if now["ok"] is not None:
-            break
-        left = LOOK_S if deadline is None else min(LOOK_S, deadline - time.monotonic())
-        if left <= 0:
-            raise ApiError(
-                f"move {now['id']} has not ended within {timeout_s:g} s: it is {now['state']}",
-                "it goes on: watch it with `vmmob show moves`",
-            )
-        now = client.move(now["id"], wait_s=left)
-    if not quiet and now["measured"]:
-        output.print_fields(now["measured"])
-    return now

@@ -13,6 +13,7 @@ import click
 from vmmobility.api.client import ManagerClient, NveClient
 from vmmobility.cli import output
 from vmmobility.cli.alarms import print_alarms
+from vmmobility.cli.move import MOVES
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import manager_socket, nve_socket
 
@@ -56,15 +57,6 @@ ONBOARDED: list[Column] = [
     ("MACS", lambda row: [interface["mac"] for interface in row["interfaces"]]),
     ("ADDRESSES", output.addresses),
     ("NVES", lambda row: row["nves"] or "any"),
-]
-MOVES: list[Column] = [
-    ("MOVE", lambda row: row["id"]),
-    ("VM", output.vm_name),
-    ("FROM", lambda row: row["from"]),
-    ("TO", lambda row: row["to"]),
-    ("STATE", lambda row: row["state"]),
-    ("OK", lambda row: row["ok"]),
-    ("REASON", lambda row: row["reason"] or None),
 ]
 
 

@@ -142,7 +142,9 @@ def onboard(file: Path, nves: tuple[str, ...], socket_path: Path, json_output: b
     A manager in strict mode lets no other VM register, nor one with other MACs or addresses.
     """
     definition = read_definition(file)
-    record = {key: definition.get(key) for key in ("vm_id", "interfaces")}
+    record: dict[str, Any] = {
+        key: definition[key] for key in ("vm_id", "interfaces") if key in definition
+    }
     with ManagerClient(socket_path) as client:
         recorded = client.onboard({**record, "vni": definition.get("vni", 0), "nves": list(nves)})
     if json_output:

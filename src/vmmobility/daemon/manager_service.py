@@ -151,7 +151,7 @@ class Manager:
     async def abort_move(self, id: str) -> dict[str, Any]:
         move = self._engine.moves.get(id)
         if move is None:
-            raise NotFound(f"no move {id}", "list them with `vmmob show moves`")
+            raise NotFound(f"no move {id}", "list them with `vmmob move list`")
         self._command(lambda now: self._engine.abort_move(move, now))
         return move_view(move)
 
@@ -223,7 +223,7 @@ class Manager:
 
 
 def binding_view(binding: Binding, now: float) -> dict[str, Any]:
-    """A binding as people see it (docs/architecture.md, API).  now: monotonic seconds."""
+    """A binding as people see it (docs/api.md).  now: monotonic seconds."""
     left = None if binding.expires_at is None else round(binding.expires_at - now, 1)
     return {
         "vni": binding.vm.vni,
@@ -252,7 +252,7 @@ def _mapping(mapping: Mapping) -> dict[str, str]:
 
 
 def move_view(move: Move) -> dict[str, Any]:
-    """A move as people see it (docs/architecture.md, API)."""
+    """A move as people see it (docs/api.md)."""
     return {
         "id": move.move_id,
         "vni": move.vm.vni,
@@ -271,7 +271,7 @@ def move_view(move: Move) -> dict[str, Any]:
 
 
 def onboarded_view(record: Onboarded) -> dict[str, Any]:
-    """A VM on record as people see it (docs/architecture.md, API)."""
+    """A VM on record as people see it (docs/api.md)."""
     return {
         "vni": record.vm.vni,
         "vm": record.vm.vm_id,

@@ -42,7 +42,7 @@ class Tracer:
         self._ask = ask
 
     async def trace(self, address: str, start: str, seconds: float) -> dict[str, Any]:
-        """The steps, and whether all is as it should be (docs/architecture.md, API).
+        """The steps, and whether all is as it should be (docs/api.md).
 
         start: where the way begins, "" for all nodes; seconds: how long each question may take.
         Raises BadRequest, NotFound.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ManagerMoves", "Move", "MoveRefused"]
 
-KEPT_MOVES = 1000  # ended moves that `vmmob show moves` still knows
+KEPT_MOVES = 1000  # ended moves that `vmmob move list` still knows
 MOST = 1e15  # no figure of a move is greater
 
 # What people read when a state is entered (docs/architecture.md, Events).

@@ -1,6 +1,6 @@
 """The lab's way to the daemons' APIs: JSON over HTTP over a unix socket.
 
-Not here: what the requests mean (docs/architecture.md, API).  Rests on http.client.
+Not here: what the requests mean (docs/api.md).  Rests on http.client.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def test_tables(vmmob: Vmmob):
     assert listed.code == 0
     heading, row = listed.out.splitlines()
     assert heading.split() == ["VM", "NVE", "STATE", "ADDRESSES", "LAST", "MOVE"]
-    assert row.split() == ["vm1", "nve-a", "bound", "10.1.0.5,", "fd01::5", "-"]
+    assert row.split() == ["vm1", "nve-a", "serving", "10.1.0.5,", "fd01::5", "-"]
     shown = vmmob("vm", "show", "vm1").out
     assert "52:54:00:00:00:01 10.1.0.5/32, fd01::5/128" in shown
     assert "nve-0 (redirects)" in shown
@@ -121,7 +121,7 @@ def test_a_vm_that_cannot_be_onboarded(vmmob: Vmmob, tmp_path: Path):
     file.write_text(TOML)
     assert "no NVE nowhere" in vmmob("vm", "onboard", file, "--nve", "nowhere").err
     assert "no NVE-ID" in vmmob("vm", "onboard", file, "--nve", "a b").err
-    assert "no VNI" in vmmob("vm", "onboard", _with(file, 'vni = "x"')).err
+    assert "vni: is not a whole number" in vmmob("vm", "onboard", _with(file, 'vni = "x"')).err
     assert "cannot be read" in vmmob("vm", "onboard", tmp_path / "none").err
 
 

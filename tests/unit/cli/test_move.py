@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_move_that_is_waited_for(vmmob: Vmmob, manager: FakeManager):
 def test_what_a_move_waits_for_and_what_it_leaves_open_is_said(
     vmmob: Vmmob, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vmmobility.cli.move.WAITING_S", 0.0)
+    monkeypatch.setattr("vmmobility.cli.move_watch.WAITING_S", 0.0)
     reason = "a previous NVE has not yet answered"
     manager.endings = [
         {"state": "turning-back"},
@@ -108,3 +109,57 @@ def test_a_vm_may_be_called_abort(vmmob: Vmmob, service: FakeManager):
     assert vmmob("move", "--json", "0/abort", "nve-b").json["to"] == "nve-b"
     for help in (("move", "--help"), ("move", "vm1", "--help"), ("move", "abort", "--help")):
         assert "Usage: vmmob move " in vmmob(*help).out
+
+
+def test_moves_are_listed(vmmob: Vmmob, manager: FakeManager):
+    vmmob("move", "vm1", "nve-b")
+    manager.started[0] |= {"ok": True, "state": "done"}
+    vmmob("move", "vm1", "nve-c")
+    manager.started[1]["progress"] = {"disk_bytes": 3 << 20, "disk_total_bytes": 8 << 20}
+    heading, first, second = vmmob("move", "list").out.splitlines()
+    assert heading.split()[:3] == ["MOVE", "VM", "FROM"]
+    assert first.split()[:7] == ["m1", "vm1", "nve-a", "nve-b", "hot", "done", "yes"]
+    assert "disk 3 of 8 MiB" in second
+    assert [row["id"] for row in vmmob("move", "list", "--json").json] == ["m1", "m2"]
+    assert [row["id"] for row in vmmob("move", "list", "--under-way", "--json").json] == ["m2"]
+    assert vmmob("show", "moves").out == vmmob("move", "list").out
+
+
+def test_a_move_is_shown(vmmob: Vmmob, manager: FakeManager):
+    vmmob("move", "vm1", "nve-b")
+    vmmob("move", "vm1", "nve-c")
+    manager.started[1] |= {"phases": PHASES, "measured": {"downtime_ms": 12.5}}
+    latest = vmmob("move", "show", "vm1")
+    assert latest.out.startswith("move m2: vm1, nve-a -> nve-c\n")
+    assert latest.out.splitlines()[-1].split() == ["12.5", "ms", "prepared"]
+    assert "downtime_ms  12.5" in latest.out
+    assert vmmob("move", "show", "m1", "--json").json["to"] == "nve-b"
+    none = vmmob("move", "show", "vm2")
+    assert "error: no move vm2, nor has a VM of that name been moved\nremedy: list" in none.err
+
+
+def test_a_move_is_watched(vmmob: Vmmob, manager: FakeManager, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vmmobility.cli.move_watch.PROGRESS_S", 0.0)
+    vmmob("move", "vm1", "nve-b")
+    manager.endings = [
+        {"phases": PHASES, "progress": {"memory_bytes": 1 << 20, "memory_total_bytes": 4 << 20}},
+        {"ok": True, "state": "done", "measured": {"downtime_ms": 12.5}},
+    ]
+    ran = vmmob("move", "watch", "vm1", "--json")
+    lines = [json.loads(line) for line in ran.out.splitlines()]
+    assert [line["event"] for line in lines] == ["phase", "phase", "progress", "end"]
+    assert [line["move"] for line in lines[:3]] == ["m1"] * 3
+    assert lines[1]["name"] == "prepared"
+    assert lines[2]["memory_bytes"] == 1 << 20
+    assert lines[3]["measured"] == {"downtime_ms": 12.5}
+    again = vmmob("move", "watch", "m1")
+    assert again.out.splitlines()[0] == "move m1: vm1, nve-a -> nve-b"
+    assert again.out.splitlines()[-1].split() == ["downtime_ms", "12.5"]
+
+
+def test_a_watched_move_that_fails(vmmob: Vmmob, manager: FakeManager):
+    vmmob("move", "vm1", "nve-b")
+    manager.endings = [{"ok": False, "state": "aborted", "reason": "destination is full"}]
+    ran = vmmob("move", "watch", "m1")
+    assert ran.code == 1
+    assert "error: move m1 is aborted: destination is full\nremedy: see `vmmob vm" in ran.err

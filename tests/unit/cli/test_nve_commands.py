@@ -32,9 +32,9 @@ def test_a_vm_is_started_and_stopped(vmmob: Vmmob, nve: FakeNve, tmp_path: Path)
     shown = vmmob("nve", "status").out
     assert "tcg" in shown
     for words in (
-        "tunnels        relay",
-        "tunnels, why   no ipip here",
-        "tunnels, cost  one process",
+        "tunnels         relay",
+        "tunnels, why    no ipip here",
+        "tunnels, cost   one process",
     ):
         assert words in shown
     assert vmmob("nve", "status", "--json").json["tunnels"]["back_end"] == "relay"

@@ -1,0 +1,45 @@
+"""Who asks, and whether that role may.  The listener (server.py) says who it is.
+
+Not here: tokens (tokens.py).  Rests on declared.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vmmobility.api.declared import ApiRole, Declared
+from vmmobility.api.errors import Forbidden, Unauthorized
+
+_KEY = "vmmobility.asker"
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """name: of the token, or where it asks from"""
+
+    name: str
+    role: ApiRole
+
+
+# Who may open the socket's file (mode 0660: root, the daemon's group) is an administrator.
+BY_THE_SOCKET = Asker("unix socket", ApiRole.ADMIN)
+
+
+def asked_by(scope: Mapping[str, Any], asker: Asker) -> dict[str, Any]:
+    """The scope of a request, with who makes it."""
+    return {**scope, _KEY: asker}
+
+
+def allow(scope: Mapping[str, Any], route: Declared) -> None:
+    """Raises Unauthorized if nobody has said who asks, Forbidden if the role does not suffice."""
+    asker = scope.get(_KEY)
+    if not isinstance(asker, Asker):
+        raise Unauthorized("nobody is known to ask", "send a token, or ask on the unix socket")
+    if asker.role < route.role:
+        raise Forbidden(
+            f"{route.method} {route.path} needs the role {route.role.text}, "
+            f"{asker.name} has {asker.role.text}",
+            f"use a token of that role: `vmmob token new NAME --role {route.role.text}`",
+        )

@@ -1,0 +1,154 @@
+"""What the manager's API takes and gives.
+
+Not here: which route takes or gives it (manager_api.py).  Rests on schema.py.
+"""
+
+from __future__ import annotations
+
+from vmmobility.api.common_schemas import INTERFACES, STATUS, check_of
+from vmmobility.api.schema import (
+    ANYTHING,
+    BOOLEAN,
+    COUNT,
+    NAME,
+    NUMBER,
+    TEXT,
+    VNI,
+    body,
+    choice,
+    listed,
+    named,
+    nullable,
+    record,
+    table,
+)
+
+MANAGER_STATUS = named(
+    "ManagerStatus",
+    record({**STATUS, "onboarded": COUNT, "strict": BOOLEAN, "bindings": COUNT, "moves": COUNT}),
+)
+
+_BINDING = {
+    "vni": VNI,
+    "vm": NAME,
+    "nve": NAME,
+    "epoch": COUNT,
+    "lifetime_s": NUMBER,
+    "expires_in_s": nullable(NUMBER),
+    "interfaces": INTERFACES,
+    "previous": listed(record({"nve": NAME, "acknowledged": BOOLEAN})),
+    "state": choice("serving", "expired", "departed", "lost", "frozen", "released"),
+}
+_MAPPINGS = {"mappings": listed(record({"box": NAME, "private": TEXT, "public": TEXT}))}
+BINDING = named("Binding", record(_BINDING, _MAPPINGS))
+
+MOVE = named(
+    "Move",
+    record(
+        {
+            "id": NAME,
+            "vni": VNI,
+            "vm": NAME,
+            "from": NAME,
+            "to": NAME,
+            "mode": choice("hot", "warm", "cold"),
+            "state": NAME,
+            "ok": nullable(BOOLEAN),
+            "reason": TEXT,
+            "epoch": nullable(COUNT),
+            "started_ns": COUNT,
+            "phases": listed(record({"name": NAME, "at_ms": NUMBER})),
+            "measured": table(ANYTHING),
+        }
+    ),
+)
+NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI})
+
+VM = named("Vm", record({**_BINDING, "move": {"type": ["object", "null"]}}, _MAPPINGS))
+
+NVE = named(
+    "NveRow",
+    record(
+        {
+            "nve": NAME,
+            "addresses": listed(TEXT),
+            "last_heard_s": nullable(NUMBER),
+            "proven": BOOLEAN,
+            "vms": COUNT,
+        },
+        {"via": NAME},
+    ),
+)
+
+ROUTER = named(
+    "RouterRow",
+    record(
+        {
+            "router": NAME,
+            "role": choice("default-router", "border-router"),
+            "dc": TEXT,
+            "serves": listed(NAME),
+            "last_heard_s": nullable(NUMBER),
+            "proven": BOOLEAN,
+            "vms": COUNT,
+            "announced": COUNT,
+            "unanswered": COUNT,
+        }
+    ),
+)
+
+ROUTE = named(
+    "Route",
+    record(
+        {
+            "vni": VNI,
+            "vm": NAME,
+            "router": NAME,
+            "state": choice("none", "watch", "keep", "lead", "announce"),
+            "serving": nullable(NAME),
+            "epoch": COUNT,
+            "acknowledged": BOOLEAN,
+            "direct": nullable(BOOLEAN),
+        }
+    ),
+)
+
+ONBOARDED = named(
+    "Onboarded", record({"vni": VNI, "vm": NAME, "interfaces": INTERFACES, "nves": listed(NAME)})
+)
+NEW_ONBOARDED = body(
+    {"vm_id": NAME}, {"vni": VNI, "interfaces": listed(ANYTHING), "nves": listed(NAME)}
+)
+
+CHECK = named("ManagerCheck", check_of(unanswered=listed(NAME)))
+
+STEP = named(
+    "TraceStep",
+    record(
+        {
+            "node": NAME,
+            "role": TEXT,
+            "decision": TEXT,
+            "to": nullable(TEXT),
+            "detail": TEXT,
+            "ok": BOOLEAN,
+            "wrong": TEXT,
+        }
+    ),
+)
+TRACE = named(
+    "Trace",
+    record(
+        {
+            "address": TEXT,
+            "vni": VNI,
+            "vm": nullable(TEXT),
+            "serving": nullable(TEXT),
+            "from": nullable(TEXT),
+            "arrives": nullable(BOOLEAN),
+            "ok": BOOLEAN,
+            "silent": listed(NAME),
+            "steps": listed(STEP),
+        }
+    ),
+)
