@@ -44,6 +44,25 @@ class RunByOthers:
     async def proceed(self, vm: VmKey) -> None:
         _refuse(vm)
 
+    async def receive_checkpoints(
+        self, definition: VmDefinition, listen_address: str
+    ) -> tuple[str, int, str, int]:
+        _refuse(definition.vm)
+
+    async def checkpoint(
+        self, vm: VmKey, address: str, port: int, token: str, *, final: bool = False
+    ) -> None:
+        _refuse(vm)
+
+    async def unprotect(self, vm: VmKey) -> None:
+        pass  # it never was protected
+
+    async def activate(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        _refuse(definition.vm)
+
+    async def drop_checkpoints(self, definition: VmDefinition) -> None:
+        pass  # there are none
+
 
 class ExternalHypervisor(RunByOthers):
     """Watched guests of this node.  Reports go to `listener`, called in the event loop.

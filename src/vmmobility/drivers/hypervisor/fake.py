@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from vmmobility.drivers.hypervisor.checkpoint_fake import FakeCheckpoints
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     GuestReport,
@@ -69,13 +70,15 @@ class FakeWorld:
 
     listening: dict[tuple[str, int], FakeHypervisor] = field(default_factory=dict)
     members: list[FakeHypervisor] = field(default_factory=list)
+    doors: dict[tuple[str, int], FakeHypervisor] = field(default_factory=dict)
     next_port: int = FIRST_PORT
 
 
-class FakeHypervisor:
+class FakeHypervisor(FakeCheckpoints):
     """A Hypervisor whose guests are entries of a dict.  `guests` outlive close(), as real ones."""
 
     def __init__(self, listener: Listener, world: FakeWorld | None = None) -> None:
+        super().__init__()
         self.fail_next: dict[str, str] = {}
         self.break_next: dict[str, str] = {}
         self.auto_converge = True
@@ -83,7 +86,6 @@ class FakeHypervisor:
         self._listener = listener
         self._world = world or FakeWorld()
         self._guests: dict[VmKey, _Guest] = {}
-        self._open = True
         self._world.members.append(self)
 
     async def adopt(self, definitions: Sequence[VmDefinition]) -> dict[VmKey, bool]:
@@ -241,7 +243,20 @@ class FakeHypervisor:
 
     async def close(self) -> None:
         """Report no more; the guests stay."""
+        self.close_doors()
         self._open = False
+
+    def runs(self, vm: VmKey) -> bool:
+        """Whether its guest runs here."""
+        return vm in self._guests and self._guests[vm].state is _State.RUNNING
+
+    def run_loaded(self, definition: VmDefinition) -> None:
+        """Let a guest run from a checkpoint."""
+        self._guests[definition.vm] = _Guest(definition, _State.RUNNING)
+
+    def stop_for_good(self, vm: VmKey) -> None:
+        """Its last checkpoint is being taken."""
+        self._guest(vm).state = _State.MOVED_OUT
 
     def kill(self, vm: VmKey) -> None:
         """The guest's process ends, as in a crash."""

@@ -7,11 +7,14 @@ the process (process.py).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor.checkpoint_send import CheckpointTarget
+from vmmobility.drivers.hypervisor.checkpoint_take import CheckpointTake, cancel_snapshot
 from vmmobility.drivers.hypervisor.disk_copy import DiskCopy, remove_mirrors
 from vmmobility.drivers.hypervisor.disk_door import DiskDoor
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
@@ -26,6 +29,7 @@ from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase, yank
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.stall import Broken
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import GuestLife
 
@@ -59,10 +63,11 @@ class QemuGuest:
         self.incoming = False
         self.incoming_at: tuple[str, int] | None = None
         self.move: OutgoingMove | None = None
+        self.taking: CheckpointTake | None = None
         self._name = str(definition.vm)
         self._listener = listener
         self._settings = settings
-        self._session = QmpSession(self._name, folder.monitor)
+        self.session = QmpSession(self._name, folder.monitor)
         self._runner: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._leaving = False
@@ -82,7 +87,7 @@ class QemuGuest:
     async def attach(self) -> dict[str, Any]:
         """Connect to the monitor and begin to report; the answer of query-status."""
         await self._connect()
-        status: dict[str, Any] = await self._session.execute("query-status")
+        status: dict[str, Any] = await self.session.execute("query-status")
         self.incoming = status["status"] == "inmigrate"
         if status["running"]:
             await asyncio.to_thread(self.images.in_use)
@@ -95,7 +100,7 @@ class QemuGuest:
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """A monitor command.  Raises HypervisorError."""
-        return await self._session.execute(command, arguments)
+        return await self.session.execute(command, arguments)
 
     async def running(self) -> bool:
         """Whether its CPUs run here."""
@@ -123,7 +128,7 @@ class QemuGuest:
                 await (
                     self.execute("migrate_cancel")
                     if status in _CANCELLABLE
-                    else yank(self._session.execute)
+                    else yank(self.session.execute)
                 )
             if asyncio.get_running_loop().time() > deadline:
                 raise HypervisorError(f"{self._name}: QEMU does not end an earlier migration")
@@ -134,7 +139,7 @@ class QemuGuest:
         if self.definition.disks and self.moving is None:
             try:
                 async with asyncio.timeout(STALE_LIMIT_S):
-                    await remove_mirrors(self._session)
+                    await remove_mirrors(self.session)
             except TimeoutError:
                 raise HypervisorError(
                     f"{self._name}: QEMU does not end an earlier copy of its disks"
@@ -155,7 +160,7 @@ class QemuGuest:
             if self.alive:
                 raise
             return True
-        await self._session.catch_up()
+        await self.session.catch_up()
         if status["status"] == "inmigrate" or self.incoming:
             return True
         await self.execute("cont")
@@ -183,13 +188,15 @@ class QemuGuest:
         """Begin the pre-copy; its reports follow."""
         if self._group is None:
             raise HypervisorError(f"{self._name}: the guest has ended")
+        await self.end_checkpoint("the VM is moved")
+        await cancel_snapshot(self.session)  # an earlier daemon may have left one
         disks = None
         if self.definition.disks:
             disks = DiskCopy(
-                self._name, self._session, self.images, self.folder.path, self._settings
+                self._name, self.session, self.images, self.folder.path, self._settings
             )
         move = OutgoingMove(
-            self._name, self._session, target, self.report, self._settings, least_rounds, disks
+            self._name, self.session, target, self.report, self._settings, least_rounds, disks
         )
         self.move = move
         try:
@@ -198,6 +205,37 @@ class QemuGuest:
             self.move = None
             raise
         self._group.create_task(move.run(), name=f"move {self._name}")
+
+    async def begin_checkpoint(self, target: CheckpointTarget, *, final: bool) -> None:
+        """Take a checkpoint and send it; CHECKPOINT is reported when that has ended."""
+        if self._group is None or self.incoming:
+            raise HypervisorError(f"{self._name}: no guest runs here")
+        if self.taking is not None or self.moving is not None:
+            what = "checkpoint" if self.moving is None else "move"
+            raise HypervisorError(f"{self._name}: a {what} of it is under way already")
+        await self.drop_stale_migration()
+        self.taking = CheckpointTake(
+            self._name, self.session, self.images, self.folder.path, self._settings,
+            self.definition.memory_mib, final=final,
+        )  # fmt: skip
+        self._group.create_task(self._take(self.taking, target), name=f"checkpoint {self._name}")
+
+    async def _take(self, taking: CheckpointTake, target: CheckpointTarget) -> None:
+        try:
+            detail = {"ok": True, **await taking.take(target)}
+        except (HypervisorError, Broken) as error:
+            detail = {"ok": False, "reason": str(error)}
+        self.taking = None
+        if taking.stopped_at:
+            detail["age_ms"] = round((time.monotonic() - taking.stopped_at) * 1000)
+        self.report(GuestEvent.CHECKPOINT, detail)
+
+    async def end_checkpoint(self, why: str) -> None:
+        """Give up the checkpoint that is under way, and wait for its end."""
+        if self.taking is not None:
+            self.taking.abort(why)
+        while self.taking is not None:  # noqa: ASYNC110 (its own limits end it)
+            await asyncio.sleep(process.POLL_S)
 
     def report(
         self, event: GuestEvent, detail: dict[str, Any] | None = None, time_ns: int | None = None
@@ -213,7 +251,7 @@ class QemuGuest:
         self._leaving = True
         if self.alive:
             with suppress(HypervisorError):  # it hangs or is gone: what follows deals with both
-                await self._session.execute("quit", limit_s=self._settings.stop_limit_s)
+                await self.session.execute("quit", limit_s=self._settings.stop_limit_s)
             limit_s = self._settings.stop_limit_s
             if not await process.wait_for_end(self.folder, self.pid, limit_s):
                 await process.kill(self.folder, self.definition.vm, self.pid)
@@ -224,7 +262,7 @@ class QemuGuest:
     ) -> tuple[str, int]:
         """Let the source of a move in copy its disks; where.  Raises HypervisorError."""
         door = DiskDoor(
-            self._session, self.images, tokens, self.folder.nbd, self._settings.stall_limit_s
+            self.session, self.images, tokens, self.folder.nbd, self._settings.stall_limit_s
         )
         self.door = door
         return await door.open(address, self._settings.ports, memory_port)
@@ -237,12 +275,12 @@ class QemuGuest:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
             self._runner = None
-        await self._session.close()
+        await self.session.close()
 
     # -- reports ---------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
-        await self._session.connect(self._settings.start_limit_s, lambda: self.alive)
+        await self.session.connect(self._settings.start_limit_s, lambda: self.alive)
 
     async def _run(self, ready: asyncio.Event) -> None:
         try:
@@ -256,12 +294,12 @@ class QemuGuest:
         async with asyncio.TaskGroup() as self._group:
             ready.set()
             while True:
-                await self._session.watch(self._on_event)
+                await self.session.watch(self._on_event)
                 if self._leaving:
                     return
                 if await process.wait_for_end(self.folder, self.pid, END_NOTICE_S):
                     break
-                await self._session.close()
+                await self.session.close()
                 try:
                     await self._connect()
                 except HypervisorError as error:
@@ -279,7 +317,9 @@ class QemuGuest:
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         name = event["event"]
-        if name == "MIGRATION":
+        if self.taking is not None and name in ("STOP", "RESUME", "MIGRATION"):
+            self.taking.on_event(event)
+        elif name == "MIGRATION":
             status = event["data"]["status"]
             if self.move is not None:
                 self.move.on_status(status)

@@ -69,6 +69,11 @@ class GuestEvent(Enum):
     COMPLETED = "completed"  # outgoing: everything is sent; whether it runs, the destination says
     FAILED = "failed"  # a move in or out failed; detail["running"] says if the guest runs here
     GONE = "gone"  # the guest ended (power off, crash, killed)
+    # A checkpoint has ended: detail["ok"], "reason" if not; "number", "full", "pause_ms",
+    # "memory_bytes", "disk_bytes", "total_ms", "age_ms": since the moment of which it is
+    CHECKPOINT = "checkpoint"
+    # At a standby: the checkpoint detail["number"] is complete here
+    CHECKPOINT_HELD = "checkpoint-held"
     # Of watched guests only.  Arrived: detail["migrated"] if it was seen to come from another host.
     ARRIVED = "arrived"  # it runs here, and nobody of ours has brought it
     DEPARTED = "departed"  # other hands have sent its memory away, and it is stopped for that
@@ -147,6 +152,34 @@ class Hypervisor(Protocol):
     async def query(self, vm: VmKey) -> GuestLife:
         """What is here of the guest now, asked of the hypervisor itself.  HypervisorError if that
         cannot be known: a guest that does not answer may live."""
+
+    async def receive_checkpoints(
+        self, definition: VmDefinition, listen_address: str
+    ) -> tuple[str, int, str, int]:
+        """Be the VM's standby: open (or find again) its store of checkpoints, and a door for them.
+        The (address, TCP port, token) of the door, and the number of the last complete checkpoint,
+        0 if there is none.  Reports CHECKPOINT_HELD for each further one."""
+
+    async def checkpoint(
+        self, vm: VmKey, address: str, port: int, token: str, *, final: bool = False
+    ) -> None:
+        """Take a checkpoint of memory and disks and send it to a standby's door.  Returns once it
+        has begun; CHECKPOINT is reported when it is complete there, or has failed.  The guest is
+        stopped for a moment, and never waits for the path or the standby.
+        final: it stays stopped, and counts as moved out once its last checkpoint is complete."""
+
+    async def unprotect(self, vm: VmKey) -> None:
+        """No checkpoint of this guest follows: give up the one under way, forget what has changed.
+        No error if the guest is absent."""
+
+    async def activate(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+        """At the standby: take no more checkpoints, and let the guest run from the last complete
+        one.  Reports RESUMED; nothing if it runs already.  HypervisorError, naming why, if there is
+        none, or its guest has run here before and ended: then it is never started from it again."""
+
+    async def drop_checkpoints(self, definition: VmDefinition) -> None:
+        """Be no standby of the VM any more, and remove what was kept.  No error if there is none;
+        a guest that was activated, and its disks, stay."""
 
     async def watch(self, definition: VmDefinition, ports: Sequence[str]) -> None:
         """Report what other hands do with this guest (ARRIVED, DEPARTED, GONE) from now on, whether

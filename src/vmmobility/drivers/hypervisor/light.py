@@ -20,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
+from vmmobility.drivers.hypervisor.checkpoint_light import STALL_LIMIT_S, LightCheckpoints
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     GuestReport,
@@ -28,6 +30,7 @@ from vmmobility.drivers.hypervisor.interface import (
     not_watchable,
 )
 from vmmobility.drivers.hypervisor.light_nic import Spec
+from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
@@ -140,7 +143,7 @@ class _CardClient(asyncio.Protocol):
             self._transport = None
 
 
-class LightHypervisor:
+class LightHypervisor(LightCheckpoints):
     """Light VMs of this node.  Reports go to `listener`, called in the event loop."""
 
     def __init__(self, state_dir: Path, listener: Listener) -> None:
@@ -148,6 +151,10 @@ class LightHypervisor:
         self._listener = listener
         self._cards: dict[VmKey, _CardClient] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._taking = {}
+        stores = self._folder / "standby"
+        ports = QemuSettings().ports
+        self._standbys = Standbys(stores, stores, listener, ports, STALL_LIMIT_S)
 
     async def adopt(self, definitions: Sequence[VmDefinition]) -> dict[VmKey, bool]:
         """Reconnect to the cards that live; VM -> is it running here."""
@@ -266,6 +273,8 @@ class LightHypervisor:
         for client in self._cards.values():
             client.close()
         self._cards.clear()
+        await asyncio.gather(*self._taking.values(), return_exceptions=True)
+        await self._standbys.close()
         self._reap()
 
     def _control(self, vm: VmKey) -> Path:

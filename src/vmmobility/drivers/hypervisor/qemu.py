@@ -16,6 +16,8 @@ from pathlib import Path
 
 from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
+from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
+from vmmobility.drivers.hypervisor.checkpoint_qemu import QemuCheckpoints
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.guest import QemuGuest
 from vmmobility.drivers.hypervisor.interface import (
@@ -39,7 +41,7 @@ STATE_DIR_LIMIT = 107 - len("/0123456789ab/nbd0")
 LEAST_ROUNDS = {"tcg": 1, "kvm": 2}
 
 
-class QemuHypervisor:
+class QemuHypervisor(QemuCheckpoints):
     """QEMU guests of this node.  Reports go to `listener`, called in the event loop."""
 
     def __init__(self, state_dir: Path, listener: Listener, settings: QemuSettings) -> None:
@@ -48,6 +50,13 @@ class QemuHypervisor:
         self._settings = settings
         self._guests: dict[VmKey, QemuGuest] = {}
         self._locks: defaultdict[VmKey, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._standbys = Standbys(
+            self._state_dir / "standby",
+            settings.disks or self._state_dir / "disks",
+            listener,
+            settings.ports,
+            settings.stall_limit_s,
+        )
 
     async def adopt(self, definitions: Sequence[VmDefinition]) -> dict[VmKey, bool]:
         """Reconnect to living guests; VM -> does it run here."""
@@ -100,6 +109,8 @@ class QemuHypervisor:
         if guest.moving is not None and guest.moving.guest_is_stopped:
             # QEMU may start it again, whatever it is told now: let it decide first.
             await guest.moving.cancel("paused")
+        if guest.taking is not None:
+            await guest.taking.hold_off()
         await guest.execute("stop")
 
     async def resume(self, vm: VmKey) -> None:
@@ -236,7 +247,7 @@ class QemuHypervisor:
         """Let go of all guests, leaving them running."""
         guests = list(self._guests.values())
         self._guests.clear()
-        await asyncio.gather(*(guest.close() for guest in guests))
+        await asyncio.gather(*(guest.close() for guest in guests), self._standbys.close())
 
     # -- inside ----------------------------------------------------------------------------------
 
