@@ -27,7 +27,7 @@ from tools.vector_messages import (  # noqa: E402
 )
 from tools.vector_napt import boxes, napt  # noqa: E402
 from tools.vector_routes import routes  # noqa: E402
-from tools.vector_trust import challenges, checks  # noqa: E402
+from tools.vector_trust import challenges, checks, heartbeats  # noqa: E402
 
 FOLDER = ROOT / "docs" / "vectors"
 
@@ -38,6 +38,7 @@ FILES: dict[str, Callable[[], Json]] = {
     "parts.json": parts,
     "challenges.json": challenges,
     "checks.json": checks,
+    "heartbeats.json": heartbeats,
     "routes.json": routes,
     "boxes.json": boxes,
     "napt.json": napt,

@@ -15,6 +15,7 @@ from vmmobility.wire.authentication import TRAILER, Seal, seal
 from vmmobility.wire.message import Message, definition_options, encode_parts
 from vmmobility.wire.options import (
     AttachId,
+    Capacity,
     Definition,
     Endpoint,
     Epoch,
@@ -187,6 +188,8 @@ def every_option() -> Json:
         "mapping": Mapping("napt-1", PRIVATE, PUBLIC),
         "flow, tcp from inside": FLOW,
         "flow, udp from outside": replace(FLOW, protocol=17, outgoing=False, tcp_state=""),
+        "capacity": Capacity(1000, 16, 12, 8192, 4096, 102400, 51200),
+        "capacity, highest": Capacity(*(2**32 - 1,) * 7),
         "an unknown option that may be ignored": UnknownOption(0x1234, b"\x00\xff\x10"),
     }
     speaker = Speaker()

@@ -20,6 +20,7 @@ from tools.vector_messages import (
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     AttachId,
+    Capacity,
     Epoch,
     Guest,
     KnownBoot,
@@ -70,6 +71,25 @@ def challenges() -> Json:
         "(Sections 13.5 and 13.6).",
         "vectors": vectors,
     }
+
+
+def heartbeats() -> Json:
+    """An NVE that lives, and the manager's answers (Section 10.11)."""
+    speaker = Speaker()
+    vectors: list[Json] = []
+    cases = (
+        ("nothing measured yet, manager unknown", KnownBoot(0), Capacity(1000)),
+        (
+            "with what is free",
+            KnownBoot(4294967960),
+            Capacity(1000, 16, 12, 8192, 4096, 102400, 51200),
+        ),
+    )
+    for sequence, (name, known, capacity) in enumerate(cases, 0x91):
+        request = ask(Purpose.HEARTBEAT, sequence, known, capacity)
+        vectors.append(speaker.vector(f"{name}: request", "nve-a", "manager", request))
+        vectors.append(speaker.vector(f"{name}: reply", "manager", "nve-a", answer(request)))
+    return {"description": "HEARTBEAT: an NVE lives, under its boot.", "vectors": vectors}
 
 
 def checks() -> Json:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.engine.fake_hypervisor import Hypervisor
 from tests.engine.fake_kernel import Kernel
+from vmmobility.engine.capacity import UNKNOWN, HostCapacity
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.napt import NaptEngine
 from vmmobility.engine.nve import NveEngine
@@ -27,6 +28,7 @@ class Node:
     home: tuple[Any, ...]
     kernel: Kernel
     hypervisor: Hypervisor | None = None
+    capacity: HostCapacity = UNKNOWN  # what VMs may have of the machine
     disk: dict[str, Any] = field(default_factory=dict)
     boot: int = 0
     life: int = 0

@@ -24,6 +24,7 @@ from vmmobility.engine.outputs import (
     Explain,
     Halt,
     HypervisorOrder,
+    MeasureHost,
     Order,
     Output,
     Persist,
@@ -163,6 +164,8 @@ class Pump:
             self.later(0.0, lambda: self._counted(node, life, output))
         elif isinstance(output, Audit):
             self.later(0.001, lambda: self._audited(node, life, output.vm))
+        elif isinstance(output, MeasureHost):
+            self.later(0.0, lambda: self._measured(node, life))
         elif isinstance(output, CommandDone):
             self.results[output.command] = output
         elif isinstance(output, Event):
@@ -238,6 +241,11 @@ class Pump:
             self.feed(
                 node, lambda: edge.traffic_counted(output.vm, output.label, counters, self.now)
             )
+
+    def _measured(self, node: Node, life: int) -> None:
+        edge = node.edge
+        if edge is not None and node.life == life:
+            self.feed(node, lambda: edge.host_measured(node.capacity, self.now))
 
     def _audited(self, node: Node, life: int, vm: VmKey) -> None:
         edge = node.edge

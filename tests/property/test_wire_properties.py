@@ -16,6 +16,7 @@ from vmmobility.wire.options import (
     BY_CLASS,
     OPTIONS,
     AttachId,
+    Capacity,
     Definition,
     Endpoint,
     Epoch,
@@ -126,6 +127,7 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     ),
     Translation: st.builds(Translation, names(32), any_ipv4, any_ipv4),
     Mapping: st.builds(Mapping, names(32), any_ipv4, any_ipv4),
+    Capacity: st.builds(Capacity, st.integers(1, 2**32 - 1), *[uints(32)] * 6),
     FlowOption: st.builds(
         FlowOption, uints(8), st.booleans(), ends, ends, ends, uints(32), tcp_states
     ),

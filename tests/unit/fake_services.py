@@ -18,6 +18,20 @@ BINDING: dict[str, Any] = {
     "interfaces": [{"mac": "52:54:00:00:00:01", "addresses": ["10.1.0.5/32", "fd01::5/128"]}],
     "previous": [{"nve": "nve-0", "acknowledged": True}],
     "state": "serving",
+    "nve_liveness": "alive",
+}
+LIVENESS: dict[str, Any] = {
+    "liveness": "silent",
+    "silent_s": 2.0,
+    "boot": 3,
+    "capacity": {
+        "vcpus": 16,
+        "vcpus_free": 12,
+        "memory_mib": 0,
+        "memory_free_mib": 0,
+        "storage_mib": 100,
+        "storage_free_mib": 50,
+    },
 }
 STATUS: dict[str, Any] = {
     "node": "n",
@@ -172,7 +186,7 @@ class FakeManager:
 
     def nves(self) -> list[dict[str, Any]]:
         row = {"nve": "nve-a", "addresses": ["10.0.0.1"], "last_heard_s": 1.25, "vms": 1}
-        return [{**row, "proven": False}]
+        return [{**row, "proven": False, **LIVENESS}]
 
     def routers(self) -> list[dict[str, Any]]:
         row = {"router": "tor-a", "role": "default-router", "dc": "dc1", "serves": ["nve-a"]}

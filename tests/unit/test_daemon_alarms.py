@@ -13,6 +13,7 @@ from vmmobility.engine.binding_cache import DUPLICATE_S, Binding
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_liveness import Pulse
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.manager_transitions import MoveState
@@ -54,6 +55,18 @@ def test_a_bindings_state_is_an_alarm(state: str, remedy: str):
     assert row["for_s"] == (30.0 if state == "expired" else None)
     setattr(engine.cache.bindings[VM], state, False)
     assert manager_alarms(engine, 130.0) == []
+
+
+def test_a_dead_nve_is_one_alarm_whatever_it_served():
+    engine = manager()
+    engine.pulses["nve-a"] = Pulse(boot=5, interval_s=1.0, heard=100.0, dead=True)
+    engine.pulses["nve-b"] = Pulse(boot=5, interval_s=1.0, heard=100.0)
+    engine.cache.bindings[VM].expires_at = 300.0
+    (row,) = manager_alarms(engine, 112.5)
+    assert (row["alarm"], row["vm"], row["nve"]) == ("nve.silent", None, "nve-a")
+    assert row["for_s"] == 12.5
+    assert "VM vm1 has its binding there" in row["what"]
+    assert "--fenced nve-a" in row["remedy"]
 
 
 @pytest.mark.parametrize(

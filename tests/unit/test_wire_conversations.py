@@ -102,6 +102,8 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         for state in (RouteState.WATCH, RouteState.LEAD, RouteState.ANNOUNCE)
     },
     (Kind.REPLY, Purpose.ROUTE, False, ANY): (f"{ROUTED}, Sight", ""),
+    (Kind.REQUEST, Purpose.HEARTBEAT, False, ANY): ("Known Boot, Capacity", ""),
+    (Kind.REPLY, Purpose.HEARTBEAT, True, ANY): ("", ""),
     (Kind.REQUEST, Purpose.SIGHT, False, ANY): (f"{ROUTED}, Sight", "Serving NVE"),
     (Kind.REPLY, Purpose.SIGHT, True, ANY): ("VM-ID", ""),
 }
@@ -183,7 +185,7 @@ def check(ear: Ear) -> set[Row]:
 
 
 def started() -> tuple[World, Ear]:
-    world = World(nve_settings={"lifetime_s": 40.0, "drain_s": 5.0})
+    world = World(nve_settings={"lifetime_s": 40.0, "drain_s": 5.0, "heartbeat_s": 5.0})
     ear = Ear(world)
     number = world.start_vm(VM, "a", (ETH0,))
     world.run_until(lambda: number in world.results)

@@ -13,6 +13,7 @@ from vmmobility.wire.options import (
     MUST_UNDERSTAND,
     OPTIONS,
     AttachId,
+    Capacity,
     Definition,
     Endpoint,
     Epoch,
@@ -106,6 +107,10 @@ EXAMPLES: list[tuple[Option, str]] = [
             "SYN_SENT",
         ),
         "801a 0020 06 01 0a010005 0050 c0000201 0051 c0000209 0052 0000012c 53594e5f53454e54",
+    ),
+    (
+        Capacity(1000, 16, 12, 8192, 4096, 2**32 - 1, 0),
+        "001c 001c 000003e8 00000010 0000000c 00002000 00001000 ffffffff 00000000",
     ),
     (UnknownOption(0x7ABC, b"\x00\xff"), "7abc 0002 00ff"),
     (UnknownOption(0x7ABC, b""), "7abc 0000"),

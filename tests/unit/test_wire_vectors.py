@@ -45,6 +45,7 @@ MESSAGES = (
     "parts",
     "challenges",
     "checks",
+    "heartbeats",
     "routes",
     "boxes",
 )

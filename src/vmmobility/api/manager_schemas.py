@@ -28,6 +28,15 @@ MANAGER_STATUS = named(
     record({**STATUS, "onboarded": COUNT, "strict": BOOLEAN, "bindings": COUNT, "moves": COUNT}),
 )
 
+# By an NVE's heartbeats; none: it has never sent one.
+LIVENESS = choice("alive", "silent", "dead", "none")
+_CAPACITY = (
+    *("vcpus", "vcpus_free"),
+    *("memory_mib", "memory_free_mib"),
+    *("storage_mib", "storage_free_mib"),
+)
+CAPACITY = record(dict.fromkeys(_CAPACITY, COUNT))
+
 _BINDING = {
     "vni": VNI,
     "vm": NAME,
@@ -37,7 +46,8 @@ _BINDING = {
     "expires_in_s": nullable(NUMBER),
     "interfaces": INTERFACES,
     "previous": listed(record({"nve": NAME, "acknowledged": BOOLEAN})),
-    "state": choice("serving", "expired", "departed", "lost", "frozen", "released"),
+    "state": choice("serving", "expired", "departed", "lost", "frozen", "released", "nve-dead"),
+    "nve_liveness": LIVENESS,
 }
 _MAPPINGS = {"mappings": listed(record({"box": NAME, "private": TEXT, "public": TEXT}))}
 BINDING = named("Binding", record(_BINDING, _MAPPINGS))
@@ -75,6 +85,10 @@ NVE = named(
             "last_heard_s": nullable(NUMBER),
             "proven": BOOLEAN,
             "vms": COUNT,
+            "liveness": LIVENESS,
+            "silent_s": nullable(NUMBER),
+            "boot": nullable(COUNT),
+            "capacity": nullable(CAPACITY),
         },
         {"via": NAME},
     ),

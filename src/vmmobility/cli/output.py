@@ -64,6 +64,14 @@ def shown(value: object) -> str:
     return str(value)
 
 
+def liveness(row: Mapping[str, Any]) -> str:
+    """Whether an NVE lives, by its heartbeats."""
+    alive = str(row["liveness"])
+    if alive == "none":
+        return "no heartbeats"
+    return alive if alive == "alive" else f"{alive} ({row['silent_s']:.0f} s)"
+
+
 def vm_name(row: Mapping[str, Any]) -> str:
     """A VM as it is typed: VM-ID, or VNI/VM-ID."""
     return str(row["vm"]) if not row.get("vni") else f"{row['vni']}/{row['vm']}"

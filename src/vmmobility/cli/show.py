@@ -6,7 +6,9 @@ Speaks to the manager's API, and to the NVE's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +18,13 @@ from vmmobility.cli.alarms import print_alarms
 from vmmobility.cli.move import MOVES
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import manager_socket, nve_socket
+
+
+def _room(row: Mapping[str, Any], total: str, free: str) -> str | None:
+    """What a host says is free, of what VMs may have there."""
+    told = row["capacity"]
+    return f"{told[free]}/{told[total]}" if told and told[total] else None
+
 
 BINDINGS: list[Column] = [
     ("VM", output.vm_name),
@@ -31,7 +40,11 @@ NVES: list[Column] = [
     ("ADDRESSES", lambda row: row["addresses"]),
     ("LAST HEARD S", lambda row: "never" if row["last_heard_s"] is None else row["last_heard_s"]),
     ("PROVEN", lambda row: row["proven"]),
+    ("ALIVE", output.liveness),
     ("VMS", lambda row: row["vms"]),
+    ("VCPUS FREE", lambda row: _room(row, "vcpus", "vcpus_free")),
+    ("MEMORY FREE MIB", lambda row: _room(row, "memory_mib", "memory_free_mib")),
+    ("STORAGE FREE MIB", lambda row: _room(row, "storage_mib", "storage_free_mib")),
 ]
 ROUTERS: list[Column] = [
     ("ROUTER", lambda row: row["router"]),
@@ -81,7 +94,8 @@ def bindings(socket_path: Path, json_output: bool) -> None:
 def nves(socket_path: Path, json_output: bool) -> None:
     """The NVEs that the manager knows, and when it last heard them since its start.
 
-    One that is not proven is not listened to until it has answered a challenge.
+    One that is not proven is not listened to until it has answered a challenge.  One whose
+    heartbeats have ceased is silent, after three of them dead; an older version sends none.
     """
     with ManagerClient(socket_path) as client:
         rows = client.nves()

@@ -78,6 +78,7 @@ def show_vm(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) 
             "VM": output.vm_name(found),
             "NVE": found["nve"],
             "state": found["state"],
+            "NVE's heartbeats": found["nve_liveness"],
             "epoch": found["epoch"],
             "lifetime": f"{found['lifetime_s']} s, ends in {output.shown(found['expires_in_s'])} s",
             **interfaces,

@@ -65,6 +65,7 @@ def manager_alarms(engine: ManagerEngine, now: float) -> list[dict[str, Any]]:
     for binding in engine.cache.bindings.values():
         rows += _duplicates(binding, now)
     rows += _of_limits(engine)
+    rows += _of_nves(engine, now)
     for move in engine.moves.values():
         if move.state in ASKED_ON and (row := _of_move(move, engine.settings.step_s, now)):
             rows.append(row)
@@ -84,6 +85,24 @@ def _of_limits(engine: ManagerEngine) -> Iterator[dict[str, Any]]:
                 "what": f"{centre or 'the fabric'} announces {held} host routes of at most {most}",
                 "remedy": "move VMs home, or raise max_host_routes if the routers bear it",
             }
+
+
+def _of_nves(engine: ManagerEngine, now: float) -> Iterator[dict[str, Any]]:
+    for name, pulse in sorted(engine.pulses.items()):
+        if not pulse.dead:
+            continue
+        there = [b.vm for b in engine.cache.bindings.values() if b.nve.nve_id == name]
+        those = f"{len(there)} VMs have their" if len(there) != 1 else f"VM {there[0]} has its"
+        yield {
+            "alarm": "nve.silent",
+            "vni": None,
+            "vm": None,
+            "nve": name,
+            "for_s": round(now - pulse.heard, 1),
+            "what": f"no heartbeat of {name} comes any more; {those} binding there",
+            "remedy": f"start {name}, or see to its host and its links; if the host is dead, fence "
+            f"it, then `vmmob vm release VM --fenced {name}` for each VM",
+        }
 
 
 def _of_binding(binding: Binding, now: float) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from vmmobility.daemon.node_config import (
 )
 from vmmobility.daemon.toml_table import Table
 from vmmobility.daemon.via_config import check_via
+from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.drivers.linux.outside import collapsed
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.wire.registry import LIFETIME_UNIT_S, MAX_LIFETIME_UNITS, Role
@@ -37,6 +38,7 @@ GATE_POLICIES = ("abort", "proceed")
 ACCELERATORS = ("auto", "kvm", "tcg")
 TUNNELS = ("auto", "kernel", "relay")
 COPY_MIB_PER_S = 200
+_LIMITS = CapacityLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class NveTimers(NodeTimers):
     lifetime_s: int = 120  # registration lifetime asked for
     drain_s: float = 30  # a redirect is drained after so long without a packet
     redirect_alarm_s: float = 86400  # a redirect that lives longer is an alarm
+    heartbeat_s: float = 1  # the manager is told so often that it lives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,8 @@ class NveConfig(EndConfig):
     """nve.toml.  nve: its NVE-ID and locators, where it listens too; dc_prefixes: of all hosts in
     the data centres, VMs too, empty if not configured: then every sender counts as one of them;
     tunnel: who carries packets that are tunnelled; disks: folder of the disk images whose path in a
-    VM's definition is relative; copy_mib_per_s: pace at which memory and each disk are sent away.
+    VM's definition is relative; copy_mib_per_s: pace at which memory and each disk are sent away;
+    capacity: what VMs may have of this host.
     """
 
     nve: Nve
@@ -109,6 +113,7 @@ class NveConfig(EndConfig):
     tunnel: Tunnel = "auto"
     disks: Path | None = None
     copy_mib_per_s: int = COPY_MIB_PER_S
+    capacity: CapacityLimits = _LIMITS
 
     @property
     def node_id(self) -> str:
@@ -162,6 +167,7 @@ def load_nve(path: Path) -> NveConfig:
         tunnel=cast(Tunnel, node.choice("tunnel", TUNNELS, "auto")),
         disks=hypervisor.optional_path("disks"),
         copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, COPY_MIB_PER_S),
+        capacity=_capacity(top.table("capacity")),
     )
     for table in (node, hypervisor, top):
         table.finish()
@@ -169,6 +175,22 @@ def load_nve(path: Path) -> NveConfig:
     if not config.managers:
         raise top.wrong("manager", "is missing", "name a manager: [[manager]] id, addresses")
     return config
+
+
+def _capacity(table: Table) -> CapacityLimits:
+    def limit(name: str) -> int | None:
+        return table.integer(name, 0, 1 << 31) if name in table else None
+
+    made = CapacityLimits(
+        limit("vcpus"),
+        limit("memory_mib"),
+        limit("storage_mib"),
+        table.integer("vcpus_per_cpu", 1, 1024, _LIMITS.vcpus_per_cpu),
+        table.integer("reserve_memory_mib", 0, 1 << 31, _LIMITS.reserve_memory_mib),
+        table.integer("reserve_storage_mib", 0, 1 << 31, _LIMITS.reserve_storage_mib),
+    )
+    table.finish()
+    return made
 
 
 def _nve(node: Table) -> Nve:
@@ -267,6 +289,7 @@ def _nve_timers(timers: Table) -> NveTimers:
         lifetime_s=_lifetime(timers, _NVE.lifetime_s),
         drain_s=timers.seconds("drain_s", 0.1, 86400, _NVE.drain_s),
         redirect_alarm_s=timers.seconds("redirect_alarm_s", 1, 31536000, _NVE.redirect_alarm_s),
+        heartbeat_s=timers.seconds("heartbeat_s", 0.05, 3600, _NVE.heartbeat_s),
     )
     timers.finish()
     return made

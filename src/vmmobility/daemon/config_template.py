@@ -9,6 +9,7 @@ from __future__ import annotations
 from vmmobility.daemon.config import COPY_MIB_PER_S, ManagerTimers, NveTimers
 from vmmobility.daemon.napt_config import NaptTimers
 from vmmobility.daemon.node_config import RECORD_MIB, NodeTimers
+from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT
 
@@ -89,6 +90,7 @@ addresses = ["192.0.2.10", "2001:db8::10"]
 # drain_s = {timers.drain_s:g}  # a redirect is drained after so long without a packet
 # check_s = {timers.check_s:g}  # list, kernel and hypervisor are compared so often
 # redirect_alarm_s = {timers.redirect_alarm_s:g}  # a redirect that lives longer is an alarm
+# heartbeat_s = {timers.heartbeat_s:g}  # the manager is told so often that this host lives
 # retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time
 # retransmit_max_s = {timers.retransmit_max_s:g}  # longest gap between two of them
 
@@ -96,6 +98,15 @@ addresses = ["192.0.2.10", "2001:db8::10"]
 accelerator = "auto"  # auto | kvm | tcg
 # disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
+
+# What VMs may have of this host; the manager gives out no more.
+[capacity]
+# vcpus = 16  # in all; vcpus_per_cpu for each CPU unless given
+# memory_mib = 8192  # in all; what the host has, less the reserve, unless given
+# storage_mib = 102400  # in all; likewise, of the file system of their disks
+# vcpus_per_cpu = {limits.vcpus_per_cpu}
+# reserve_memory_mib = {limits.reserve_memory_mib}  # kept for the host itself
+# reserve_storage_mib = {limits.reserve_storage_mib}
 """
 
 
@@ -199,6 +210,7 @@ def template(role: str) -> str:
             record_mib=RECORD_MIB,
             timers=NveTimers(),
             copy_mib_per_s=COPY_MIB_PER_S,
+            limits=CapacityLimits(),
         )
     if role == "router":
         return _ROUTER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NodeTimers())

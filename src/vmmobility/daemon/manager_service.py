@@ -68,11 +68,11 @@ class Manager:
 
     def bindings(self) -> list[dict[str, Any]]:
         now = time.monotonic()
-        return [binding_view(b, now) for _, b in sorted(self._engine.cache.bindings.items())]
+        return [self._view(b, now) for _, b in sorted(self._engine.cache.bindings.items())]
 
     def binding(self, vm: VmKey) -> dict[str, Any] | None:
         binding = self._engine.cache.bindings.get(vm)
-        return None if binding is None else binding_view(binding, time.monotonic())
+        return None if binding is None else self._view(binding, time.monotonic())
 
     def nves(self) -> list[dict[str, Any]]:
         now = time.monotonic()
@@ -89,10 +89,29 @@ class Manager:
                 else round(now - peer.last_heard, 3),
                 "proven": is_proven(peer),
                 "vms": served.get(peer.node_id, 0),
+                **self._liveness(peer.node_id, now),
             }
             for peer in self._engine.channel.peers.values()
             if peer.role is Role.NVE
         ]
+
+    def _liveness(self, nve_id: str, now: float) -> dict[str, Any]:
+        pulse = self._engine.pulses.get(nve_id)
+        if pulse is None:
+            return {"liveness": "none", "silent_s": None, "boot": None, "capacity": None}
+        return {
+            "liveness": self._engine.liveness_of(nve_id, now),
+            "silent_s": round(now - pulse.heard, 3),
+            "boot": pulse.boot,
+            "capacity": {
+                "vcpus": pulse.capacity.total.vcpus,
+                "vcpus_free": pulse.capacity.free.vcpus,
+                "memory_mib": pulse.capacity.total.memory_mib,
+                "memory_free_mib": pulse.capacity.free.memory_mib,
+                "storage_mib": pulse.capacity.total.storage_mib,
+                "storage_free_mib": pulse.capacity.free.storage_mib,
+            },
+        }
 
     def routers(self) -> list[dict[str, Any]]:
         """One row a router of the configuration."""
@@ -157,7 +176,10 @@ class Manager:
 
     async def release(self, vm: VmKey, fenced: str) -> dict[str, Any]:
         binding = self._command(lambda now: self._engine.release(vm, now, fenced))
-        return binding_view(binding, time.monotonic())
+        return self._view(binding, time.monotonic())
+
+    def _view(self, binding: Binding, now: float) -> dict[str, Any]:
+        return binding_view(binding, now, self._engine.liveness_of(binding.nve.nve_id, now))
 
     def onboarded(self) -> list[dict[str, Any]]:
         return [onboarded_view(record) for _, record in sorted(self._engine.onboarded.items())]
@@ -222,8 +244,10 @@ class Manager:
                     ended.set_result(None)
 
 
-def binding_view(binding: Binding, now: float) -> dict[str, Any]:
-    """A binding as people see it (docs/api.md).  now: monotonic seconds."""
+def binding_view(binding: Binding, now: float, liveness: str) -> dict[str, Any]:
+    """A binding as people see it (docs/api.md).  now: monotonic seconds; liveness:
+    of its NVE.  That its NVE is dead proves nothing of the guest: its lease goes on."""
+    state = binding.state
     left = None if binding.expires_at is None else round(binding.expires_at - now, 1)
     return {
         "vni": binding.vm.vni,
@@ -237,7 +261,8 @@ def binding_view(binding: Binding, now: float) -> dict[str, Any]:
             {"nve": p.nve.nve_id, "acknowledged": p.acknowledged >= binding.epoch}
             for p in binding.previous.values()
         ],
-        "state": binding.state,
+        "state": "nve-dead" if state == "serving" and liveness == "dead" else state,
+        "nve_liveness": liveness,
         **({"mappings": [_mapping(m) for m in binding.mappings]} if binding.mappings else {}),
     }
 

@@ -49,9 +49,11 @@ from vmmobility.drivers.hypervisor.light import LightHypervisor
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
 from vmmobility.drivers.linux.driver import LinuxDataPlane
+from vmmobility.drivers.linux.host_capacity import measure
 from vmmobility.drivers.linux.link_watch import LinkWatch
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.survivors import held_taps
+from vmmobility.engine.capacity import resources_of
 from vmmobility.engine.dataplane import outside_of
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
@@ -59,6 +61,7 @@ from vmmobility.engine.outputs import (
     CommandDone,
     CountTraffic,
     HypervisorOrder,
+    MeasureHost,
     Order,
     Output,
     SetDataPlane,
@@ -119,6 +122,7 @@ class NveDaemon(NveService):
         self._ready = False
         self._early: list[GuestReport] = []  # of guests that are found at the start
         self._spare_orphans = False
+        self._measuring: asyncio.Task[None] | None = None
 
     def prepare(self, store: Any, state: Mapping[str, Any], boot: int) -> None:
         """Engine, pump and addresses; nothing in the kernel is touched yet."""
@@ -134,6 +138,7 @@ class NveDaemon(NveService):
             dc_prefixes=config.dc_prefixes,
             retransmission=timers.retransmission,
             napts=pools_of(config.napts),
+            heartbeat_s=timers.heartbeat_s,
         )
         managers = make_peers(
             config.managers,
@@ -221,10 +226,24 @@ class NveDaemon(NveService):
                 self._worker.audit(output)
             case HypervisorOrder():
                 self._desk.take(output)
+            case MeasureHost():
+                self._measure()
             case CommandDone():
                 self._commands.done(output)
             case _:
                 raise AssertionError(f"an NVE has no {type(output).__name__}")
+
+    def _measure(self) -> None:
+        """In a thread: a file system may hang, and heartbeats must not."""
+        if self._measuring is None or self._measuring.done():
+            self._measuring = self._group.create_task(self._measured(), name="capacity")
+
+    async def _measured(self) -> None:
+        definitions = self.engine.definitions().values()
+        used = sum(resources_of(definition).vcpus for definition in definitions)
+        disks = self._config.disks or self._config.state_dir
+        found = await asyncio.to_thread(measure, self._config.capacity, disks, used)
+        self.pump.input(lambda now: self.engine.host_measured(found, now))
 
     def _applied(self, vm: VmKey, tag: int, failures: Sequence[str]) -> None:
         self.pump.input(lambda now: self.engine.data_plane_applied(vm, tag, failures, now))

@@ -31,6 +31,7 @@ from vmmobility.wire.values import Address
 __all__ = ["Channel", "Peer", "Received", "Retransmission"]
 
 PURPOSES = frozenset(int(purpose) for purpose in Purpose)
+PULSES = frozenset({Purpose.HEARTBEAT})  # what comes all the time, and of which nothing rests
 STRANGE = ("unproven", "old-boot")  # of such a sender nothing is believed but an answered challenge
 
 
@@ -97,6 +98,10 @@ class Channel:
     def boot(self) -> int:
         return self._own.boot
 
+    def boot_to(self, node_id: str) -> int:
+        """The boot under which this node speaks to that peer."""
+        return self._own.boot_to(node_id)
+
     def start(self, now: float) -> None:
         """After a (re)start: ask every peer of which nothing is known to prove itself."""
         for peer in self.peers.values():
@@ -130,7 +135,7 @@ class Channel:
             return None
         if refused:
             raise DecodeError(refused, f"boot {mark.boot} counter {mark.counter}")
-        self._note(peer, mark, now)
+        self._note(peer, mark, now, durable=data[2] not in PULSES)
         part = self._decode(data, Arrival(peer, mark, source, local))
         message = peer.assemble(part, mark, now)
         if message is None:
@@ -161,11 +166,15 @@ class Channel:
         peer = self.peers.get(sender)
         return peer.secrets.get(key_id) if peer else None
 
-    def _note(self, peer: Peer, mark: Seal, now: float) -> None:
+    def _note(self, peer: Peer, mark: Seal, now: float, *, durable: bool) -> None:
         """The seal is right: the datagram is spent, whatever it says (and the mark is durable
-        before anything that follows from it)."""
+        before anything that follows from it; from a heartbeat nothing durable follows, and what
+        is older than the receiver's start says so itself: Section 10.11)."""
         peer.window.accept(mark.counter)
-        self._note_mark(peer, now)
+        if durable:
+            self._note_mark(peer, now)
+        else:
+            peer.last_heard = now
 
     def _note_mark(self, peer: Peer, now: float) -> None:
         peer.last_heard = now
@@ -256,7 +265,8 @@ class Channel:
             self._drop("wrong-role", peer.node_id)
             self.reply(received, Status.ADMINISTRATIVELY_PROHIBITED)
             return None
-        peer.remember(key, None)
+        if message.purpose not in PULSES:
+            peer.remember(key, None)
         return received
 
     def _answer_header(
@@ -337,7 +347,8 @@ class Channel:
         message = Message(
             Kind.REPLY, request.purpose, request.sequence, (*options, *words), lifetime, status
         )
-        received.peer.remember((received.boot, request.sequence), message)
+        if request.purpose not in PULSES:
+            received.peer.remember((received.boot, request.sequence), message)
         self._send(received.peer, message, received.source, received.local)
 
     def next_timer(self) -> float | None:

@@ -26,6 +26,7 @@ from vmmobility.engine.manager_checks import ManagerChecks
 from vmmobility.engine.manager_contests import ManagerContests
 from vmmobility.engine.manager_fabric import ManagerFabric
 from vmmobility.engine.manager_leases import ManagerLeases
+from vmmobility.engine.manager_liveness import ManagerLiveness
 from vmmobility.engine.manager_moves import ManagerMoves
 from vmmobility.engine.manager_onboarding import ManagerOnboarding
 from vmmobility.engine.manager_redirects import ManagerRedirects
@@ -61,7 +62,13 @@ from vmmobility.wire.values import Address, Nve, VmKey
 
 RIGHTS = {
     purpose: frozenset({Role.NVE})
-    for purpose in (Purpose.ATTACH, Purpose.REFRESH, Purpose.DEREGISTER, Purpose.SWITCH)
+    for purpose in (
+        Purpose.ATTACH,
+        Purpose.REFRESH,
+        Purpose.DEREGISTER,
+        Purpose.SWITCH,
+        Purpose.HEARTBEAT,
+    )
 } | {Purpose.SIGHT: frozenset({Role.DEFAULT_ROUTER, Role.BORDER_ROUTER})}
 EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
 
@@ -78,6 +85,7 @@ class ManagerEngine(
     ManagerFabric,
     ManagerRouteLimits,
     ManagerTrace,
+    ManagerLiveness,
     Flushing,
 ):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
@@ -126,6 +134,7 @@ class ManagerEngine(
         self._load_moves(state, now)
         self._load_fabric(state)
         self._load_onboarded(state)
+        self._load_liveness(state, now)
 
     # ---- inputs --------------------------------------------------------------------------------
 
@@ -149,6 +158,7 @@ class ManagerEngine(
             Purpose.DEREGISTER: self._deregister,
             Purpose.SWITCH: self._switch_reported,
             Purpose.SIGHT: self._sighted,
+            Purpose.HEARTBEAT: self._heartbeat,
         }[received.message.purpose]
         try:
             handler(received, now)
@@ -161,10 +171,12 @@ class ManagerEngine(
         due += [*self._redirect_retry.values(), self._next_route_timer()]
         due += [self._check_at, *(q.deadline for q in self._questions.values())]
         due += [asking.deadline for asking in self._askings.values()]
+        due.append(self._liveness_at)
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
         self.channel.timer(now)
+        self._liveness_timer(now)
         self._move_timer(now)
         for vm in [vm for vm, due in self._redirect_retry.items() if due <= now]:
             del self._redirect_retry[vm]

@@ -20,6 +20,7 @@ from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import BindingUpdateList, Entry
 from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane, outside_of
+from vmmobility.engine.nve_heartbeats import NveHeartbeats
 from vmmobility.engine.nve_host_reports import NveHostReports
 from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_transitions import OTHERWISE, TABLE, Otherwise, Trigger
@@ -81,7 +82,8 @@ class NveSettings:
     covering prefix needs is given up; home_prefixes: what the fabric routes to this node; check_s:
     how often list, hypervisor and kernel are compared; redirect_alarm_s: age of a redirect at which
     people are told; dc_prefixes: of all hosts in the data centres, VMs too; empty: not configured;
-    napts: NAPT boxes by name, and their public addresses."""
+    napts: NAPT boxes by name, and their public addresses; heartbeat_s: the manager is told so often
+    that this node lives, 0 is never."""
 
     own: Nve
     home_prefixes: tuple[Prefix, ...] = ()
@@ -93,9 +95,10 @@ class NveSettings:
     dc_prefixes: tuple[Prefix, ...] = ()
     retransmission: Retransmission = field(default_factory=Retransmission)
     napts: Napts = ()
+    heartbeat_s: float = 0.0
 
 
-class NveEngine(NveHostReports, Flushing):
+class NveEngine(NveHostReports, NveHeartbeats, Flushing):
     """One NVE.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -127,6 +130,7 @@ class NveEngine(NveHostReports, Flushing):
         self._retry: dict[VmKey, float] = {}
         self._surveys = {}
         self._told_outside: set[VmKey] = set()
+        self._no_heartbeats_yet()
 
     # ---- inputs --------------------------------------------------------------------------------
 
@@ -148,6 +152,7 @@ class NveEngine(NveHostReports, Flushing):
         for entry in list(self.entries.values()):
             self._recover(entry, running.get(entry.vm), now)
             self._plan_check(entry, now)
+        self._begin_heartbeats(now)
 
     def start_vm(
         self,
@@ -205,7 +210,7 @@ class NveEngine(NveHostReports, Flushing):
         self._fire(entry, Trigger.STOP, None, now)
 
     def next_timer(self) -> float | None:
-        due = [self.channel.next_timer(), *self._retry.values()]
+        due = [self.channel.next_timer(), self._heartbeat_at, *self._retry.values()]
         due += [e.refresh_at for e in self.entries.values()]
         due += [e.check_at for e in self.entries.values()]
         due += [
@@ -216,6 +221,7 @@ class NveEngine(NveHostReports, Flushing):
         return min((d for d in due if d is not None), default=None)
 
     def timer(self, now: float) -> None:
+        self._beat(now)
         self.channel.timer(now)
         for vm in [vm for vm, due in self._retry.items() if due <= now]:
             del self._retry[vm]

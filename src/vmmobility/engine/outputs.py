@@ -152,6 +152,11 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureHost:
+    """Look how much of this host VMs may have; answer host_measured(capacity)."""
+
+
+@dataclass(frozen=True, slots=True)
 class CommandDone:
     """The end of a command that came in by the API: its result, or why it failed."""
 
@@ -189,6 +194,7 @@ Output = (
     | HypervisorOrder
     | CountTraffic
     | Audit
+    | MeasureHost
     | CommandDone
     | Event
     | Halt

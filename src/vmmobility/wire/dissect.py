@@ -17,6 +17,7 @@ from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     BY_CLASS,
     AttachId,
+    Capacity,
     Definition,
     Endpoint,
     Epoch,
@@ -170,6 +171,7 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     Translation: lambda e: Translation(*_mapped(e, "original", "substitute")),
     Mapping: lambda e: Mapping(*_mapped(e, "private", "public")),
     FlowOption: _flow,
+    Capacity: lambda e: Capacity(*(e[f.name] for f in fields(Capacity))),
 }
 _BY_NAME = {BY_CLASS[option].name: reader for option, reader in _READERS.items()}
 

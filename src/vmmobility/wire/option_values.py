@@ -205,6 +205,22 @@ class FlowOption:
 
 
 @dataclass(frozen=True, slots=True)
+class Capacity:
+    """HEARTBEAT: what VMs may have of the sender's host, in all and still (Section 8.1).
+
+    interval_ms: the sender's next heartbeat comes after so long; a total of 0 is not told
+    """
+
+    interval_ms: int
+    vcpus: int = 0
+    vcpus_free: int = 0
+    memory_mib: int = 0
+    memory_free_mib: int = 0
+    storage_mib: int = 0
+    storage_free_mib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option of a type that this node does not know, kept as it came."""
 
@@ -237,5 +253,6 @@ Option = (
     | Translation
     | Mapping
     | FlowOption
+    | Capacity
     | UnknownOption
 )

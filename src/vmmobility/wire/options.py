@@ -18,7 +18,7 @@ which is over the whole message (authentication.py).  Rests on those, registry, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vmmobility.errors import DecodeError
@@ -26,6 +26,7 @@ from vmmobility.wire import formats
 from vmmobility.wire.cursor import Cursor
 from vmmobility.wire.option_values import (
     AttachId,
+    Capacity,
     Definition,
     Endpoint,
     Epoch,
@@ -64,6 +65,7 @@ __all__ = [
     "OPTION_HEADER",
     "RECEIVER_TYPE",
     "AttachId",
+    "Capacity",
     "Declaration",
     "Definition",
     "Endpoint",
@@ -147,6 +149,22 @@ def _endpoint(cursor: Cursor) -> Endpoint:
     if not port:
         raise DecodeError("bad-value", "an endpoint's port is zero")
     return Endpoint(formats.take_locator(cursor, cursor.uint(1)), port)
+
+
+CAPACITY_FIELDS = tuple(field.name for field in fields(Capacity))  # four octets each
+
+
+def _capacity_octets(option: Capacity) -> bytes:
+    if not option.interval_ms:
+        raise ValueError("heartbeats have an interval")
+    return b"".join(getattr(option, name).to_bytes(4, "big") for name in CAPACITY_FIELDS)
+
+
+def _take_capacity(cursor: Cursor) -> Capacity:
+    made = Capacity(*(cursor.uint(4) for _ in CAPACITY_FIELDS))
+    if not made.interval_ms:
+        raise DecodeError("bad-value", "heartbeats have an interval")
+    return made
 
 
 def _take_flow(cursor: Cursor) -> FlowOption:
@@ -287,6 +305,11 @@ OPTIONS: tuple[Declaration, ...] = (
         + o.timeout_s.to_bytes(4, "big")
         + o.tcp_state.encode("ascii"),
         _take_flow,
+    ),
+    Declaration(
+        28, "Capacity", False, False, (28, 28), Capacity,
+        _capacity_octets,
+        _take_capacity,
     ),
 )  # fmt: skip
 

@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     SIGHT = 10  # a router says, unasked, how the fabric leads a VM's packets there now
     HOLD = 11  # NAPT box: a VM whose mapping is yours is behind me now: keep the mapping
     HANDOVER = 12  # NAPT box: this VM's mapping, and its flows, are yours from now on
+    HEARTBEAT = 14  # an NVE lives, and so much room for VMs is left at it
 
 
 class Phase(IntEnum):

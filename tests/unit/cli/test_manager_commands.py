@@ -21,7 +21,10 @@ def test_tables(vmmob: Vmmob):
     assert "52:54:00:00:00:01 10.1.0.5/32, fd01::5/128" in shown
     assert "nve-0 (redirects)" in shown
     assert "nve-a" in vmmob("show", "nves").out
-    assert vmmob("show", "nves").out.splitlines()[0].split()[-2:] == ["PROVEN", "VMS"]
+    nves = vmmob("show", "nves").out
+    assert "PROVEN  ALIVE         VMS  VCPUS FREE" in nves.splitlines()[0]
+    assert "silent (2 s)" in nves
+    assert "12/16" in nves
     assert "99.5" in vmmob("show", "bindings").out
     assert "drift.route=2" in vmmob("manager", "status").out
     vmmob("move", "vm1", "nve-b")

@@ -24,6 +24,7 @@ from typing import Any, get_args
 
 from vmmobility.daemon.recording.sealed import sent
 from vmmobility.drivers.dataplane import Traffic
+from vmmobility.engine.capacity import HostCapacity, Resources
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.dataplane import Forwarding, Outside, RedirectPolicy, VmDataPlane
 from vmmobility.engine.fabric_record import RouterSite
@@ -53,6 +54,8 @@ CLASSES: dict[str, type] = {
         Flow,
         Traffic,
         Retransmission,
+        Resources,
+        HostCapacity,
         ManagerSettings,
         NveSettings,
         RouterSettings,

@@ -47,12 +47,13 @@ INPUTS: dict[Role, tuple[str, ...]] = {
         "guest_report",
         "traffic",
         "traffic_counted",
+        "host_measured",
     ),
     Role.DEFAULT_ROUTER: _ROUTER,
     Role.BORDER_ROUTER: _ROUTER,
 }
 QUESTIONS: dict[Role, tuple[str, ...]] = {
-    Role.MANAGER: ("next_timer", "announced", "fabric", "routers_of"),
+    Role.MANAGER: ("next_timer", "announced", "fabric", "routers_of", "liveness_of"),
     Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions"),
     Role.DEFAULT_ROUTER: ("next_timer", "desired", "watched"),
     Role.BORDER_ROUTER: ("next_timer", "desired", "watched"),

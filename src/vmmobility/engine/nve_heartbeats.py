@@ -1,0 +1,60 @@
+"""An NVE's heartbeats: it lives, under this boot, and has so much room for VMs (Section 8.1).
+
+Nothing here is durable, and nothing waits for an answer: a heartbeat is superseded by the next.
+Not here: what the manager makes of them (manager_liveness.py).
+"""
+
+from __future__ import annotations
+
+from vmmobility.engine.capacity import HostCapacity, to_option
+from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.outputs import MeasureHost
+from vmmobility.wire.message import Message
+from vmmobility.wire.options import KnownBoot
+from vmmobility.wire.registry import Purpose
+
+MEASURE_S = 5.0  # the host is measured so often
+
+
+class NveHeartbeats(NveParts):
+    """Heartbeats; a part of NveEngine."""
+
+    _capacity: HostCapacity
+    _heartbeat_at: float | None  # monotonic seconds; None: it has not begun, or sends none
+    _measure_at: float
+
+    def _no_heartbeats_yet(self) -> None:
+        self._capacity, self._heartbeat_at, self._measure_at = HostCapacity(), None, 0.0
+
+    def host_measured(self, capacity: HostCapacity, now: float) -> None:
+        """The answer to MeasureHost; the next heartbeat tells it."""
+        self._capacity = capacity
+
+    def _begin_heartbeats(self, now: float) -> None:
+        if self.settings.heartbeat_s > 0:
+            self._heartbeat_at = self._measure_at = now
+            self._beat(now)
+
+    def _beat(self, now: float) -> None:
+        """Send what is due.  A heartbeat that was missed is not made up for."""
+        due = self._heartbeat_at
+        if due is None or now < due:
+            return
+        if now >= self._measure_at:
+            self._measure_at = now + MEASURE_S
+            self.outbox.emit(MeasureHost())
+        interval_s = self.settings.heartbeat_s
+        self._heartbeat_at = due + interval_s if now < due + interval_s else now + interval_s
+        # The manager's boot tells it that this is not of the time before its start.
+        known = self.manager.origin.boot if self.manager.origin else self.manager.window.boot
+        self.channel.request(
+            self.manager,
+            Purpose.HEARTBEAT,
+            [KnownBoot(known), to_option(self._capacity, interval_s)],
+            now,
+            self._beat_heard,
+            subject="heartbeat",
+        )
+
+    def _beat_heard(self, reply: Message, now: float) -> None:
+        """The manager lives; nothing rests on it."""
