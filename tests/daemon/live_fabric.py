@@ -227,7 +227,7 @@ def left_bare(make: Callable[[], AnyFabric]) -> Iterator[AnyFabric]:
         yield live
     finally:
         left = live.close()
-    assert left == []
+    assert not left, f"left behind: {left}"
 
 
 def live_fabric(daemons: type[Daemons] = ShortTimers) -> AbstractContextManager[LiveFabric]:

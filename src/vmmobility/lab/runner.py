@@ -80,8 +80,9 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
                     say(f"run {number} of {options.repeat}")
                 _one_run(scenario, number, options, campaign, say)
         except VmMobilityError as error:
-            campaign.failures.append(str(error))
-            say(f"failed: {error}")
+            failure = _failure(error, campaign.lab)
+            campaign.failures.append(failure)
+            say(f"failed: {failure}")
         finally:
             _close(campaign, options, say)
     return Report(
@@ -103,6 +104,12 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         sizes_report=campaign.sizes,
         manager=next((node.name for node in scenario.fabric.of_kind("manager")), ""),
     )
+
+
+def _failure(error: VmMobilityError, lab: Laboratory | None) -> str:
+    """What ended the run: whatever was asked of a daemon that has ended by itself fails, too."""
+    fallen = lab.daemons.fallen() if lab is not None else ""
+    return str(error) if not fallen or fallen in str(error) else f"{fallen} (seen by: {error})"
 
 
 def _one_run(
