@@ -29,9 +29,11 @@ from vmmobility.wire.authentication import DATA, SENDER  # noqa: E402
 from vmmobility.wire.options import AUTHENTICATION_TYPE, OPTIONS, RECEIVER_TYPE  # noqa: E402
 from vmmobility.wire.registry import (  # noqa: E402
     DROP_REASONS,
+    CopyStorage,
     GuestLife,
     Kind,
     Mobility,
+    OnTimeout,
     Phase,
     Purpose,
     Role,
@@ -112,6 +114,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mobility": lambda: numbers(Mobility),
     "roles": lambda: numbers(Role),
     "guests": lambda: numbers(GuestLife),
+    "on-timeouts": lambda: numbers(OnTimeout),
+    "copy-storages": lambda: numbers(CopyStorage),
     "routes": lambda: numbers(RouteState),
     "options": option_types,
     "drops": drop_reasons,

@@ -26,6 +26,7 @@ from vmmobility.wire.options import (
     Mapping,
     Measurements,
     MobilityKind,
+    MoveTerms,
     Nonce,
     Option,
     OriginAuthentication,
@@ -44,9 +45,11 @@ from vmmobility.wire.options import (
 )
 from vmmobility.wire.registry import (
     MAX_DATAGRAM,
+    CopyStorage,
     GuestLife,
     Kind,
     Mobility,
+    OnTimeout,
     Phase,
     Purpose,
     RouteState,
@@ -188,6 +191,8 @@ def every_option() -> Json:
         "mapping": Mapping("napt-1", PRIVATE, PUBLIC),
         "flow, tcp from inside": FLOW,
         "flow, udp from outside": replace(FLOW, protocol=17, outgoing=False, tcp_state=""),
+        "move terms, force": MoveTerms(300, OnTimeout.FORCE, 100, 50, CopyStorage.NONE),
+        "move terms, all disks": MoveTerms(copy_storage=CopyStorage.ALL),
         "capacity": Capacity(1000, 16, 12, 8192, 4096, 102400, 51200),
         "capacity, highest": Capacity(*(2**32 - 1,) * 7),
         "an unknown option that may be ignored": UnknownOption(0x1234, b"\x00\xff\x10"),

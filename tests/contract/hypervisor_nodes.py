@@ -26,6 +26,7 @@ from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.lab import workdir
 from vmmobility.lab.guest.image import guest_image, kernel_arguments
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.values import Interface, VmKey
 
 LIMIT_S = 30.0
@@ -50,6 +51,8 @@ class Node:
         self.hang: Callable[[], None]  # the guest answers nobody
         self.unhang: Callable[[], None]
         self.has_booted: Callable[[], bool] = lambda: True
+        self.dawdle: Callable[[], None] = lambda: None  # its copies do not converge of themselves
+        self.time_out: Callable[[], None] = lambda: None  # the time of a copy's terms is up
 
     async def restart(self) -> None:
         """The daemon ends, and another is there."""
@@ -85,9 +88,16 @@ class Pair:
         await self.source.hypervisor.start(self.definition, [self.source.port])
         await self.source.next(GuestEvent.STARTED)
 
-    async def prepare(self) -> tuple[str, int]:
+    async def prepare(self, terms: MoveTerms = NO_TERMS) -> tuple[str, int]:
         node = self.destination
-        return await node.hypervisor.prepare_incoming(self.definition, [node.port], LOOPBACK)
+        return await node.hypervisor.prepare_incoming(self.definition, [node.port], LOOPBACK, terms)
+
+    async def copy_slowly(self, terms: MoveTerms) -> None:
+        """A started guest whose copy does not converge within the terms' time."""
+        await self.start()
+        self.source.dawdle()
+        await self.source.hypervisor.copy_out(VM, *await self.prepare(terms), terms)
+        self.source.time_out()
 
     async def hold(self, *, booted: bool = True) -> None:
         """A started guest with a converged, held copy.
@@ -126,12 +136,14 @@ def fake_nodes() -> tuple[Node, Node]:
     world = FakeWorld()
     nodes = Node("tapA"), Node("tapB")
     for node in nodes:
-        fake = FakeHypervisor(node.reports.put_nowait, world)
+        fake = FakeHypervisor(node.hear, world)
         node.hypervisor = fake
         node.reopen = lambda fake=fake: fake  # type: ignore[misc]
         node.kill = lambda fake=fake: fake.kill(VM)  # type: ignore[misc]
         node.hang = lambda fake=fake: fake.fail_next.update(adopt="hangs", cancel="hangs")  # type: ignore[misc]
         node.unhang = fake.fail_next.clear
+        node.dawdle = lambda fake=fake: setattr(fake, "auto_converge", False)  # type: ignore[misc]
+        node.time_out = lambda fake=fake: fake.time_out(VM)  # type: ignore[misc]
     return nodes
 
 

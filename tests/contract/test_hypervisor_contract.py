@@ -30,6 +30,7 @@ from vmmobility.drivers.hypervisor.interface import (
     VmDefinition,
 )
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.registry import GuestLife
 
 
@@ -146,6 +147,24 @@ def test_a_move_is_cancelled_at_the_last_moment(run: Run) -> None:
         failed = await pair.source.next(GuestEvent.FAILED)
         assert failed.detail["running"] is True
         assert await pair.runs_at(pair.source)
+
+    run(scenario)
+
+
+def test_a_copy_that_takes_longer_than_was_asked_is_given_up(run: Run) -> None:
+    async def scenario(pair: Pair) -> None:
+        await pair.copy_slowly(MoveTerms(timeout_s=1, bandwidth_mib_s=1))
+        failed = await pair.source.next(GuestEvent.FAILED)
+        reason = "the copy has not converged within the 1 s asked for"
+        assert failed.detail == {"reason": reason, "running": True}
+        assert await pair.runs_at(pair.source)
+        for report in pair.source.progress:
+            assert 0 <= report.detail["memory_bytes"] <= report.detail["memory_total_bytes"]
+        assert pair.source.progress
+        # Nothing of it stands in the way of the next move.
+        await pair.destination.next(GuestEvent.FAILED)
+        await pair.destination.next(GuestEvent.GONE)
+        await pair.prepare()
 
     run(scenario)
 

@@ -27,6 +27,8 @@ from vmmobility.drivers.hypervisor.interface import Disk
 from vmmobility.drivers.hypervisor.settings import MIB
 from vmmobility.errors import HypervisorError
 from vmmobility.lab.guest.disk_records import lost
+from vmmobility.wire.move_terms import MoveTerms
+from vmmobility.wire.registry import CopyStorage
 
 pytestmark = [pytest.mark.qemu, pytest.mark.netns]
 
@@ -68,8 +70,31 @@ def test_shared_storage_is_recognised_and_not_copied(disk_run: Run, tmp_path: Pa
         await machines.writes("a")
         await move(pair.source, pair.destination, pair)
         await until_true(lambda: names(tmp_path / "storage") == {"vm.img"})
-        assert [report.detail["disk_total_bytes"] for report in pair.source.progress] == [0]
+        assert {report.detail["disk_total_bytes"] for report in pair.source.progress} == {0}
         await machines.end_soundly(pair, "b")
+
+    disk_run(scenario)
+
+
+def test_disks_are_copied_only_as_was_asked(disk_run: Run, tmp_path: Path) -> None:
+    own, shared = Disk("vm.img", "qcow2", SIZE_MIB), Disk(str(tmp_path / "vm.img"), "raw", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(own)
+        make_image(machines.image("a", own), own.format)
+        await pair.start()
+        with pytest.raises(HypervisorError, match="is not on storage that the two NVEs share"):
+            await pair.prepare(MoveTerms(copy_storage=CopyStorage.NONE))
+        assert not (machines.folder / "b/disks").exists()
+        await ended(pair)
+        pair = machines.pair(shared)
+        make_image(Path(shared.path), shared.format)
+        await pair.start()
+        with pytest.raises(HypervisorError, match="the two NVEs share its storage"):
+            await pair.prepare(MoveTerms(copy_storage=CopyStorage.ALL))
+        await pair.prepare(MoveTerms(copy_storage=CopyStorage.NONE))
+        await pair.destination.hypervisor.cancel(VM)
+        await ended(pair)
 
     disk_run(scenario)
 

@@ -96,6 +96,7 @@ class Hypervisor:
         self.fail_next: dict[Order, list[str]] = {}
         self.break_next: set[str] = set()
         self.about_to_end: Callable[[Guest], None] = lambda guest: None
+        self.heard: Callable[[HypervisorOrder], None] = lambda order: None
         self._later, self._done, self._report, self._find = schedule, done, report, find
         self._pace = pace
         self._port = 49000
@@ -173,6 +174,7 @@ class Hypervisor:
 
     def order(self, order: HypervisorOrder) -> None:
         """Take an order; it is carried out and answered a little later."""
+        self.heard(order)
         powered, daemon = self._powered, self._daemon
         self._later(self._pace.order_s, lambda: self._carry_out(order, powered, daemon))
 

@@ -11,6 +11,7 @@ from tests.engine.node import MANAGER
 from tests.engine.pump import Pump
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.nve import NveEngine
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.values import Interface, VmKey
 
 
@@ -72,10 +73,10 @@ class People(Pump):
             self.feed(node, lambda: edge.check(number, None, self.now))
         return number
 
-    def move(self, vm: VmKey, to: str) -> str:
+    def move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> str:
         """Begin a move; returns its id.  MoveRefused comes through."""
         try:
-            move = self.manager.start_move(vm, to, self.now, 0)
+            move = self.manager.start_move(vm, to, self.now, 0, terms)
         finally:
             self._pump(self.nodes[MANAGER])
         return move.move_id

@@ -149,7 +149,7 @@ def test_moves_there_and_back_without_loss(lab):
         namespaces = {pair.correspondent: spaces.name(pair.correspondent) for pair in pairs}
         await asyncio.to_thread(probes.start, pairs, namespaces, {"vm1": addresses})
         await move(spaces, fabric, a, b, ("nve-a", "nve-b"))
-        assert a.events()[1:] == ["converged", "about-to-stop", "stopped", "completed"]
+        assert a.events()[1:] == ["progress", "converged", "about-to-stop", "stopped", "completed"]
         assert b.events() == ["resumed"]
         a.reports.clear()
         await b.light.close()  # the daemon restarts: the VM lives on and is found again

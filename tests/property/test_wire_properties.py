@@ -12,6 +12,7 @@ from vmmobility.wire import dissect, formats
 from vmmobility.wire.authentication import TRAILER, Seal, open_sealed, seal
 from vmmobility.wire.cursor import Cursor
 from vmmobility.wire.message import Message, decode_part, encode_parts, join_parts
+from vmmobility.wire.move_terms import MAX_BANDWIDTH_MIB_S, MAX_DOWNTIME_MS, MAX_TIMEOUT_S
 from vmmobility.wire.options import (
     BY_CLASS,
     OPTIONS,
@@ -27,6 +28,7 @@ from vmmobility.wire.options import (
     Mapping,
     Measurements,
     MobilityKind,
+    MoveTerms,
     Nonce,
     Option,
     OriginAuthentication,
@@ -49,9 +51,11 @@ from vmmobility.wire.options import (
 from vmmobility.wire.registry import (
     MAX_DATAGRAM,
     MAX_PARTS,
+    CopyStorage,
     GuestLife,
     Kind,
     Mobility,
+    OnTimeout,
     Phase,
     Purpose,
     RouteState,
@@ -130,6 +134,14 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     Capacity: st.builds(Capacity, st.integers(1, 2**32 - 1), *[uints(32)] * 6),
     FlowOption: st.builds(
         FlowOption, uints(8), st.booleans(), ends, ends, ends, uints(32), tcp_states
+    ),
+    MoveTerms: st.builds(
+        MoveTerms,
+        st.integers(1, MAX_TIMEOUT_S),
+        st.sampled_from(OnTimeout),
+        st.integers(0, MAX_BANDWIDTH_MIB_S),
+        st.integers(0, MAX_DOWNTIME_MS),
+        st.sampled_from(CopyStorage),
     ),
 }
 unknown_options = st.builds(UnknownOption, unknown_types, st.binary(max_size=200))

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from vmmobility.api.errors import BadRequest, Conflict, NotFound, Unavailable
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms, terms_to_json
 from vmmobility.wire.values import VmKey
 
 BINDING: dict[str, Any] = {
@@ -203,7 +204,7 @@ class FakeManager:
     def move(self, id: str) -> dict[str, Any] | None:
         return next((move for move in self.started if move["id"] == id), None)
 
-    async def start_move(self, vm: VmKey, to: str) -> dict[str, Any]:
+    async def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> dict[str, Any]:
         if to == "nve-a":
             raise Conflict("the VM is at nve-a already", "name another NVE")
         if to == "down":
@@ -226,6 +227,8 @@ class FakeManager:
             "started_ns": 1,
             "phases": [{"name": "requested", "at_ms": 0.0}],
             "measured": {},
+            "terms": terms_to_json(terms),
+            "progress": {},
         }
         self.started.append(move)
         return move

@@ -7,8 +7,10 @@ import socket
 import threading
 from typing import Any
 
+from vmmobility.drivers.hypervisor.copy_goal import CopyGoal
 from vmmobility.drivers.hypervisor.move import OutgoingMove
 from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.wire.move_terms import NO_TERMS
 
 LOOPBACK = "127.0.0.1"
 GUEST = "a guest of its own name"
@@ -41,6 +43,7 @@ def test_a_stream_that_ends_after_its_daemon_is_no_error() -> None:
             lambda event, detail, time_ns=None: None,
             QemuSettings(),
             1,
+            CopyGoal(QemuSettings(), NO_TERMS),
         )
         await move.begin()
 

@@ -24,6 +24,7 @@ from vmmobility.wire.options import (
     Mapping,
     Measurements,
     MobilityKind,
+    MoveTerms,
     Nonce,
     Option,
     OriginAuthentication,
@@ -43,7 +44,14 @@ from vmmobility.wire.options import (
     decode_options,
     encode_option,
 )
-from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
+from vmmobility.wire.registry import (
+    CopyStorage,
+    GuestLife,
+    Mobility,
+    OnTimeout,
+    Phase,
+    RouteState,
+)
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 NVE = Nve("nve-a", IPv4Address("10.0.1.2"), IPv6Address("fd00:0:1::2"))
@@ -107,6 +115,10 @@ EXAMPLES: list[tuple[Option, str]] = [
             "SYN_SENT",
         ),
         "801a 0020 06 01 0a010005 0050 c0000201 0051 c0000209 0052 0000012c 53594e5f53454e54",
+    ),
+    (
+        MoveTerms(300, OnTimeout.FORCE, 100, 50, CopyStorage.NONE),
+        "801b 000e 0000012c 00000064 00000032 01 02",
     ),
     (
         Capacity(1000, 16, 12, 8192, 4096, 2**32 - 1, 0),

@@ -16,6 +16,7 @@ import httpx2
 from vmmobility.api.errors import Unavailable, error_of
 from vmmobility.api.service import Json
 from vmmobility.errors import ApiError
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms, terms_to_json
 from vmmobility.wire.values import VmKey
 
 ANSWER_S = 30.0  # how long an ordinary answer may take
@@ -189,8 +190,8 @@ class ManagerClient(_Client):
             answer = self._ask("GET", f"{path}?wait={wait_s:g}", timeout_s=ANSWER_S + wait_s)
         return answer
 
-    def start_move(self, vm: VmKey, to: str) -> Json:
-        body = {"vm": vm.vm_id, "vni": vm.vni, "to": to}
+    def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> Json:
+        body = {"vm": vm.vm_id, "vni": vm.vni, "to": to, **terms_to_json(terms)}
         answer: Json = self._ask("POST", "/v1/moves", json=body)
         return answer
 

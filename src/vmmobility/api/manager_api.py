@@ -26,6 +26,7 @@ from vmmobility.api.manager_schemas import (
 )
 from vmmobility.api.schema import NAME, NUMBER, listed
 from vmmobility.api.service import Json, ManagerService
+from vmmobility.wire import move_terms
 from vmmobility.wire.values import VmKey
 
 FENCED_QUERY = Query("fenced", NAME, "the NVE whose host is fenced")
@@ -237,7 +238,11 @@ class ManagerRoutes(http.Described):
         body = await http.body(request)
         vm = http.vm_key(body.get("vm"), body.get("vni", 0))
         to = http.name_of(body.get("to"), "to", "give the destination's name")
-        return JSONResponse(await self._service.start_move(vm, to), 202)
+        try:
+            terms = move_terms.terms_from_json(body)
+        except ValueError as error:
+            raise BadRequest(f"terms of a move: {error}", "see docs/architecture.md, API") from None
+        return JSONResponse(await self._service.start_move(vm, to, terms), 202)
 
     @declared(
         "POST",

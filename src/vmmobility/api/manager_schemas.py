@@ -14,6 +14,7 @@ from vmmobility.api.schema import (
     NUMBER,
     TEXT,
     VNI,
+    Schema,
     body,
     choice,
     listed,
@@ -22,6 +23,8 @@ from vmmobility.api.schema import (
     record,
     table,
 )
+from vmmobility.wire.move_terms import MOST
+from vmmobility.wire.registry import CopyStorage, OnTimeout
 
 MANAGER_STATUS = named(
     "ManagerStatus",
@@ -52,6 +55,12 @@ _BINDING = {
 _MAPPINGS = {"mappings": listed(record({"box": NAME, "private": TEXT, "public": TEXT}))}
 BINDING = named("Binding", record(_BINDING, _MAPPINGS))
 
+_TERMS: dict[str, Schema] = {
+    **{key: {"type": "integer", "minimum": 1, "maximum": most} for key, most in MOST.items()},
+    "on_timeout": choice(*(policy.name.lower() for policy in OnTimeout)),
+    "copy_storage": choice(*(which.name.lower() for which in CopyStorage)),
+}
+PROGRESS_KEYS = ("disk_bytes", "disk_total_bytes", "memory_bytes", "memory_total_bytes")
 MOVE = named(
     "Move",
     record(
@@ -69,10 +78,12 @@ MOVE = named(
             "started_ns": COUNT,
             "phases": listed(record({"name": NAME, "at_ms": NUMBER})),
             "measured": table(ANYTHING),
+            "terms": record({}, _TERMS),
+            "progress": record({}, dict.fromkeys(PROGRESS_KEYS, COUNT)),
         }
     ),
 )
-NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI})
+NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI, **_TERMS})
 
 VM = named("Vm", record({**_BINDING, "move": {"type": ["object", "null"]}}, _MAPPINGS))
 

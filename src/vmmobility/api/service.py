@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.values import VmKey
 
 Json = dict[str, Any]
@@ -55,7 +56,7 @@ class ManagerService(Protocol):
 
     def move(self, id: str) -> Json | None: ...
 
-    async def start_move(self, vm: VmKey, to: str) -> Json:
+    async def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> Json:
         """The new move, once it is durable."""
 
     async def abort_move(self, id: str) -> Json:

@@ -11,6 +11,7 @@ import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
+from vmmobility.cli.move_terms import terms_options
 from vmmobility.cli.move_watch import (
     JsonTeller,
     Teller,
@@ -24,6 +25,7 @@ from vmmobility.cli.move_watch import (
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
 from vmmobility.errors import ApiError
+from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.values import VmKey
 
 MOVES: list[Column] = [
@@ -39,10 +41,11 @@ MOVES: list[Column] = [
 ]
 
 START = "VM NVE"  # how help lists it; no VM can have this name
-timeout_option = click.option(
-    "--timeout",
-    "timeout_s",
+wait_timeout_option = click.option(
+    "--wait-timeout",
+    "wait_s",
     type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
     help="Seconds to wait at most (implies --wait); the move itself goes on.",
 )
 
@@ -75,7 +78,8 @@ def move() -> None:
 @click.argument("name", metavar="VM", type=VM_NAME)
 @click.argument("to", metavar="NVE")
 @click.option("--wait", is_flag=True, help="Wait for the end and show the phases.")
-@timeout_option
+@wait_timeout_option
+@terms_options
 @vni_option
 @manager_socket
 @output.as_json
@@ -83,18 +87,19 @@ def start(
     name: VmKey,
     to: str,
     wait: bool,
-    timeout_s: float | None,
+    wait_s: float | None,
+    terms: MoveTerms,
     vni: int | None,
     socket_path: Path,
     json_output: bool,
 ) -> None:
     """Move a running VM to another NVE."""
     with ManagerClient(socket_path) as client:
-        begun = client.start_move(chosen_vm(name, vni), to)
+        begun = client.start_move(chosen_vm(name, vni), to, terms)
         if not json_output:
             click.echo(f"move {which(begun)}")
-        if wait or timeout_s is not None:
-            begun = watched(client, begun, timeout_s, quiet=json_output)
+        if wait or wait_s is not None:
+            begun = watched(client, begun, wait_s, quiet=json_output)
     if json_output:
         output.print_json(begun)
     elif begun["ok"] and begun["reason"]:
@@ -141,10 +146,10 @@ def show(name: str, socket_path: Path, json_output: bool) -> None:
 
 @move.command()
 @click.argument("name", metavar="MOVE")
-@timeout_option
+@wait_timeout_option
 @manager_socket
 @output.as_json
-def watch(name: str, timeout_s: float | None, socket_path: Path, json_output: bool) -> None:
+def watch(name: str, wait_s: float | None, socket_path: Path, json_output: bool) -> None:
     """Follow a move to its end: a line a phase, and how far its copy is.
 
     MOVE is a move's ID (`vmmob move list`), or a VM: its latest move then.  With --json each line
@@ -156,7 +161,7 @@ def watch(name: str, timeout_s: float | None, socket_path: Path, json_output: bo
         teller = JsonTeller() if json_output else Teller()
         if not json_output:
             click.echo(f"move {which(begun)}")
-        ended = follow(client, begun, timeout_s, teller)
+        ended = follow(client, begun, wait_s, teller)
     teller.say({"event": "end", "move": ended["id"], **ended}, f"{ended['state']}")
     if not json_output:
         output.print_fields(ended["measured"])
@@ -170,11 +175,11 @@ def watch(name: str, timeout_s: float | None, socket_path: Path, json_output: bo
 @move.command()
 @click.argument("name", metavar="MOVE")
 @click.option("--wait", is_flag=True, help="Wait for the end and show the phases.")
-@timeout_option
+@wait_timeout_option
 @manager_socket
 @output.as_json
 def abort(
-    name: str, wait: bool, timeout_s: float | None, socket_path: Path, json_output: bool
+    name: str, wait: bool, wait_s: float | None, socket_path: Path, json_output: bool
 ) -> None:
     """Give up a move that has not ended: the VM stays where it was.
 
@@ -186,8 +191,8 @@ def abort(
         given_up = client.abort_move(under_way(client.moves(), name)["id"])
         if not json_output:
             click.echo(f"move {which(given_up)}: {given_up['state']}")
-        if wait or timeout_s is not None:
-            given_up = watched(client, given_up, timeout_s, quiet=json_output)
+        if wait or wait_s is not None:
+            given_up = watched(client, given_up, wait_s, quiet=json_output)
     if json_output:
         output.print_json(given_up)
     if given_up["ok"]:

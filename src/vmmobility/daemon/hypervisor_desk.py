@@ -15,6 +15,7 @@ from vmmobility.drivers.hypervisor.interface import Hypervisor
 from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.errors import DecodeError, HypervisorError, VmMobilityError
+from vmmobility.wire.move_terms import NO_TERMS
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
@@ -132,7 +133,8 @@ class HypervisorDesk:
             case Order.RESUME:
                 await hypervisor.resume(vm)
             case Order.COPY_OUT:
-                await hypervisor.copy_out(vm, arguments["address"], arguments["port"])
+                terms = arguments.get("terms", NO_TERMS)
+                await hypervisor.copy_out(vm, arguments["address"], arguments["port"], terms)
             case Order.SWITCH_OVER:
                 await hypervisor.switch_over(vm)
             case Order.PROCEED:
@@ -162,8 +164,9 @@ class HypervisorDesk:
         if order.order is Order.START:
             await hypervisor.start(definition, ports)
             return {}
+        terms = order.arguments.get("terms", NO_TERMS)
         address, port = await hypervisor.prepare_incoming(
-            definition, ports, order.arguments["address"]
+            definition, ports, order.arguments["address"], terms
         )
         return {"address": address, "port": port}
 

@@ -26,6 +26,7 @@ from vmmobility.engine.manager_move import CommandRefused, Move
 from vmmobility.engine.manager_onboarding import Onboarded
 from vmmobility.engine.outputs import Event
 from vmmobility.errors import ApiError, BadRequest, Conflict, DecodeError, NotFound
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms, terms_to_json
 from vmmobility.wire.options import Mapping
 from vmmobility.wire.registry import Role, RouteState
 from vmmobility.wire.values import Address, VmKey
@@ -163,8 +164,10 @@ class Manager:
         move = self._engine.moves.get(id)
         return None if move is None else move_view(move)
 
-    async def start_move(self, vm: VmKey, to: str) -> dict[str, Any]:
-        move = self._command(lambda now: self._engine.start_move(vm, to, now, time.time_ns()))
+    async def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> dict[str, Any]:
+        move = self._command(
+            lambda now: self._engine.start_move(vm, to, now, time.time_ns(), terms)
+        )
         return move_view(move)
 
     async def abort_move(self, id: str) -> dict[str, Any]:
@@ -222,7 +225,8 @@ class Manager:
         try:
             return self._pump.command(feed)
         except CommandRefused as refused:
-            kind: type[ApiError] = Conflict if refused.kind == "conflict" else NotFound
+            kinds: dict[str, type[ApiError]] = {"conflict": Conflict, "bad-terms": BadRequest}
+            kind = kinds.get(refused.kind, NotFound)
             raise kind(refused.message, refused.remedy) from None
 
     async def wait_move(self, id: str, seconds: float) -> dict[str, Any] | None:
@@ -292,6 +296,8 @@ def move_view(move: Move) -> dict[str, Any]:
         "started_ns": move.started_ns,
         "phases": [{"name": name, "at_ms": at_ms} for name, at_ms in move.phases],
         "measured": dict(move.measured),
+        "terms": terms_to_json(move.terms),
+        "progress": dict(move.progress),
     }
 
 

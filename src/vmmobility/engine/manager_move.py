@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 from vmmobility.engine.binding_update_list import make_nve, nve_from_json, nve_to_json
 from vmmobility.engine.manager_transitions import FINAL, MoveState
 from vmmobility.errors import VmMobilityError
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms, terms_from_json, terms_to_json
 from vmmobility.wire.options import Endpoint
 from vmmobility.wire.values import Nve, VmKey
 
 if TYPE_CHECKING:
     from vmmobility.engine.channel import Peer
+
+__all__ = ["Move", "MoveRefused", "MoveTerms"]
 
 
 class Release(IntEnum):
@@ -45,6 +48,8 @@ class Move:
     silent:  routers that had not answered when policy went on without them (not durable)
     sure:    begun in this manager's life, or its source has told since that it has not switched;
              one that was set back into a move would else turn it back though its guest runs
+    terms:   what whoever asked for it has asked besides
+    progress: how far its copies have come, in octets, as the source said last (not durable)
     """
 
     move_id: str
@@ -68,6 +73,8 @@ class Move:
     relaying: bool = False
     release: Release = Release.HOLDING
     silent: frozenset[str] = frozenset()
+    terms: MoveTerms = NO_TERMS
+    progress: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool | None:
@@ -117,6 +124,7 @@ def move_to_json(move: Move) -> dict[str, Any]:
         "home": move.home,
         "relaying": move.relaying,
         "release": move.release.value,
+        "terms": terms_to_json(move.terms),
     }
 
 
@@ -141,4 +149,5 @@ def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
         home=value.get("home", False),
         relaying=value.get("relaying", False),
         release=Release(value.get("release", 0)),
+        terms=terms_from_json(value.get("terms", {})),
     )

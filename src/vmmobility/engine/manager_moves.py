@@ -8,7 +8,6 @@ Not here: the requests themselves (manager_steps.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,13 @@ from vmmobility.engine.manager_move import (
     move_to_json,
     nve_of_peer,
 )
+from vmmobility.engine.manager_progress import ManagerProgress
 from vmmobility.engine.manager_steps import ManagerSteps
 from vmmobility.engine.manager_transitions import FINAL, TABLE, Happening, MoveState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Epoch, Guest, Measurements, PhaseOption, Reason, Ticket, VmId
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms, check
+from vmmobility.wire.options import Epoch, Guest, PhaseOption, Reason, Ticket, VmId
 from vmmobility.wire.registry import Phase, Role, Status
 from vmmobility.wire.values import Interface, VmKey
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["ManagerMoves", "Move", "MoveRefused"]
 
 KEPT_MOVES = 1000  # ended moves that `vmmob move list` still knows
-MOST = 1e15  # no figure of a move is greater
 
 # What people read when a state is entered (docs/architecture.md, Events).
 PHASE_NAMES = {
@@ -69,7 +69,7 @@ PASSED_OVER = {
 }
 
 
-class ManagerMoves(ManagerSteps):
+class ManagerMoves(ManagerSteps, ManagerProgress):
     """Everything about moves; a part of ManagerEngine, which has the cache and the channel."""
 
     if TYPE_CHECKING:
@@ -91,8 +91,14 @@ class ManagerMoves(ManagerSteps):
 
     # ---- people --------------------------------------------------------------------------------
 
-    def start_move(self, vm: VmKey, to: str, now: float, wall_ns: int) -> Move:
+    def start_move(
+        self, vm: VmKey, to: str, now: float, wall_ns: int, terms: MoveTerms = NO_TERMS
+    ) -> Move:
         """Begin a hot move; raises MoveRefused.  wall_ns is CLOCK_REALTIME, for display."""
+        try:
+            check(terms)
+        except ValueError as error:
+            raise MoveRefused("bad-terms", str(error), "see `vmmob move VM NVE --help`") from None
         binding, peer = self._movable(vm, to)
         move = Move(
             f"{self.jitter.getrandbits(48):012x}",
@@ -104,6 +110,7 @@ class ManagerMoves(ManagerSteps):
             started_ns=wall_ns,
             began=now,
             cleared=False,
+            terms=terms,
         )
         self.moves[move.move_id] = self._current[vm] = move
         self._phase(move, "requested", now)
@@ -187,7 +194,8 @@ class ManagerMoves(ManagerSteps):
         if state in PASSED_OVER and not self._is_routed(move):
             state = PASSED_OVER[state]
         move.state = state
-        limit = self.settings.copy_s if state is MoveState.COPYING else self.settings.step_s
+        copying = state is MoveState.COPYING
+        limit = self._copy_limit_s(move) if copying else self.settings.step_s
         move.deadline = None if state in FINAL else now + limit
         self._phase(move, PHASE_NAMES[state], now)
         enter: Callable[[Move, float], None] | None = {
@@ -209,6 +217,16 @@ class ManagerMoves(ManagerSteps):
             enter(move, now)
         else:
             self._end(move, now)
+
+    def _copy_limit_s(self, move: Move) -> float:
+        """The source keeps to the move's own time; this is the limit of one that does not say
+        how it stands."""
+        terms = move.terms
+        if not terms.timeout_s:
+            return self.settings.copy_s
+        # Disks are copied to their end before post-copy can begin.
+        more = self.settings.copy_s if terms.forces else self.settings.step_s
+        return terms.timeout_s + more
 
     def _end(self, move: Move, now: float) -> None:
         if self._current.get(move.vm) is move:
@@ -245,7 +263,8 @@ class ManagerMoves(ManagerSteps):
     # ---- what the nodes say --------------------------------------------------------------------
 
     def _switch_reported(self, received: Received, now: float) -> None:
-        """SWITCH from an NVE: the copy has converged, or its side of the move failed."""
+        """SWITCH from an NVE: how far its copy is, that it has converged, or that its side of the
+        move failed."""
         message, node = received.message, received.peer.node_id
         move = self._current.get(message.vm)
         ticket = message.find(Ticket)
@@ -263,6 +282,11 @@ class ManagerMoves(ManagerSteps):
             return
         phase = message.need(PhaseOption).phase
         words = message.find(Reason)
+        if phase is Phase.COPYING:
+            if node == move.source.nve_id:
+                self._heed_progress(move, message)
+            self.channel.reply(received, Status.ACCEPTED_IN_PROGRESS, [VmId(move.vm)])
+            return
         self._measure(move, message)
         self.channel.reply(received, Status.ACCEPTED_IN_PROGRESS, [VmId(move.vm)])
         if phase is Phase.CONVERGED and node == move.source.nve_id:
@@ -339,25 +363,6 @@ class ManagerMoves(ManagerSteps):
         move = self._current.get(vm)
         if move is not None:
             self._happen(move, Happening.VOIDED, now)
-
-    @staticmethod
-    def _measure(move: Move, message: Message) -> None:
-        """Figures for people; never acted on."""
-        option = message.find(Measurements)
-        if option is None:
-            return
-        try:
-            figures = json.loads(option.data)
-        except (ValueError, RecursionError):
-            return
-        if isinstance(figures, dict):
-            # A record is JSON, which has no NaN and no infinity: neither passes this comparison.
-            numbers = {
-                key: value
-                for key, value in figures.items()
-                if isinstance(value, int | float) and -MOST < value < MOST
-            }
-            move.measured |= dict(list(numbers.items())[:24])
 
     # ---- time and restart ----------------------------------------------------------------------
 

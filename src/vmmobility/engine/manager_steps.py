@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_transitions import Happening, MoveState
 from vmmobility.wire.message import Message, definition_options
+from vmmobility.wire.move_terms import NO_TERMS
 from vmmobility.wire.options import (
     Endpoint,
     Epoch,
@@ -42,6 +43,11 @@ NOTHING_TO_DO = {
 }
 
 NOT_SWITCHED = (Phase.ATTACHING, Phase.SERVING, Phase.COPYING, Phase.CONVERGED)
+
+
+def _terms(move: Move) -> tuple[Option, ...]:
+    """Left out where nothing is asked: nodes that know no terms take part in such moves."""
+    return () if move.terms == NO_TERMS else (move.terms,)
 
 
 class ManagerSteps:
@@ -176,6 +182,7 @@ class ManagerSteps:
             *(PreviousNve(n) for n in (binding.nve, *previous)),
             MobilityKind(binding.mobility),
             *definition_options(binding.definition),
+            *_terms(move),
         )
 
     def _ask_copy(self, move: Move, now: float) -> None:
@@ -189,6 +196,7 @@ class ManagerSteps:
             Phase.COPYING,
             ServingNve(move.destination),
             move.endpoint,
+            *_terms(move),
         )
 
     def _ask_relay(self, move: Move, now: float) -> None:

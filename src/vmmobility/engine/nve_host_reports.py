@@ -100,6 +100,8 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
         if entry is None:
             return
         self._event(f"guest.{event}", entry, **detail)
+        if event == "progress":
+            self._tell_progress(entry, detail, now)
         if event in ("stopped", "completed", "resumed"):
             entry.measured |= _figures(event, detail)
         trigger = {
@@ -141,6 +143,7 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
                 Order.PREPARE_INCOMING,
                 definition=entry.definition,
                 address=str(self._listen_address(entry)),
+                **self._terms(entry.request),
             )
         elif entry.phase is Phase.DELIVERING:
             self.outbox.emit(CountTraffic(entry.vm, "delivering"))

@@ -18,6 +18,7 @@ from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
 from vmmobility.engine.nve_parts import RETRY_S
+from vmmobility.engine.nve_progress import NveProgress
 from vmmobility.engine.nve_redirects import NveRedirects
 from vmmobility.engine.nve_restart import NveRestart
 from vmmobility.engine.nve_transitions import Trigger
@@ -27,6 +28,7 @@ from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     Endpoint,
     Epoch,
+    MoveTerms,
     Option,
     PhaseOption,
     Reason,
@@ -39,7 +41,7 @@ from vmmobility.wire.registry import Phase, Purpose, Status
 RESUMES = 3  # a guest that is to serve again is let go on so often once more, if that fails
 
 
-class NveMoves(NveRedirects, NveRestart):
+class NveMoves(NveRedirects, NveRestart, NveProgress):
     """Actions of the move rules; a part of NveEngine, which has the machine and registration."""
 
     def _fail_request(
@@ -186,7 +188,14 @@ class NveMoves(NveRedirects, NveRestart):
         entry.measured, entry.turned = {}, False
         self._await_with(entry, received)
         self._set_data_plane(entry)
-        self._order(entry, Order.COPY_OUT, address=str(endpoint.address), port=endpoint.port)
+        at: dict[str, Any] = {"address": str(endpoint.address), "port": endpoint.port}
+        self._order(entry, Order.COPY_OUT, **at, **self._terms(received))
+
+    @staticmethod
+    def _terms(received: Received | None) -> dict[str, MoveTerms]:
+        """An order's argument, if anything is asked."""
+        terms = received.message.find(MoveTerms) if received is not None else None
+        return {} if terms is None else {"terms": terms}
 
     def _converged(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         self._report(entry, Phase.CONVERGED, now, "")
@@ -194,6 +203,7 @@ class NveMoves(NveRedirects, NveRestart):
     def _turn(self, entry: Entry, received: Received, now: float) -> None:
         """The destination delivers.  The hypervisor says when to redirect (_redirect_now)."""
         entry.epoch = received.message.epoch
+        self._end_progress(entry)
         entry.turned, entry.proceeding = False, False
         self._await_with(entry, received)
         self._order(entry, Order.SWITCH_OVER)
@@ -204,6 +214,7 @@ class NveMoves(NveRedirects, NveRestart):
 
     def _copy_failed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         reason = str(detail.get("reason", "the copy broke"))
+        self._end_progress(entry)
         self._set_data_plane(entry)
         self._order(entry, Order.CANCEL)
         if entry.request is not None:
@@ -219,6 +230,7 @@ class NveMoves(NveRedirects, NveRestart):
 
     def _roll_back(self, entry: Entry, received: Received, now: float) -> None:
         """Serve again: under a fresh epoch, before the destination turns (invariant 3)."""
+        self._end_progress(entry)
         entry.epoch = received.message.epoch
         entry.granted = received.message.epoch
         sends = received.message.previous  # routers may still lead to the destination

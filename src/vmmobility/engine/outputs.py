@@ -125,7 +125,8 @@ class Order(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HypervisorOrder:
-    """One order for one guest.  arguments: definition, address, port as the order needs.
+    """One order for one guest.  arguments: definition, address, port, terms (a MoveTerms, if any
+    are asked) as the order needs.
 
     QUERY's result is {"life": the name of a GuestLife in small letters}.
     """

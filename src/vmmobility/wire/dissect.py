@@ -28,6 +28,7 @@ from vmmobility.wire.options import (
     Mapping,
     Measurements,
     MobilityKind,
+    MoveTerms,
     Nonce,
     Option,
     OriginAuthentication,
@@ -44,7 +45,17 @@ from vmmobility.wire.options import (
     UnknownOption,
     VmId,
 )
-from vmmobility.wire.registry import GuestLife, Kind, Mobility, Phase, Purpose, RouteState, Status
+from vmmobility.wire.registry import (
+    CopyStorage,
+    GuestLife,
+    Kind,
+    Mobility,
+    OnTimeout,
+    Phase,
+    Purpose,
+    RouteState,
+    Status,
+)
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 Readable = dict[str, Any]
@@ -171,6 +182,13 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     Translation: lambda e: Translation(*_mapped(e, "original", "substitute")),
     Mapping: lambda e: Mapping(*_mapped(e, "private", "public")),
     FlowOption: _flow,
+    MoveTerms: lambda e: MoveTerms(
+        e["timeout_s"],
+        OnTimeout[e["on_timeout"]],
+        e["bandwidth_mib_s"],
+        e["downtime_ms"],
+        CopyStorage[e["copy_storage"]],
+    ),
     Capacity: lambda e: Capacity(*(e[f.name] for f in fields(Capacity))),
 }
 _BY_NAME = {BY_CLASS[option].name: reader for option, reader in _READERS.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
@@ -253,6 +254,7 @@ Option = (
     | Translation
     | Mapping
     | FlowOption
+    | MoveTerms
     | Capacity
     | UnknownOption
 )

@@ -24,6 +24,7 @@ from typing import Any
 from vmmobility.errors import DecodeError
 from vmmobility.wire import formats
 from vmmobility.wire.cursor import Cursor
+from vmmobility.wire.move_terms import OCTETS, MoveTerms, take_terms, terms_octets
 from vmmobility.wire.option_values import (
     AttachId,
     Capacity,
@@ -77,6 +78,7 @@ __all__ = [
     "Mapping",
     "Measurements",
     "MobilityKind",
+    "MoveTerms",
     "Nonce",
     "Option",
     "OriginAuthentication",
@@ -305,6 +307,11 @@ OPTIONS: tuple[Declaration, ...] = (
         + o.timeout_s.to_bytes(4, "big")
         + o.tcp_state.encode("ascii"),
         _take_flow,
+    ),
+    Declaration(
+        27, "Move Terms", True, False, (OCTETS, OCTETS), MoveTerms,
+        terms_octets,
+        take_terms,
     ),
     Declaration(
         28, "Capacity", False, False, (28, 28), Capacity,

@@ -117,6 +117,21 @@ class Mobility(IntEnum):
     STANDBY = 4  # one member of a load-shared group
 
 
+class OnTimeout(IntEnum):
+    """What follows when a move's copy has not converged in time."""
+
+    ABORT = 0  # the move is given up: the guest runs on at its source
+    FORCE = 1  # it goes on at the destination, and the rest of its memory follows (post-copy)
+
+
+class CopyStorage(IntEnum):
+    """Which disks a move copies."""
+
+    AUTO = 0  # those that the destination does not share
+    ALL = 1  # all: a disk that both share is refused
+    NONE = 2  # none: a disk that they do not share is refused
+
+
 class Role(IntEnum):
     """A role is bound to a key: what its holder may ask for."""
 

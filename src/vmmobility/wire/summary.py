@@ -6,11 +6,13 @@ Not here: every field of a message (dissect.py).  Rests on message and options.
 from __future__ import annotations
 
 from vmmobility.wire.message import Message
+from vmmobility.wire.move_terms import terms_to_json
 from vmmobility.wire.options import (
     AttachId,
     Epoch,
     Guest,
     KnownBoot,
+    MoveTerms,
     Nonce,
     Option,
     PhaseOption,
@@ -69,6 +71,9 @@ def _word(option: Option, full: bool) -> str:
             return "direct" * direct + " covered" * covered if direct or covered else "indirect"
         case Translation(box, original, substitute):
             return f"{box} {original}>{substitute}"
+        case MoveTerms():
+            said = terms_to_json(option)
+            return ", ".join(f"{key} {value}" for key, value in said.items())
         case Reason(text) if full:
             return f"({text})"
         case _:

@@ -59,9 +59,31 @@ def test_a_move_that_fails(vmmob: Vmmob, manager: FakeManager):
 
 @pytest.mark.usefixtures("manager")
 def test_a_move_that_takes_too_long(vmmob: Vmmob):
-    ran = vmmob("move", "vm1", "nve-b", "--timeout", "0.05")
+    ran = vmmob("move", "vm1", "nve-b", "--wait-timeout", "0.05")
     assert ran.code == 1
     assert "has not ended within 0.05 s: it is requested" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "terms"),
+    [
+        ((), {}),
+        (
+            ("--timeout", "30", "--timeout-postcopy", "--copy-storage-all"),
+            {"timeout_s": 30, "on_timeout": "force", "copy_storage": "all"},
+        ),
+        (
+            ("--timeout", "30", "--on-timeout", "abort", "--bandwidth", "100", "--downtime", "300"),
+            {"timeout_s": 30, "bandwidth_mib_s": 100, "downtime_ms": 300},
+        ),
+        (("--copy-storage", "none"), {"copy_storage": "none"}),
+    ],
+)
+def test_the_terms_of_a_move(
+    vmmob: Vmmob, manager: FakeManager, words: tuple[str, ...], terms: dict[str, Any]
+):
+    assert vmmob("move", "vm1", "nve-b", *words).code == 0
+    assert manager.started[-1]["terms"] == terms
 
 
 @pytest.mark.usefixtures("manager")

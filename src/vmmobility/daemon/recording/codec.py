@@ -35,6 +35,7 @@ from vmmobility.engine.napt_plane import Detour, Flow, NaptState, PortMapping, S
 from vmmobility.engine.nve import NveSettings
 from vmmobility.engine.outputs import Endpoint, Order, Output, Send
 from vmmobility.engine.router import RouterSettings
+from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
 CLASSES: dict[str, type] = {
@@ -53,6 +54,7 @@ CLASSES: dict[str, type] = {
         Detour,
         Flow,
         Traffic,
+        MoveTerms,
         Retransmission,
         Resources,
         HostCapacity,

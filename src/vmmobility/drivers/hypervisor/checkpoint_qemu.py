@@ -20,7 +20,7 @@ from vmmobility.drivers.hypervisor.checkpoint_take import remove_bitmaps, remove
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.guest import QemuGuest
 from vmmobility.drivers.hypervisor.interface import VmDefinition
-from vmmobility.drivers.hypervisor.move import CAPABILITIES, set_capabilities
+from vmmobility.drivers.hypervisor.migration import CAPABILITIES, set_capabilities
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.values import VmKey
 

@@ -33,7 +33,7 @@ _GOING_ON = ("created", "running", "ready", "standby")
 class DiskCopy:
     """One move's disks.  ask(), start(), look() until it is true, sync(), finish(); or abort().
 
-    folder: of the guest, for sockets
+    folder: of the guest, for sockets; pace_bytes_per_s: of each disk
     """
 
     def __init__(
@@ -43,12 +43,14 @@ class DiskCopy:
         images: DiskImages,
         folder: Path,
         settings: QemuSettings,
+        pace_bytes_per_s: int,
     ) -> None:
         self._guest = guest
         self._session = session
         self._images = images
         self._folder = folder
         self._settings = settings
+        self._pace_bytes_per_s = pace_bytes_per_s
         self._door: socket.socket | None = None
         self._target = ("", 0)
         self._pipes: list[BytePipe] = []
@@ -104,7 +106,7 @@ class DiskCopy:
                     "target": f"{_TARGET}{index}",
                     "sync": "full",
                     "copy-mode": "write-blocking",
-                    "speed": self._settings.copy_bytes_per_s,
+                    "speed": self._pace_bytes_per_s,
                     "auto-dismiss": False,
                 },
             )

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.registry import CopyStorage
 
 QEMU_IMG = "qemu-img"
 INCOMING, ARRIVED, HANDED, MOVED = MARKS = (".incoming", ".arrived", ".handed", ".moved")
@@ -80,12 +81,16 @@ class DiskImages:
                     f"make it with `{QEMU_IMG} create`, or correct the VM's [[disk]]",
                 )
 
-    def make_room(self) -> list[str]:
+    def make_room(self, wanted: CopyStorage = CopyStorage.AUTO) -> list[str]:
         """Before a move in: for each disk "" if an image was made to be copied into, else the name
         of a file that whoever sees the same storage finds beside the image.
 
-        One that a QEMU has open is left as it is; one that may be anybody's is refused.
+        One that a QEMU has open is left as it is; one that may be anybody's is refused, and one
+        that is not shared, or is, where that is not `wanted`, before anything is made.
         """
+        for path in self.paths:
+            with self._naming(path):
+                self._check_wanted(path, wanted)
         tokens = []
         for disk, path in zip(self.disks, self.paths, strict=True):
             with self._naming(path):
@@ -161,6 +166,21 @@ class DiskImages:
             with suppress(OSError):
                 token.unlink(missing_ok=True)
         self._tokens.clear()
+
+    def _check_wanted(self, path: Path, wanted: CopyStorage) -> None:
+        shared = path.exists() and is_open_elsewhere(path)
+        if wanted is CopyStorage.NONE and not shared:
+            raise HypervisorError(
+                f"{self._name}: disk {path} is not on storage that the two NVEs share, and none is "
+                "to be copied",
+                "move it with --copy-storage auto, or put the image on shared storage",
+            )
+        if wanted is CopyStorage.ALL and shared:
+            raise HypervisorError(
+                f"{self._name}: disk {path} is open here already: the two NVEs share its storage, "
+                "and all are to be copied",
+                "move it with --copy-storage auto, which copies those that are not shared",
+            )
 
     def _room_for(self, disk: Disk, path: Path) -> str:
         here = path.exists()

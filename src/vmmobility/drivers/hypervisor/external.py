@@ -15,6 +15,7 @@ from vmmobility.drivers.hypervisor.external_guest import ExternalGuest, Note
 from vmmobility.drivers.hypervisor.interface import Listener, VmDefinition
 from vmmobility.drivers.hypervisor.settings import ExternalSettings
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
@@ -31,11 +32,17 @@ class RunByOthers:
         _refuse(definition.vm)
 
     async def prepare_incoming(
-        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
+        self,
+        definition: VmDefinition,
+        ports: Sequence[str],
+        listen_address: str,
+        terms: MoveTerms = NO_TERMS,
     ) -> tuple[str, int]:
         _refuse(definition.vm)
 
-    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
+    async def copy_out(
+        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+    ) -> None:
         _refuse(vm)
 
     async def switch_over(self, vm: VmKey) -> None:

@@ -7,8 +7,9 @@
 
 `fail_next` takes the methods' names; `break_next` takes "copying", "held", "switching", and
 "loading": the destination ends after the source has sent everything.
-`auto_converge` False keeps copies from converging until converge(vm) is called.  kill(vm) ends a
-guest as a crash would.  Not a simulation of time: reports come in the next turn of the event loop.
+`auto_converge` False keeps copies from converging until converge(vm) is called, or time_out(vm),
+after which the move's terms decide.  kill(vm) ends a guest as a crash would.  Not a simulation of
+time: reports come in the next turn of the event loop.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from vmmobility.drivers.hypervisor.interface import (
     not_watchable,
 )
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
@@ -62,6 +64,7 @@ class _Guest:
     listening: tuple[str, int] | None = None
     target: tuple[str, int] | None = None
     phase: _Phase | None = None
+    terms: MoveTerms = NO_TERMS
 
 
 @dataclass
@@ -131,7 +134,11 @@ class FakeHypervisor(FakeCheckpoints):
             self.announced.append(vm)
 
     async def prepare_incoming(
-        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
+        self,
+        definition: VmDefinition,
+        ports: Sequence[str],
+        listen_address: str,
+        terms: MoveTerms = NO_TERMS,
     ) -> tuple[str, int]:
         """Start a waiting guest."""
         self._may_fail("prepare_incoming", definition.vm)
@@ -147,7 +154,9 @@ class FakeHypervisor(FakeCheckpoints):
         self._guests[definition.vm] = _Guest(definition, _State.INCOMING, listening=place)
         return place
 
-    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
+    async def copy_out(
+        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+    ) -> None:
         """Begin the pre-copy."""
         self._may_fail("copy_out", vm)
         guest = self._guest(vm)
@@ -158,9 +167,20 @@ class FakeHypervisor(FakeCheckpoints):
         guest.target = (address, port)
         if self._destination(guest) is None:
             raise HypervisorError(f"{vm}: cannot connect to {address}: connection refused")
-        guest.phase = _Phase.COPYING
+        guest.phase, guest.terms = _Phase.COPYING, terms
+        total = guest.definition.memory_mib << 20
+        self._report(vm, GuestEvent.PROGRESS, {"memory_bytes": 0, "memory_total_bytes": total})
         if not self._broken(vm, "copying") and self.auto_converge:
             self.converge(vm)
+
+    def time_out(self, vm: VmKey) -> None:
+        """The time of the copy's terms is up: it is given up, or forced."""
+        terms = self._guest(vm).terms
+        if terms.forces:
+            self.converge(vm)
+        else:
+            reason = f"the copy has not converged within the {terms.timeout_s} s asked for"
+            self._fail_move(vm, reason)
 
     def converge(self, vm: VmKey) -> None:
         """What remains of the copy fits the budget: hold it."""

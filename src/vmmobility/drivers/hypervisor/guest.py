@@ -15,6 +15,7 @@ from typing import Any
 from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.checkpoint_send import CheckpointTarget
 from vmmobility.drivers.hypervisor.checkpoint_take import CheckpointTake, cancel_snapshot
+from vmmobility.drivers.hypervisor.copy_goal import CopyGoal
 from vmmobility.drivers.hypervisor.disk_copy import DiskCopy, remove_mirrors
 from vmmobility.drivers.hypervisor.disk_door import DiskDoor
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
@@ -25,12 +26,14 @@ from vmmobility.drivers.hypervisor.interface import (
     Listener,
     VmDefinition,
 )
-from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase, yank
+from vmmobility.drivers.hypervisor.migration import yank
+from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.registry import GuestLife
 
 LOAD_FAILED = "load of migration failed"
@@ -184,19 +187,30 @@ class QemuGuest:
         parameters = {f"announce-{name}": value for name, value in ANNOUNCEMENT.items()}
         await self.execute("migrate-set-parameters", parameters)
 
-    async def begin_move(self, target: tuple[str, int], least_rounds: int) -> None:
+    async def begin_move(
+        self, target: tuple[str, int], least_rounds: int, terms: MoveTerms
+    ) -> None:
         """Begin the pre-copy; its reports follow."""
         if self._group is None:
             raise HypervisorError(f"{self._name}: the guest has ended")
         await self.end_checkpoint("the VM is moved")
         await cancel_snapshot(self.session)  # an earlier daemon may have left one
+        goal = CopyGoal(self._settings, terms)
         disks = None
         if self.definition.disks:
+            pace = goal.pace_bytes_per_s
             disks = DiskCopy(
-                self._name, self.session, self.images, self.folder.path, self._settings
+                self._name, self.session, self.images, self.folder.path, self._settings, pace
             )
         move = OutgoingMove(
-            self._name, self.session, target, self.report, self._settings, least_rounds, disks
+            self._name,
+            self.session,
+            target,
+            self.report,
+            self._settings,
+            least_rounds,
+            goal,
+            disks,
         )
         self.move = move
         try:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import Interface, VmKey
 
@@ -62,7 +63,8 @@ class GuestEvent(Enum):
     STARTED = "started"  # the guest runs (first start)
     STOPPED = "stopped"  # its CPUs have stopped in a switchover (QEMU's STOP)
     RESUMED = "resumed"  # it runs here after a move in (QEMU's RESUME)
-    # outgoing, every second: detail has disk_bytes of disk_total_bytes copied so far
+    # outgoing, every second: detail has disk_bytes of disk_total_bytes that are copied, and
+    # memory_bytes of memory_total_bytes: sent, and that with what remains now
     PROGRESS = "progress"
     CONVERGED = "converged"  # outgoing: what remains fits the blackout budget; the copy is held
     ABOUT_TO_STOP = "about-to-stop"  # outgoing, after switch_over(): redirect now, then proceed()
@@ -124,15 +126,23 @@ class Hypervisor(Protocol):
         its machine was fenced: what was sent may still arrive."""
 
     async def prepare_incoming(
-        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
+        self,
+        definition: VmDefinition,
+        ports: Sequence[str],
+        listen_address: str,
+        terms: MoveTerms = NO_TERMS,
     ) -> tuple[str, int]:
         """Start a waiting guest; returns the (address, TCP port) where its memory is expected.
-        It reports RESUMED when it runs, FAILED if the incoming copy breaks."""
+        It reports RESUMED when it runs, FAILED if the incoming copy breaks.  terms: both ends get
+        the same; HypervisorError if its disks cannot be copied as they say."""
 
-    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
-        """Begin the pre-copy to (address, port).  Returns once it has begun.  Reports CONVERGED
-        once what remains fits the budget, and then holds the copy with the guest running;
-        FAILED if it breaks.  Raises HypervisorError if nobody listens there."""
+    async def copy_out(
+        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+    ) -> None:
+        """Begin the pre-copy to (address, port).  Returns once it has begun.  Reports PROGRESS,
+        and CONVERGED once what remains fits the budget, or the terms' time is up and they say
+        force; then holds the copy with the guest running.  FAILED if it breaks, or the time is
+        up.  Raises HypervisorError if nobody listens there."""
 
     async def switch_over(self, vm: VmKey) -> None:
         """After CONVERGED: report ABOUT_TO_STOP, wait for proceed()."""

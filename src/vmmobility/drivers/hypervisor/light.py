@@ -32,6 +32,7 @@ from vmmobility.drivers.hypervisor.interface import (
 from vmmobility.drivers.hypervisor.light_nic import Spec
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import HypervisorError
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
@@ -207,7 +208,11 @@ class LightHypervisor(LightCheckpoints):
         await self._card(vm).order("resume")
 
     async def prepare_incoming(
-        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
+        self,
+        definition: VmDefinition,
+        ports: Sequence[str],
+        listen_address: str,
+        terms: MoveTerms = NO_TERMS,
     ) -> tuple[str, int]:
         """Start a card that waits for a move; where it waits."""
         client = self._living(definition.vm)
@@ -215,7 +220,9 @@ class LightHypervisor(LightCheckpoints):
             client = await self._launch(definition, ports, listen_address)
         return listen_address, client.port
 
-    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
+    async def copy_out(
+        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+    ) -> None:
         """Begin the move.  Reports CONVERGED at once: there is nothing to copy."""
         await self._card(vm).order("copy-out", address=address, port=port)
 

@@ -212,6 +212,7 @@ class Card:
         self._setup_ms = (time.monotonic_ns() - self._begun_ns) / 1e6
         self._watch(self._peer, self._peer_spoke)
         self.state = "converged"
+        self._event("progress", memory_bytes=0, memory_total_bytes=0)  # there is none to copy
         self._event("converged", remaining_bytes=0, rounds=1)
 
     def _peer_spoke(self) -> None:

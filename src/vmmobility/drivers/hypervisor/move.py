@@ -15,13 +15,19 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from typing import Any, Protocol
 
+from vmmobility.drivers.hypervisor.copy_goal import CopyGoal
 from vmmobility.drivers.hypervisor.copy_stream import CopyStream
 from vmmobility.drivers.hypervisor.disk_copy import DiskCopy
 from vmmobility.drivers.hypervisor.interface import GuestEvent
+from vmmobility.drivers.hypervisor.migration import (
+    OVER,
+    SOURCE_CAPABILITIES,
+    figures,
+    set_capabilities,
+)
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken, Progress
@@ -43,13 +49,6 @@ DOWNTIME_COPYING_MS = 0  # QEMU never finishes of its own accord while pages rem
 DOWNTIME_SWITCH_MS = 2_000_000  # QEMU's greatest: the next decision is "finish"
 SETTLED_LIMIT_S = 2.0  # a failed or cancelled migration has brought the guest back by then
 FD_NAME = "vmmobility-copy"
-_OVER = ("completed", "failed", "cancelled")
-
-# No return path: with it, a source that misses the destination's last word starts its guest again
-# while the destination's runs.
-CAPABILITIES = {"events": True, "return-path": False}
-# Without it a guest that dirties nothing (a paused one) would be handed over before proceed().
-SOURCE_CAPABILITIES = {**CAPABILITIES, "pause-before-switchover": True}
 
 
 class Report(Protocol):
@@ -81,6 +80,7 @@ class OutgoingMove:
         report: Report,
         settings: QemuSettings,
         least_rounds: int,
+        goal: CopyGoal,
         disks: DiskCopy | None = None,
     ) -> None:
         self.target = target
@@ -89,7 +89,8 @@ class OutgoingMove:
         self._session = session
         self._report = report
         self._settings = settings
-        self._least_rounds = least_rounds
+        self._least_rounds = max(1, least_rounds)
+        self._goal = goal
         self._disks = disks
         self._memory_begun = False
         self._stream = CopyStream(guest, settings.stall_limit_s, self._stream_ended)
@@ -105,6 +106,7 @@ class OutgoingMove:
         self._handing_over = False  # migrate-continue is sent: the destination may get the whole
         self._outcome = ""
         self._reason = ""
+        self._tell_at = 0.0
 
     async def begin(self) -> None:
         """Start to copy: disks, if it has any, else memory.  Raises HypervisorError if the path or
@@ -141,7 +143,8 @@ class OutgoingMove:
         except HypervisorError:
             self._memory_begun = False
             raise
-        self._stream.pace(self._settings.copy_bytes_per_s)
+        self._goal.begin_memory()
+        self._stream.pace(self._goal.pace_bytes_per_s)
         self._stream.start()
 
     async def run(self) -> None:
@@ -177,13 +180,13 @@ class OutgoingMove:
 
     def on_status(self, status: str) -> None:
         """QEMU's MIGRATION event."""
-        if status in _OVER and not self._over.is_set():
+        if status in OVER and not self._over.is_set():
             self._outcome = status
             self._over.set()
-        if status == "pre-switchover" or status in _OVER:
+        if status == "pre-switchover" or status in OVER:
             # Wake whoever waits: _check() tells them what it was.
             self._waiting.set()
-        if status in _OVER:
+        if status in OVER:
             self._proceed.set()
 
     def on_stop(self, time_ns: int) -> None:
@@ -212,49 +215,57 @@ class OutgoingMove:
     async def _copy_disks(self, disks: DiskCopy) -> None:
         """Until all is there and every further write goes to both ends."""
         progress = Progress(self._settings.disk_stall_limit_s, math.inf)
-        tell_at = 0.0
         ready = False
         while not ready:
             await self._pause(POLL_FAR_S)
             ready = await disks.look()
             progress.seen(disks.done)
-            if ready or time.monotonic() >= tell_at:
-                tell_at = time.monotonic() + PROGRESS_S
-                self._report(
-                    GuestEvent.PROGRESS,
-                    {"disk_bytes": disks.done, "disk_total_bytes": disks.total},
-                )
+            # Post-copy cannot fetch a disk: one that is to be forced is copied to its end before.
+            self._goal.check_time()
+            self._tell_progress(at_once=ready)
         await disks.sync()
 
     async def _converge(self) -> None:
-        """Copy until little enough remains, then hold."""
-        mark = self._settings.hold_remaining_bytes
-        progress = Progress(self._settings.stall_limit_s, self._settings.converge_limit_s)
+        """Copy until little enough remains, or the time is up and the move forced; then hold."""
+        progress = Progress(self._settings.stall_limit_s, self._goal.converge_limit_s)
         near = False
         while not self._waiting.is_set():
             ram = (await self._query()).get("ram", {})
             remaining, rounds = int(ram.get("remaining", 0)), int(ram.get("dirty-sync-count", 0))
-            if rounds >= max(1, self._least_rounds) and remaining < mark:
+            mark = self._goal.mark_bytes(self._stream.sent)
+            if rounds >= self._least_rounds and remaining < mark:
+                break
+            if self._goal.check_time():
                 break
             progress.seen(self._stream.sent)
+            self._tell_progress(remaining)
             if self._disks is not None:
                 await self._disks.look()
             if rounds > 0 and not near and remaining < mark * NEAR_FACTOR:
                 near = True
-                self._stream.pace(min(mark * NEAR_MARKS_PER_S, self._settings.copy_bytes_per_s))
+                self._stream.pace(min(mark * NEAR_MARKS_PER_S, self._goal.pace_bytes_per_s))
             await self._pause(POLL_NEAR_S if near else POLL_FAR_S)
         self._stream.hold()
         self.phase = Phase.HELD
         if not self._waiting.is_set():  # else it has nothing left to copy and is stopped already
             await self._pause(WINDOW_S)
         ram = (await self._query()).get("ram", {})
-        self._report(
-            GuestEvent.CONVERGED,
-            {
-                "remaining_bytes": int(ram.get("remaining", 0)),
-                "rounds": int(ram.get("dirty-sync-count", 0)),
-            },
-        )
+        remaining, rounds = int(ram.get("remaining", 0)), int(ram.get("dirty-sync-count", 0))
+        self._tell_progress(remaining, at_once=True)
+        self._report(GuestEvent.CONVERGED, {"remaining_bytes": remaining, "rounds": rounds})
+
+    def _tell_progress(self, remaining: int | None = None, *, at_once: bool = False) -> None:
+        """Once a second: octets copied, and those with what remains; remaining: of memory."""
+        if not at_once and time.monotonic() < self._tell_at:
+            return
+        self._tell_at = time.monotonic() + PROGRESS_S
+        detail: dict[str, Any] = {}
+        if self._disks is not None:
+            detail |= {"disk_bytes": self._disks.done, "disk_total_bytes": self._disks.total}
+        if remaining is not None:
+            sent = self._stream.sent
+            detail |= {"memory_bytes": sent, "memory_total_bytes": sent + remaining}
+        self._report(GuestEvent.PROGRESS, detail)
 
     async def _redirect(self) -> None:
         """Hold until switch_over(), say so, hold until proceed()."""
@@ -312,7 +323,7 @@ class OutgoingMove:
 
     async def _complete(self) -> None:
         # Read inside the event, QEMU's figures can still be 0.
-        self._report(GuestEvent.COMPLETED, _figures(await self._query()))
+        self._report(GuestEvent.COMPLETED, figures(await self._query()))
 
     async def _fail(self, reason: str) -> None:
         """Make sure that the migration is over and report whether the guest runs."""
@@ -391,32 +402,3 @@ class OutgoingMove:
             except TimeoutError:
                 pass
         self._check()
-
-
-def _figures(info: dict[str, Any]) -> dict[str, Any]:
-    ram = info.get("ram", {})
-    return {
-        "total_ms": info.get("total-time", 0),
-        "downtime_ms": info.get("downtime", 0),
-        "setup_ms": info.get("setup-time", 0),
-        "rounds": ram.get("dirty-sync-count", 0),
-        "transferred_bytes": ram.get("transferred", 0),
-    }
-
-
-async def set_capabilities(
-    execute: Callable[[str, dict[str, Any]], Awaitable[Any]], wanted: Mapping[str, bool]
-) -> None:
-    """Switch migration capabilities on or off."""
-    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
-    await execute("migrate-set-capabilities", {"capabilities": capabilities})
-
-
-async def yank(execute: Callable[..., Awaitable[Any]]) -> None:
-    """Shut the connection of a migration down, even while QEMU's main loop is blocked."""
-    await execute("yank", {"instances": [{"type": "migration"}]}, out_of_band=True)
-
-
-def tcp_uri(address: str, port: int) -> str:
-    """QEMU's name for a TCP end."""
-    return f"tcp:[{address}]:{port}" if ":" in address else f"tcp:{address}:{port}"

@@ -26,10 +26,12 @@ from vmmobility.drivers.hypervisor.interface import (
     VmDefinition,
     not_watchable,
 )
-from vmmobility.drivers.hypervisor.move import CAPABILITIES, Phase, set_capabilities, tcp_uri
+from vmmobility.drivers.hypervisor.migration import CAPABILITIES, set_capabilities, tcp_uri
+from vmmobility.drivers.hypervisor.move import Phase
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import EnvironmentProblem, HypervisorError
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
@@ -130,7 +132,11 @@ class QemuHypervisor(QemuCheckpoints):
         await guest.announce()
 
     async def prepare_incoming(
-        self, definition: VmDefinition, ports: Sequence[str], listen_address: str
+        self,
+        definition: VmDefinition,
+        ports: Sequence[str],
+        listen_address: str,
+        terms: MoveTerms = NO_TERMS,
     ) -> tuple[str, int]:
         """Start a waiting guest; (address, TCP port) of its memory."""
         async with self._locks[definition.vm]:
@@ -146,7 +152,7 @@ class QemuHypervisor(QemuCheckpoints):
                 raise HypervisorError(f"{definition.vm}: it runs here already")
             await self._end(definition.vm, never_ran=guest is not None)
             images = self._images(definition)
-            tokens = await asyncio.to_thread(images.make_room)
+            tokens = await asyncio.to_thread(images.make_room, terms.copy_storage)
             try:
                 guest = await self._launch(definition, ports, images, incoming=True)
                 at = await self._listen(guest, listen_address)
@@ -159,8 +165,12 @@ class QemuHypervisor(QemuCheckpoints):
                 raise
             return guest.incoming_at
 
-    async def copy_out(self, vm: VmKey, address: str, port: int) -> None:
+    async def copy_out(
+        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+    ) -> None:
         """Begin the pre-copy."""
+        if terms.forces:
+            raise HypervisorError(f"{vm}: it cannot be forced to move", "leave --on-timeout out")
         async with self._locks[vm]:
             guest = self._guest(vm)
             move = guest.moving
@@ -169,7 +179,8 @@ class QemuHypervisor(QemuCheckpoints):
                     return
                 raise HypervisorError(f"{vm}: it is being moved to {move.target[0]} already")
             await guest.drop_stale_migration()
-            await guest.begin_move((address, port), LEAST_ROUNDS[await self._accelerator()])
+            rounds = LEAST_ROUNDS[await self._accelerator()]
+            await guest.begin_move((address, port), rounds, terms)
 
     async def switch_over(self, vm: VmKey) -> None:
         """Report ABOUT_TO_STOP."""
