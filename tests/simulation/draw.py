@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from tests.engine.network import MANAGER
 from tests.simulation.draw_fabric import DrawFabric
+from tests.simulation.host_operations import drawn
 from tests.simulation.operations import THERE
 from tests.simulation.schedule import CALM, Operation, Schedule
 
@@ -65,9 +66,12 @@ class _Draw:
             self.at += self.chance.expovariate(1 / 2.0)
         if not any(o.verb in CRASHES for o in self.operations):
             self._add("crash", self._node(), self._away(), after=-self.at * self.chance.random())
-        fabric = DrawFabric(self.seed, self.nves, self.vms, self.at)
+        until = self.at
+        fabric = DrawFabric(self.seed, self.nves, self.vms, until)
         self._manager_loses_records()
-        self.operations = sorted([*self.operations, *fabric.operations], key=lambda o: o.at)
+        hosts = drawn(self.seed, self.nves, until)
+        every = [*self.operations, *fabric.operations, *hosts]
+        self.operations = sorted(every, key=lambda o: o.at)
         homes, settings = tuple(self.homes.items()), (*settings, *fabric.settings)
         operations, routers = tuple(self.operations), fabric.routers
         return Schedule(self.seed, self.nves, homes, settings, operations, routers)

@@ -57,6 +57,8 @@ def unsettled(world: World) -> list[str]:
         found += [f"routers are told of {vm} again" for vm in manager._route_retry]
         found += [f"routers still turn for {vm}" for vm in manager._withdrawals]
         found += [f"the move of {m.vm} is {m.state.value}" for m in moves]
+        drains = [d for d in manager.drains.values() if d.ok is None]
+        found += [f"the drain of {d.nve_id} is {d.state.value}" for d in drains]
     return found
 
 

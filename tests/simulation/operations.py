@@ -18,6 +18,7 @@ from tests.engine.fake_hypervisor import Guest, Life
 from tests.engine.network import MANAGER, Node, Weather, World, a_secret
 from tests.simulation.fabric_operations import FabricOperations
 from tests.simulation.fates import Fates
+from tests.simulation.host_operations import HostOperations
 from tests.simulation.schedule import Operation, Schedule
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import CommandRefused
@@ -31,7 +32,7 @@ BY_HAND = ("expect", "hand-start", "hand-move")
 ROTATION_S = 0.7  # from one step of a key's rotation to the next
 
 
-class Operations(FabricOperations):
+class Operations(FabricOperations, HostOperations):
     """Carries operations out.  hit(what, node) is told of every fault that strikes."""
 
     def __init__(self, world: World, schedule: Schedule, hit: Callable[[str, str], None]) -> None:

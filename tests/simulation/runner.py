@@ -122,6 +122,9 @@ class Runner:
         assert manager is not None
         for vm in [b.vm for b in manager.cache.bindings.values() if b.frozen]:
             manager.release(vm, self.world.now)
+        drained = [drain.nve_id for drain in manager.drains.values() if drain.ok is None]
+        for name in set(manager.cordons) - set(drained):
+            manager.uncordon(name, self.world.now)
         self.world.feed(self.world.nodes[MANAGER], lambda: None)
 
     def _move_all(self) -> None:

@@ -105,13 +105,72 @@ TRACE: dict[str, Any] = {
 }
 
 
-class FakeManager:
+DRAIN: dict[str, Any] = {
+    "id": "d1", "nve": "nve-a", "to": [], "parallel": 4, "mode": "auto", "uncordon": False,
+    "state": "running", "ok": None, "started_ns": 1, "elapsed_s": 2.0, "rest_s": 4.0, "all": 3,
+    "settled": 1, "waiting": 1, "moving": 1, "moved": 1, "left": 0, "failed": 0, "bytes": None,
+    "reasons": [],
+}  # fmt: skip
+DRAINED: dict[str, Any] = {
+    "vni": 0, "vm": "vm1", "stage": "moving", "to": "nve-b", "move": "m1", "attempts": 1,
+    "reason": "",
+}  # fmt: skip
+
+
+class FakeDrains:
+    """drain_endings: what each wait makes of a drain, in order."""
+
+    def __init__(self) -> None:
+        self.drained: list[dict[str, Any]] = []
+        self.cordoned: set[str] = set()
+        self.drain_endings: list[dict[str, Any]] = []
+
+    def drains(self) -> list[dict[str, Any]]:
+        return [{key: row[key] for key in row if key != "vms"} for row in self.drained]
+
+    def drain(self, id: str) -> dict[str, Any] | None:
+        return next((row for row in self.drained if row["id"] == id), None)
+
+    async def start_drain(
+        self, nve: str, to: list[str], parallel: int, uncordon: bool
+    ) -> dict[str, Any]:
+        if nve == "nowhere":
+            raise NotFound("no NVE nowhere is known", "see `vmmob show nves`")
+        wanted = {"nve": nve, "to": to, "parallel": parallel, "uncordon": uncordon}
+        row = {**DRAIN, **wanted, "id": f"d{len(self.drained) + 1}", "vms": [dict(DRAINED)]}
+        self.drained.append(row)
+        return row
+
+    async def abort_drain(self, id: str) -> dict[str, Any]:
+        row = self.drain(id)
+        if row is None:
+            raise NotFound(f"no drain {id}", "see `vmmob drain list`")
+        row["state"] = "aborting"
+        return row
+
+    async def wait_drain(self, id: str, seconds: float) -> dict[str, Any] | None:
+        row = self.drain(id)
+        if row is not None and self.drain_endings:
+            row.update(self.drain_endings.pop(0))
+        return row
+
+    async def cordon(self, nve: str) -> dict[str, Any]:
+        self.cordoned.add(nve)
+        return {"nve": nve, "cordoned": True, "since_ns": 1}
+
+    async def uncordon(self, nve: str) -> dict[str, Any]:
+        self.cordoned.discard(nve)
+        return {"nve": nve, "cordoned": False, "since_ns": None}
+
+
+class FakeManager(FakeDrains):
     """endings: what each wait makes of the move, in order; with none left a wait runs out.
 
     compared: the answer of a check; pause_s: how long it takes
     """
 
     def __init__(self, endings: list[dict[str, Any]] | None = None) -> None:
+        super().__init__()
         self.held = [BINDING]
         self.started: list[dict[str, Any]] = []
         self.endings = endings or []
@@ -187,7 +246,7 @@ class FakeManager:
 
     def nves(self) -> list[dict[str, Any]]:
         row = {"nve": "nve-a", "addresses": ["10.0.0.1"], "last_heard_s": 1.25, "vms": 1}
-        return [{**row, "proven": False, **LIVENESS}]
+        return [{**row, "proven": False, **LIVENESS, "cordoned": "nve-a" in self.cordoned}]
 
     def routers(self) -> list[dict[str, Any]]:
         row = {"router": "tor-a", "role": "default-router", "dc": "dc1", "serves": ["nve-a"]}

@@ -50,6 +50,9 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ("manager", "POST", "/v1/moves/{id}/abort"): [
         ("POST", "/v1/moves", {"vm": "vm1", "to": "nve-b"})
     ],
+    ("manager", "GET", "/v1/drains"): [("POST", "/v1/drains", {"nve": "nve-a"})],
+    ("manager", "GET", "/v1/drains/{id}"): [("POST", "/v1/drains", {"nve": "nve-a"})],
+    ("manager", "POST", "/v1/drains/{id}/abort"): [("POST", "/v1/drains", {"nve": "nve-a"})],
     ("manager", "GET", "/v1/onboarded"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("manager", "DELETE", "/v1/onboarded/{vm}"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("nve", "GET", "/v1/vms"): [("PUT", "/v1/vms/vm1", DEFINITION)],
@@ -59,6 +62,7 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ],
 }
 BODIES: dict[tuple[str, str, str], Any] = {
+    ("manager", "POST", "/v1/drains"): {"nve": "nve-a", "to": ["nve-b"], "parallel": 2},
     ("manager", "PUT", "/v1/onboarded/{vm}"): RECORD,
     ("manager", "POST", "/v1/moves"): {"vm": "vm1", "to": "nve-b"},
     ("nve", "PUT", "/v1/vms/{vm}"): DEFINITION,
@@ -71,7 +75,8 @@ def every() -> list[tuple[str, Declared]]:
 
 
 def path_of(route: Declared) -> str:
-    return route.path.format(**VALUES)
+    values = {**VALUES, "id": "d1"} if "/drains/" in route.path else VALUES
+    return route.path.format(**values)
 
 
 def ask(

@@ -199,6 +199,36 @@ class ManagerClient(_Client):
         answer: Json = self._ask("POST", f"/v1/moves/{_quoted(id)}/abort")
         return answer
 
+    def drains(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/drains")
+        return answer
+
+    def drain(self, id: str, wait_s: float | None = None) -> Json:
+        """With its VMs.  With wait_s: when it has ended, or after so many seconds."""
+        path = f"/v1/drains/{_quoted(id)}"
+        if wait_s is None:
+            answer: Json = self._ask("GET", path)
+        else:
+            answer = self._ask("GET", f"{path}?wait={wait_s:g}", timeout_s=ANSWER_S + wait_s)
+        return answer
+
+    def start_drain(self, wanted: Json) -> Json:
+        """wanted: {"nve","to","parallel","uncordon"}; all but the first may be absent."""
+        answer: Json = self._ask("POST", "/v1/drains", json=wanted)
+        return answer
+
+    def abort_drain(self, id: str) -> Json:
+        answer: Json = self._ask("POST", f"/v1/drains/{_quoted(id)}/abort")
+        return answer
+
+    def cordon(self, nve: str) -> Json:
+        answer: Json = self._ask("PUT", f"/v1/nves/{_quoted(nve)}/cordon")
+        return answer
+
+    def uncordon(self, nve: str) -> Json:
+        answer: Json = self._ask("DELETE", f"/v1/nves/{_quoted(nve)}/cordon")
+        return answer
+
 
 class NveClient(_Client):
     """An NVE's API."""

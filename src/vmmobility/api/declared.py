@@ -46,6 +46,7 @@ class Query:
 
 VNI_QUERY = Query("vni", VNI, "the VM's virtual network; 0 unless given")
 TIMEOUT_QUERY = Query("timeout", NUMBER, "seconds that it may take")
+WAIT_QUERY = Query("wait", NUMBER, "seconds to wait for its end")
 
 
 @dataclass(frozen=True, slots=True)

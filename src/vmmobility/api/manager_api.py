@@ -8,7 +8,15 @@ from starlette.responses import JSONResponse, Response
 
 from vmmobility.api import http
 from vmmobility.api.common_schemas import ALARM
-from vmmobility.api.declared import TIMEOUT_QUERY, VNI_QUERY, ApiRole, Query, declared
+from vmmobility.api.declared import (
+    TIMEOUT_QUERY,
+    VNI_QUERY,
+    WAIT_QUERY,
+    ApiRole,
+    Query,
+    declared,
+)
+from vmmobility.api.drain_routes import DrainRoutes
 from vmmobility.api.errors import BadRequest, NotFound
 from vmmobility.api.manager_schemas import (
     BINDING,
@@ -24,21 +32,20 @@ from vmmobility.api.manager_schemas import (
     TRACE,
     VM,
 )
-from vmmobility.api.schema import NAME, NUMBER, listed
+from vmmobility.api.schema import NAME, listed
 from vmmobility.api.service import Json, ManagerService
 from vmmobility.wire import move_terms
 from vmmobility.wire.values import VmKey
 
 FENCED_QUERY = Query("fenced", NAME, "the NVE whose host is fenced")
 FROM_QUERY = Query("from", NAME, "the node where the packets begin")
-WAIT_QUERY = Query("wait", NUMBER, "seconds to wait for its end")
 
 
-class ManagerRoutes(http.Described):
+class ManagerRoutes(http.Described, DrainRoutes):
     title = "vmmobility: the manager"
 
     def __init__(self, service: ManagerService) -> None:
-        self._service = service
+        self._service = self._drains = service
 
     @declared("GET", "/v1/status", ApiRole.READ, "how the manager is", answer=MANAGER_STATUS)
     async def status(self, _: Request) -> Response:

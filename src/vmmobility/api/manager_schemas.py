@@ -100,6 +100,7 @@ NVE = named(
             "silent_s": nullable(NUMBER),
             "boot": nullable(COUNT),
             "capacity": nullable(CAPACITY),
+            "cordoned": BOOLEAN,
         },
         {"via": NAME},
     ),

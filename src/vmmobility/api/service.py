@@ -14,7 +14,29 @@ from vmmobility.wire.values import VmKey
 Json = dict[str, Any]
 
 
-class ManagerService(Protocol):
+class DrainService(Protocol):
+    """Drains and cordons of the manager, as its API sees them."""
+
+    def drains(self) -> list[Json]:
+        """All that are remembered, oldest first; without their VMs."""
+
+    def drain(self, id: str) -> Json | None:
+        """One with its VMs."""
+
+    async def start_drain(self, nve: str, to: list[str], parallel: int, uncordon: bool) -> Json:
+        """The drain, once it is durable; the one under way there, if there is one."""
+
+    async def abort_drain(self, id: str) -> Json: ...
+
+    async def wait_drain(self, id: str, seconds: float) -> Json | None:
+        """The drain once it has ended (`ok` is not null), or as it is after so many seconds."""
+
+    async def cordon(self, nve: str) -> Json: ...
+
+    async def uncordon(self, nve: str) -> Json: ...
+
+
+class ManagerService(DrainService, Protocol):
     """The manager, as its API sees it."""
 
     def status(self) -> Json: ...

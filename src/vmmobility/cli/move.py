@@ -11,6 +11,7 @@ import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
+from vmmobility.cli.default_command import DefaultCommand
 from vmmobility.cli.move_terms import terms_options
 from vmmobility.cli.move_watch import (
     JsonTeller,
@@ -50,19 +51,8 @@ wait_timeout_option = click.option(
 )
 
 
-class _Move(click.Group):
-    """`move abort …` beside `move VM NVE`: what is no subcommand's name is a VM's."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [START, *args]
-        return super().parse_args(ctx, args)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
-        return "" if name == START else name, command, rest
+class _Move(DefaultCommand):
+    default = START
 
 
 @click.group(cls=_Move, subcommand_metavar="VM NVE | list | show MOVE | watch MOVE | abort MOVE")

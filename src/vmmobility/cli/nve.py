@@ -2,7 +2,8 @@
 
 Speaks to the NVE's API alone.
 
-`run` and `flush`, which do the daemon's own work, are in run.py and join this group here.
+`run` and `flush`, which do the daemon's own work, are in run.py and join this group here, as do
+`cordon` and `uncordon`, which ask the manager (drain.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vmmobility.cli import output
 from vmmobility.cli.alarms import print_alarms
 from vmmobility.cli.comparison import patience, print_comparison, timeout_option
 from vmmobility.cli.definition_file import read_definition
+from vmmobility.cli.drain import cordon, uncordon
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, nve_socket, vni_option
 from vmmobility.cli.run import nve_flush, nve_run
 from vmmobility.wire.values import VmKey
@@ -37,6 +39,8 @@ def nve() -> None:
 
 nve.add_command(nve_run)
 nve.add_command(nve_flush)
+nve.add_command(cordon)
+nve.add_command(uncordon)
 
 
 @nve.command()

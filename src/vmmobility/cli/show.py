@@ -45,6 +45,7 @@ NVES: list[Column] = [
     ("VCPUS FREE", lambda row: _room(row, "vcpus", "vcpus_free")),
     ("MEMORY FREE MIB", lambda row: _room(row, "memory_mib", "memory_free_mib")),
     ("STORAGE FREE MIB", lambda row: _room(row, "storage_mib", "storage_free_mib")),
+    ("CORDONED", lambda row: row["cordoned"]),
 ]
 ROUTERS: list[Column] = [
     ("ROUTER", lambda row: row["router"]),

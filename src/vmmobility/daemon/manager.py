@@ -7,6 +7,7 @@ HTTP (api/).
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ async def _serve(
             # Address and socket come first: a second daemon, started by mistake, says nothing.
             async with serve_api(service, config.api_socket):
                 pump.open()
+                pump.input(lambda now: engine.tell_time(time.time_ns(), now))
                 pump.input(engine.started)
                 log.note("started", role="manager", boot=boot, bindings=len(engine.cache.bindings))
                 await pump.run()

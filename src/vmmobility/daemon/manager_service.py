@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from vmmobility.daemon.alarms import manager_alarms
 from vmmobility.daemon.assembly import is_proven, standing_of, status_of
 from vmmobility.daemon.commands import Commands
+from vmmobility.daemon.drain_service import DrainService
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.pump import Pump
@@ -35,7 +36,7 @@ Result = TypeVar("Result")
 FINAL_EVENTS = frozenset({"move.done", "move.aborted", "move.failed"})
 
 
-class Manager:
+class Manager(DrainService):
     """What the API serves (api/service.ManagerService)."""
 
     def __init__(
@@ -54,6 +55,7 @@ class Manager:
         self._log = log
         self._since = time.monotonic()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._waiting_drains = {}
         log.subscribe(self._on_event)
 
     def status(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ class Manager:
                 "proven": is_proven(peer),
                 "vms": served.get(peer.node_id, 0),
                 **self._liveness(peer.node_id, now),
+                "cordoned": peer.node_id in self._engine.cordons,
             }
             for peer in self._engine.channel.peers.values()
             if peer.role is Role.NVE
@@ -242,6 +245,7 @@ class Manager:
         return self.move(id)
 
     def _on_event(self, event: Event) -> None:
+        self._drain_event(event)
         if event.name in FINAL_EVENTS:
             for ended in list(self._waiting.pop(event.detail["move"], [])):
                 if not ended.done():

@@ -24,6 +24,7 @@ from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.channel import Channel, Peer, Received
 from vmmobility.engine.manager_checks import ManagerChecks
 from vmmobility.engine.manager_contests import ManagerContests
+from vmmobility.engine.manager_drains import ManagerDrains
 from vmmobility.engine.manager_fabric import ManagerFabric
 from vmmobility.engine.manager_leases import ManagerLeases
 from vmmobility.engine.manager_liveness import ManagerLiveness
@@ -75,6 +76,7 @@ EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
 
 class ManagerEngine(
     ManagerMoves,
+    ManagerDrains,
     ManagerRedirects,
     ManagerRemovals,
     ManagerLeases,
@@ -135,6 +137,7 @@ class ManagerEngine(
         self._load_fabric(state)
         self._load_onboarded(state)
         self._load_liveness(state, now)
+        self._load_drains(state, now)
 
     # ---- inputs --------------------------------------------------------------------------------
 
@@ -167,7 +170,12 @@ class ManagerEngine(
             self.channel.reply(received, Status.MALFORMED, reason=str(error))
 
     def next_timer(self) -> float | None:
-        due = [self.channel.next_timer(), self._next_move_timer(), self._expiry_scan_at]
+        due = [
+            self.channel.next_timer(),
+            self._next_move_timer(),
+            self._expiry_scan_at,
+            self._drain_due,
+        ]
         due += [*self._redirect_retry.values(), self._next_route_timer()]
         due += [self._check_at, *(q.deadline for q in self._questions.values())]
         due += [asking.deadline for asking in self._askings.values()]
@@ -178,6 +186,7 @@ class ManagerEngine(
         self.channel.timer(now)
         self._liveness_timer(now)
         self._move_timer(now)
+        self._drain_timer(now)
         for vm in [vm for vm, due in self._redirect_retry.items() if due <= now]:
             del self._redirect_retry[vm]
             if vm in self.cache.bindings:
@@ -221,6 +230,10 @@ class ManagerEngine(
                 self._reject(received, Status.INVALID_TICKET, "no such move is under way")
                 return
             self._bind(received, binding, attach_id, epoch, now)
+            return
+        kept_off = self._kept_off(received, binding)
+        if kept_off:
+            self._reject(received, Status.ADMINISTRATIVELY_PROHIBITED, kept_off)
             return
         self._heed_epoch(message, now)
         if binding and self._ends_move(message, peer.node_id):

@@ -85,6 +85,8 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         _try_gate: Callable[[Move, float], None]
         _move_over_limit: Callable[[Binding, str], str]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
+        _is_cordoned: Callable[[str], bool]
+        _drain_moved: Callable[[float], None]
 
     moves: dict[str, Move]
     _current: dict[VmKey, Move]
@@ -125,6 +127,12 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         peer = self.channel.peers.get(to)
         if peer is None or peer.role is not Role.NVE or not peer.endpoints:
             raise MoveRefused("unknown-nve", f"no NVE {to} is known", "see `vmmob show nves`")
+        if self._is_cordoned(to):
+            raise MoveRefused(
+                "conflict",
+                f"{to} is cordoned: no VM is moved there",
+                f"choose another NVE, or let VMs come again: `vmmob nve uncordon {to}`",
+            )
         if binding.nve.nve_id not in self.channel.peers:
             raise MoveRefused(
                 "unknown-nve",
@@ -231,6 +239,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
     def _end(self, move: Move, now: float) -> None:
         if self._current.get(move.vm) is move:
             del self._current[move.vm]
+        self._drain_moved(now)
         binding = self.cache.bindings.get(move.vm)
         if not move.cleared:
             self._clear(move, now)

@@ -25,6 +25,7 @@ def test_tables(vmmob: Vmmob):
     assert "PROVEN  ALIVE         VMS  VCPUS FREE" in nves.splitlines()[0]
     assert "silent (2 s)" in nves
     assert "12/16" in nves
+    assert nves.splitlines()[0].split()[-1] == "CORDONED"
     assert "99.5" in vmmob("show", "bindings").out
     assert "drift.route=2" in vmmob("manager", "status").out
     vmmob("move", "vm1", "nve-b")

@@ -34,6 +34,11 @@ INPUTS: dict[Role, tuple[str, ...]] = {
         "release",
         "onboard",
         "offboard",
+        "tell_time",
+        "cordon",
+        "uncordon",
+        "drain",
+        "abort_drain",
     ),
     Role.NVE: (
         *_BOTH,
