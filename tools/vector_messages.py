@@ -20,6 +20,8 @@ from vmmobility.wire.options import (
     Endpoint,
     Epoch,
     FlowOption,
+    GroupMember,
+    GroupOption,
     Guest,
     InterfaceGroup,
     KnownBoot,
@@ -195,6 +197,9 @@ def every_option() -> Json:
         "move terms, all disks": MoveTerms(copy_storage=CopyStorage.ALL),
         "capacity": Capacity(1000, 16, 12, 8192, 4096, 102400, 51200),
         "capacity, highest": Capacity(*(2**32 - 1,) * 7),
+        "group": GroupOption(12, 1, "web"),
+        "group, of a long name": GroupOption(2**64 - 1, 0xFFFF, "g" * 64),
+        "group member": GroupMember(2, NVE_B),
         "an unknown option that may be ignored": UnknownOption(0x1234, b"\x00\xff\x10"),
     }
     speaker = Speaker()

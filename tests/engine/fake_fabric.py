@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from tests.engine.fake_hypervisor import Schedule
@@ -56,6 +56,7 @@ class FakeFabric:
         self._chance = random.Random(f"fabric {seed}")
         self._heard: dict[str, dict[VmKey, Heard]] = {name: {} for name in self.sites}
         self._said: dict[tuple[str, VmKey], tuple[int, bool]] = {}
+        self.groups: Mapping[VmKey, tuple[VmKey, ...]] = {}
         self._places = {name: place for place, name in enumerate(self.sites)}
 
     # ---- what a router's agent asks of its kernel ----------------------------------------------
@@ -90,7 +91,12 @@ class FakeFabric:
             for other in self.sites:
                 if other != router:
                     self._tell(other, router, routes.vm)
-        self.changed(router, routes.vm)
+        self._tell_agent(router, routes.vm)
+
+    def _tell_agent(self, router: str, vm: VmKey) -> None:
+        """Members of one group share their addresses, so what changes of one does of all."""
+        for mate in self.groups.get(vm, (vm,)):
+            self.changed(router, mate)
 
     # ---- what routers tell each other ----------------------------------------------------------
 
@@ -107,7 +113,7 @@ class FakeFabric:
         heard = self._heard[router].setdefault(vm, {})
         if (router, origin) not in self.barred and word[0] > heard.get(origin, (0, False))[0]:
             heard[origin] = word
-            self.changed(router, vm)
+            self._tell_agent(router, vm)
 
     def bar(self, router: str, origin: str) -> None:
         """From now on the router hears nothing of the origin, and forgets what it heard."""
@@ -115,7 +121,7 @@ class FakeFabric:
         for vm, heard in self._heard[router].items():
             if heard.pop(origin, None):
                 self._touched.add(vm)
-                self.changed(router, vm)
+                self._tell_agent(router, vm)
 
     def unbar(self, router: str, origin: str) -> None:
         """It hears of it again, and what it has missed."""
@@ -156,6 +162,42 @@ class FakeFabric:
         origin = self._nearest(router, [name for name, word in heard.items() if word[1]])
         return origin or self._by_covering(router, vm)
 
+    def next_hops(self, router: str, vm: VmKey) -> set[str]:
+        """The same of a member of a group: the next hops of which a flow is hashed to one."""
+        states = [self.held[router].get(mate) for mate in self.groups[vm]]
+        led = [s for s in states if s is not None and s.serving is not None]
+        announced = [s for s in led if s.state is RouteAction.ANNOUNCE]
+        if chosen := announced or led:
+            return {self.towards(router, s.serving.nve_id) for s in chosen if s.serving}
+        return self.main_hops(router, vm)
+
+    def main_hops(self, router: str, vm: VmKey) -> set[str]:
+        """Those of its main table: the nearest of all that announce a member, and as near ones."""
+        origins = set()
+        for mate in self.groups[vm]:
+            held = self.held[router].get(mate)
+            if held is not None and held.state is RouteAction.ANNOUNCE and held.serving:
+                origins.add(router)
+            heard = self._heard[router].get(mate, {})
+            origins |= {name for name, word in heard.items() if word[1]}
+        if not origins:
+            covering = self._by_covering(router, vm)
+            return {covering} if covering is not None else set()
+        places = self._places
+        least = min(abs(places[o] - places[router]) for o in origins)
+        if least:
+            return {o for o in origins if abs(places[o] - places[router]) == least}
+        states = [self.held[router].get(mate) for mate in self.groups[vm]]
+        return {
+            self.towards(router, s.serving.nve_id)
+            for s in states
+            if s is not None and s.state is RouteAction.ANNOUNCE and s.serving is not None
+        }
+
+    def turns(self, vm: VmKey) -> bool:
+        """Whether a word of it, or of another member of its group, is on its way."""
+        return any(self.under_way[mate] for mate in self.groups.get(vm, (vm,)))
+
     def _by_covering(self, router: str, vm: VmKey) -> str | None:
         home = self._home(vm)
         return self.towards(router, home) if home is not None else None
@@ -165,6 +207,11 @@ class FakeFabric:
         if routes.goal is None:
             return Sight(direct=False, covered=False)
         goal = self.towards(router, routes.goal.nve_id)
+        if routes.vm in self.groups:
+            goals = {goal, *(self.towards(router, nve.nve_id) for nve in routes.others)}
+            found = self.main_hops(router, routes.vm)
+            direct = bool(found) and found <= goals
+            return Sight(direct, self._by_covering(router, routes.vm) == goal)
         return Sight(
             self.by_main(router, routes.vm) == goal, self._by_covering(router, routes.vm) == goal
         )

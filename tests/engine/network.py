@@ -113,6 +113,7 @@ class World(People):
         self.fabric = FakeFabric(
             sites, self.later, lambda vm: safety.home(self, vm), self.touched, seed, delay_s
         )
+        self.fabric.groups = self.groups
         self.fabric.changed = self._routes_changed
         for index, site in enumerate(sites, 101):
             self._add(

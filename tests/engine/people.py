@@ -22,6 +22,7 @@ class People(Pump):
         super().__init__(seed, persist_s)
         self._commands = 0
         self.interfaces: dict[VmKey, tuple[Interface, ...]] = {}
+        self.groups: dict[VmKey, tuple[VmKey, ...]] = {}  # all members of its group, it among them
         self.touched: set[VmKey] = set()  # what safety.check looks at next
 
     @property
@@ -57,6 +58,13 @@ class People(Pump):
 
     def unexpect_vm(self, vm: VmKey, at: str) -> int:
         return self._give(at, lambda e, n: e.unexpect_vm(n, vm, self.now))
+
+    def declare_group(self, name: str, vms: tuple[VmKey, ...]) -> None:
+        """An operator declares these VMs members 1, 2, … of a group: they share their addresses."""
+        members = tuple(enumerate(vms, 1))
+        self.groups |= dict.fromkeys(vms, vms)
+        self.manager.declare_group(name, vms[0].vni, members, self.now)
+        self.feed(self.nodes[MANAGER], lambda: None)
 
     def _defined(self, vm: VmKey, interfaces: tuple[Interface, ...]) -> None:
         self.interfaces.setdefault(vm, interfaces)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.engine import group_walks
 from tests.engine.fake_hypervisor import Life
 from vmmobility.engine.binding_cache import BindingCache
 from vmmobility.engine.dataplane import Forwarding, Outside
@@ -57,6 +58,7 @@ def check(world: World) -> None:
     """The look at what changed since the last one.  Raises Violation."""
     vms = world.touched | world.lossless if world.lossless else world.touched
     if vms:
+        vms = vms | {mate for vm in vms for mate in world.groups.get(vm, ())}
         for vm in sorted(vms):
             check_vm(world, vm)
         world.touched.clear()
@@ -76,7 +78,7 @@ def check_vm(world: World, vm: VmKey) -> None:
         raise Violation("two places", f"{world.now:.3f} {vm} runs at {' and '.join(places)}")
     found = walks(world, vm)
     ends = {walk.path[-1] for walk in found if walk.end == "delivered"}
-    if len(ends) > 1:
+    if len(ends) > 1 and vm not in world.groups:
         where = " and ".join(sorted(ends))
         raise Violation("two deliveries", f"{world.now:.3f} {vm} is delivered at {where}")
     if vm in world.lossless:
@@ -143,6 +145,9 @@ def check_routes(world: World, vm: VmKey, at: str, *, at_home: bool) -> None:
     are delivered; a VM at home is known to no router.  Raises Violation."""
     fabric = world.fabric
     assert fabric is not None
+    if vm in world.groups:
+        group_walks.check_routes(world, vm, at)
+        return
     if at_home and fabric.left_of(vm):
         raise Violation("a stale route", f"{vm} is at home, and {'; '.join(fabric.left_of(vm))}")
     for name in fabric.sites:
@@ -201,10 +206,9 @@ def walks(world: World, vm: VmKey) -> list[Walk]:
     end.  Raises Violation for a loop."""
     found = []
     fabric = world.fabric
-    sites = fabric.sites if fabric is not None else {}
-    starts = [(n, False) for n, node in world.nodes.items() if node.hypervisor or n in sites]
-    starts += [(name, True) for name, site in sites.items() if site.border]
-    for name, outside in starts:
+    if vm in world.groups:
+        return group_walks.walks(world, vm)
+    for name, outside in starts_of(world):
         path, end = _walk(world, vm, name, outside=outside)
         if end == "loop" and _bounces(world, vm, path):
             end = "dropped"
@@ -215,6 +219,13 @@ def walks(world: World, vm: VmKey) -> list[Walk]:
             raise Violation("loop", f"{world.now:.3f} {vm}: {describe(walk)}")
         found.append(walk)
     return found
+
+
+def starts_of(world: World) -> list[tuple[str, bool]]:
+    """Where packets begin, and whether they come from outside there."""
+    sites = world.fabric.sites if world.fabric is not None else {}
+    starts = [(n, False) for n, node in world.nodes.items() if node.hypervisor or n in sites]
+    return starts + [(name, True) for name, site in sites.items() if site.border]
 
 
 def _walk(world: World, vm: VmKey, start: str, *, outside: bool) -> tuple[tuple[str, ...], str]:
@@ -238,10 +249,10 @@ def _walk(world: World, vm: VmKey, start: str, *, outside: bool) -> tuple[tuple[
                 return tuple(path), "dropped"
             following, tunnelled = covering, ""
         elif state.forwarding is Forwarding.LOCAL:
-            return tuple(path), _local(world, vm, path[-1])
+            return tuple(path), local_end(world, vm, path[-1])
         elif outside:
             queued = state.outside is Outside.QUEUE
-            return tuple(path), _local(world, vm, path[-1]) if queued else "dropped"
+            return tuple(path), local_end(world, vm, path[-1]) if queued else "dropped"
         else:
             assert state.target is not None
             following, tunnelled = state.target.nve_id, path[-1]
@@ -295,7 +306,8 @@ def _accepts(world: World, vm: VmKey, name: str, sender: str) -> bool:
     return state is not None and sender in {n.nve_id for n in state.accept_from}
 
 
-def _local(world: World, vm: VmKey, name: str) -> str:
+def local_end(world: World, vm: VmKey, name: str) -> str:
+    """What becomes of a packet that the node leads to the VM's taps."""
     hypervisor = world.nodes[name].hypervisor
     assert hypervisor is not None
     guest = hypervisor.guests.get(vm)

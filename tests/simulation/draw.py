@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from tests.engine.network import MANAGER
 from tests.simulation.draw_fabric import DrawFabric
+from tests.simulation.draw_groups import DrawGroups
 from tests.simulation.host_operations import drawn
 from tests.simulation.operations import THERE
 from tests.simulation.schedule import CALM, Operation, Schedule
@@ -70,11 +71,13 @@ class _Draw:
         fabric = DrawFabric(self.seed, self.nves, self.vms, until)
         self._manager_loses_records()
         hosts = drawn(self.seed, self.nves, until)
-        every = [*self.operations, *fabric.operations, *hosts]
+        shared = DrawGroups(self.seed, self.nves, self.vms, until, self.operations)
+        every = [*self.operations, *fabric.operations, *hosts, *shared.operations]
         self.operations = sorted(every, key=lambda o: o.at)
+        self.homes |= dict.fromkeys(shared.started, self.homes[self.vms[0]])
         homes, settings = tuple(self.homes.items()), (*settings, *fabric.settings)
         operations, routers = tuple(self.operations), fabric.routers
-        return Schedule(self.seed, self.nves, homes, settings, operations, routers)
+        return Schedule(self.seed, self.nves, homes, settings, operations, routers, shared.groups)
 
     def _manager_loses_records(self) -> None:
         """In a few schedules, once.  (Set back to an older copy it is in kept schedules only: a

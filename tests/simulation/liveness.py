@@ -19,7 +19,7 @@ from tests.engine.safety import Violation
 from tests.simulation.fates import Fates
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.dataplane import Forwarding
-from vmmobility.wire.registry import Phase
+from vmmobility.wire.registry import Phase, Purpose
 from vmmobility.wire.values import VmKey
 
 SETTLE_S = 180.0  # of virtual time, at most
@@ -47,7 +47,11 @@ def unsettled(world: World) -> list[str]:
         if node.engine is None:
             found.append(f"{name} is down")
         else:
-            asked = node.engine.channel._outstanding.values()
+            asked = [
+                one
+                for one in node.engine.channel._outstanding.values()
+                if one.message.purpose is not Purpose.HEARTBEAT
+            ]
             found += [f"{name} asks {a.peer.node_id} {a.message.purpose.name}" for a in asked]
     if world.fabric is not None:
         found += [f"the fabric turns for {vm}" for vm, n in world.fabric.under_way.items() if n]

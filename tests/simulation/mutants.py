@@ -17,12 +17,13 @@ from pathlib import Path
 from tests.simulation.draw import draw
 from tests.simulation.mutations import MUTANTS as OTHER_MUTANTS
 from tests.simulation.mutations_fabric import FABRIC_MUTANTS
+from tests.simulation.mutations_groups import GROUP_MUTANTS
 from tests.simulation.runner import run
 from tests.simulation.schedule import Schedule, parse
 
 __all__ = ["KNOWN", "MUTANTS", "applied", "find", "hunt"]
 
-MUTANTS = {**OTHER_MUTANTS, **FABRIC_MUTANTS}
+MUTANTS = {**OTHER_MUTANTS, **FABRIC_MUTANTS, **GROUP_MUTANTS}
 
 # Mutant -> the seed of a schedule that kills it (`make simulate MUTANTS=1` prints them).
 KNOWN: dict[str, int] = {
@@ -49,12 +50,14 @@ KNOWN: dict[str, int] = {
     "a chain, not a star": 4,
     "drain alone": 0,
     "drain on silence alone": 11,
-    "no border router holds": 1157,
     "skip the gate": 104,
     "say it once": 1,
     "never withdraw": 2,
     "drain though a router leads there": 6,
-    "no net under the gate": 170,
+    "two members at one NVE": 1,
+    "tell no router of members": 3,
+    "lead to members far away": 3,
+    "a group is blind to its moves": 46,
 }
 
 

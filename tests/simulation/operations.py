@@ -24,7 +24,7 @@ from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_transitions import FINAL
 from vmmobility.engine.outputs import CommandDone, Order, Output
-from vmmobility.wire.values import VmKey
+from vmmobility.wire.values import Interface, VmKey
 
 AWAY_S = 0.5  # a daemon that nobody planned to crash is started again after so long
 THERE = "there"  # the NVE that serves the VM, by the manager's record
@@ -45,6 +45,7 @@ class Operations(FabricOperations, HostOperations):
         self.lost_state: Callable[[str], None] = lambda name: None
         self.by_hand = {o.words[0] for o in schedule.operations if o.verb in BY_HAND}
         self.crashes = 0
+        self._like = {vm: g.split(",")[0] for g in schedule.groups for vm in g.split(",")}
         self._homes = {vm: schedule.nves.index(home) + 1 for vm, home in schedule.homes}
         self._calm = False
         self._starting: dict[int, VmKey] = {}
@@ -255,13 +256,14 @@ class Operations(FabricOperations, HostOperations):
 
     # ---- people --------------------------------------------------------------------------------
 
-    def _addresses(self, vm: str) -> tuple[VmKey, int]:
-        return vm_key(vm), self._homes[vm]
+    def _addresses(self, vm: str) -> tuple[VmKey, tuple[Interface, ...]]:
+        like = self._like.get(vm, vm)  # a member of a group has those of its first
+        return vm_key(vm), interfaces_of(like, self._homes[like], 1)
 
     def do_start(self, vm: str, name: str) -> None:
-        key, home = self._addresses(vm)
+        key, addresses = self._addresses(vm)
         if self.world.nodes[name].engine is not None and not self._unknown(key):
-            number = self.world.start_vm(key, name, interfaces_of(vm, home, 1))
+            number = self.world.start_vm(key, name, addresses)
             self._starting[number] = key
 
     def command_done(self, done: CommandDone) -> None:
@@ -336,8 +338,8 @@ class Operations(FabricOperations, HostOperations):
     def do_expect(self, vm: str, name: str) -> None:
         """Other hands run this VM's guests, and may bring one here."""
         if self.world.nodes[name].engine is not None:
-            key, home = self._addresses(vm)
-            self.world.expect_vm(key, name, interfaces_of(vm, home, 1))
+            key, addresses = self._addresses(vm)
+            self.world.expect_vm(key, name, addresses)
 
     def do_hand_start(self, vm: str, name: str) -> None:
         """Unless it lives somewhere: who starts a guest twice has it twice."""

@@ -22,9 +22,11 @@ from tests.simulation.operations import Operations
 from tests.simulation.records import Records
 from tests.simulation.schedule import Schedule
 from vmmobility.engine.channel import Retransmission
+from vmmobility.engine.group_record import group_to_json
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.outputs import CommandDone, Event, Send
+from vmmobility.wire.values import VmKey
 
 LEAST_EVENTS = 200
 AFTER_S = 3.0  # between the last operation and the calm
@@ -65,6 +67,8 @@ class Runner:
         self.records = Records(world)
         self.operations = Operations(world, schedule, self.coverage.strike)
         self.events = 0
+        for number, group in enumerate(schedule.groups, 1):
+            self._declare(f"group{number}", group.split(","))
         prepare(world)
         self._observe_too = world.observe
         world.observe = self._observe
@@ -76,6 +80,24 @@ class Runner:
             self.coverage.knows(vm_key(vm))
         for node in world.nodes.values():
             self.records.durable(node, list(node.disk.items()))
+
+    def _declare(self, name: str, members: list[str]) -> None:
+        """The operator has heard that it is done, so it is durable."""
+        manager = self.world.nodes[MANAGER]
+        self.world.declare_group(name, tuple(map(vm_key, members)))
+        group = self.world.manager.groups[name]
+        manager.disk[group.key] = group_to_json(group)
+
+    def _next_nve(self, key: VmKey, at: int, wanted: dict[VmKey, str]) -> str | None:
+        """The NVE before the one of that place, to which the VM may go; None: there is none."""
+        manager, nves = self.world.manager, self.schedule.nves
+        binding = manager.cache.bindings.get(key)
+        here = binding.nve.nve_id if binding else None
+        taken = [wanted.get(mate) for mate in self.world.groups.get(key, ()) if mate != key]
+        turns = [nves[(at - n) % len(nves)] for n in range(1, len(nves) + 1)]
+        return next(
+            (n for n in turns if n not in (here, *taken) and not manager._mate_there(key, n)), None
+        )
 
     def outcome(self, violation: Violation | None) -> Outcome:
         struck, fabric = self.coverage.struck, self.world.fabric
@@ -134,9 +156,12 @@ class Runner:
         assert manager is not None
         for key in world.interfaces:  # a move in which nothing goes wrong loses no packet
             by_hand = key.vm_id in self.operations.by_hand
+            if any(not safety.running(world, mate) for mate in world.groups.get(key, ())):
+                continue  # that member is to be started: it is announced before its guest answers
             if not by_hand and all(w.end == "delivered" for w in safety.walks(world, key)):
                 world.lossless.add(key)
-        moved, wanted = [], {}
+        moved: list[str] = []
+        wanted: dict[VmKey, str] = {}
         left_open = liveness.left_open(world, self.operations.fates)
         for vm, _ in schedule.homes:
             key, by_hand = vm_key(vm), vm in self.operations.by_hand
@@ -144,7 +169,10 @@ class Runner:
                 continue
             binding = manager.cache.bindings.get(key)
             at = schedule.nves.index(binding.nve.nve_id) if binding else 1
-            wanted[key] = schedule.nves[at - 1]
+            to = self._next_nve(key, at, wanted)
+            if to is None:
+                continue  # of so many members, for so few NVEs
+            wanted[key] = to
             if binding is None or not safety.running(world, key):
                 if binding is not None:  # lost there with all its state; elsewhere it redirects
                     wanted[key] = binding.nve.nve_id
@@ -230,6 +258,8 @@ def a_world(schedule: Schedule) -> World:
         "check_s": value("check"),
         "retransmission": retransmission,
     }
+    if schedule.groups:
+        nve["heartbeat_s"] = 1.0  # whose NVE is dead is out of service
     pace = Pace(value("order"), value("copying"), value("moment"), value("stop"), value("load"))
     delay = (min(0.001, value("delay")), value("delay"))
     weather = Weather(value("loss"), value("repetition"), delay)

@@ -47,7 +47,8 @@ class Operation:
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """seed: of the weather's dice; homes: VM -> the NVE to which the fabric leads for it; routers:
-    each as "ra:a,b", with the NVEs behind it, a border router without any; most have none."""
+    each as "ra:a,b", with the NVEs behind it, a border router without any; most have none; groups:
+    load-shared ones, each as "vm1,vm2": all have the addresses of its first VM."""
 
     seed: int
     nves: tuple[str, ...]
@@ -55,6 +56,7 @@ class Schedule:
     settings: tuple[tuple[str, float], ...]
     operations: tuple[Operation, ...]
     routers: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def setting(self, name: str) -> float:
         return {**CALM, **CALM_FABRIC, **dict(self.settings)}[name]
@@ -67,6 +69,7 @@ class Schedule:
             f"seed {self.seed}",
             f"nves {' '.join(self.nves)}",
             *([f"routers {' '.join(self.routers)}"] if self.routers else []),
+            *([f"groups {' '.join(self.groups)}"] if self.groups else []),
             f"homes {' '.join(f'{vm}={home}' for vm, home in self.homes)}",
             f"settings {' '.join(f'{name}={value:g}' for name, value in self.settings)}",
             *map(str, self.operations),
@@ -93,6 +96,7 @@ def parse(text: str) -> Schedule:
         tuple((n, float(v)) for n, _, v in (w.partition("=") for w in head["settings"])),
         tuple(operations),
         tuple(head.get("routers", ())),
+        tuple(head.get("groups", ())),
     )
 
 

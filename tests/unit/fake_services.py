@@ -180,6 +180,7 @@ class FakeManager(FakeDrains):
         self.records: dict[VmKey, dict[str, Any]] = {}
         self.raised: list[dict[str, Any]] = []
         self.asked: list[tuple[str, str, float]] = []
+        self.declared: dict[str, dict[str, Any]] = {}
         self.traced: dict[str, Any] = TRACE
 
     def status(self) -> dict[str, Any]:
@@ -209,6 +210,23 @@ class FakeManager(FakeDrains):
         else:
             binding.update(state="released")
         return binding
+
+    def groups(self) -> list[dict[str, Any]]:
+        return list(self.declared.values())
+
+    async def declare_group(self, name: str, vni: int, members: dict[str, int]) -> dict[str, Any]:
+        rows = [
+            {"vm": vm, "member": number, "state": "in service", "nve": "nve-a", "epoch": 5,
+             "reason": ""}
+            for vm, number in members.items()
+        ]  # fmt: skip
+        self.declared[name] = {"group": name, "vni": vni, "epoch": 9, "members": rows}
+        return self.declared[name]
+
+    async def delete_group(self, name: str) -> dict[str, Any]:
+        if name not in self.declared:
+            raise NotFound(f"no group {name} is declared", "see `vmmob group list`")
+        return self.declared.pop(name)
 
     def onboarded(self) -> list[dict[str, Any]]:
         return list(self.records.values())

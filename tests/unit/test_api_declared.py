@@ -41,7 +41,8 @@ APIS = {
     "router": lambda: RouterRoutes(FakeRouter()),
     "napt": lambda: NaptRoutes(FakeNapt()),
 }
-VALUES = {"vm": "vm1", "id": "m1", "nve": "nve-a", "address": "10.1.0.5"}
+GROUP = {"members": {"vm1": 1, "vm2": 2}}
+VALUES = {"group": "web", "vm": "vm1", "id": "m1", "nve": "nve-a", "address": "10.1.0.5"}
 # What is asked first, so that a route has something to answer; and the bodies.
 BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ("manager", "GET", "/v1/moves/{id}"): [("POST", "/v1/moves", {"vm": "vm1", "to": "nve-b"})],
@@ -55,6 +56,8 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ("manager", "POST", "/v1/drains/{id}/abort"): [("POST", "/v1/drains", {"nve": "nve-a"})],
     ("manager", "GET", "/v1/onboarded"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("manager", "DELETE", "/v1/onboarded/{vm}"): [("PUT", "/v1/onboarded/vm1", RECORD)],
+    ("manager", "GET", "/v1/groups"): [("PUT", "/v1/groups/web", GROUP)],
+    ("manager", "DELETE", "/v1/groups/{group}"): [("PUT", "/v1/groups/web", GROUP)],
     ("nve", "GET", "/v1/vms"): [("PUT", "/v1/vms/vm1", DEFINITION)],
     ("nve", "DELETE", "/v1/vms/{vm}"): [("PUT", "/v1/vms/vm1", DEFINITION)],
     ("nve", "DELETE", "/v1/expected/{vm}"): [
@@ -64,6 +67,7 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
 BODIES: dict[tuple[str, str, str], Any] = {
     ("manager", "POST", "/v1/drains"): {"nve": "nve-a", "to": ["nve-b"], "parallel": 2},
     ("manager", "PUT", "/v1/onboarded/{vm}"): RECORD,
+    ("manager", "PUT", "/v1/groups/{group}"): GROUP,
     ("manager", "POST", "/v1/moves"): {"vm": "vm1", "to": "nve-b"},
     ("nve", "PUT", "/v1/vms/{vm}"): DEFINITION,
     ("nve", "PUT", "/v1/expected/{vm}"): {**DEFINITION, "kind": "external"},

@@ -18,6 +18,8 @@ from vmmobility.wire.options import (
     Endpoint,
     Epoch,
     FlowOption,
+    GroupMember,
+    GroupOption,
     Guest,
     InterfaceGroup,
     KnownBoot,
@@ -123,6 +125,11 @@ EXAMPLES: list[tuple[Option, str]] = [
     (
         Capacity(1000, 16, 12, 8192, 4096, 2**32 - 1, 0),
         "001c 001c 000003e8 00000010 0000000c 00002000 00001000 ffffffff 00000000",
+    ),
+    (GroupOption(258, 2, "web"), "8020 000d 0000000000000102 0002 776562"),
+    (
+        GroupMember(2, Nve("b", IPv4Address("10.0.2.2"))),
+        "8021 0009 0002 01 62 04 0a000202",
     ),
     (UnknownOption(0x7ABC, b"\x00\xff"), "7abc 0002 00ff"),
     (UnknownOption(0x7ABC, b""), "7abc 0000"),

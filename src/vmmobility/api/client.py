@@ -148,6 +148,20 @@ class ManagerClient(_Client):
         answer: Json = self._ask("DELETE", _vm_path(vm, "onboarded"))
         return answer
 
+    def groups(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/groups")
+        return answer
+
+    def declare_group(self, name: str, vni: int, members: dict[str, int]) -> Json:
+        """members: VM-IDs and their numbers."""
+        body = {"vni": vni, "members": members}
+        answer: Json = self._ask("PUT", f"/v1/groups/{_quoted(name)}", json=body)
+        return answer
+
+    def delete_group(self, name: str) -> Json:
+        answer: Json = self._ask("DELETE", f"/v1/groups/{_quoted(name)}")
+        return answer
+
     def vms(self) -> list[Json]:
         answer: list[Json] = self._ask("GET", "/v1/vms")
         return answer

@@ -124,6 +124,7 @@ def declarations(handlers: type | object) -> Iterator[tuple[Declared, str]]:
 # What each parameter of a path is.
 PATH_PARAMETERS: Mapping[str, tuple[Schema, str]] = {
     "vm": (TEXT, "VM-ID"),
+    "group": (TEXT, "the group's name"),
     "id": (TEXT, "the ID that the answer to its beginning gave"),
     "nve": (TEXT, "NVE-ID"),
     "address": (TEXT, "IPv4 or IPv6 address"),

@@ -146,6 +146,21 @@ NEW_ONBOARDED = body(
     {"vm_id": NAME}, {"vni": VNI, "interfaces": listed(ANYTHING), "nves": listed(NAME)}
 )
 
+_MEMBER = record(
+    {
+        "vm": NAME,
+        "member": COUNT,
+        "state": choice("in service", "out", "absent"),
+        "nve": nullable(NAME),
+        "epoch": nullable(COUNT),
+        "reason": TEXT,
+    }
+)
+GROUP = named(
+    "Group", record({"group": NAME, "vni": VNI, "epoch": COUNT, "members": listed(_MEMBER)})
+)
+NEW_GROUP = body({"members": table(COUNT)}, {"vni": VNI})
+
 CHECK = named("ManagerCheck", check_of(unanswered=listed(NAME)))
 
 STEP = named(

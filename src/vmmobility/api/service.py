@@ -56,6 +56,13 @@ class ManagerService(DrainService, Protocol):
 
     async def offboard(self, vm: VmKey) -> Json: ...
 
+    def groups(self) -> list[Json]: ...
+
+    async def declare_group(self, name: str, vni: int, members: dict[str, int]) -> Json:
+        """The load-shared group, durable.  members: VM-IDs and their numbers."""
+
+    async def delete_group(self, name: str) -> Json: ...
+
     async def check(self, limit_s: float) -> Json:
         """Compare bindings and redirects with every NVE (docs/api.md)."""
 

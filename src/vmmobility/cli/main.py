@@ -17,6 +17,7 @@ from vmmobility import __version__
 from vmmobility.cli.check import check
 from vmmobility.cli.config import config
 from vmmobility.cli.drain import drain
+from vmmobility.cli.group import group
 from vmmobility.cli.key import key
 from vmmobility.cli.manager import manager
 from vmmobility.cli.move import move
@@ -81,7 +82,21 @@ def vmmob() -> None:
     """Move running virtual machines between routed racks without changing their IP addresses."""
 
 
-for command in (check, config, drain, key, manager, move, napt, nve, router, show, trace, vm):
+for command in (
+    check,
+    config,
+    drain,
+    group,
+    key,
+    manager,
+    move,
+    napt,
+    nve,
+    router,
+    show,
+    trace,
+    vm,
+):
     vmmob.add_command(command)
 
 

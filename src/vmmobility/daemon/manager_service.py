@@ -17,6 +17,7 @@ from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.drain_service import DrainService
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
+from vmmobility.daemon.group_view import group_view
 from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.trace import Tracer
 from vmmobility.drivers.hypervisor.definition import decode_interfaces
@@ -203,6 +204,19 @@ class Manager(DrainService):
         self._command(lambda now: self._engine.offboard(vm, now))
         assert record is not None, "the engine refuses to offboard what is not there"
         return onboarded_view(record)
+
+    def groups(self) -> list[dict[str, Any]]:
+        found = sorted(self._engine.groups.items())
+        return [group_view(group, self._engine.cache.bindings) for _, group in found]
+
+    async def declare_group(self, name: str, vni: int, members: dict[str, int]) -> dict[str, Any]:
+        numbered = tuple((number, VmKey(vni, vm_id)) for vm_id, number in members.items())
+        group = self._command(lambda now: self._engine.declare_group(name, vni, numbered, now))
+        return group_view(group, self._engine.cache.bindings)
+
+    async def delete_group(self, name: str) -> dict[str, Any]:
+        group = self._command(lambda now: self._engine.delete_group(name, now))
+        return group_view(group, self._engine.cache.bindings)
 
     async def check(self, limit_s: float) -> dict[str, Any]:
         found = await self._commands.run(self._pump, self._engine.check, limit_s)

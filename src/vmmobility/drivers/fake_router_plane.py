@@ -183,8 +183,22 @@ class FakeRouterPlane:
         """Who has each prefix: of two that claim it, whoever was given later."""
         return {p: state for state in self._desired.values() for p in state.prefixes}
 
+    def _joined(self, state: VmRoutes, prefix: Prefix) -> list[VmRoutes]:
+        """Whose wishes count beside that of the last claimant: its group's."""
+        claimants = [s for s in self._desired.values() if prefix in s.prefixes]
+        mates = [s for s in claimants if s.group == state.group and s.vm.vni == state.vm.vni]
+        announced = [s for s in mates if s.state is RouteAction.ANNOUNCE]
+        return (announced or mates) if state.group else [state]
+
+    def _ways(self, joined: Sequence[VmRoutes], prefix: Prefix) -> tuple[Hops, dict[VmKey, str]]:
+        """Where a prefix should lead, and for whom it cannot, in words."""
+        ways = {s.vm: self._way(s, prefix) for s in joined}
+        hops = [way for way in ways.values() if not isinstance(way, str)]
+        lacking = {vm: way for vm, way in ways.items() if isinstance(way, str)}
+        return frozenset().union(*hops), lacking
+
     def _way(self, state: VmRoutes, prefix: Prefix) -> Hops | str:
-        """Where a prefix should lead, or the words why it cannot."""
+        """Where one VM's packets for a prefix should go, or the words why they cannot."""
         if state.serving is None:
             return "no serving NVE is named"
         locator = state.serving.locator(prefix.version)
@@ -200,17 +214,16 @@ class FakeRouterPlane:
         owners, failures = self._owners(), list[Failure]()
         for prefix in {*owners, *self.main, *self.hold} if only is None else only:
             state = owners.get(prefix)
+            joined = self._joined(state, prefix) if state is not None else []
+            way, lacking = self._ways(joined, prefix)
+            failures += [Failure(vm, f"route {prefix}", why) for vm, why in lacking.items()]
             for name, table in self._tables().items():
-                if state is None or name not in _WANTED[state.state]:
+                if state is None or name not in _WANTED[joined[-1].state]:
                     self.writes += prefix in table
                     self._announce(name, table.pop(prefix, None) is not None)
                     continue
-                way = self._way(state, prefix)
                 item = _ITEM[name].format(prefix)
-                if isinstance(way, str):
-                    if name == _HOLD:
-                        failures.append(Failure(state.vm, f"route {prefix}", way))
-                elif table.get(prefix) != way:
+                if way and table.get(prefix) != way:
                     if reason := self._injected(state.vm, item):
                         failures.append(Failure(state.vm, item, reason))
                         continue
@@ -253,7 +266,13 @@ class FakeRouterPlane:
                 return Sight(direct=False, covered=False)
             own, length = prefix.network_address, prefix.prefixlen
             to = _resolved(_match(table, locator, locator.max_prefixlen), locator)
-            direct = direct and bool(to) and _resolved(_match(table, own, length), own) == to
+            found = _resolved(_match(table, own, length), own)
+            goals = to
+            for nve in state.others:
+                if (other := nve.locator(prefix.version)) is not None:
+                    goals |= _resolved(_match(table, other, other.max_prefixlen), other)
+            leads = found == to if not state.group else bool(found) and found <= goals
+            direct = direct and bool(to) and leads
             shorter = _resolved(_match(table, own, length - 1), own)
             covered = covered and bool(to) and shorter == to
         return Sight(direct, covered)
@@ -269,13 +288,14 @@ class FakeRouterPlane:
         return found
 
     def _faults(self, prefix: Prefix, state: VmRoutes) -> Iterator[tuple[str, str]]:
-        way = self._way(state, prefix)
+        joined = self._joined(state, prefix)
+        way, _ = self._ways(joined, prefix)
         for name, table in self._tables().items():
             item = _ITEM[name].format(prefix)
-            if name not in _WANTED[state.state]:
+            if name not in _WANTED[joined[-1].state]:
                 if prefix in table:
                     yield item, "stands, and should not"
-            elif not isinstance(way, str) and table.get(prefix) != way:
+            elif way and table.get(prefix) != way:
                 leads = f"leads to {table[prefix]}" if prefix in table else "is gone"
                 yield item, f"{leads}; it should lead to {way}"
 

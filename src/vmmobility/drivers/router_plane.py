@@ -32,6 +32,9 @@ class RouterPlane(Protocol):
     async def apply(self, desired: Sequence[VmRoutes]) -> Sequence[Failure]:
         """Make each VM's state so, returning once the kernel has it; returns what failed.
 
+        Members of one load-shared group may want one prefix: it leads to all of them that are
+        announced (else, to all that are held), and a flow stays with one while they do not change.
+        Of others that want the same the one of the later apply has it.
         One batch.  A VM is led here before it is announced, and is led on until its announcement
         is gone.  Where a route cannot be (its NVE's locator leads nowhere, the kernel refuses it)
         what stood there stays, and it is tried again when the main table changes.

@@ -7,7 +7,7 @@ Not here: what changes a binding (manager.py), moves (manager_moves.py).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_network
 from typing import Any
@@ -137,7 +137,7 @@ class BindingCache:
     def __init__(self, state: Mapping[str, Any]) -> None:
         self.bindings: dict[VmKey, Binding] = {}
         self.last_epoch: int = state.get("epoch", 0)
-        self._owners: dict[tuple[int, Prefix], VmKey] = {}
+        self._owners: dict[tuple[int, Prefix], tuple[VmKey, ...]] = {}
         self._lengths: dict[tuple[int, int], dict[int, int]] = {}
         for key, value in state.items():
             kind, _, rest = key.partition("/")
@@ -157,35 +157,43 @@ class BindingCache:
         self.last_epoch += 1
         return self.last_epoch
 
-    def owner(self, vm: VmKey, interfaces: Iterable[Interface]) -> tuple[Prefix, VmKey] | None:
-        """Another VM of that VNI which owns an overlapping address, and the prefix in dispute."""
+    def owner(
+        self, vm: VmKey, interfaces: Iterable[Interface], mates: Container[VmKey] = ()
+    ) -> tuple[Prefix, VmKey] | None:
+        """Another VM of that VNI which owns an overlapping address, and the prefix in dispute.
+
+        mates: VMs that share addresses with it, as members of one load-shared group
+        """
         for interface in interfaces:
             for prefix in interface.prefixes:
-                holder = self._overlapping(vm, prefix)
+                holder = self._overlapping(vm, prefix, mates)
                 if holder is not None:
                     return prefix, holder
         return None
 
-    def _overlapping(self, vm: VmKey, prefix: Prefix) -> VmKey | None:
+    def _overlapping(self, vm: VmKey, prefix: Prefix, mates: Container[VmKey]) -> VmKey | None:
         lengths = self._lengths.get((vm.vni, prefix.version), {})
         for length in lengths:
             if length <= prefix.prefixlen:
-                found = self._owners.get((vm.vni, prefix.supernet(new_prefix=length)))
-                if found is not None and found != vm:
-                    return found
+                around = prefix.supernet(new_prefix=length)
+                for found in self._owners.get((vm.vni, around), ()):
+                    if found != vm and (around != prefix or found not in mates):
+                        return found
         if any(length > prefix.prefixlen for length in lengths):
-            for (vni, held), holder in self._owners.items():
-                if holder != vm and vni == vm.vni and _overlap(held, prefix):
-                    return holder
+            for (vni, held), holders in self._owners.items():
+                others = [found for found in holders if found != vm]
+                if others and vni == vm.vni and held != prefix and _overlap(held, prefix):
+                    return others[0]
         return None
 
     def holder(self, vni: int, address: Address) -> VmKey | None:
-        """The VM that has the address: of the longest prefix around it."""
+        """The VM that has the address: of the longest prefix around it; the first by name of
+        several that share it."""
         lengths = self._lengths.get((vni, address.version), {})
         for length in sorted(lengths, reverse=True):
             found = self._owners.get((vni, ip_network((address, length), strict=False)))
-            if found is not None:
-                return found
+            if found:
+                return found[0]
         return None
 
     def put(self, binding: Binding) -> None:
@@ -204,13 +212,23 @@ class BindingCache:
 
     def _own(self, vm: VmKey, interfaces: Iterable[Interface]) -> None:
         for prefix in (p for i in interfaces for p in i.prefixes):
-            self._owners[vm.vni, prefix] = vm
+            held = self._owners.get((vm.vni, prefix), ())
+            if vm in held:
+                continue  # an interface has it twice
+            self._owners[vm.vni, prefix] = tuple(sorted((*held, vm)))
             lengths = self._lengths.setdefault((vm.vni, prefix.version), {})
             lengths[prefix.prefixlen] = lengths.get(prefix.prefixlen, 0) + 1
 
     def _disown(self, binding: Binding) -> None:
         for prefix in (p for i in binding.interfaces for p in i.prefixes):
-            self._owners.pop((binding.vm.vni, prefix), None)
+            held = self._owners.get((binding.vm.vni, prefix), ())
+            if binding.vm not in held:
+                continue
+            left = tuple(vm for vm in held if vm != binding.vm)
+            if left:
+                self._owners[binding.vm.vni, prefix] = left
+            else:
+                del self._owners[binding.vm.vni, prefix]
             lengths = self._lengths[binding.vm.vni, prefix.version]
             lengths[prefix.prefixlen] -= 1
             if not lengths[prefix.prefixlen]:

@@ -6,7 +6,7 @@ behind as a tombstone.  Not here: what moves an entry from phase to phase (nve.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -224,6 +224,17 @@ class BindingUpdateList(dict[VmKey, Entry]):
     def entry(self, vm: VmKey) -> Entry:
         """The VM's entry; a new one in phase NONE if there is none."""
         return self.setdefault(vm, Entry(vm))
+
+    def sharer(self, vm: VmKey, interfaces: Iterable[Interface]) -> Entry | None:
+        """Another VM that is still in some phase here and has one of these addresses: a kernel
+        could not tell whose a packet is."""
+        wanted = [p for interface in interfaces for p in interface.prefixes]
+        others = (e for e in self.values() if e.phase and e.vm != vm and e.vm.vni == vm.vni)
+        for entry in others:
+            for held in entry.prefixes:
+                if any(p.version == held.version and p.overlaps(held) for p in wanted):
+                    return entry
+        return None
 
     @staticmethod
     def key(vm: VmKey) -> str:

@@ -35,11 +35,18 @@ class RouterSite:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """What one router should do for a VM: a state, and the pair that it is about."""
+    """What one router should do for a VM: a state, and the pair that it is about.
+
+    group, member: of a load-shared group, the VM's number in it; others: the other members in
+    service, (number, NVE)
+    """
 
     state: RouteState
     serving: Nve
     previous: Nve | None = None
+    group: str = ""
+    member: int = 0
+    others: tuple[tuple[int, Nve], ...] = ()
 
     @property
     def target(self) -> Nve | None:
@@ -113,6 +120,9 @@ def _told_to_json(told: Told) -> dict[str, Any]:
             "serving": nve_to_json(told.lead.serving),
             "previous": nve_to_json(told.lead.previous),
         }
+        if told.lead.group:
+            others = [[number, nve_to_json(nve)] for number, nve in told.lead.others]
+            value["group"] = [told.lead.group, told.lead.member, others]
     return value
 
 
@@ -124,9 +134,15 @@ def _told_from_json(value: Mapping[str, Any]) -> Told:
             RouteState[value["state"]],
             nve_from_json(value["serving"]),
             nve_from_json(previous) if previous else None,
+            *_group_from_json(value),
         )
     held = tuple(nve_from_json(nve) for nve in value.get("held", ()))
     return Told(lead, value["epoch"], value["acknowledged"], held)
+
+
+def _group_from_json(value: Mapping[str, Any]) -> tuple[str, int, tuple[tuple[int, Nve], ...]]:
+    name, member, others = value.get("group", ("", 0, ()))
+    return name, member, tuple((number, nve_from_json(nve)) for number, nve in others)
 
 
 def fabric_to_json(entry: FabricEntry) -> dict[str, Any] | None:

@@ -27,6 +27,9 @@ class VmRoutes:
     prefixes: of all the VM's interfaces, both families
     serving:  the NVE to which this router itself leads its packets; None where state is NONE
     goal:     the NVE to which the fabric should lead them, as the sight tells; None: nobody asks
+    group:    the load-shared group whose member it is, "" if none: members of one group may have
+              the same prefixes, and a router that leads to several of them shares the load
+    others:   the NVEs of its other members in service: the fabric may lead there as well
     """
 
     vm: VmKey
@@ -34,13 +37,16 @@ class VmRoutes:
     serving: Nve | None
     state: RouteAction
     goal: Nve | None = None
+    group: str = ""
+    others: tuple[Nve, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
     """How a router's own table leads a VM's packets, whatever this project has put before it.
 
-    direct:  where it leads those for the serving NVE's locator (draft Section 7.2's gate)
+    direct:  where it leads those for the serving NVE's locator (draft Section 7.2's gate); of a
+             member of a group: only where it leads those for its or the other members' locators
     covered: so would the routes that are shorter than the VM's prefixes: it is at home there
     """
 

@@ -25,7 +25,7 @@ from vmmobility.engine.channel import Channel, Peer, Received
 from vmmobility.engine.manager_checks import ManagerChecks
 from vmmobility.engine.manager_contests import ManagerContests
 from vmmobility.engine.manager_drains import ManagerDrains
-from vmmobility.engine.manager_fabric import ManagerFabric
+from vmmobility.engine.manager_groups import ManagerGroups
 from vmmobility.engine.manager_leases import ManagerLeases
 from vmmobility.engine.manager_liveness import ManagerLiveness
 from vmmobility.engine.manager_moves import ManagerMoves
@@ -84,7 +84,7 @@ class ManagerEngine(
     ManagerContests,
     ManagerChecks,
     ManagerOnboarding,
-    ManagerFabric,
+    ManagerGroups,
     ManagerRouteLimits,
     ManagerTrace,
     ManagerLiveness,
@@ -135,6 +135,7 @@ class ManagerEngine(
         self._ended = EndedAttaches()
         self._load_moves(state, now)
         self._load_fabric(state)
+        self._load_groups(state)
         self._load_onboarded(state)
         self._load_liveness(state, now)
         self._load_drains(state, now)
@@ -196,6 +197,7 @@ class ManagerEngine(
             self._expiry_scan_at = now + EXPIRY_SCAN_S
             self._relearned(now)
             self._end_leases(now)
+            self._settle_groups(now)
         self._question_timer(now)
         self._asking_timer(now)
         if self._check_at <= now:
@@ -279,9 +281,13 @@ class ManagerEngine(
         off_record = self._off_record(vm, message.interfaces, received.peer.node_id)
         if off_record:
             return Status.ADMINISTRATIVELY_PROHIBITED, off_record
-        clash = self.cache.owner(vm, message.interfaces)
+        clash = self.cache.owner(vm, message.interfaces, self._mates(vm))
         if clash is not None:
             return Status.ADDRESS_IN_USE, f"{clash[0]} belongs to VM {clash[1]}"
+        if message.find(Ticket) is None:
+            objection = self._group_objection(message, received.peer.node_id)
+            if objection is not None:
+                return objection
         full = self._attach_over_limit(message, received.peer.node_id)
         if full:
             return Status.INSUFFICIENT_RESOURCES, full
@@ -348,6 +354,7 @@ class ManagerEngine(
         self._save_binding(binding)
         self._redirect_previous(binding, now)
         self._attached(binding, message, now)
+        self._settle_member(binding.vm, now)
         self._grant(received, binding)
         self.outbox.emit(
             Event(

@@ -91,6 +91,7 @@ class ManagerChecks:
         _redirect_previous: Callable[[Binding, float], None]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
         _heed_epoch: Callable[[Message, float], None]
+        _has_mate: Callable[[VmKey, str], bool]
 
     _questions: dict[QuestionKey, Question]
 
@@ -317,6 +318,10 @@ class ManagerChecks:
                 self.channel.reply(received, Status.UNKNOWN_BINDING, options)
                 return
             self.channel.reply(received, Status.ACCEPTED, options)
+            return
+        if node not in binding.previous and self._has_mate(binding.vm, node):
+            # Packets of their address are another member's there: that redirect must go.
+            self.channel.reply(received, Status.UNKNOWN_BINDING, [VmId(binding.vm)])
             return
         self._still_previous(binding, received, now)
         if binding.fabric_direct:

@@ -167,6 +167,7 @@ class ManagerFabric(ManagerHolding):
             options += binding.mappings if binding else ()
             options.append(ServingNve(told.lead.serving))
             options += [PreviousNve(told.lead.previous)] if told.lead.previous else []
+            options += self._group_options(told.lead)
         self.channel.request(
             peer,
             Purpose.ROUTE,
@@ -175,6 +176,10 @@ class ManagerFabric(ManagerHolding):
             partial(self._ordered, entry, name, told.epoch),
             subject=(entry.vm, "route"),
         )
+
+    def _group_options(self, lead: Lead) -> list[Option]:
+        """The load-shared group of which the VM is a member (manager_group_routes.py)."""
+        return []
 
     # ---- what routers say ----------------------------------------------------------------------
 

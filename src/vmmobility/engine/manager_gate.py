@@ -52,6 +52,8 @@ class ManagerGate:
         _learn_home: Callable[[Binding], None]
         _ask_relay: Callable[[Move, float], None]
         _save_move: Callable[[Move], None]
+        _mates: Callable[[VmKey], tuple[VmKey, ...]]
+        _has_mate: Callable[[VmKey, str], bool]
 
         def _happen(self, move: Move, happening: Happening, now: float, why: str = "") -> None: ...
 
@@ -251,6 +253,7 @@ class ManagerGate:
                 peer is not None
                 and peer.role is Role.NVE
                 and not known
+                and not self._has_mate(binding.vm, nve.nve_id)
                 and not binding.is_full(nve.nve_id)
             ):
                 binding.previous[nve.nve_id] = Previous(nve)
@@ -308,7 +311,8 @@ class ManagerGate:
         """A new binding: its routers, and its home's NVE, which may have let its redirect go."""
         moved = before is not None and before.nve.nve_id != binding.nve.nve_id
         routed = self._is_routed_to(binding.nve, at_home=binding.at_home)
-        if moved and routed and self._borders and not self._is_direct(binding):
+        alone = not self._mates(binding.vm)  # else the other members hold the net
+        if moved and alone and routed and self._borders and not self._is_direct(binding):
             self._begin_withdrawal(binding.vm, now)  # the fabric has yet to turn
         self._follow_routes(binding, now)
         self._learn_led(binding, now)

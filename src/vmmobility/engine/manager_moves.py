@@ -84,6 +84,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         _redirect_anew: Callable[[VmKey, str, float], None]
         _try_gate: Callable[[Move, float], None]
         _move_over_limit: Callable[[Binding, str], str]
+        _mate_there: Callable[[VmKey, str], tuple[Status, str] | None]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
         _is_cordoned: Callable[[str], bool]
         _drain_moved: Callable[[float], None]
@@ -157,6 +158,9 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         off_record = self._off_record(vm, binding.interfaces, to)
         if off_record:
             raise MoveRefused("conflict", off_record, "see `vmmob show onboarded`")
+        mate = self._mate_there(vm, to)
+        if mate:
+            raise MoveRefused("conflict", mate[1], "choose another NVE, or wait until it has gone")
         full = self._move_over_limit(binding, to)
         if full:
             raise MoveRefused(

@@ -7,7 +7,7 @@ Not here: which addresses no VM may have (admission.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class ManagerOnboarding:
         outbox: Outbox
         settings: ManagerSettings
         _current: dict[VmKey, Move]
+        _mates: Callable[[VmKey], tuple[VmKey, ...]]
 
     onboarded: dict[VmKey, Onboarded]
 
@@ -94,7 +95,7 @@ class ManagerOnboarding:
         taken = {
             prefix: other.vm
             for other in self.onboarded.values()
-            if other.vm != vm and other.vm.vni == vm.vni
+            if other.vm != vm and other.vm.vni == vm.vni and other.vm not in self._mates(vm)
             for interface in other.interfaces
             for prefix in interface.prefixes
         }

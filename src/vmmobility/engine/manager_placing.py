@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager_liveness import Pulse
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.manager_onboarding import Onboarded
+    from vmmobility.wire.registry import Status
     from vmmobility.wire.values import Interface, VmKey
 
 TOLD = 4  # of so many NVEs it is said why they cannot take a VM
@@ -38,6 +39,7 @@ class ManagerPlacing(ManagerCordons):
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
         _move_over_limit: Callable[[Binding, str], str]
         _silent_since: Callable[[str], float | None]
+        _mate_there: Callable[[VmKey, str], tuple[Status, str] | None]
 
     def _loads(self) -> Counter[str]:
         """How many VMs each NVE has, or is about to have."""
@@ -87,6 +89,9 @@ class ManagerPlacing(ManagerCordons):
             return f"{nve_id} is not on its record"
         if binding.is_full(nve_id):
             return "too many previous NVEs still redirect it"
+        mate = self._mate_there(vm, nve_id)
+        if mate is not None:
+            return mate[1]
         return (
             self._lacks(binding, nve_id)
             or self._off_record(vm, binding.interfaces, nve_id)

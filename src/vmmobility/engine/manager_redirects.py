@@ -50,6 +50,7 @@ class ManagerRedirects:
         _heed_epoch: Callable[[Message, float], None]
         _new_epoch: Callable[[], int]
         _current: dict[VmKey, Move]
+        _has_mate: Callable[[VmKey, str], bool]
         _previous_acknowledged: Callable[[Binding, str, Message, float], None]
 
     def _redirect_previous(self, binding: Binding, now: float) -> None:
@@ -99,7 +100,9 @@ class ManagerRedirects:
         """The fabric leads to the serving NVE no more: the covering prefix does to its home, which
         has to redirect again."""
         home = binding.home
-        if home is not None and home.nve_id not in (binding.nve.nve_id, *binding.previous):
+        if home is None or self._has_mate(binding.vm, home.nve_id):
+            return
+        if home.nve_id not in (binding.nve.nve_id, *binding.previous):
             binding.previous[home.nve_id] = Previous(home)
             self._save_binding(binding)
 

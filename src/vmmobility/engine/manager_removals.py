@@ -38,6 +38,7 @@ class ManagerRemovals:
         _reject: Callable[[Received, Status, str], None]
         _relearning: Callable[[float], bool]
         _end_routes: Callable[[VmKey, float], None]
+        _settle_member: Callable[[VmKey, float], None]
         _is_led_to: Callable[[VmKey, Peer, float], bool]
         _may_lead: Callable[[VmKey, str, float], bool]
 
@@ -83,6 +84,7 @@ class ManagerRemovals:
             binding.ending = self._new_epoch()
             self._save_binding(binding)
             self._redirect_previous(binding, now)
+            self._settle_member(binding.vm, now)
         self._try_removal(binding, now)
 
     def _try_removal(self, binding: Binding, now: float) -> None:
@@ -93,6 +95,7 @@ class ManagerRemovals:
         self.cache.remove(binding.vm)
         self.outbox.record(BindingCache.key(binding.vm), None)
         self._end_routes(binding.vm, now)
+        self._settle_member(binding.vm, now)
         detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": binding.nve.nve_id}
         self.outbox.emit(Event("binding.removed", detail))
         received = self._deregistering.pop(binding.vm, None)

@@ -193,6 +193,12 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
             what = f"VM {vm} has other addresses on record than its definition"
             self._command_failed(command, what, "correct the definition: see `vmmob vm list`")
             return
+        sharer = self.entries.sharer(vm, interfaces)
+        if sharer is not None:
+            self._command_failed(
+                command, _shared(sharer), "choose another NVE, or wait for its end"
+            )
+            return
         entry.interfaces, entry.definition = tuple(interfaces), definition
         entry.commands.append(command)
         self._fire(entry, Trigger.START, None, now)
@@ -287,6 +293,10 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
         elif trigger is Trigger.PREPARE_IN and entry.expected:
             why = "its guests are run by others here"
             self._answer(received, entry, Status.ADMINISTRATIVELY_PROHIBITED, reason=why)
+        elif trigger is Trigger.PREPARE_IN and (
+            sharer := self.entries.sharer(entry.vm, message.interfaces)
+        ):
+            self._answer(received, entry, Status.ADDRESS_IN_USE, reason=_shared(sharer))
         else:
             self._fire(entry, trigger, received, now)
 
@@ -395,3 +405,7 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
         commands, entry.commands = entry.commands, []
         for command in commands:
             self._command_failed(command, error, remedy)
+
+
+def _shared(sharer: Entry) -> str:
+    return f"VM {sharer.vm}, {sharer.phase.name.lower()} here, has an address of it"

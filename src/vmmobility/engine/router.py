@@ -30,12 +30,22 @@ from vmmobility.engine.outputs import Endpoint, Event, Flushing, Outbox, SetRout
 from vmmobility.engine.router_checks import RouterChecks
 from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Epoch, Option, Route, ServingNve, Sight, VmId
+from vmmobility.wire.options import (
+    Epoch,
+    GroupMember,
+    GroupOption,
+    Option,
+    Route,
+    ServingNve,
+    Sight,
+    VmId,
+)
 from vmmobility.wire.registry import Purpose, Role, RouteState, Status
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
 # design, Rights: only the manager may "tell a router".
 RIGHTS = {purpose: frozenset({Role.MANAGER}) for purpose in (Purpose.ROUTE, Purpose.CHECK)}
+MAX_OTHERS = 16  # other members of a group, in a message of one datagram
 RETRY_S = 5.0  # what the kernel refused is tried again after so long
 
 
@@ -54,6 +64,7 @@ class RouterSettings:
 class RouteEntry:
     """One VM here.  With state NONE only its epoch stays (the tombstone).
 
+    group:   the load-shared group that it is a member of, "" if none, and the NVEs of the others
     request: the manager's, until the kernel holds what it asks for; sight: the last that the
     manager was told; report_at: when it is told again; tag: of the last SetRoutes (none durable)
     """
@@ -64,6 +75,8 @@ class RouteEntry:
     interfaces: tuple[Interface, ...] = ()
     serving: Nve | None = None
     previous: Nve | None = None
+    group: str = ""
+    others: tuple[Nve, ...] = ()
     request: Received | None = None
     sight: Seen | None = None
     report_at: float | None = None
@@ -82,7 +95,7 @@ class RouteEntry:
             RouteState.LEAD: (self.serving, RouteAction.HOLD),
             RouteState.ANNOUNCE: (self.serving, RouteAction.ANNOUNCE),
         }.get(self.state, (None, RouteAction.NONE))
-        return VmRoutes(self.vm, prefixes, via, action, self.serving)
+        return VmRoutes(self.vm, prefixes, via, action, self.serving, self.group, self.others)
 
 
 class RouterEngine(RouterChecks, Flushing):
@@ -207,6 +220,7 @@ class RouterEngine(RouterChecks, Flushing):
         entry.request, entry.epoch, entry.state = received, epoch, state
         entry.interfaces = message.interfaces if state else ()
         entry.serving, entry.previous = serving, previous
+        entry.group, entry.others = _group(message) if state else ("", ())
         entry.report_at = None if state is RouteState.NONE else now + self._pause()
         entry.sight = None
         self.channel.withdraw_subject(self.manager, (entry.vm, "sight"))
@@ -297,6 +311,17 @@ def _pair(message: Message, state: RouteState) -> tuple[Nve | None, Nve | None]:
     return message.need(ServingNve).nve, previous
 
 
+def _group(message: Message) -> tuple[str, tuple[Nve, ...]]:
+    """Section 7: the load-shared group of the VM, and where its other members are."""
+    group = message.find(GroupOption)
+    others = [option.nve for option in message.options if isinstance(option, GroupMember)]
+    if group is None and others:
+        raise DecodeError("missing-option", "Group Member without Group")
+    if len(others) > MAX_OTHERS:
+        raise DecodeError("bad-value", f"more than {MAX_OTHERS} other members")
+    return (group.name if group else ""), tuple(dict.fromkeys(others))
+
+
 def route_to_json(entry: RouteEntry) -> dict[str, Any]:
     """The durable part of an entry; a tombstone is its epoch alone."""
     value: dict[str, Any] = {"epoch": entry.epoch, "state": entry.state.name}
@@ -304,6 +329,8 @@ def route_to_json(entry: RouteEntry) -> dict[str, Any]:
         value["interfaces"] = [interface_to_json(i) for i in entry.interfaces]
         value["serving"] = nve_to_json(entry.serving)
         value["previous"] = nve_to_json(entry.previous)
+        if entry.group:
+            value["group"] = [entry.group, [nve_to_json(nve) for nve in entry.others]]
     return value
 
 
@@ -319,4 +346,6 @@ def load_routes(state: Mapping[str, Any]) -> Iterable[RouteEntry]:
             entry.interfaces = tuple(interface_from_json(i) for i in value["interfaces"])
             entry.serving = nve_from_json(value["serving"])
             entry.previous = nve_from_json(value["previous"]) if value["previous"] else None
+            entry.group, others = value.get("group", ("", ()))
+            entry.others = tuple(nve_from_json(nve) for nve in others)
         yield entry

@@ -22,6 +22,8 @@ from vmmobility.wire.options import (
     Endpoint,
     Epoch,
     FlowOption,
+    GroupMember,
+    GroupOption,
     Guest,
     InterfaceGroup,
     KnownBoot,
@@ -91,6 +93,11 @@ def _fields(value: Any) -> Readable:
     return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
 
 
+def _located(nve: Nve) -> Readable:
+    found = {f"ipv{locator.version}": str(locator) for locator in nve.locators}
+    return {"nve_id": nve.nve_id, **found}
+
+
 def readable_option(option: Option) -> Readable:
     """One option: its name in the table and its values."""
     match option:
@@ -101,10 +108,9 @@ def readable_option(option: Option) -> Readable:
         case InterfaceGroup(interface):
             values = {"mac": interface.mac_text, "prefixes": _plain(interface.prefixes)}
         case ServingNve(nve) | PreviousNve(nve):
-            values = {
-                "nve_id": nve.nve_id,
-                **{f"ipv{locator.version}": str(locator) for locator in nve.locators},
-            }
+            values = _located(nve)
+        case GroupMember(member, nve):
+            values = {"member": member, **_located(nve)}
         case Definition(data) | Measurements(data):
             values = _octets(data)
         case _:
@@ -190,6 +196,8 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
         CopyStorage[e["copy_storage"]],
     ),
     Capacity: lambda e: Capacity(*(e[f.name] for f in fields(Capacity))),
+    GroupOption: lambda e: GroupOption(int(e["epoch"]), e["member"], e["name"]),
+    GroupMember: lambda e: GroupMember(e["member"], _nve(e)),
 }
 _BY_NAME = {BY_CLASS[option].name: reader for option, reader in _READERS.items()}
 

@@ -222,6 +222,24 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupOption:
+    """The load-shared group whose member this VM is (Section 7, hot standby): the group's epoch,
+    the VM's number in it, the group's name."""
+
+    epoch: int
+    member: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """Another member of that group that is in service: its number and its NVE (repeated)."""
+
+    member: int
+    nve: Nve
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option of a type that this node does not know, kept as it came."""
 
@@ -256,5 +274,7 @@ Option = (
     | FlowOption
     | MoveTerms
     | Capacity
+    | GroupOption
+    | GroupMember
     | UnknownOption
 )

@@ -32,6 +32,8 @@ from vmmobility.wire.option_values import (
     Endpoint,
     Epoch,
     FlowOption,
+    GroupMember,
+    GroupOption,
     Guest,
     InterfaceGroup,
     KnownBoot,
@@ -72,6 +74,8 @@ __all__ = [
     "Endpoint",
     "Epoch",
     "FlowOption",
+    "GroupMember",
+    "GroupOption",
     "Guest",
     "InterfaceGroup",
     "KnownBoot",
@@ -317,6 +321,16 @@ OPTIONS: tuple[Declaration, ...] = (
         28, "Capacity", False, False, (28, 28), Capacity,
         _capacity_octets,
         _take_capacity,
+    ),
+    Declaration(
+        32, "Group", True, False, (11, 74), GroupOption,
+        lambda o: o.epoch.to_bytes(8, "big") + o.member.to_bytes(2, "big") + formats.name(o.name),
+        lambda c: GroupOption(c.uint(8), c.uint(2), formats.take_name(c)),
+    ),
+    Declaration(
+        33, "Group Member", True, True, (4, 57), GroupMember,
+        lambda o: o.member.to_bytes(2, "big") + formats.nve(o.nve),
+        lambda c: GroupMember(c.uint(2), formats.take_nve(c)),
     ),
 )  # fmt: skip
 

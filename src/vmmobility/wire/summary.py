@@ -10,6 +10,8 @@ from vmmobility.wire.move_terms import terms_to_json
 from vmmobility.wire.options import (
     AttachId,
     Epoch,
+    GroupMember,
+    GroupOption,
     Guest,
     KnownBoot,
     MoveTerms,
@@ -67,6 +69,10 @@ def _word(option: Option, full: bool) -> str:
             return f"guest {life.name.lower()}"
         case Route(state):
             return state.name
+        case GroupOption(epoch, member, name):
+            return f"group {name} member {member} epoch {epoch}"
+        case GroupMember(member, nve):
+            return f"member {member} at {nve.nve_id}"
         case Sight(direct, covered):
             return "direct" * direct + " covered" * covered if direct or covered else "indirect"
         case Translation(box, original, substitute):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 MANAGER_COMMANDS = (["vm", "list"], ["vm", "show", "vm1"], ["show", "bindings"],
                     ["show", "nves"], ["show", "moves"], ["manager", "status"],
                     ["show", "onboarded"], ["show", "alarms"], ["check"],
+                    ["group", "list"],
                     ["trace", "10.1.0.5"],
                     ["move", "vm1", "nve-b"])  # fmt: skip
 NVE_COMMANDS = (["nve", "list"], ["nve", "status"], ["nve", "check"], ["nve", "alarms"],

@@ -39,6 +39,8 @@ INPUTS: dict[Role, tuple[str, ...]] = {
         "uncordon",
         "drain",
         "abort_drain",
+        "declare_group",
+        "delete_group",
     ),
     Role.NVE: (
         *_BOTH,
@@ -58,7 +60,14 @@ INPUTS: dict[Role, tuple[str, ...]] = {
     Role.BORDER_ROUTER: _ROUTER,
 }
 QUESTIONS: dict[Role, tuple[str, ...]] = {
-    Role.MANAGER: ("next_timer", "announced", "fabric", "routers_of", "liveness_of"),
+    Role.MANAGER: (
+        "next_timer",
+        "announced",
+        "fabric",
+        "routers_of",
+        "liveness_of",
+        "group_of",
+    ),
     Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions"),
     Role.DEFAULT_ROUTER: ("next_timer", "desired", "watched"),
     Role.BORDER_ROUTER: ("next_timer", "desired", "watched"),

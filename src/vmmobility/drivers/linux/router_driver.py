@@ -21,7 +21,7 @@ from vmmobility.drivers.linux.fib import Fib
 from vmmobility.drivers.linux.fib_messages import Hop, dump_routes
 from vmmobility.drivers.linux.fib_table import FibTable, Hops
 from vmmobility.drivers.linux.netlink import Netlink
-from vmmobility.drivers.linux.router_routes import NOBODY, TABLES, Changes, Wish
+from vmmobility.drivers.linux.router_routes import NOBODY, TABLES, Changes, Wish, share
 from vmmobility.engine.fabric_routes import RouteAction, Sight, VmRoutes
 from vmmobility.errors import DataPlaneError, VmMobilityError
 from vmmobility.wire.values import Address, Prefix, VmKey
@@ -145,22 +145,33 @@ class LinuxRouterPlane:
         return touched
 
     def _wish(self, prefix: Prefix) -> Wish:
-        """What should stand for a prefix: the wish of the VM that claimed it last."""
+        """What should stand for a prefix: the wish of the VM that claimed it last; or, if that is
+        a member of a load-shared group, of all its members together."""
         claims = self._claims.get(prefix)
         if not claims:
             return Wish(NOBODY, prefix, ())
-        vm = next(reversed(claims))
-        state = self._desired[vm]
-        tables = TABLES[state.state]
+        claimants = [self._desired[vm] for vm in claims]
+        joined = share(claimants)
+        found, lacking = dict[Hop, None](), dict[VmKey, str]()
+        for state in joined:
+            hops, reason = self._towards(state, prefix)
+            found |= dict.fromkeys(hops)
+            if reason:
+                lacking[state.vm] = reason
+        vm, tables = joined[-1].vm, TABLES[joined[-1].state]
+        if not found:
+            return Wish(vm, prefix, tables, reason=lacking.get(vm, ""))
+        return Wish(vm, prefix, tables, tuple(found), lacking=tuple(lacking.items()))
+
+    def _towards(self, state: VmRoutes, prefix: Prefix) -> tuple[tuple[Hop, ...], str]:
+        """The next hops for one VM's packets; or none, and why."""
         if state.serving is None:
-            return Wish(vm, prefix, tables, reason="no serving NVE is named")
+            return (), "no serving NVE is named"
         locator = state.serving.locator(prefix.version)
         if locator is None:
-            reason = f"{state.serving.nve_id} has no IPv{prefix.version} locator"
-            return Wish(vm, prefix, tables, reason=reason)
+            return (), f"{state.serving.nve_id} has no IPv{prefix.version} locator"
         hops = self._way(locator)
-        reason = "" if hops else f"no route leads to {locator} of {state.serving.nve_id}"
-        return Wish(vm, prefix, tables, hops, reason)
+        return hops, "" if hops else f"no route leads to {locator} of {state.serving.nve_id}"
 
     def _way(self, locator: Address) -> tuple[Hop, ...]:
         """The next hops towards a locator: itself on a link, else those of the fabric's route."""
@@ -236,14 +247,24 @@ class LinuxRouterPlane:
         goal = state.goal or state.serving
         direct = covered = goal is not None
         main = self._fib.main
+
+        def towards(locator: Address) -> Hops:
+            if locator not in leads:
+                leads[locator] = main.hops(locator)
+            return leads[locator]
+
         for prefix in state.prefixes:
             locator = goal.locator(prefix.version) if goal is not None else None
             if locator is None:
                 return Sight(direct=False, covered=False)
-            if locator not in leads:
-                leads[locator] = main.hops(locator)
-            to = leads[locator]
-            direct = direct and bool(to) and main.hops(prefix) == to
+            to = towards(locator)
+            if not state.group:
+                direct = direct and bool(to) and main.hops(prefix) == to
+            else:
+                others = [nve.locator(prefix.version) for nve in state.others]
+                goals = to.union(*(towards(other) for other in others if other is not None))
+                found = main.hops(prefix)
+                direct = direct and bool(to) and bool(found) and found <= goals
             covered = covered and bool(to) and main.hops(prefix, shorter_only=True) == to
         return Sight(direct, covered)
 

@@ -25,6 +25,10 @@ SETTINGS = {
     "net/ipv6/conf/all/forwarding": "1",
     # Else routes that name a next hop object (FRR's) are told without their next hops.
     "net/ipv4/nexthop_compat_mode": "1",
+    # Of several next hops a packet's whole flow (addresses, protocol, ports) takes one: else all
+    # packets of two hosts do (0), and members of a load-shared group share no load of one host.
+    "net/ipv4/fib_multipath_hash_policy": "1",
+    "net/ipv6/fib_multipath_hash_policy": "1",
 }
 
 
@@ -40,7 +44,8 @@ def check_rights() -> None:
 
 
 def ensure_settings() -> None:
-    """Forwarding in both families.  Raises EnvironmentProblem where it may not be set."""
+    """Forwarding in both families, flows that stay on their path.  Raises EnvironmentProblem where
+    that may not be set."""
     sysctl.ensure(SETTINGS)
 
 

@@ -17,7 +17,7 @@ from vmmobility.drivers.linux.fib_table import FibTable
 from vmmobility.drivers.linux.netlink import Netlink, Request
 from vmmobility.drivers.linux.ownership import HOLD_TABLE, MAIN_TABLE, ROUTE_METRIC
 from vmmobility.drivers.linux.rtnetlink import RTM_DELROUTE
-from vmmobility.engine.fabric_routes import RouteAction
+from vmmobility.engine.fabric_routes import RouteAction, VmRoutes
 from vmmobility.wire.values import Prefix, VmKey
 
 TABLES = {
@@ -34,6 +34,7 @@ class Wish:
     """What should stand for one prefix: in which tables, leading where, for whom.
 
     reason: why it cannot lead anywhere now; what stands in the wanted tables then stays
+    lacking: members of its group to which nothing leads, and why: the others have their load
     """
 
     vm: VmKey
@@ -41,6 +42,20 @@ class Wish:
     tables: tuple[int, ...]
     hops: tuple[Hop, ...] = ()
     reason: str = ""
+    lacking: tuple[tuple[VmKey, str], ...] = ()
+
+
+def share(claimants: Sequence[VmRoutes]) -> list[VmRoutes]:
+    """Of those that want one prefix, in the order of their last apply, whose wishes count.
+
+    The last one's alone; or, if that is a member of a group, those of all members that are
+    announced, else of all that are held.  Each packet's flow is hashed to one of their next hops.
+    """
+    last = claimants[-1]
+    if not last.group:
+        return [last]
+    mates = [s for s in claimants if s.group == last.group and s.vm.vni == last.vm.vni]
+    return [s for s in mates if s.state is RouteAction.ANNOUNCE] or mates
 
 
 def item(table: int, prefix: Prefix) -> str:
@@ -82,6 +97,8 @@ class Changes:
         """Add what it takes to fulfil the wish."""
         if wish.reason and wish.tables:
             self._fail(wish.vm, f"route {wish.prefix}", wish.prefix, wish.reason)
+        for vm, reason in wish.lacking:
+            self._fail(vm, f"route {wish.prefix}", wish.prefix, reason)
         for number, table in self.tables.items():
             if number not in wish.tables:
                 self.drop(wish.vm, ours_at(table, wish.prefix))
