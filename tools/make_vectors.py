@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from tools.vector_drops import invalid, replay  # noqa: E402
+from tools.vector_guests import guests  # noqa: E402
 from tools.vector_messages import (  # noqa: E402
     Json,
     every_option,
@@ -39,6 +40,7 @@ FILES: dict[str, Callable[[], Json]] = {
     "challenges.json": challenges,
     "checks.json": checks,
     "heartbeats.json": heartbeats,
+    "guests.json": guests,
     "routes.json": routes,
     "boxes.json": boxes,
     "napt.json": napt,

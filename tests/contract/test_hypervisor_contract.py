@@ -355,3 +355,37 @@ def test_guests_of_its_own_are_not_watched(run: Run) -> None:
             await node.hypervisor.unwatch(VM)
 
     run(scenario)
+
+
+def test_a_suspended_guest_is_held_and_goes_on(run: Run) -> None:
+    async def scenario(pair: Pair) -> None:
+        await pair.start()
+        hypervisor = pair.source.hypervisor
+        await hypervisor.pause(VM)
+        await hypervisor.pause(VM)  # once more changes nothing
+        assert await hypervisor.query(VM) is GuestLife.HELD
+        assert await hypervisor.adopt([pair.definition]) == {VM: False}
+        await hypervisor.resume(VM)
+        assert await pair.runs_at(pair.source)
+        await hypervisor.pause(VM)
+        await hypervisor.stop(VM)
+        assert await hypervisor.query(VM) is GuestLife.NONE
+
+    run(scenario)
+
+
+def test_a_guest_is_asked_to_shut_itself_down(run: Run) -> None:
+    """Whether it does is its own affair; whoever asked may end it, and start it again."""
+
+    async def scenario(pair: Pair) -> None:
+        await pair.start()
+        hypervisor = pair.source.hypervisor
+        await hypervisor.shut_down(VM)
+        await hypervisor.stop(VM)
+        assert await hypervisor.query(VM) is GuestLife.NONE
+        with pytest.raises(HypervisorError, match="contract"):
+            await hypervisor.shut_down(VM)
+        await hypervisor.start(pair.definition, [pair.source.port])
+        assert await pair.runs_at(pair.source)
+
+    run(scenario)

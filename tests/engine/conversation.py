@@ -30,7 +30,7 @@ from tests.engine.hand_talk import HandTalk, vm_key
 from tests.engine.network import MANAGER, Node, Weather, World
 from vmmobility.engine.dataplane import VmDataPlane
 from vmmobility.engine.fabric_routes import VmRoutes
-from vmmobility.engine.manager_move import Move, MoveRefused, ReleaseRefused
+from vmmobility.engine.manager_move import GuestRefused, Move, MoveRefused, ReleaseRefused
 from vmmobility.engine.outputs import (
     CommandDone,
     Event,
@@ -41,7 +41,7 @@ from vmmobility.engine.outputs import (
 )
 from vmmobility.wire.authentication import TRAILER
 from vmmobility.wire.message import decode_part
-from vmmobility.wire.registry import Phase
+from vmmobility.wire.registry import GuestState, Phase
 from vmmobility.wire.summary import summary
 from vmmobility.wire.values import Interface, VmKey
 
@@ -55,7 +55,7 @@ TOLD = (
     "guest.lost", "guest.arrived", "guest.departed", "guest.refused", "binding.frozen",
     "binding.thawed", "binding.lost", "binding.departed", "vm.duplicate", "drift", "state.empty",
     "state.lost", "epoch.learned", "boot.raised", "peer.proven", "route.refused", "gate.timeout",
-    "withdrawal.late",
+    "withdrawal.late", "guest.state", "guest.ended", "guest.memory-lost", "provision.",
 )  # fmt: skip
 
 
@@ -146,6 +146,22 @@ class Conversation(FabricTalk, HandTalk):
         try:
             self._moves[vm_key(vm)] = self.world.move(vm_key(vm), to)
         except MoveRefused as refused:
+            self._say(MANAGER, f"refuses ({refused.kind}): {refused.message}; {refused.remedy}")
+
+    def do_guest(self, verb: str, vm: str, force: str = "") -> None:
+        """guest stop vm1 [force]: what people want of the guest, by the manager."""
+        try:
+            self.world.order_guest(vm_key(vm), verb, force=bool(force))
+        except GuestRefused as refused:
+            self._say(MANAGER, f"refuses ({refused.kind}): {refused.message}; {refused.remedy}")
+
+    def do_provision(self, vm: str, node: str) -> None:
+        """provision vm1 at b: the manager has an NVE bring it up that has nothing of it."""
+        home = list(self.world.nodes).index(node) + 1
+        addresses = self.world.interfaces.get(vm_key(vm)) or interfaces_of(vm, home, 1)
+        try:
+            self.world.provision(vm_key(vm), node, addresses)
+        except GuestRefused as refused:
             self._say(MANAGER, f"refuses ({refused.kind}): {refused.message}; {refused.remedy}")
 
     def do_release(self, vm: str, fenced: str = "") -> None:
@@ -318,6 +334,12 @@ class Conversation(FabricTalk, HandTalk):
             ]
             text = f"binding: {binding.nve.nve_id} epoch {binding.epoch}"
             text += f", previous {', '.join(previous)}" if previous else ""
+            if binding.guest is not GuestState.RUNNING:
+                text += f", {binding.guest.name.lower()}"
+            if binding.order is not None:
+                text += f", to be {binding.order.state.name.lower()}"
+            if binding.guest_error:
+                text += f" ({binding.guest_error})"
             say(text + (", the fabric is direct" if binding.fabric_direct else ""))
         elif manager:
             say("binding: none")
@@ -371,9 +393,8 @@ class Conversation(FabricTalk, HandTalk):
             error = f"fails: {output.error}" if output.error else "is done"
             self._say(node.node_id, f"command {output.command} {error}")
         elif isinstance(output, Event) and output.name.startswith(TOLD):
-            detail = [
-                str(output.detail[k]) for k in ("vm", "status", "reason") if k in output.detail
-            ]
+            said = ("vm", "status", "state", "reason")
+            detail = [str(output.detail[k]) for k in said if k in output.detail]
             self._say(node.node_id, f"* {output.name} {' '.join(detail)}")
         elif isinstance(output, Halt):
             self._say(node.node_id, f"halts: {output.reason}")

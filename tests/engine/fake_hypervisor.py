@@ -206,6 +206,9 @@ class Hypervisor:
         return None
 
     def _stop(self, vm: VmKey, arguments: dict[str, Any]) -> None:
+        """With a time to shut itself down, the guest does so."""
+        if arguments.get("grace_s") and vm in self.guests:
+            self.kill(vm)
         self.guests.pop(vm, None)
 
     def _pause(self, vm: VmKey, arguments: dict[str, Any]) -> None:

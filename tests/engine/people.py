@@ -81,6 +81,21 @@ class People(Pump):
             self.feed(node, lambda: edge.check(number, None, self.now))
         return number
 
+    def order_guest(self, vm: VmKey, verb: str, *, force: bool = False) -> None:
+        """start, suspend, resume, stop or delete; GuestRefused comes through."""
+        try:
+            self.manager.order_guest(vm, verb, self.now, force)
+        finally:
+            self._pump(self.nodes[MANAGER])
+
+    def provision(self, vm: VmKey, to: str, interfaces: tuple[Interface, ...]) -> None:
+        """The manager has an NVE bring the VM up; GuestRefused comes through."""
+        self._defined(vm, interfaces)
+        try:
+            self.manager.provision(vm, to, interfaces, b"{}", self.now)
+        finally:
+            self._pump(self.nodes[MANAGER])
+
     def move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> str:
         """Begin a move; returns its id.  MoveRefused comes through."""
         try:

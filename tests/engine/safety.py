@@ -26,6 +26,7 @@ from tests.engine.fake_hypervisor import Life
 from vmmobility.engine.binding_cache import BindingCache
 from vmmobility.engine.dataplane import Forwarding, Outside
 from vmmobility.engine.manager_transitions import MoveState
+from vmmobility.wire.registry import GuestState, Phase
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -121,6 +122,11 @@ def check_settled(
         if vm in left_open:
             continue
         places, at = running(world, vm), binding.nve.nve_id
+        if binding.guest is not GuestState.RUNNING and binding.order is None:
+            if vm in may_be_lost and binding.state != "serving":
+                continue
+            check_held(world, vm, binding)
+            continue
         if places != [at]:
             told = vm in may_be_lost and binding.state != "serving"
             if has_failed(manager, binding) or (told and not places):
@@ -138,6 +144,26 @@ def check_settled(
                 continue  # nobody may tunnel it
             if walk.end != "delivered" and not (walk.end == "dropped" and unknown_at_home):
                 raise Violation("not reached", f"{vm}: {describe(walk)}")
+
+
+def check_held(world: World, vm: VmKey, binding: Binding) -> None:
+    """A VM that its NVE has confirmed to be suspended or stopped runs nowhere; its packets end at
+    that NVE's taps, and one that is suspended is in memory there.  Raises Violation."""
+    at = binding.nve.nve_id
+    if running(world, vm):
+        where = f"{binding.guest.name.lower()} at {at} and runs at {running(world, vm)}"
+        raise Violation("runs though it was stopped", f"{vm} is {where}")
+    entry = world.edge(at).entries.get(vm)
+    if entry is None or entry.phase is not Phase.STOPPED or entry.guest is not binding.guest:
+        where = f"{entry.phase.name} {entry.guest.name}" if entry else "not there"
+        raise Violation("not as it was ordered", f"{vm} at {at}: {where}")
+    guest = world.nodes[at].hypervisor.guests.get(vm)  # type: ignore[union-attr]
+    if (guest is not None) is not (binding.guest is GuestState.SUSPENDED):
+        life = guest.life.value if guest else "none"
+        raise Violation("not as it was ordered", f"{vm} at {at}: its guest is {life}")
+    for walk in walks(world, vm):
+        if walk.path[-1] == at and walk.end != "stale":
+            raise Violation("not held", f"{vm}: {describe(walk)}")
 
 
 def check_routes(world: World, vm: VmKey, at: str, *, at_home: bool) -> None:

@@ -14,7 +14,7 @@ from vmmobility.engine import manager_transitions, nve_transitions
 from vmmobility.engine.binding_update_list import DATA_PLANE
 from vmmobility.engine.manager_moves import BEFORE_THE_SWITCH, PASSED_OVER, PHASE_NAMES
 from vmmobility.engine.manager_transitions import FINAL, Happening, MoveState
-from vmmobility.engine.nve import REQUEST_TRIGGERS, NveEngine
+from vmmobility.engine.nve import GUEST_TRIGGERS, REQUEST_TRIGGERS, NveEngine
 from vmmobility.engine.nve_transitions import OTHERWISE, RULES, TABLE, Trigger
 from vmmobility.wire.registry import Phase
 
@@ -40,7 +40,7 @@ def test_every_action_is_a_method(action: str) -> None:
 
 
 def test_every_request_of_the_manager_has_a_trigger_that_refuses_elsewhere() -> None:
-    asked = {*REQUEST_TRIGGERS.values(), Trigger.CLEAR}
+    asked = {*REQUEST_TRIGGERS.values(), *GUEST_TRIGGERS.values(), Trigger.CLEAR}
     refusing = {t for t, o in OTHERWISE.items() if o is nve_transitions.Otherwise.REFUSE}
     assert asked | {Trigger.START, Trigger.STOP} == refusing
 

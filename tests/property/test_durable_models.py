@@ -24,7 +24,7 @@ from vmmobility.engine.fabric_record import FabricEntry, Lead, Told, fabric_to_j
 from vmmobility.engine.replay_window import ReplayWindow
 from vmmobility.engine.router import RouteEntry, load_routes, route_to_json
 from vmmobility.store.journal import Journal
-from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
+from vmmobility.wire.registry import GuestLife, GuestState, Mobility, Phase, RouteState
 from vmmobility.wire.values import VmKey
 
 JSON = st.recursive(
@@ -185,6 +185,12 @@ DURABLE: dict[str, st.SearchStrategy[Any]] = {
     "arrived": st.sampled_from(GuestLife),
     "paused": st.booleans(),
     "relaying": st.booleans(),
+    "guest": st.sampled_from(GuestState),
+    "wanted": st.sampled_from(GuestState),
+    "settled": st.booleans(),
+    "guest_epoch": uints(64),
+    "grace_s": uints(16),
+    "kept": st.booleans(),
 }
 
 

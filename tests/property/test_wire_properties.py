@@ -23,6 +23,7 @@ from vmmobility.wire.options import (
     Epoch,
     FlowOption,
     Guest,
+    GuestStateOption,
     InterfaceGroup,
     KnownBoot,
     Mapping,
@@ -53,6 +54,7 @@ from vmmobility.wire.registry import (
     MAX_PARTS,
     CopyStorage,
     GuestLife,
+    GuestState,
     Kind,
     Mobility,
     OnTimeout,
@@ -124,6 +126,9 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     Nonce: st.builds(Nonce, st.binary(min_size=16, max_size=16)),
     KnownBoot: st.builds(KnownBoot, uints(64)),
     Guest: st.builds(Guest, st.sampled_from(GuestLife)),
+    GuestStateOption: st.builds(
+        GuestStateOption, st.sampled_from(GuestState), st.booleans(), uints(16), uints(64)
+    ),
     Route: st.builds(Route, st.sampled_from(RouteState)),
     Sight: st.builds(Sight, st.booleans(), st.booleans()),
     OriginAuthentication: st.builds(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from tests.engine.network import MANAGER
 from tests.simulation.draw_fabric import DrawFabric
 from tests.simulation.draw_groups import DrawGroups
+from tests.simulation.draw_guests import DrawGuests
 from tests.simulation.host_operations import drawn
 from tests.simulation.operations import THERE
 from tests.simulation.schedule import CALM, Operation, Schedule
@@ -72,7 +73,10 @@ class _Draw:
         self._manager_loses_records()
         hosts = drawn(self.seed, self.nves, until)
         shared = DrawGroups(self.seed, self.nves, self.vms, until, self.operations)
+        ours = [vm for vm in self.vms if vm not in self.by_hand]
+        guests = DrawGuests(self.seed, self.nves, ours, until)
         every = [*self.operations, *fabric.operations, *hosts, *shared.operations]
+        every += guests.operations
         self.operations = sorted(every, key=lambda o: o.at)
         self.homes |= dict.fromkeys(shared.started, self.homes[self.vms[0]])
         homes, settings = tuple(self.homes.items()), (*settings, *fabric.settings)

@@ -19,7 +19,7 @@ from tests.engine.safety import Violation
 from tests.simulation.fates import Fates
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.dataplane import Forwarding
-from vmmobility.wire.registry import Phase, Purpose
+from vmmobility.wire.registry import GuestState, Phase, Purpose
 from vmmobility.wire.values import VmKey
 
 SETTLE_S = 180.0  # of virtual time, at most
@@ -75,6 +75,10 @@ def check(world: World, fates: Fates) -> None:
     for vm in sorted(set(world.interfaces) - open_still):
         places = safety.running(world, vm)
         binding = manager.cache.bindings.get(vm)
+        if binding is not None and binding.guest is not GuestState.RUNNING:
+            if not binding.lost:
+                _check_bound(world, vm, binding)
+            continue
         if vm in fates.must_live and len(places) != 1:
             raise Violation("lost", f"{vm} runs nowhere, and no fault destroyed it")
         if places and binding is None:
@@ -100,7 +104,8 @@ def _check_bound(world: World, vm: VmKey, binding: Binding) -> None:
         entry = edge.entries.get(vm)
         phase = entry.phase if entry else Phase.NONE
         serving = name == binding.nve.nve_id
-        allowed = {Phase.SERVING} if serving else {Phase.NONE, Phase.REDIRECTING}
+        held = Phase.SERVING if binding.guest is GuestState.RUNNING else Phase.STOPPED
+        allowed = {held} if serving else {Phase.NONE, Phase.REDIRECTING}
         by_hand = entry is not None and entry.expected  # taps stay, and guests are not ours to end
         if phase not in allowed:
             raise Violation("a leftover", f"{vm} at {name}: {phase.name}")
@@ -109,8 +114,8 @@ def _check_bound(world: World, vm: VmKey, binding: Binding) -> None:
         guest = hypervisor.guests.get(vm)
         if not serving and guest is not None and guest.life not in KEPT:
             raise Violation("a leftover", f"{vm} at {name}: a guest {guest.life.value}")
-        held = node.kernel.held.get(vm)
-        if held is not None and held.plugged and not serving and not by_hand:
+        state = node.kernel.held.get(vm)
+        if state is not None and state.plugged and not serving and not by_hand:
             raise Violation("a leftover", f"{vm} at {name}: taps")
 
 

@@ -24,6 +24,7 @@ from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_transitions import FINAL
 from vmmobility.engine.outputs import CommandDone, Order, Output
+from vmmobility.wire.registry import Phase
 from vmmobility.wire.values import Interface, VmKey
 
 AWAY_S = 0.5  # a daemon that nobody planned to crash is started again after so long
@@ -308,6 +309,19 @@ class Operations(FabricOperations, HostOperations):
                     self.hit("not given up", MANAGER)
         self.world.feed(self.world.nodes[MANAGER], lambda: None)
 
+    def do_guest(self, verb: str, vm: str, force: str = "") -> None:
+        """What people want of a guest, by the manager."""
+        if self._manager() is None:
+            return
+        try:
+            self.world.order_guest(vm_key(vm), verb, force=bool(force))
+        except CommandRefused:
+            self.hit("guest order refused", MANAGER)
+            return
+        self.hit(f"guest to {verb}", MANAGER)
+        if verb == "delete":
+            self.fates.doomed.setdefault(vm_key(vm), "people deleted it")
+
     def do_release(self, vm: str) -> None:
         """Only where it is true: that machine is without power, and of the VM is nothing there."""
         manager, key = self._manager(), vm_key(vm)
@@ -376,6 +390,10 @@ class Operations(FabricOperations, HostOperations):
 
     def do_reimage(self, name: str, away: str) -> None:
         """A machine is made anew: without guests, and without its state."""
+        edge = self.world.nodes[name].edge
+        for entry in edge.entries.values() if edge else ():
+            if entry.phase is Phase.STOPPED:
+                self.fates.doomed.setdefault(entry.vm, f"all of it was at {name}")
         self._end("power", name, float(away))
         self.hit("state lost", name)
         self.world.lose_state(name)

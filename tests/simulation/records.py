@@ -26,7 +26,14 @@ from vmmobility.wire.registry import Kind, Phase, Purpose
 from vmmobility.wire.values import VmKey
 
 ANSWERED = frozenset(
-    {Purpose.ROUTE, Purpose.ATTACH, Purpose.PREPARE, Purpose.SWITCH, Purpose.REDIRECT}
+    {
+        Purpose.ROUTE,
+        Purpose.ATTACH,
+        Purpose.PREPARE,
+        Purpose.SWITCH,
+        Purpose.REDIRECT,
+        Purpose.GUEST,
+    }
 )
 FIRST_REFUSAL = 128
 

@@ -26,8 +26,10 @@ from vmmobility.engine.group_record import group_to_json
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.outputs import CommandDone, Event, Send
+from vmmobility.wire.registry import GuestState
 from vmmobility.wire.values import VmKey
 
+_RUNNING = GuestState.RUNNING
 LEAST_EVENTS = 200
 AFTER_S = 3.0  # between the last operation and the calm
 
@@ -115,6 +117,7 @@ class Runner:
         self._thaw()
         self._expect_again()
         self._quiet()
+        self._wake_all()
         self._thaw()  # a change of NVE that was under way may have been one too many
         self._move_all()
         while self.events < LEAST_EVENTS:
@@ -148,6 +151,18 @@ class Runner:
         for name in set(manager.cordons) - set(drained):
             manager.uncordon(name, self.world.now)
         self.world.feed(self.world.nodes[MANAGER], lambda: None)
+
+    def _wake_all(self) -> None:
+        """What was stopped or suspended can be let go on."""
+        manager = self.world.nodes[MANAGER].manager
+        assert manager is not None
+        for vm in [b.vm for b in manager.cache.bindings.values() if b.guest is not _RUNNING]:
+            binding = manager.cache.bindings[vm]
+            if not binding.lost:
+                verb = "resume" if binding.guest is GuestState.SUSPENDED else "start"
+                self.world.order_guest(vm, verb)
+        liveness.settle(self.world, 0.0)
+        liveness.check(self.world, self.operations.fates)
 
     def _move_all(self) -> None:
         """From wherever each VM is now, it can be moved; what is no more can be started again."""
@@ -215,6 +230,20 @@ class Runner:
         self.events += 1
         if world.touched:
             safety.check(world)
+            self._check_held()
+
+    def _check_held(self) -> None:
+        """A VM that was ordered to be stopped, or suspended, and is confirmed so, runs nowhere."""
+        manager = self.world.nodes[MANAGER].manager
+        if manager is None or self.operations.fates.set_back:
+            return
+        for binding in manager.cache.bindings.values():
+            if binding.guest is _RUNNING or binding.order is not None:
+                continue
+            places = safety.running(self.world, binding.vm)
+            if places:
+                what = f"{binding.vm} is {binding.guest.name.lower()}, and runs at {places}"
+                raise Violation("runs though it was stopped", f"{self.world.now:.3f} {what}")
 
     def _observe(self, node: Node, what: str, value: Any) -> None:
         if what == "output":
@@ -226,6 +255,8 @@ class Runner:
                     self.operations.entered(told["vm"], phase, parts)
                 self._not_failed(value)
                 self.records.event(value)
+                if value.name == "guest.state" and node.node_id == MANAGER:
+                    self._check_held()
             elif isinstance(value, Send):
                 self.records.said(node, value)
             elif isinstance(value, CommandDone):

@@ -20,6 +20,9 @@ BINDING: dict[str, Any] = {
     "previous": [{"nve": "nve-0", "acknowledged": True}],
     "state": "serving",
     "nve_liveness": "alive",
+    "guest": "running",
+    "guest_ordered": None,
+    "guest_error": "",
 }
 LIVENESS: dict[str, Any] = {
     "liveness": "silent",
@@ -171,12 +174,13 @@ class FakeManager(FakeDrains):
 
     def __init__(self, endings: list[dict[str, Any]] | None = None) -> None:
         super().__init__()
-        self.held = [BINDING]
+        self.held = [dict(BINDING)]
         self.started: list[dict[str, Any]] = []
         self.endings = endings or []
         self.waiting = asyncio.Event()
         self.compared: dict[str, Any] = {"checked": 3, "drift": [], "repaired": 0, "unanswered": []}
         self.pause_s = 0.0
+        self.ordered: list[tuple[str, bool, int | None]] = []
         self.records: dict[VmKey, dict[str, Any]] = {}
         self.raised: list[dict[str, Any]] = []
         self.asked: list[tuple[str, str, float]] = []
@@ -227,6 +231,25 @@ class FakeManager(FakeDrains):
         if name not in self.declared:
             raise NotFound(f"no group {name} is declared", "see `vmmob group list`")
         return self.declared.pop(name)
+
+    async def order_guest(
+        self, vm: VmKey, verb: str, force: bool, grace_s: int | None
+    ) -> dict[str, Any]:
+        """vm1 does at once what it is told, except to be suspended: its NVE refuses that."""
+        binding = self.binding(vm)
+        if binding is None:
+            raise NotFound(f"no VM {vm} is registered", "see `vmmob vm list`")
+        self.ordered.append((verb, force, grace_s))
+        if verb == "delete" and not force and binding["guest"] != "stopped":
+            raise Conflict(f"VM {vm} is running", "stop it first")
+        if verb == "delete":
+            self.held.remove(binding)
+            return {**binding, "guest_ordered": "none"}
+        if verb == "suspend":
+            binding["guest_error"] = "hypervisor-failure: no such command"
+        else:
+            binding["guest"] = "stopped" if verb == "stop" else "running"
+        return dict(binding)
 
     def onboarded(self) -> list[dict[str, Any]]:
         return list(self.records.values())

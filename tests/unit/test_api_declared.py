@@ -54,6 +54,7 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ("manager", "GET", "/v1/drains"): [("POST", "/v1/drains", {"nve": "nve-a"})],
     ("manager", "GET", "/v1/drains/{id}"): [("POST", "/v1/drains", {"nve": "nve-a"})],
     ("manager", "POST", "/v1/drains/{id}/abort"): [("POST", "/v1/drains", {"nve": "nve-a"})],
+    ("manager", "DELETE", "/v1/vms/{vm}"): [("POST", "/v1/vms/vm1/stop", None)],
     ("manager", "GET", "/v1/onboarded"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("manager", "DELETE", "/v1/onboarded/{vm}"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("manager", "GET", "/v1/groups"): [("PUT", "/v1/groups/web", GROUP)],

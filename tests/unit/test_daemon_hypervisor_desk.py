@@ -366,3 +366,58 @@ def test_an_orphan_that_cannot_be_ended_keeps_no_other_from_it():
         assert await rig.hypervisor.orphans(()) == [VM]
 
     play(part)
+
+
+class Stubborn(SlowHypervisor):
+    """Its guests do not listen to the power button."""
+
+    async def shut_down(self, vm: VmKey) -> None:
+        self.notes.append(f"button {vm.vm_id}")
+
+    async def stop(self, vm: VmKey) -> None:
+        await super().stop(vm)
+        self.notes.append(f"stop {vm.vm_id}")
+
+
+def shut_down(grace_s: float) -> HypervisorOrder:
+    return HypervisorOrder(Order.STOP, VM, {"grace_s": grace_s})
+
+
+def test_a_guest_that_shuts_itself_down_is_not_waited_for_longer():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        await rig.ask(start(VM))
+        [(_, order, _, error)] = await rig.ask(shut_down(3600))
+        assert (order, error) == (Order.STOP, "")
+
+    play(part)
+
+
+def test_a_guest_that_does_not_is_ended_and_whoever_is_in_a_hurry_need_not_wait():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor = Stubborn()
+        rig.desk._hypervisors = {"qemu": rig.hypervisor}
+        rig.hypervisor.gate.set()
+        await rig.ask(start(VM))
+        await rig.ask(shut_down(0.01))
+        assert rig.hypervisor.notes[-2:] == ["button vm1", "stop vm1"]
+        await rig.ask(start(VM))
+        rig.desk.take(shut_down(3600))
+        await until_true(lambda: rig.hypervisor.notes[-1] == "button vm1")
+        rig.desk.take(HypervisorOrder(Order.STOP, VM))
+        await rig.answered(5)
+        assert rig.hypervisor.notes[-2:] == ["stop vm1", "stop vm1"]
+
+    play(part)
+
+
+def test_a_guest_that_cannot_be_asked_to_is_ended():
+    async def part(rig: Rig) -> None:
+        rig.hypervisor.gate.set()
+        await rig.ask(start(VM))
+        rig.hypervisor.fail_next["shut_down"] = "no such button"
+        [(_, _, _, error)] = await rig.ask(shut_down(3600))
+        assert error == ""
+        assert rig.noted[-1]["event"] == "guest.no-shutdown"
+
+    play(part)

@@ -21,6 +21,7 @@ from vmmobility.wire.options import (
     GroupMember,
     GroupOption,
     Guest,
+    GuestStateOption,
     InterfaceGroup,
     KnownBoot,
     Mapping,
@@ -49,6 +50,7 @@ from vmmobility.wire.options import (
 from vmmobility.wire.registry import (
     CopyStorage,
     GuestLife,
+    GuestState,
     Mobility,
     OnTimeout,
     Phase,
@@ -90,6 +92,10 @@ EXAMPLES: list[tuple[Option, str]] = [
     (Nonce(bytes(range(16, 32))), "8011 0010 101112131415161718191a1b1c1d1e1f"),
     (KnownBoot(2**64 - 1), "8012 0008 ffffffffffffffff"),
     (Guest(GuestLife.DEPARTED), "8013 0001 03"),
+    (
+        GuestStateOption(GuestState.STOPPED, True, 60, 7),
+        "801d 000c 03 01 003c 0000000000000007",
+    ),
     (Route(RouteState.KEEP), "8014 0001 02"),
     (Sight(True, False), "8015 0001 01"),
     (Sight(False, True), "8015 0001 02"),

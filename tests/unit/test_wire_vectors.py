@@ -39,6 +39,7 @@ from vmmobility.wire.registry import (
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "docs" / "vectors"
 MESSAGES = (
+    "guests",
     "options",
     "registrations",
     "hot-move",

@@ -128,6 +128,16 @@ class ManagerClient(_Client):
         answer: Json = self._ask("GET", _vm_path(vm, "bindings"))
         return answer
 
+    def order_guest(
+        self, vm: VmKey, verb: str, *, force: bool = False, grace_s: int | None = None
+    ) -> Json:
+        """start, suspend, resume, stop or delete; the answer comes before that is done."""
+        method, action = ("DELETE", "") if verb == "delete" else ("POST", f"/{verb}")
+        path = _vm_path(vm, "vms", action) + ("&force=1" if force else "")
+        path += "" if grace_s is None else f"&grace={grace_s}"
+        answer: Json = self._ask(method, path)
+        return answer
+
     def release(self, vm: VmKey, fenced: str = "") -> Json:
         """Thaw a frozen binding.  fenced: only when that NVE's host is: any NVE may start the VM
         from now on."""

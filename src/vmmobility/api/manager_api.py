@@ -19,6 +19,7 @@ from vmmobility.api.declared import (
 from vmmobility.api.drain_routes import DrainRoutes
 from vmmobility.api.errors import BadRequest, NotFound
 from vmmobility.api.group_api import GroupRoutes
+from vmmobility.api.guest_routes import GuestRoutes
 from vmmobility.api.manager_schemas import (
     BINDING,
     CHECK,
@@ -42,7 +43,7 @@ FENCED_QUERY = Query("fenced", NAME, "the NVE whose host is fenced")
 FROM_QUERY = Query("from", NAME, "the node where the packets begin")
 
 
-class ManagerRoutes(http.Described, DrainRoutes, GroupRoutes):
+class ManagerRoutes(http.Described, DrainRoutes, GroupRoutes, GuestRoutes):
     title = "vmmobility: the manager"
 
     def __init__(self, service: ManagerService) -> None:

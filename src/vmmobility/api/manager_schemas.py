@@ -51,6 +51,9 @@ _BINDING = {
     "previous": listed(record({"nve": NAME, "acknowledged": BOOLEAN})),
     "state": choice("serving", "expired", "departed", "lost", "frozen", "released", "nve-dead"),
     "nve_liveness": LIVENESS,
+    "guest": choice("running", "suspended", "stopped"),
+    "guest_ordered": nullable(choice("running", "suspended", "stopped", "none")),
+    "guest_error": TEXT,
 }
 _MAPPINGS = {"mappings": listed(record({"box": NAME, "private": TEXT, "public": TEXT}))}
 BINDING = named("Binding", record(_BINDING, _MAPPINGS))

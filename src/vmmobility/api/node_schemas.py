@@ -57,7 +57,7 @@ _DATA_PLANE = {
         )
     ),
 }
-LOCAL_VM = named("LocalVm", record(_LOCAL_VM, _DATA_PLANE))
+LOCAL_VM = named("LocalVm", record(_LOCAL_VM, {**_DATA_PLANE, "guest": nullable(NAME)}))
 # What a definition must hold besides is said by what reads it (drivers/hypervisor/definition.py).
 DEFINITION = body(
     {"vm_id": NAME},

@@ -45,6 +45,9 @@ class ManagerService(DrainService, Protocol):
 
     def binding(self, vm: VmKey) -> Json | None: ...
 
+    async def order_guest(self, vm: VmKey, verb: str, force: bool, grace_s: int | None) -> Json:
+        """start, suspend, resume, stop or delete: the VM's binding, with the order in it."""
+
     async def release(self, vm: VmKey, fenced: str) -> Json:
         """The binding, once it is durable that it is thawed; or, with `fenced`, that people have
         said that this NVE's host is fenced: any NVE may have the VM then."""

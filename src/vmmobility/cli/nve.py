@@ -29,6 +29,8 @@ EVERYBODY = "not configured, every sender counts as inside"
 
 def _phase(row: Mapping[str, Any]) -> str:
     """A VM that other hands may bring here at any time is in no phase until they do."""
+    if row["phase"] == "stopped":
+        return str(row["guest"])  # it does not run here: suspended, or stopped
     return "expected" if row["expected"] and row["phase"] == "none" else str(row["phase"])
 
 

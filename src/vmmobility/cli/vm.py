@@ -1,6 +1,6 @@
 """`vmmob vm list|show|release|onboard|offboard`: the VMs that the manager knows.
 
-Speaks to the manager's API alone.
+Speaks to the manager's API alone.  Not here: starting and stopping them (guest.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import click
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
 from vmmobility.cli.definition_file import read_definition
+from vmmobility.cli.guest import COMMANDS, guest_words
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
 from vmmobility.wire.values import VmKey
 
@@ -29,6 +30,10 @@ def _last_move(row: Mapping[str, Any]) -> str:
 @click.group()
 def vm() -> None:
     """The VMs that the manager knows."""
+
+
+for command in COMMANDS:
+    vm.add_command(command)
 
 
 @vm.command("list")
@@ -47,6 +52,7 @@ def list_vms(socket_path: Path, json_output: bool) -> None:
             ("VM", output.vm_name),
             ("NVE", lambda row: row["nve"]),
             ("STATE", lambda row: row["state"]),
+            ("GUEST", guest_words),
             ("ADDRESSES", output.addresses),
             ("LAST MOVE", _last_move),
         ],
@@ -79,6 +85,8 @@ def show_vm(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) 
             "NVE": found["nve"],
             "state": found["state"],
             "NVE's heartbeats": found["nve_liveness"],
+            "guest": guest_words(found),
+            **({"last order": found["guest_error"]} if found["guest_error"] else {}),
             "epoch": found["epoch"],
             "lifetime": f"{found['lifetime_s']} s, ends in {output.shown(found['expires_in_s'])} s",
             **interfaces,

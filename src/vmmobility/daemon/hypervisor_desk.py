@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from vmmobility.drivers.hypervisor import definition as definitions
@@ -18,6 +19,8 @@ from vmmobility.errors import DecodeError, HypervisorError, VmMobilityError
 from vmmobility.wire.move_terms import NO_TERMS
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
+
+LOOK_S = 0.1  # a guest that shuts itself down is looked at so often
 
 Done = Callable[[VmKey, Order, Mapping[str, Any], str], None]
 
@@ -47,6 +50,7 @@ class HypervisorDesk:
         self._note = note
         self._kinds: dict[VmKey, str] = {}
         self._queues: dict[VmKey, deque[HypervisorOrder]] = {}
+        self._hurry: dict[VmKey, asyncio.Event] = {}  # of guests that are shutting themselves down
 
     async def adopt(self, known: Mapping[VmKey, bytes]) -> dict[VmKey, bool]:
         """After a restart: which of these VMs' guests live here, and whether they run.
@@ -85,7 +89,10 @@ class HypervisorDesk:
                 self._note("guest.orphan", vni=vm.vni, vm=vm.vm_id, kind=kind, ended=not spare)
 
     def take(self, order: HypervisorOrder) -> None:
-        """Queue one order; a worker lives while its VM has any."""
+        """Queue one order; a worker lives while its VM has any.  A guest that is to be ended, or
+        stilled, at once is not waited for."""
+        if order.vm in self._hurry and order.order in (Order.STOP, Order.PAUSE):
+            self._hurry[order.vm].set()
         queue = self._queues.get(order.vm)
         if queue is None:
             queue = self._queues[order.vm] = deque()
@@ -127,6 +134,8 @@ class HypervisorDesk:
         hypervisor = self._hypervisor(vm)
         match order.order:
             case Order.STOP:
+                if arguments.get("grace_s"):
+                    await self._shut_down(hypervisor, vm, arguments["grace_s"])
                 await hypervisor.stop(vm)
             case Order.PAUSE:
                 await hypervisor.pause(vm)
@@ -146,6 +155,23 @@ class HypervisorDesk:
             case Order.UNWATCH:
                 await hypervisor.unwatch(vm)
         return {}
+
+    async def _shut_down(self, hypervisor: Hypervisor, vm: VmKey, grace_s: float) -> None:
+        """Let the guest end by itself, for at most so long."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        hurry = self._hurry[vm] = asyncio.Event()
+        try:
+            await hypervisor.shut_down(vm)
+            while not hurry.is_set() and loop.time() < deadline:
+                if await hypervisor.query(vm) is GuestLife.NONE:
+                    return
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(hurry.wait(), LOOK_S)
+        except HypervisorError as problem:
+            self._note("guest.no-shutdown", vni=vm.vni, vm=vm.vm_id, reason=_reason(problem))
+        finally:
+            del self._hurry[vm]
 
     async def _bring_up(self, order: HypervisorOrder) -> dict[str, Any]:
         try:

@@ -24,6 +24,7 @@ from vmmobility.drivers.hypervisor.definition import decode_interfaces
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import interface_to_json
 from vmmobility.engine.manager import ManagerEngine
+from vmmobility.engine.manager_guests import GRACE_S
 from vmmobility.engine.manager_move import CommandRefused, Move
 from vmmobility.engine.manager_onboarding import Onboarded
 from vmmobility.engine.outputs import Event
@@ -181,6 +182,13 @@ class Manager(DrainService):
         self._command(lambda now: self._engine.abort_move(move, now))
         return move_view(move)
 
+    async def order_guest(
+        self, vm: VmKey, verb: str, force: bool, grace_s: int | None
+    ) -> dict[str, Any]:
+        grace = GRACE_S if grace_s is None else grace_s
+        binding = self._command(lambda now: self._engine.order_guest(vm, verb, now, force, grace))
+        return self._view(binding, time.monotonic())
+
     async def release(self, vm: VmKey, fenced: str) -> dict[str, Any]:
         binding = self._command(lambda now: self._engine.release(vm, now, fenced))
         return self._view(binding, time.monotonic())
@@ -285,6 +293,9 @@ def binding_view(binding: Binding, now: float, liveness: str) -> dict[str, Any]:
         ],
         "state": "nve-dead" if state == "serving" and liveness == "dead" else state,
         "nve_liveness": liveness,
+        "guest": binding.guest.name.lower(),
+        "guest_ordered": binding.order.state.name.lower() if binding.order else None,
+        "guest_error": binding.guest_error,
         **({"mappings": [_mapping(m) for m in binding.mappings]} if binding.mappings else {}),
     }
 

@@ -17,6 +17,7 @@ from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
 from vmmobility.errors import BadRequest, DecodeError, NotFound, Unavailable
+from vmmobility.wire.registry import Phase
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.nve import NveEngine
 
 EXTERNAL = "external"  # the kind of guests that other hands run
+HERE = (Phase.SERVING, Phase.STOPPED)  # phases in which the guest's state is this node's to tell
 
 
 class NveService:
@@ -166,6 +168,7 @@ class NveService:
             "vni": vm.vni,
             "vm": vm.vm_id,
             "phase": entry.phase.name.lower(),
+            "guest": entry.guest.name.lower() if entry.phase in HERE else None,
             "expected": entry.expected,
             "epoch": entry.epoch,
             "ports": [port_name(vm, n) for n in range(len(entry.interfaces))] if plugged else [],

@@ -21,7 +21,7 @@ from vmmobility.engine.binding_update_list import (
 )
 from vmmobility.engine.replay_window import WINDOW
 from vmmobility.wire.options import Mapping as MappingOption
-from vmmobility.wire.registry import Mobility
+from vmmobility.wire.registry import GuestState, Mobility
 from vmmobility.wire.values import Address, Interface, Nve, Prefix, VmKey
 
 DUPLICATE_S = 30.0  # a second copy for which nobody has asked for so long is there no more
@@ -43,6 +43,19 @@ class Previous:
 
 
 @dataclass(slots=True)
+class GuestOrder:
+    """What the serving NVE was told to make of the guest, and has not answered yet.
+
+    sure: given in this manager's life; one that is read from its records may be of an old backup
+    """
+
+    state: GuestState
+    epoch: int
+    grace_s: int = 0
+    sure: bool = True
+
+
+@dataclass(slots=True)
 class Binding:
     """One VM's entry.
 
@@ -56,6 +69,10 @@ class Binding:
     at_home:    its addresses lie in the serving NVE's covering prefixes; home: the last NVE of
                 which that was so
     mappings: its addresses that a NAPT box has mapped
+    guest:      what its NVE has made of the guest, by its last word; order: what it is told to make
+                of it; guest_epoch: of the last order that it has carried out here, 0 if none;
+                guest_error: why the last order was not, in words
+    kept:       when the guest ends by itself the VM stays bound, stopped
     fabric_direct: every router asked sees the fabric lead to the serving NVE (not durable)
     takeovers:  when it changed its NVE without a ticket; heard: when its NVE last held it; lost:
                 its NVE says that it has no such guest; departed: that the guest has left it;
@@ -78,6 +95,11 @@ class Binding:
     expired: bool = False
     released: bool = False
     frozen: bool = False
+    guest: GuestState = GuestState.RUNNING
+    order: GuestOrder | None = None
+    guest_epoch: int = 0
+    guest_error: str = ""
+    kept: bool = False
     sure: bool = False
     at_home: bool = False
     home: Nve | None = None
@@ -260,6 +282,7 @@ def _overlap(one: Prefix, other: Prefix) -> bool:
 
 
 def binding_to_json(binding: Binding) -> dict[str, Any]:
+    order = binding.order
     return {
         "interfaces": [interface_to_json(i) for i in binding.interfaces],
         "definition": binding.definition.decode(),
@@ -278,8 +301,20 @@ def binding_to_json(binding: Binding) -> dict[str, Any]:
         "frozen": binding.frozen,
         "at_home": binding.at_home,
         "home": nve_to_json(binding.home),
+        "guest": int(binding.guest),
+        "order": [int(order.state), order.epoch, order.grace_s] if order else None,
+        "guest_epoch": binding.guest_epoch,
+        "guest_error": binding.guest_error,
+        "kept": binding.kept,
         "mappings": [[m.box, str(m.private), str(m.public)] for m in binding.mappings],
     }
+
+
+def _order_from_json(value: list[int] | None) -> GuestOrder | None:
+    if value is None:
+        return None
+    state, epoch, grace_s = value
+    return GuestOrder(GuestState(state), epoch, grace_s, sure=False)
 
 
 def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
@@ -298,6 +333,11 @@ def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
         value["ending"],
         released=value.get("released", False),
         frozen=value.get("frozen", False),
+        guest=GuestState(value.get("guest", GuestState.RUNNING)),
+        order=_order_from_json(value.get("order")),
+        guest_epoch=value.get("guest_epoch", 0),
+        guest_error=value.get("guest_error", ""),
+        kept=value.get("kept", False),
         at_home=value.get("at_home", False),
         home=nve_from_json(value["home"]) if value.get("home") else None,
         mappings=tuple(

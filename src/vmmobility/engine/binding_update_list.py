@@ -19,7 +19,7 @@ from vmmobility.engine.dataplane import (
     VmDataPlane,
     policy_of,
 )
-from vmmobility.wire.registry import GuestLife, Mobility, Phase
+from vmmobility.wire.registry import GuestLife, GuestState, Mobility, Phase
 from vmmobility.wire.values import Interface, Nve, Prefix, VmKey
 
 # What each phase means for the data plane: (taps exist, where packets go).
@@ -35,6 +35,7 @@ DATA_PLANE: Mapping[Phase, tuple[bool, Forwarding]] = {
     Phase.REDIRECTING: (False, Forwarding.REDIRECT),
     Phase.FAILED: (True, Forwarding.LOCAL),
     Phase.DEPARTED: (True, Forwarding.LOCAL),
+    Phase.STOPPED: (True, Forwarding.LOCAL),
 }
 
 
@@ -90,6 +91,11 @@ class Entry:
     arrived:    ATTACHING only: such a guest runs here (RUNNING: it was started, ARRIVED: moved)
     paused:     ATTACHING only: that guest was stopped until its attach is accepted
     leftover:   NONE, REDIRECTING: a guest of it may still be at the hypervisor, which is to end it
+    guest:      SERVING, STOPPED: what the guest is: it runs, is suspended, or stopped
+    wanted:     what the manager wants it to be; settled: that is so, and nothing is under way
+    guest_epoch: of the manager's last order about the guest, 0 if there was none
+    grace_s:    so long may the guest that is to stop take to shut itself down
+    kept:       when the guest ends by itself the VM stays here, stopped
     commands:   people's commands that wait for the guest to start, or (ending) to stop
     booting:    its guest was ordered to start, and the hypervisor has not said how that ended
     fabric_direct: REDIRECTING only: the manager says that the fabric leads to the serving NVE
@@ -131,6 +137,12 @@ class Entry:
     paused: bool = False
     leftover: bool = False
     relaying: bool = False
+    guest: GuestState = GuestState.RUNNING
+    wanted: GuestState = GuestState.RUNNING
+    settled: bool = True
+    guest_epoch: int = 0
+    grace_s: int = 0
+    kept: bool = False
     # not durable
     started: bool = False
     booting: bool = False
@@ -206,6 +218,12 @@ class Entry:
     def heeded(self) -> int:
         """The highest epoch that the manager has named, also for a move that is only prepared."""
         return max(self.epoch, self.move_epoch)
+
+    @property
+    def words(self) -> str:
+        """Where it stands, for people: of a VM that does not run, what its guest is."""
+        named = self.guest if self.phase is Phase.STOPPED else self.phase
+        return named.name.lower()
 
     @property
     def is_tombstone(self) -> bool:
@@ -295,6 +313,12 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         "arrived": int(entry.arrived),
         "paused": entry.paused,
         "relaying": entry.relaying,
+        "guest": int(entry.guest),
+        "wanted": int(entry.wanted),
+        "settled": entry.settled,
+        "guest_epoch": entry.guest_epoch,
+        "grace_s": entry.grace_s,
+        "kept": entry.kept,
     }
 
 
@@ -326,6 +350,12 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         arrived=GuestLife(value.get("arrived", GuestLife.NONE)),
         paused=value.get("paused", False),
         relaying=value.get("relaying", False),
+        guest=GuestState(value.get("guest", GuestState.RUNNING)),
+        wanted=GuestState(value.get("wanted", GuestState.RUNNING)),
+        settled=value.get("settled", True),
+        guest_epoch=value.get("guest_epoch", 0),
+        grace_s=value.get("grace_s", 0),
+        kept=value.get("kept", False),
     )
 
 

@@ -26,10 +26,12 @@ from vmmobility.engine.manager_checks import ManagerChecks
 from vmmobility.engine.manager_contests import ManagerContests
 from vmmobility.engine.manager_drains import ManagerDrains
 from vmmobility.engine.manager_groups import ManagerGroups
+from vmmobility.engine.manager_guests import ManagerGuests
 from vmmobility.engine.manager_leases import ManagerLeases
 from vmmobility.engine.manager_liveness import ManagerLiveness
 from vmmobility.engine.manager_moves import ManagerMoves
 from vmmobility.engine.manager_onboarding import ManagerOnboarding
+from vmmobility.engine.manager_provision import ManagerProvision
 from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
 from vmmobility.engine.manager_removals import ManagerRemovals
@@ -77,6 +79,8 @@ EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
 class ManagerEngine(
     ManagerMoves,
     ManagerDrains,
+    ManagerGuests,
+    ManagerProvision,
     ManagerRedirects,
     ManagerRemovals,
     ManagerLeases,
@@ -134,6 +138,7 @@ class ManagerEngine(
         self._deregistering: dict[VmKey, Received] = {}
         self._ended = EndedAttaches()
         self._load_moves(state, now)
+        self._load_provisions(state)
         self._load_fabric(state)
         self._load_groups(state)
         self._load_onboarded(state)
@@ -148,6 +153,8 @@ class ManagerEngine(
         for binding in self.cache.bindings.values():
             self._redirect_previous(binding, now)
         self._resume_moves(now)
+        self._resume_guest_orders(now)
+        self._resume_provisions(now)
         self._resume_routes(now)
 
     def datagram_received(
@@ -226,7 +233,7 @@ class ManagerEngine(
             self._grant(received, binding)
             return
         ticket = message.find(Ticket)
-        if ticket is not None:
+        if ticket and not self._is_provisioned(vm, ticket.ticket, peer.node_id):
             epoch = self._ticketed_epoch(vm, ticket.ticket, peer.node_id, now)
             if epoch is None:
                 self._reject(received, Status.INVALID_TICKET, "no such move is under way")
@@ -350,6 +357,7 @@ class ManagerEngine(
         self.cache.put(binding)
         self.channel.withdraw_subject(received.peer, (binding.vm, "redirect"))
         self._extend(binding, message, now)
+        self._guest_bound(binding, old, message)
         self._begin_fabric(binding, old, now)
         self._save_binding(binding)
         self._redirect_previous(binding, now)
@@ -423,4 +431,5 @@ class ManagerEngine(
             self._reject(received, Status.SUPERSEDED, f"{binding.nve.nve_id} serves it", options)
             return
         self._extend(binding, message, now)
+        self._hear_guest(binding, message, now)
         self._grant(received, binding)

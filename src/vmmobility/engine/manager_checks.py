@@ -51,12 +51,14 @@ Listener = Callable[[Message | None, float], None]
 HOLDS = frozenset(
     {
         Phase.ATTACHING, Phase.SERVING, Phase.COPYING, Phase.CONVERGED, Phase.SWITCHED,
-        Phase.DEPARTED,
+        Phase.DEPARTED, Phase.STOPPED,
     }
 )  # fmt: skip
-SERVES = frozenset({Phase.SERVING, Phase.COPYING, Phase.CONVERGED})
+SERVES = frozenset({Phase.SERVING, Phase.COPYING, Phase.CONVERGED, Phase.STOPPED})
 # A previous NVE in one of these has forgotten its redirect.  (In others it takes part in a move.)
-WITHOUT_REDIRECT = frozenset({Phase.NONE, Phase.SERVING, Phase.SWITCHED, Phase.DEPARTED})
+WITHOUT_REDIRECT = frozenset(
+    {Phase.NONE, Phase.SERVING, Phase.STOPPED, Phase.SWITCHED, Phase.DEPARTED}
+)
 
 
 @dataclass(slots=True)

@@ -97,6 +97,10 @@ class ReleaseRefused(CommandRefused):
     """A binding that may not be released."""
 
 
+class GuestRefused(CommandRefused):
+    """A guest that cannot become what people want of it, now."""
+
+
 def nve_of_peer(peer: Peer) -> Nve:
     """An NVE's locators as configured at the manager (before it has attached anything)."""
     if peer.via:

@@ -26,7 +26,7 @@ from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
 from vmmobility.wire.move_terms import NO_TERMS, MoveTerms, check
 from vmmobility.wire.options import Epoch, Guest, PhaseOption, Reason, Ticket, VmId
-from vmmobility.wire.registry import Phase, Role, Status
+from vmmobility.wire.registry import GuestState, Phase, Role, Status
 from vmmobility.wire.values import Interface, VmKey
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
                 f"VM {vm} is already being moved to {other.destination.nve_id}",
                 f"wait for move {other.move_id}",
             )
+        if binding.order is not None or binding.guest is not GuestState.RUNNING:
+            self._refuse_held(binding)
         if binding.nve.nve_id == to:
             raise MoveRefused("conflict", f"VM {vm} is already at {to}", "choose another NVE")
         if binding.released:
@@ -173,6 +175,15 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
                 "wait until they have drained, or move it back to one of them",
             )
         return binding, peer
+
+    @staticmethod
+    def _refuse_held(binding: Binding) -> None:
+        vm, order = binding.vm, binding.order
+        if order is not None:
+            what = f"VM {vm} is to be {order.state.name.lower()}, which is not done yet"
+            raise MoveRefused("conflict", what, "wait for that: see `vmmob vm show`")
+        remedy = "`vmmob vm resume` or `vmmob vm start` it first"
+        raise MoveRefused("conflict", f"VM {vm} is {binding.guest.name.lower()}", remedy)
 
     def abort_move(self, move: Move, now: float) -> None:
         """Give a move up; raises MoveRefused where that is too late or already under way."""

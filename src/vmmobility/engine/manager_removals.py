@@ -37,6 +37,7 @@ class ManagerRemovals:
         _new_epoch: Callable[[], int]
         _reject: Callable[[Received, Status, str], None]
         _relearning: Callable[[float], bool]
+        _forget_guest: Callable[[Binding], None]
         _end_routes: Callable[[VmKey, float], None]
         _settle_member: Callable[[VmKey, float], None]
         _is_led_to: Callable[[VmKey, Peer, float], bool]
@@ -93,6 +94,7 @@ class ManagerRemovals:
         if not binding.ending or binding.previous:
             return
         self.cache.remove(binding.vm)
+        self._forget_guest(binding)
         self.outbox.record(BindingCache.key(binding.vm), None)
         self._end_routes(binding.vm, now)
         self._settle_member(binding.vm, now)

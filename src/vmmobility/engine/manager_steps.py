@@ -16,6 +16,7 @@ from vmmobility.wire.move_terms import NO_TERMS
 from vmmobility.wire.options import (
     Endpoint,
     Epoch,
+    GuestStateOption,
     InterfaceGroup,
     MobilityKind,
     Option,
@@ -42,7 +43,9 @@ NOTHING_TO_DO = {
     MoveState.TURNING_BACK: (Phase.ATTACHING, Phase.REDIRECTING),
 }
 
-NOT_SWITCHED = (Phase.ATTACHING, Phase.SERVING, Phase.COPYING, Phase.CONVERGED)
+NOT_SWITCHED = (
+    Phase.ATTACHING, Phase.SERVING, Phase.COPYING, Phase.CONVERGED, Phase.STOPPED,
+)  # fmt: skip
 
 
 def _terms(move: Move) -> tuple[Option, ...]:
@@ -181,6 +184,7 @@ class ManagerSteps:
             *binding.mappings,
             *(PreviousNve(n) for n in (binding.nve, *previous)),
             MobilityKind(binding.mobility),
+            *((GuestStateOption(binding.guest, binding.kept),) if binding.kept else ()),
             *definition_options(binding.definition),
             *_terms(move),
         )

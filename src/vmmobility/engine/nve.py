@@ -39,12 +39,13 @@ from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     Epoch,
+    GuestStateOption,
     Option,
     PhaseOption,
     Ticket,
     VmId,
 )
-from vmmobility.wire.registry import Phase, Purpose, Role, Status
+from vmmobility.wire.registry import GuestState, Phase, Purpose, Role, Status
 from vmmobility.wire.values import Address, Interface, Nve, Prefix, VmKey
 
 # design, Rights: "only the manager may prepare, switch or redirect an NVE"
@@ -56,6 +57,7 @@ RIGHTS = {
         Purpose.REDIRECT,
         Purpose.DEREGISTER,
         Purpose.CHECK,
+        Purpose.GUEST,
     )
 }
 
@@ -71,9 +73,18 @@ REQUEST_TRIGGERS: Mapping[tuple[Purpose, Phase | None], Trigger] = {
     (Purpose.DEREGISTER, None): Trigger.REMOVE,
 }
 
+GUEST_TRIGGERS: Mapping[GuestState, Trigger] = {
+    GuestState.RUNNING: Trigger.GUEST_RUN,
+    GuestState.SUSPENDED: Trigger.GUEST_SUSPEND,
+    GuestState.STOPPED: Trigger.GUEST_STOP,
+    GuestState.NONE: Trigger.GUEST_DELETE,
+}
+
 # Requests that must show the ticket of the move that the entry is in.
 TICKETED = frozenset(REQUEST_TRIGGERS.values()) - {Trigger.REDIRECT, Trigger.REMOVE}
-IN_A_MOVE = frozenset(Phase) - {Phase.NONE, Phase.SERVING, Phase.REDIRECTING, Phase.DEPARTED}
+IN_A_MOVE = frozenset(Phase) - {
+    Phase.NONE, Phase.SERVING, Phase.STOPPED, Phase.REDIRECTING, Phase.DEPARTED,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +190,9 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
             self._command_failed(command, what, "start it again in a moment")
             return
         if (entry.phase, Trigger.START) not in TABLE:
-            self._command_failed(
-                command, f"VM {vm} is {entry.phase.name.lower()} here", "stop or move it first"
-            )
+            held = entry.phase is Phase.STOPPED
+            remedy = "`vmmob vm start` or `vmmob vm resume` it" if held else "stop or move it first"
+            self._command_failed(command, f"VM {vm} is {entry.words} here", remedy)
             return
         long = too_long(interfaces, definition)
         if long:
@@ -269,6 +280,39 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
         if message.purpose is Purpose.CHECK:
             self._check_requested(received, self.entries.entry(message.vm))
             return
+        trigger = self._trigger_of(message)
+        if message.vm.vni != 0:
+            self.channel.reply(received, Status.VNI_NOT_SUPPORTED)
+            return
+        entry = self.entries.entry(message.vm)
+        guest = message.purpose is Purpose.GUEST
+        changing = entry.phase is Phase.ATTACHING or not entry.settled
+        if trigger is Trigger.PREPARE_OUT and changing:
+            # The manager serves us already: the answer to our attach is on its way, or is lost.
+            # Or the guest is about to stop, of which a manager that was set back does not know.
+            self.channel.disregard(received)
+            return
+        if guest and self._put_off(entry, received):
+            return
+        if self._stale(entry, trigger, message):
+            self._answer(received, entry, Status.STALE_EPOCH)
+        elif self._of_another_move(entry, trigger, message):
+            self._answer(received, entry, Status.INVALID_TICKET)
+        elif entry.expected and (trigger is Trigger.PREPARE_IN or guest):
+            why = "its guests are run by others here"
+            self._answer(received, entry, Status.ADMINISTRATIVELY_PROHIBITED, reason=why)
+        elif (trigger is Trigger.PREPARE_IN or guest) and (
+            sharer := self.entries.sharer(entry.vm, message.interfaces)
+        ):
+            self._answer(received, entry, Status.ADDRESS_IN_USE, reason=_shared(sharer))
+        else:
+            self._fire(entry, trigger, received, now)
+
+    @staticmethod
+    def _trigger_of(message: Message) -> Trigger:
+        """What a request asks for.  Raises DecodeError if that makes no sense."""
+        if message.purpose is Purpose.GUEST:
+            return GUEST_TRIGGERS[message.need(GuestStateOption).state]
         phase = message.find(PhaseOption)
         asked = phase.phase if phase else None
         if message.purpose in (Purpose.REDIRECT, Purpose.DEREGISTER):
@@ -277,28 +321,8 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
         if trigger is None:
             raise DecodeError("bad-value", f"{message.purpose.name} to phase {asked}")
         if trigger is Trigger.REMOVE and message.find(Ticket) is not None:
-            trigger = Trigger.CLEAR
-        if message.vm.vni != 0:
-            self.channel.reply(received, Status.VNI_NOT_SUPPORTED)
-            return
-        entry = self.entries.entry(message.vm)
-        if trigger is Trigger.PREPARE_OUT and entry.phase is Phase.ATTACHING:
-            # The manager serves us already: the answer to our attach is on its way, or is lost.
-            self.channel.disregard(received)
-            return
-        if self._stale(entry, trigger, message):
-            self._answer(received, entry, Status.STALE_EPOCH)
-        elif self._of_another_move(entry, trigger, message):
-            self._answer(received, entry, Status.INVALID_TICKET)
-        elif trigger is Trigger.PREPARE_IN and entry.expected:
-            why = "its guests are run by others here"
-            self._answer(received, entry, Status.ADMINISTRATIVELY_PROHIBITED, reason=why)
-        elif trigger is Trigger.PREPARE_IN and (
-            sharer := self.entries.sharer(entry.vm, message.interfaces)
-        ):
-            self._answer(received, entry, Status.ADDRESS_IN_USE, reason=_shared(sharer))
-        else:
-            self._fire(entry, trigger, received, now)
+            return Trigger.CLEAR
+        return trigger
 
     @staticmethod
     def _stale(entry: Entry, trigger: Trigger, message: Message) -> bool:

@@ -19,7 +19,7 @@ from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.nve_unmanaged import IDLE, NveUnmanaged
 from vmmobility.engine.outputs import Audit, CountTraffic, Event, Order
 from vmmobility.wire.options import Guest, Measurements, Option, Reason, ServingNve
-from vmmobility.wire.registry import GuestLife, Phase, Status
+from vmmobility.wire.registry import GuestLife, GuestState, Phase, Status
 from vmmobility.wire.values import VmKey
 
 MOST_SHOWN = 8  # taps, and NVEs, that an answer names: it has 1,024 octets
@@ -153,6 +153,8 @@ class NveChecks(NveUnmanaged):
         """What the hypervisor says, where an event of it was missed.  started: whether the guest
         was known to be here when it was asked."""
         runs = life in RUNS
+        if entry.phase is Phase.STOPPED or not entry.settled:
+            return self._take_held(entry, life, now)
         if entry.ending or (entry.started and not started):
             return []  # its state was changing while it was asked for
         forgotten, entry.forgotten = entry.forgotten, False
@@ -178,6 +180,21 @@ class NveChecks(NveUnmanaged):
         row = self._drift(entry, "guest", expected, found, True)
         self._fire(entry, trigger, cause, now)
         return [row]
+
+    def _take_held(self, entry: Entry, life: GuestLife, now: float) -> list[dict[str, Any]]:
+        """Of a guest that is not to run: hands let it go on, or it is gone."""
+        wanted = entry.wanted.name.lower()
+        if entry.ending or not entry.settled:
+            return []
+        if life is GuestLife.NONE and entry.guest is GuestState.SUSPENDED:
+            row = self._drift(entry, "guest", wanted, "gone", True)
+            self._fire(entry, Trigger.GONE, None, now)
+            return [row]
+        if life in RUNS or (life is GuestLife.HELD and entry.guest is GuestState.STOPPED):
+            self._pursue(entry, entry.wanted)
+            self._save(entry)
+            return [self._drift(entry, "guest", wanted, life.name.lower(), True)]
+        return []
 
     def _survey_done(self, command: int) -> None:
         survey = self._surveys[command]

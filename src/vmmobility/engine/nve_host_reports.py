@@ -14,20 +14,21 @@ from typing import Any
 
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.nve_checks import NveChecks
+from vmmobility.engine.nve_guests import NveGuests
 from vmmobility.engine.nve_moves import NveMoves
 from vmmobility.engine.nve_parts import RETRY_S
 from vmmobility.engine.nve_registration import NveRegistration
 from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import CountTraffic, Event, Order
-from vmmobility.wire.registry import Phase, Status
+from vmmobility.wire.registry import GuestState, Phase, Status
 from vmmobility.wire.values import VmKey
 
 # The manager's request is answered when this order is done: serve again, end the waiting guest.
 LAST_ORDERS = {(Order.RESUME, Phase.SERVING), (Order.CANCEL, Phase.FAILED)}
 
 
-class NveHostReports(NveMoves, NveRegistration, NveChecks):
+class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
     """The host's reports and what goes on with them; a part of NveEngine."""
 
     # ---- the hypervisor ------------------------------------------------------------------------
@@ -48,6 +49,8 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
             self._queried(entry, result, error, now)
         elif order is Order.WATCH:
             self._watch_done(entry, error)
+        elif self._changed(entry, order, error, now):
+            return
         elif order is Order.START:
             self._start_done(entry, error, now)
         elif entry.leftover and order in (Order.STOP, Order.CANCEL) and entry.phase in IDLE:
@@ -83,15 +86,19 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
 
     def _start_done(self, entry: Entry, error: str, now: float) -> None:
         entry.booting = False
-        if entry.ending or entry.phase is Phase.NONE:
-            entry.started = entry.ending and not error
+        if entry.ending or entry.phase in (Phase.NONE, Phase.STOPPED):
+            entry.started = (entry.ending or entry.phase is Phase.STOPPED) and not error
             return  # stopped meanwhile: that order follows
         if error:
+            entry.kept = False  # a VM that never ran here is not to stay
+            self._answer_guest(entry, Status.HYPERVISOR_FAILURE, error)
             self._commands_failed(entry, f"VM {entry.vm} did not start: {error}", "")
             self._fire(entry, Trigger.GONE, None, now)
             return
         entry.started = True
         self._commands_done(entry, {"vm": entry.vm.vm_id, "epoch": entry.granted})
+        if entry.wanted is GuestState.RUNNING:
+            self._answer_guest(entry, Status.ACCEPTED)
         self._order(entry, Order.ANNOUNCE)
 
     def guest_report(self, vm: VmKey, event: str, detail: Mapping[str, Any], now: float) -> None:
@@ -190,6 +197,7 @@ class NveHostReports(NveMoves, NveRegistration, NveChecks):
             return
         if entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
             self._commands_failed(entry, f"VM {entry.vm} cannot be plugged in: {failure}", "")
+            self._answer_guest(entry, Status.DATA_PLANE_FAILURE, failure)
             self._claim_failed(entry)
             self._watch_traffic(entry, now)
             return

@@ -28,6 +28,7 @@ from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     Endpoint,
     Epoch,
+    GuestStateOption,
     MoveTerms,
     Option,
     PhaseOption,
@@ -93,6 +94,9 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         entry.quiet_since, entry.draining = None, False
         entry.started = entry.unplugged = entry.turned = entry.relaying = False
         entry.measured = {}
+        self._reset_guest(entry)
+        told = message.find(GuestStateOption)
+        entry.kept = told is not None and told.kept
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
         self._set_data_plane(entry)

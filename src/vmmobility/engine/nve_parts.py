@@ -19,7 +19,7 @@ from vmmobility.wire.options import (
     PhaseOption,
     Sight,
 )
-from vmmobility.wire.registry import GuestLife, Phase, Status
+from vmmobility.wire.registry import GuestLife, GuestState, Phase, Status
 from vmmobility.wire.values import Prefix, VmKey
 
 if TYPE_CHECKING:
@@ -82,6 +82,14 @@ class NveParts:
         _ask_nothing: Callable[[Entry], None]
         _claim: Callable[[Entry, GuestLife], None]
         _claim_failed: Callable[[Entry], None]
+        _start: Callable[[Entry, None, float], None]
+        _guest_options: Callable[[Entry], tuple[Option, ...]]
+        _answer_guest: Callable[..., None]
+        _guest_waits: Callable[[Entry], bool]
+        _ended_as_wished: Callable[[Entry, float], bool]
+        _reset_guest: Callable[[Entry], None]
+        _pursue: Callable[[Entry, GuestState], None]
+        _recover_guest: Callable[[Entry, bool | None, float], bool]
         _queried: Callable[[Entry, Mapping[str, Any], str, float], None]
         _check: Callable[[Entry], Check]
         _plan_check: Callable[[Entry, float], None]

@@ -120,6 +120,7 @@ class NveRedirects(NveParts):
         # A guest that other hands run is not ours to end.
         entry.unplugged = entry.unplugged or not was_local or entry.expected
         entry.turned = False
+        self._reset_guest(entry)
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)

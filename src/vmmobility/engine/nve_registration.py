@@ -57,6 +57,7 @@ class NveRegistration(NveParts):
         entry.attach_id = self.jitter.getrandbits(63) + 1
         entry.claiming, entry.arrived, entry.paused = True, arrived, False
         entry.ticket, entry.granted, entry.came_from = b"", 0, Phase.NONE
+        self._reset_guest(entry)
         entry.quiet_since, entry.draining, entry.refresh_at = None, False, None
         self._ask_nothing(entry)
 
@@ -81,15 +82,17 @@ class NveRegistration(NveParts):
             AttachId(entry.attach_id),
             MobilityKind(entry.mobility),
             *self._home_options(entry),
+            *self._guest_options(entry),
         ]
-        if entry.ticket and entry.phase is Phase.ATTACHING:
+        ticketed = entry.ticket and entry.phase is Phase.ATTACHING
+        if ticketed:
             options.append(Ticket(entry.ticket))
-        else:
+        if not ticketed or entry.claiming:
             options.extend(definition_options(entry.definition))
             # What a manager that has lost its state must know again.
             options.extend([Epoch(entry.heeded)] if entry.heeded else [])
             options.extend(PreviousNve(nve) for nve in entry.accept)
-            if entry.arrived or entry.started:
+            if entry.arrived or (entry.started and entry.phase is not Phase.STOPPED):
                 options.append(Guest(entry.arrived or GuestLife.RUNNING))
         options.extend(self._measured_options(entry))
         self.channel.request(
@@ -112,7 +115,8 @@ class NveRegistration(NveParts):
 
     def _accepted(self, entry: Entry, reply: Message, now: float) -> None:
         arrived, entry.arrived, entry.claiming = entry.arrived, GuestLife.NONE, False
-        self._answer_waiting(entry, Status.WRONG_PHASE, reason="it is served here")
+        if not self._guest_waits(entry):  # its guest is to be booted now: then that is answered
+            self._answer_waiting(entry, Status.WRONG_PHASE, reason="it is served here")
         self._reattached(entry, reply, now)
         entry.ticket, entry.target, entry.move_epoch = b"", None, 0
         self._event("registered", entry, previous=[n.nve_id for n in entry.accept])
@@ -164,6 +168,7 @@ class NveRegistration(NveParts):
             if entry.arrived:
                 self._arrival_refused(entry, reply.status, now)
             return
+        self._answer_guest(entry, reply.status, why)
         self._commands_failed(
             entry,
             f"the manager refused VM {entry.vm}: {why}",
@@ -183,7 +188,12 @@ class NveRegistration(NveParts):
         self.channel.request(
             self.manager,
             Purpose.REFRESH,
-            [VmId(entry.vm), AttachId(entry.attach_id), Epoch(entry.granted)],
+            [
+                VmId(entry.vm),
+                AttachId(entry.attach_id),
+                Epoch(entry.granted),
+                *self._guest_options(entry),
+            ],
             now,
             lambda reply, at: self._refresh_replied(entry, reply, at),
             lifetime=self._units(self.settings.lifetime_s),
@@ -203,7 +213,7 @@ class NveRegistration(NveParts):
     def _raised(self, entry: Entry, reply: Message) -> None:
         """A manager that had lost epochs gave the binding a fresh one; or a previous NVE has come
         back that it had been told to wait for no more."""
-        if entry.phase is not Phase.SERVING:
+        if entry.phase not in (Phase.SERVING, Phase.STOPPED):
             return
         told = reply.find(Epoch)
         if told is not None and told.epoch > entry.granted:
@@ -239,6 +249,7 @@ class NveRegistration(NveParts):
             self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
             self._answer_waiting(entry, Status.WRONG_PHASE, reason="superseded")
             entry.move_epoch = 0
+        self._reset_guest(entry)
         self._order(entry, Order.PAUSE)
         self._set_data_plane(entry)
         self._watch_traffic(entry, now)
@@ -269,6 +280,7 @@ class NveRegistration(NveParts):
         if error and entry.started:
             entry.ending, entry.refresh_at = False, now
             self._commands_failed(entry, f"VM {entry.vm} did not end: {error}", "try again")
+            self._answer_guest(entry, Status.HYPERVISOR_FAILURE, error)
             self._save(entry)
             return
         entry.started = False
@@ -284,7 +296,7 @@ class NveRegistration(NveParts):
 
     def _guest_gone(self, entry: Entry, _: Any, now: float) -> None:
         entry.started = False
-        if entry.ending:
+        if entry.ending or self._ended_as_wished(entry, now):
             return
         self._event("guest.lost", entry)
         if entry.arrived:
@@ -336,6 +348,7 @@ class NveRegistration(NveParts):
         entry.claiming, entry.arrived, entry.paused = False, GuestLife.NONE, False
         entry.redirecting_since, entry.alarmed = None, False
         entry.fabric_direct = entry.relaying = False
+        self._reset_guest(entry)
         self._event("entry.removed", entry, redirected=entry.redirected)
         self._set_data_plane(entry)
         self._save(entry)

@@ -35,6 +35,8 @@ class NveRestart(NveParts):
                 entry.started = False  # what runs here now may have been brought since
             self._stop(entry, None, now)
             return
+        if self._recover_guest(entry, running, now):
+            return
         if phase in (Phase.COPYING, Phase.CONVERGED):
             self._order(entry, Order.CANCEL)
             self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)

@@ -31,6 +31,10 @@ class Trigger(Enum):
     REDIRECT = "redirect"
     REMOVE = "deregister: the VM is no more"
     CLEAR = "deregister: the move is off"
+    GUEST_RUN = "guest: run"
+    GUEST_SUSPEND = "guest: be suspended"
+    GUEST_STOP = "guest: stop"
+    GUEST_DELETE = "guest: be no more"
     # replies of the manager
     ACCEPTED = "attach accepted"
     REFUSED = "attach refused"
@@ -76,14 +80,14 @@ def _rule(trigger: Trigger, phases: str, action: str, becomes: Phase | None = No
 
 RULES: tuple[Rule, ...] = (
     _rule(Trigger.START, "NONE REDIRECTING", "start", Phase.ATTACHING),
-    _rule(Trigger.STOP, "ATTACHING SERVING DEPARTED", "stop"),
+    _rule(Trigger.STOP, "ATTACHING SERVING DEPARTED STOPPED", "stop"),
     _rule(Trigger.PREPARE_IN, "NONE REDIRECTING", "prepare_in", Phase.PREPARED),
     _rule(Trigger.PREPARE_IN, "PREPARED DELIVERING FAILED", "prepare_in_again", Phase.PREPARED),
     _rule(Trigger.PREPARE_OUT, "SERVING", "prepare_out", Phase.COPYING),
     _rule(Trigger.PREPARE_OUT, "COPYING CONVERGED", "acknowledge_again"),
     _rule(Trigger.RELAY, "PREPARED", "relay"),
     _rule(Trigger.DELIVER, "PREPARED", "deliver", Phase.DELIVERING),
-    _rule(Trigger.DELIVER, "DELIVERING ATTACHING SERVING", "acknowledge_again"),
+    _rule(Trigger.DELIVER, "DELIVERING ATTACHING SERVING STOPPED", "acknowledge_again"),
     _rule(Trigger.TURN, "CONVERGED", "turn", Phase.SWITCHED),
     _rule(Trigger.TURN, "SWITCHED", "acknowledge_again"),
     _rule(Trigger.ROLL_BACK, "SERVING COPYING CONVERGED SWITCHED", "roll_back", Phase.SERVING),
@@ -102,13 +106,22 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.REMOVE, "NONE", "off_already"),
     _rule(Trigger.CLEAR, "PREPARED DELIVERING FAILED", "fall_back"),
     _rule(Trigger.CLEAR, "NONE REDIRECTING SWITCHED DEPARTED", "off_already"),
+    _rule(Trigger.GUEST_RUN, "SERVING STOPPED", "run_guest"),
+    _rule(Trigger.GUEST_RUN, "NONE REDIRECTING", "provision"),
+    _rule(Trigger.GUEST_SUSPEND, "SERVING STOPPED", "suspend_guest"),
+    _rule(Trigger.GUEST_STOP, "SERVING STOPPED", "stop_guest"),
+    _rule(Trigger.GUEST_DELETE, "SERVING STOPPED", "delete_guest"),
+    _rule(Trigger.GUEST_DELETE, "NONE", "off_already"),
     _rule(Trigger.ACCEPTED, "ATTACHING", "accepted", Phase.SERVING),
-    _rule(Trigger.ACCEPTED, "SERVING COPYING CONVERGED", "reattached"),
-    _rule(Trigger.REFUSED, "ATTACHING SERVING COPYING CONVERGED", "refused"),
+    _rule(Trigger.ACCEPTED, "SERVING COPYING CONVERGED STOPPED", "reattached"),
+    _rule(Trigger.REFUSED, "ATTACHING SERVING COPYING CONVERGED STOPPED", "refused"),
     _rule(
-        Trigger.SUPERSEDED, "ATTACHING SERVING COPYING CONVERGED", "superseded", Phase.REDIRECTING
+        Trigger.SUPERSEDED,
+        "ATTACHING SERVING COPYING CONVERGED STOPPED",
+        "superseded",
+        Phase.REDIRECTING,
     ),
-    _rule(Trigger.UNKNOWN, "SERVING COPYING CONVERGED", "attach_again"),
+    _rule(Trigger.UNKNOWN, "SERVING COPYING CONVERGED STOPPED", "attach_again"),
     _rule(Trigger.DRAIN_ACCEPTED, "SWITCHED REDIRECTING", "remove", Phase.NONE),
     _rule(Trigger.FORGOTTEN, "SWITCHED", "serve_on", Phase.SERVING),
     _rule(Trigger.CONVERGED, "COPYING", "converged", Phase.CONVERGED),
@@ -118,6 +131,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.FAILED, "COPYING CONVERGED", "copy_failed", Phase.SERVING),
     _rule(Trigger.FAILED, "SWITCHED", "switch_failed"),
     _rule(Trigger.GONE, "ATTACHING SERVING COPYING CONVERGED", "guest_gone"),
+    _rule(Trigger.GONE, "STOPPED", "held_gone", Phase.STOPPED),
     _rule(Trigger.GONE, "SWITCHED REDIRECTING DEPARTED", "note_gone"),
     _rule(Trigger.GONE, "PREPARED DELIVERING", "incoming_failed", Phase.FAILED),
     _rule(Trigger.ARRIVED, "NONE REDIRECTING DEPARTED", "arrived", Phase.ATTACHING),
@@ -142,6 +156,10 @@ OTHERWISE: dict[Trigger, Otherwise] = {
         Trigger.REDIRECT,
         Trigger.REMOVE,
         Trigger.CLEAR,
+        Trigger.GUEST_RUN,
+        Trigger.GUEST_SUSPEND,
+        Trigger.GUEST_STOP,
+        Trigger.GUEST_DELETE,
     }
     else Otherwise.IGNORE
     for trigger in Trigger

@@ -25,6 +25,7 @@ from vmmobility.wire.options import (
     GroupMember,
     GroupOption,
     Guest,
+    GuestStateOption,
     InterfaceGroup,
     KnownBoot,
     Mapping,
@@ -50,6 +51,7 @@ from vmmobility.wire.options import (
 from vmmobility.wire.registry import (
     CopyStorage,
     GuestLife,
+    GuestState,
     Kind,
     Mobility,
     OnTimeout,
@@ -180,6 +182,9 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     Nonce: lambda e: Nonce(bytes.fromhex(e["nonce"])),
     KnownBoot: lambda e: KnownBoot(int(e["boot"])),
     Guest: lambda e: Guest(GuestLife[e["life"]]),
+    GuestStateOption: lambda e: GuestStateOption(
+        GuestState[e["state"]], bool(e["kept"]), e["grace_s"], int(e["ordered"])
+    ),
     Route: lambda e: Route(RouteState[e["state"]]),
     Sight: lambda e: Sight(bool(e["direct"]), bool(e["covered"])),
     OriginAuthentication: lambda e: OriginAuthentication(

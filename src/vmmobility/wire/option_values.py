@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from vmmobility.wire.move_terms import MoveTerms
-from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
+from vmmobility.wire.registry import GuestLife, GuestState, Mobility, Phase, RouteState
 from vmmobility.wire.values import Address, Interface, Nve, VmKey
 
 
@@ -146,6 +146,21 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestStateOption:
+    """GUEST: the state that is wanted, or held (its reply).  REFRESH, ATTACH: the one held.
+
+    kept:    a guest that ends by itself leaves its VM stopped; else its binding ends, too
+    grace_s: so long may a guest take to shut itself down; 0: it is ended at once
+    ordered: the epoch of the last GUEST that made it so; 0: none did
+    """
+
+    state: GuestState
+    kept: bool = False
+    grace_s: int = 0
+    ordered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """ROUTE: what a router is to do for the VM; in its reply, what it does (Section 7.2)."""
 
@@ -266,6 +281,7 @@ Option = (
     | Nonce
     | KnownBoot
     | Guest
+    | GuestStateOption
     | Route
     | Sight
     | OriginAuthentication

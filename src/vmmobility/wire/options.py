@@ -35,6 +35,7 @@ from vmmobility.wire.option_values import (
     GroupMember,
     GroupOption,
     Guest,
+    GuestStateOption,
     InterfaceGroup,
     KnownBoot,
     Mapping,
@@ -56,7 +57,7 @@ from vmmobility.wire.option_values import (
     UnknownOption,
     VmId,
 )
-from vmmobility.wire.registry import GuestLife, Mobility, Phase, RouteState
+from vmmobility.wire.registry import GuestLife, GuestState, Mobility, Phase, RouteState
 from vmmobility.wire.values import VmKey
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "GroupMember",
     "GroupOption",
     "Guest",
+    "GuestStateOption",
     "InterfaceGroup",
     "KnownBoot",
     "Mapping",
@@ -171,6 +173,13 @@ def _take_capacity(cursor: Cursor) -> Capacity:
     if not made.interval_ms:
         raise DecodeError("bad-value", "heartbeats have an interval")
     return made
+
+
+def _guest_state(cursor: Cursor) -> GuestStateOption:
+    state, kept = formats.member(GuestState, cursor.uint(1)), cursor.uint(1)
+    if kept > 1:
+        raise DecodeError("bad-value", f"a guest is kept or not, 0 or 1, not {kept}")
+    return GuestStateOption(state, bool(kept), cursor.uint(2), cursor.uint(8))
 
 
 def _take_flow(cursor: Cursor) -> FlowOption:
@@ -321,6 +330,12 @@ OPTIONS: tuple[Declaration, ...] = (
         28, "Capacity", False, False, (28, 28), Capacity,
         _capacity_octets,
         _take_capacity,
+    ),
+    Declaration(
+        29, "Guest State", True, False, (12, 12), GuestStateOption,
+        lambda o: bytes([o.state, o.kept]) + o.grace_s.to_bytes(2, "big")
+        + o.ordered.to_bytes(8, "big"),
+        _guest_state,
     ),
     Declaration(
         32, "Group", True, False, (11, 74), GroupOption,

@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     SIGHT = 10  # a router says, unasked, how the fabric leads a VM's packets there now
     HOLD = 11  # NAPT box: a VM whose mapping is yours is behind me now: keep the mapping
     HANDOVER = 12  # NAPT box: this VM's mapping, and its flows, are yours from now on
+    GUEST = 13  # the VM's guest is to run, to be suspended, to stop, or to be no more (Section 8.1)
     HEARTBEAT = 14  # an NVE lives, and so much room for VMs is left at it
 
 
@@ -55,6 +56,7 @@ class Phase(IntEnum):
     REDIRECTING = 8  # previous NVE: redirects to the serving NVE until traffic has stopped
     FAILED = 9  # this side of the move failed
     DEPARTED = 10  # the guest was moved away by other hands; its new place is not yet known
+    STOPPED = 11  # accepted, and the guest does not run: it is suspended in memory, or stopped
 
 
 class Status(IntEnum):
@@ -96,6 +98,15 @@ class GuestLife(IntEnum):
     RUNNING = 2  # it runs here
     DEPARTED = 3  # its memory was sent to another host and it was stopped for that
     ARRIVED = 4  # it runs here, and its memory came from another host
+
+
+class GuestState(IntEnum):
+    """What the manager wants of a VM's guest, and what its NVE has made of that."""
+
+    NONE = 0  # nothing of the VM is to stay: its guest ends, and its binding
+    RUNNING = 1  # it runs
+    SUSPENDED = 2  # it is in memory, its CPUs are stopped
+    STOPPED = 3  # no guest: the definition and the disks stay at the NVE, and the binding
 
 
 class RouteState(IntEnum):

@@ -13,6 +13,7 @@ from vmmobility.wire.options import (
     GroupMember,
     GroupOption,
     Guest,
+    GuestStateOption,
     KnownBoot,
     MoveTerms,
     Nonce,
@@ -67,6 +68,9 @@ def _word(option: Option, full: bool) -> str:
             return f"known boot {boot}"
         case Guest(life):
             return f"guest {life.name.lower()}"
+        case GuestStateOption(state, kept, grace_s):
+            grace = f" within {grace_s} s" if grace_s else ""
+            return f"state {state.name.lower()}{grace}" + " kept" * kept
         case Route(state):
             return state.name
         case GroupOption(epoch, member, name):

@@ -15,8 +15,8 @@ def test_tables(vmmob: Vmmob):
     listed = vmmob("vm", "list")
     assert listed.code == 0
     heading, row = listed.out.splitlines()
-    assert heading.split() == ["VM", "NVE", "STATE", "ADDRESSES", "LAST", "MOVE"]
-    assert row.split() == ["vm1", "nve-a", "serving", "10.1.0.5,", "fd01::5", "-"]
+    assert heading.split() == ["VM", "NVE", "STATE", "GUEST", "ADDRESSES", "LAST", "MOVE"]
+    assert row.split() == ["vm1", "nve-a", "serving", "running", "10.1.0.5,", "fd01::5", "-"]
     shown = vmmob("vm", "show", "vm1").out
     assert "52:54:00:00:00:01 10.1.0.5/32, fd01::5/128" in shown
     assert "nve-0 (redirects)" in shown

@@ -70,6 +70,9 @@ class RunByOthers:
     async def drop_checkpoints(self, definition: VmDefinition) -> None:
         pass  # there are none
 
+    async def shut_down(self, vm: VmKey) -> None:
+        _refuse(vm)
+
 
 class ExternalHypervisor(RunByOthers):
     """Watched guests of this node.  Reports go to `listener`, called in the event loop.

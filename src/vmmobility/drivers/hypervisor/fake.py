@@ -116,6 +116,12 @@ class FakeHypervisor(FakeCheckpoints):
         self._may_fail("stop", vm)
         self._remove(vm)
 
+    async def shut_down(self, vm: VmKey) -> None:
+        """The guest shuts itself down at once."""
+        self._may_fail("shut_down", vm)
+        if self._guest(vm).state is _State.RUNNING:
+            self.kill(vm)
+
     async def pause(self, vm: VmKey) -> None:
         """Stop the guest's CPUs and keep it."""
         self._may_fail("pause", vm)

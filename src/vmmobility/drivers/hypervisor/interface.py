@@ -117,8 +117,12 @@ class Hypervisor(Protocol):
     async def stop(self, vm: VmKey) -> None:
         """End the guest and its process (not a graceful shutdown).  No error if it is absent."""
 
+    async def shut_down(self, vm: VmKey) -> None:
+        """Ask a running guest to shut itself down (ACPI's power button), and return.  It reports
+        GONE if it does; whoever waits no longer than that calls stop()."""
+
     async def pause(self, vm: VmKey) -> None:
-        """Stop the guest's CPUs and keep it (superseded guests)."""
+        """Stop the guest's CPUs and keep it (superseded, or suspended)."""
 
     async def resume(self, vm: VmKey) -> None:
         """Let a paused or moved-out guest run again here (roll-back), then announce it.  Nothing

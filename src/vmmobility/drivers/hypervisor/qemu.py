@@ -103,6 +103,10 @@ class QemuHypervisor(QemuCheckpoints):
             if guest is not None and left:
                 await asyncio.to_thread(guest.images.retire)
 
+    async def shut_down(self, vm: VmKey) -> None:
+        """Press the guest's power button."""
+        await self._guest(vm).execute("system_powerdown")
+
     async def pause(self, vm: VmKey) -> None:
         """Stop the guest's CPUs and keep it."""
         guest = self._guest(vm)
