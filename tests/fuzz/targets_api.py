@@ -16,7 +16,8 @@ from starlette.applications import Starlette
 
 from tests.fuzz.target import Target
 from tests.unit.fake_services import FakeManager, FakeNve
-from vmmobility.api.access import BY_THE_SOCKET, asked_by
+from vmmobility.api.access import Asker, asked_by
+from vmmobility.api.declared import ApiRole
 from vmmobility.api.manager_api import manager_api
 from vmmobility.api.nve_api import nve_api
 
@@ -60,7 +61,7 @@ async def _ask(app: Starlette, data: bytes) -> tuple[int, bytes]:
         content += message.get("body", b"")
 
     async with asyncio.timeout(2):
-        await app(asked_by(scope, BY_THE_SOCKET), receive, send)
+        await app(asked_by(scope, Asker("fuzz", ApiRole.ADMIN)), receive, send)
     return status, content
 
 

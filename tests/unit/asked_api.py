@@ -50,10 +50,15 @@ def raw(path: Path, request: str) -> tuple[int, Any]:
     """Status and JSON of a hand-written request."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(path))
-        sock.sendall(request.encode())
-        answer = b""
-        while chunk := sock.recv(65536):
-            answer += chunk
+        return raw_at(sock, request)
+
+
+def raw_at(sock: socket.socket, request: str) -> tuple[int, Any]:
+    """The same on a connection that is there."""
+    sock.sendall(request.encode())
+    answer = b""
+    while chunk := sock.recv(65536):
+        answer += chunk
     head, _, text = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(text)
 

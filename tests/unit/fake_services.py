@@ -188,7 +188,7 @@ class FakeManager(FakeDrains):
         self.traced: dict[str, Any] = TRACE
 
     def status(self) -> dict[str, Any]:
-        records = {"onboarded": len(self.records), "strict": False}
+        records = {"onboarded": len(self.records), "strict": False, "api_refused": {}}
         return {**STATUS, **records, "bindings": 1, "moves": len(self.started)}
 
     def bindings(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Who asks, and whether that role may.  The listener (server.py) says who it is.
+"""Who asks, and whether that role may.  The gate (listener.py) says who it is.
 
 Not here: tokens (tokens.py).  Rests on declared.py.
 """
@@ -21,10 +21,6 @@ class Asker:
 
     name: str
     role: ApiRole
-
-
-# Who may open the socket's file (mode 0660: root, the daemon's group) is an administrator.
-BY_THE_SOCKET = Asker("unix socket", ApiRole.ADMIN)
 
 
 def asked_by(scope: Mapping[str, Any], asker: Asker) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A synchronous client of a daemon's API, over its unix socket.
+"""A synchronous client of a daemon's API, over its unix socket, or at a manager's URL.
 
 Every failure is an ApiError with a remedy.  Not here: printing.  Rests on httpx2.
 """
@@ -14,6 +14,7 @@ from urllib.parse import quote
 import httpx2
 
 from vmmobility.api.errors import Unavailable, error_of
+from vmmobility.api.remote import Remote
 from vmmobility.api.service import Json
 from vmmobility.errors import ApiError
 from vmmobility.wire.move_terms import NO_TERMS, MoveTerms, terms_to_json
@@ -21,18 +22,28 @@ from vmmobility.wire.values import VmKey
 
 ANSWER_S = 30.0  # how long an ordinary answer may take
 START_S = 300.0  # a guest boots and registers, or ends
+Place = Path | Remote
 
 
 class _Client:
-    def __init__(self, socket_path: Path, daemon: str) -> None:
+    def __init__(self, place: Place, daemon: str) -> None:
         """daemon: what listens there, for errors' remedies ("manager", "nve")."""
-        self._path = socket_path
+        self._place = place
         self._daemon = daemon
-        self._http = httpx2.Client(
-            transport=httpx2.HTTPTransport(uds=str(socket_path)),
-            base_url="http://vmmobility",
-            timeout=ANSWER_S,
-        )
+        if isinstance(place, Remote):
+            self._http = httpx2.Client(
+                verify=place.trust(),
+                trust_env=False,
+                base_url=place.url,
+                headers={"Authorization": f"Bearer {place.token}"},
+                timeout=ANSWER_S,
+            )
+        else:
+            self._http = httpx2.Client(
+                transport=httpx2.HTTPTransport(uds=str(place)),
+                base_url="http://vmmobility",
+                timeout=ANSWER_S,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -70,21 +81,21 @@ class _Client:
         try:
             response = self._http.request(method, path, json=json, timeout=timeout_s)
         except httpx2.ConnectError as error:
-            raise self._no_daemon() from error
+            raise self._no_daemon(error) from error
         except httpx2.TimeoutException as error:
             raise Unavailable(
-                f"{self._path}: no answer in {timeout_s:g} s", f"look at the {self._daemon}'s log"
+                f"{self._place}: no answer in {timeout_s:g} s", f"look at the {self._daemon}'s log"
             ) from error
         except httpx2.HTTPError as error:
             raise Unavailable(
-                f"{self._path}: the connection broke: {error}",
+                f"{self._place}: the connection broke: {error}",
                 f"did the {self._daemon} end? look at its log, then ask again",
             ) from error
         try:
             answer = response.json()
         except ValueError:
             raise ApiError(
-                f"{self._path}: an answer that is no JSON", f"is this a {self._daemon}'s socket?"
+                f"{self._place}: an answer that is no JSON", f"is this a {self._daemon}'s socket?"
             ) from None
         if response.is_success:
             return answer
@@ -92,18 +103,23 @@ class _Client:
         message = str(problem.get("error", f"HTTP status {response.status_code}"))
         raise error_of(response.status_code, message, str(problem.get("remedy", "")))
 
-    def _no_daemon(self) -> ApiError:
-        start = f"start it with `vmmob {self._daemon} run --config FILE`, or name its --socket"
-        if not self._path.exists():
-            return Unavailable(f"{self._path}: no such socket", start)
-        if not self._path.is_socket():
-            return Unavailable(f"{self._path}: is no socket", "name the daemon's --socket")
-        # Asked anew, since httpx2 does not tell why it could not connect.
-        if not os.access(self._path, os.R_OK | os.W_OK):
-            return Unavailable(
-                f"{self._path}: permission denied", "run as root, or as a member of its group"
-            )
-        return Unavailable(f"{self._path}: nobody listens there", start)
+    def _no_daemon(self, error: Exception) -> ApiError:
+        if isinstance(self._place, Remote):
+            what = "is it up, is that its address, and does --ca name who signed its certificate?"
+            return Unavailable(f"{self._place}: cannot be reached: {error}", what)
+        return _nobody_at(self._place, self._daemon)
+
+
+def _nobody_at(path: Path, daemon: str) -> ApiError:
+    start = f"start it with `vmmob {daemon} run --config FILE`, or name its --socket"
+    if not path.exists():
+        return Unavailable(f"{path}: no such socket", start)
+    if not path.is_socket():
+        return Unavailable(f"{path}: is no socket", "name the daemon's --socket")
+    # Asked anew, since httpx2 does not tell why it could not connect.
+    if not os.access(path, os.R_OK | os.W_OK):
+        return Unavailable(f"{path}: permission denied", "run as root, or as a member of its group")
+    return Unavailable(f"{path}: nobody listens there", start)
 
 
 def _quoted(name: object) -> str:
@@ -117,8 +133,8 @@ def _vm_path(vm: VmKey, under: str, action: str = "") -> str:
 class ManagerClient(_Client):
     """The manager's API (docs/architecture.md says what the answers hold)."""
 
-    def __init__(self, socket_path: Path) -> None:
-        super().__init__(socket_path, "manager")
+    def __init__(self, place: Place) -> None:
+        super().__init__(place, "manager")
 
     def bindings(self) -> list[Json]:
         answer: list[Json] = self._ask("GET", "/v1/bindings")

@@ -28,7 +28,16 @@ from vmmobility.wire.registry import CopyStorage, OnTimeout
 
 MANAGER_STATUS = named(
     "ManagerStatus",
-    record({**STATUS, "onboarded": COUNT, "strict": BOOLEAN, "bindings": COUNT, "moves": COUNT}),
+    record(
+        {
+            **STATUS,
+            "onboarded": COUNT,
+            "strict": BOOLEAN,
+            "bindings": COUNT,
+            "moves": COUNT,
+            "api_refused": table(COUNT),
+        }
+    ),
 )
 
 # By an NVE's heartbeats; none: it has never sent one.

@@ -1,7 +1,7 @@
-"""Serving an API on a unix socket, inside the daemon's own event loop.
+"""Serving an API on a unix socket and at TCP addresses, inside the daemon's own event loop.
 
-The daemon keeps its signals and its log; shutting down is bounded.  Not here: routes.
-Rests on uvicorn.
+The daemon keeps its signals and its log; shutting down is bounded.
+Not here: routes, who asks (listener.py).  Rests on uvicorn.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ import contextlib
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from vmmobility.api.access import BY_THE_SOCKET, asked_by
 from vmmobility.api.errors import Conflict, Unavailable
+from vmmobility.api.listener import Gate
+from vmmobility.api.patience import protocol_for
+from vmmobility.api.tokens import TokenDesk, read_tokens
+from vmmobility.daemon.api_place import ApiConfig, ApiPlace, Listen
+from vmmobility.errors import ConfigError
 
 MODE = 0o660  # the daemon's user and group
 CLOSE_S = 1  # requests under way get so long when the daemon ends
 BACKLOG = 64
+MOST_CONNECTIONS = 256  # at all sockets of a kind; the next is answered 503
 
 
 class _Server(uvicorn.Server):
@@ -42,48 +48,95 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serve(app: ASGIApp, socket_path: Path) -> AsyncIterator[None]:
+async def serve(app: ASGIApp, place: ApiPlace | Path) -> AsyncIterator[None]:
     """Serve the API while the body runs.  A stale socket file is replaced.
 
-    Raises Conflict if another daemon listens there, Unavailable if the path cannot be used.
+    place: where, and who is told of it; a path is a unix socket alone
+    Raises Conflict if another daemon listens there, Unavailable if a place cannot be used,
+    ConfigError if the certificate or the tokens are wrong.
     """
-    listener = _listen(socket_path)
-    own = os.stat(socket_path)
+    place = ApiPlace(place) if isinstance(place, Path) else place
+    async with contextlib.AsyncExitStack() as stack:
+        local = _listen(place.socket)
+        stack.callback(_remove, place.socket, os.stat(place.socket))
+        stack.callback(local.close)
+        listeners, desk = [], None
+        for listen in place.config.listen:
+            listeners.append(_listen_tcp(listen))
+            stack.callback(listeners[-1].close)
+        if place.config.tokens is not None:
+            read_tokens(place.config.tokens)  # a wrong file is told at once
+            desk = TokenDesk(place.config.tokens, time.time)
+        gate = Gate(app, None, place.note, place.counts)
+        await stack.enter_async_context(_serving(gate, [local], place, tls=False))
+        if listeners:
+            gate = Gate(app, desk, place.note, place.counts)
+            await stack.enter_async_context(_serving(gate, listeners, place, tls=True))
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    app: ASGIApp, listeners: list[socket.socket], place: ApiPlace, *, tls: bool
+) -> AsyncIterator[None]:
+    """One server at these sockets, while the body runs.  tls: if there is a certificate."""
+    files = place.config if tls else ApiConfig()
     config = uvicorn.Config(
-        _asked_on_the_socket(app),
+        app,
         log_config=None,
         access_log=False,
         lifespan="off",
         ws="none",
-        http="h11",
+        http=protocol_for(place.counts),
+        limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=CLOSE_S,
+        ssl_certfile=files.tls_certificate,
+        ssl_keyfile=files.tls_key,
     )
+    try:
+        config.load()
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(
+            f"api.tls_certificate {files.tls_certificate}, tls_key {files.tls_key}: {error}",
+            "name a certificate (with its chain) and its key, both PEM, that this user can read",
+        ) from None
     server = _Server(config)
     failure: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(server.serve([listener]), name="api")
-            try:
-                await server.ready.wait()
-                yield
-            except BaseException as error:
-                # Kept, not raised here: the group would cancel the server in mid-answer.
-                failure = error
-            server.should_exit = True
-    finally:
-        listener.close()
-        with contextlib.suppress(OSError):
-            if os.path.samestat(own, os.stat(socket_path)):
-                os.unlink(socket_path)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(server.serve(listeners), name="api")
+        try:
+            await server.ready.wait()
+            yield
+        except BaseException as error:
+            # Kept, not raised here: the group would cancel the server in mid-answer.
+            failure = error
+        server.should_exit = True
     if failure is not None:
         raise failure
 
 
-def _asked_on_the_socket(app: ASGIApp) -> ASGIApp:
-    async def asked(scope: Scope, receive: Receive, send: Send) -> None:
-        await app(asked_by(scope, BY_THE_SOCKET), receive, send)
+def _remove(path: Path, own: os.stat_result) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.samestat(own, os.stat(path)):
+            os.unlink(path)
 
-    return asked
+
+def _listen_tcp(listen: Listen) -> socket.socket:
+    family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((str(listen.address), listen.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise Unavailable(
+            f"{listen}: cannot listen there: {error.strerror or error}",
+            "end what listens there, or change api.listen",
+        ) from error
+    return listener
 
 
 def _listen(path: Path) -> socket.socket:

@@ -25,6 +25,7 @@ from vmmobility.cli.napt import napt
 from vmmobility.cli.nve import nve
 from vmmobility.cli.router import router
 from vmmobility.cli.show import show
+from vmmobility.cli.token import token
 from vmmobility.cli.trace import trace
 from vmmobility.cli.vm import vm
 from vmmobility.errors import EnvironmentProblem, VmMobilityError
@@ -94,6 +95,7 @@ for command in (
     nve,
     router,
     show,
+    token,
     trace,
     vm,
 ):

@@ -5,12 +5,14 @@ Rests on click; not here: the commands.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from vmmobility.api.remote import remote_of
 from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import VmKey
 
@@ -35,7 +37,50 @@ def _socket(envvar: str, default: Path, whose: str) -> Callable[[FC], FC]:
     )
 
 
-manager_socket = _socket("VMMOB_SOCKET", MANAGER_SOCKET, "The manager's")
+_manager_socket = _socket("VMMOB_SOCKET", MANAGER_SOCKET, "The manager's")
+
+
+def manager_socket(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the manager is: `socket_path`, a socket's path, or a Remote where --url is given."""
+
+    @functools.wraps(command)
+    def asked(
+        *values: Any,
+        socket_path: Path,
+        url: str | None,
+        token_file: Path | None,
+        ca: Path | None,
+        **more: Any,
+    ) -> Any:
+        place = socket_path if url is None else remote_of(url, token_file, ca)
+        return command(*values, socket_path=place, **more)
+
+    for option in (
+        click.option(
+            "--ca",
+            envvar="VMMOB_CA",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Whose certificates --url may have (PEM); the system's authorities unless given.",
+        ),
+        click.option(
+            "--token-file",
+            envvar="VMMOB_TOKEN_FILE",
+            show_envvar=True,
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="The token for --url, alone in a file that nobody else can read.",
+        ),
+        click.option(
+            "--url",
+            envvar="VMMOB_URL",
+            show_envvar=True,
+            help="The manager as https://HOST:PORT, instead of its socket.",
+        ),
+        _manager_socket,
+    ):
+        asked = option(asked)
+    return asked
+
+
 nve_socket = _socket("VMMOB_NVE_SOCKET", NVE_SOCKET, "The NVE's")
 router_socket = _socket("VMMOB_ROUTER_SOCKET", ROUTER_SOCKET, "The router's")
 napt_socket = _socket("VMMOB_NAPT_SOCKET", NAPT_SOCKET, "The NAPT box's")

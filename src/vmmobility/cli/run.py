@@ -22,7 +22,7 @@ def manager_run(path: Path, record: Path | None) -> None:
     from vmmobility.api.server import serve
     from vmmobility.daemon import manager as daemon
 
-    daemon.run(path, lambda service, socket: serve(manager_api(service), socket), record)
+    daemon.run(path, lambda service, place: serve(manager_api(service), place), record)
 
 
 @click.command("run")
@@ -34,7 +34,7 @@ def nve_run(path: Path, record: Path | None) -> None:
     from vmmobility.api.server import serve
     from vmmobility.daemon import nve as daemon
 
-    daemon.run(path, lambda service, socket: serve(nve_api(service), socket), record)
+    daemon.run(path, lambda service, place: serve(nve_api(service), place), record)
 
 
 @click.command("flush")
@@ -55,7 +55,7 @@ def router_run(path: Path, record: Path | None) -> None:
     from vmmobility.api.server import serve
     from vmmobility.daemon import router as daemon
 
-    daemon.run(path, lambda service, socket: serve(router_api(service), socket), record)
+    daemon.run(path, lambda service, place: serve(router_api(service), place), record)
 
 
 @click.command("flush")
@@ -75,7 +75,7 @@ def napt_run(path: Path) -> None:
     from vmmobility.api.server import serve
     from vmmobility.daemon import napt as daemon
 
-    daemon.run(path, lambda service, socket: serve(napt_api(service), socket))
+    daemon.run(path, lambda service, place: serve(napt_api(service), place))
 
 
 @click.command("flush")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vmmobility import __version__
+from vmmobility.daemon.api_place import ApiPlace
 from vmmobility.daemon.config import Peer as PeerConfig
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
@@ -33,8 +34,8 @@ from vmmobility.store.journal import Journal
 from vmmobility.wire.registry import Role
 from vmmobility.wire.values import Address
 
-ServeApi = Callable[[Any, Path], AbstractAsyncContextManager[None]]
-"""Serves a service's API on a socket while the context lasts; the command line joins the two."""
+ServeApi = Callable[[Any, ApiPlace], AbstractAsyncContextManager[None]]
+"""Serves a service's API at a place while the context lasts; the command line joins the two."""
 
 
 def open_store(

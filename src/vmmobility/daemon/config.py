@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Literal, cast
 
+from vmmobility.daemon.api_place import SOCKET_ALONE, ApiConfig, api_of
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES
 from vmmobility.daemon.node_config import (
     EndConfig,
@@ -84,7 +85,7 @@ class NveTimers(NodeTimers):
 @dataclass(frozen=True, kw_only=True)
 class ManagerConfig(EndConfig, ListenerConfig):
     """manager.toml.  strict: only onboarded VMs may register; gate_policy: what a move does when
-    gate_s is over; max_host_routes: of a data centre, 0 is any.
+    gate_s is over; max_host_routes: of a data centre, 0 is any; api: beside the unix socket.
     """
 
     peers: tuple[Peer, ...]
@@ -92,6 +93,7 @@ class ManagerConfig(EndConfig, ListenerConfig):
     timers: ManagerTimers
     gate_policy: str = "abort"
     max_host_routes: int = 0
+    api: ApiConfig = SOCKET_ALONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,7 @@ def load_manager(path: Path) -> ManagerConfig:
         timers=_manager_timers(top.table("timers")),
         gate_policy=manager.choice("gate_policy", GATE_POLICIES, "abort"),
         max_host_routes=manager.integer("max_host_routes", 0, 1 << 24, 0),
+        api=api_of(top.table("api")),
         **end_keys(top, node, node_id),
     )
     for table in (node, manager, top):

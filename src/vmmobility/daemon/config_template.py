@@ -46,6 +46,12 @@ dc = "dc1"  # the data centre that it is a part, or the edge, of
 # gate_policy = "abort"  # abort | proceed: when the fabric does not follow a move within gate_s
 # max_host_routes = 0  # so many VM addresses may a data centre's routers announce; 0: any number
 
+[api]  # beside the unix socket, which needs no token; without listen there is that alone
+# listen = ["127.0.0.1:8749", "[::1]:8749"]  # any other address needs TLS
+# tls_certificate = "/etc/vmmobility/api.crt"  # PEM, with its chain
+# tls_key = "/etc/vmmobility/api.key"
+# tokens = "/etc/vmmobility/api-tokens.json"  # made by `vmmob token new`
+
 [timers]  # seconds; these are the defaults
 # lifetime_s = {timers.lifetime_s}  # longest registration lifetime granted, a multiple of 4
 # ticket_s = {timers.ticket_s:g}  # a move's ticket is void after this

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vmmobility.daemon.api_place import ApiPlace
 from vmmobility.daemon.assembly import (
     ServeApi,
     check_recordable,
@@ -107,7 +108,8 @@ async def _serve(
         commands.done(output)
 
     pump = Pump(engine, store, endpoint, log, perform)
-    service = Manager(engine, pump, commands, endpoint, log)
+    place = ApiPlace(config.api_socket, config.api, log.note)
+    service = Manager(engine, pump, commands, endpoint, log, place.counts)
 
     def reload() -> None:
         on_hangup(engine.channel, config.keys_dir, log)
@@ -116,7 +118,7 @@ async def _serve(
         endpoint.bind()
         with on_signals(pump.stop, reload):
             # Address and socket come first: a second daemon, started by mistake, says nothing.
-            async with serve_api(service, config.api_socket):
+            async with serve_api(service, place):
                 pump.open()
                 pump.input(lambda now: engine.tell_time(time.time_ns(), now))
                 pump.input(engine.started)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -48,13 +49,16 @@ class Manager(DrainService):
         commands: Commands,
         endpoint: UdpEndpoint,
         log: EventLog,
+        api_counts: Counter[str],
     ) -> None:
+        """api_counts: what the API has refused, by reason."""
         self._engine = engine
         self._pump = pump
         self._commands = commands
         self._endpoint = endpoint
         self._tracer = Tracer(engine, self._ask_nodes)
         self._log = log
+        self._api_counts = api_counts
         self._since = time.monotonic()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._waiting_drains = {}
@@ -69,6 +73,7 @@ class Manager(DrainService):
             "strict": self._engine.settings.strict,
             "bindings": len(self._engine.cache.bindings),
             "moves": len(self._engine.moves),
+            "api_refused": dict(self._api_counts),
         }
 
     def bindings(self) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+from vmmobility.daemon.api_place import ApiPlace
 from vmmobility.daemon.assembly import (
     ServeApi,
     Stopped,
@@ -308,7 +309,7 @@ async def serve(config: NveConfig, serve_api: ServeApi) -> None:
                 with on_signals(daemon.pump.stop, daemon.reload):
                     # Address and socket come first: a daemon started by mistake beside another
                     # must not find out after it has resynced the kernel to its own empty state.
-                    async with serve_api(daemon, config.api_socket):
+                    async with serve_api(daemon, ApiPlace(config.api_socket, note=log.note)):
                         await daemon.begin()
                         log.note("started", role="nve", boot=boot, vms=daemon.vm_count())
                         await daemon.pump.run()

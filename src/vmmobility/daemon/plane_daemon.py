@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from vmmobility.daemon.api_place import ApiPlace
 from vmmobility.daemon.assembly import (
     ServeApi,
     Stopped,
@@ -155,7 +156,10 @@ async def serve(
         daemon.prepare(store, state, boot)
         with on_signals(daemon.pump.stop, daemon.reload):
             # Address and socket come first: a second daemon, started by mistake, touches nothing.
-            async with serve_api(daemon, config.api_socket), asyncio.TaskGroup() as group:
+            async with (
+                serve_api(daemon, ApiPlace(config.api_socket, note=log.note)),
+                asyncio.TaskGroup() as group,
+            ):
                 await daemon.begin(group)
                 log.note("started", role=daemon.role, boot=boot, vms=daemon.vm_count())
                 await daemon.pump.run()

@@ -1,0 +1,119 @@
+"""`vmmob token new|list|revoke`: who may ask the manager's API off its unix socket.
+
+They change the file that `api.tokens` names; the manager reads it again by itself.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vmmobility.api.tokens import ROLES, Token, add_token, read_tokens, revoke_token
+from vmmobility.cli import output
+from vmmobility.cli.output import Column
+from vmmobility.cli.parameters import PlainText
+
+FILE = Path("/etc/vmmobility/api-tokens.json")
+UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+MOST_S = 100 * 365 * 86400
+
+TOKENS: list[Column] = [
+    ("TOKEN", lambda row: row["name"]),
+    ("ROLE", lambda row: row["role"]),
+    ("MADE", lambda row: _day(row["created_s"])),
+    ("ENDS", lambda row: "never" if row["expires_s"] is None else _day(row["expires_s"])),
+    ("COUNTS", lambda row: not row["expired"]),
+]
+
+file_option = click.option(
+    "--file",
+    "path",
+    envvar="VMMOB_TOKENS",
+    default=FILE,
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file that api.tokens of the manager's configuration names.",
+)
+
+
+def seconds_of(text: str) -> int:
+    """Of a duration as 90m, 12h, 30d, 8w.  Raises ValueError."""
+    found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
+    seconds = int(found[1]) * UNITS[found[2]] if found else 0
+    if not 0 < seconds <= MOST_S:
+        raise ValueError("write like 90m, 12h, 30d or 8w")
+    return seconds
+
+
+@click.group()
+def token() -> None:
+    """Tokens of the manager's API: make, list and revoke them."""
+
+
+@token.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(list(ROLES)), required=True, help="What it may do.")
+@click.option(
+    "--expires",
+    type=PlainText("duration", seconds_of),
+    help="After so long it counts no more (30d); for ever unless given.",
+)
+@file_option
+@output.as_json
+def new(name: str, role: str, expires: int | None, path: Path, json_output: bool) -> None:
+    """Make a token and print it.  It is shown once: the file holds its hash alone.
+
+    \b
+    read     looks
+    operate  moves, drains and compares besides
+    admin    changes the records and releases what is fenced besides
+    """
+    now_s = time.time()
+    end = None if expires is None else now_s + expires
+    try:
+        secret, made = add_token(path, name, ROLES[role], now_s, end)
+    except ValueError as error:
+        raise click.UsageError(f"{name!r} is no name: {error}") from None
+    if json_output:
+        output.print_json({**_row(made, now_s), "token": secret})
+    else:
+        click.echo(secret)
+
+
+@token.command("list")
+@file_option
+@output.as_json
+def list_tokens(path: Path, json_output: bool) -> None:
+    """The tokens: names, roles and ends; never themselves."""
+    rows = [_row(each, time.time()) for each in read_tokens(path)]
+    output.print_json(rows) if json_output else output.print_table(rows, TOKENS)
+
+
+@token.command()
+@click.argument("name")
+@file_option
+@output.as_json
+def revoke(name: str, path: Path, json_output: bool) -> None:
+    """End a token: the manager's next answer to it is 401."""
+    gone = revoke_token(path, name)
+    output.print_json(_row(gone, time.time())) if json_output else click.echo(f"{name} is revoked")
+
+
+def _row(each: Token, now_s: float) -> dict[str, Any]:
+    return {
+        "name": each.name,
+        "role": each.role,
+        "created_s": each.created_s,
+        "expires_s": each.expires_s,
+        "expired": each.has_expired(now_s),
+    }
+
+
+def _day(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
