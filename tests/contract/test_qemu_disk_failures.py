@@ -25,8 +25,10 @@ from tests.contract.disk_machines import (
 )
 from tests.contract.hypervisor_nodes import LOOPBACK, VM
 from tests.contract.waiting import until_true
+from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.interface import Disk, GuestEvent
+from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import MIB
 
 pytestmark = [pytest.mark.qemu, pytest.mark.netns]
@@ -145,6 +147,30 @@ def test_a_destination_that_dies_in_the_switch_leaves_the_disk_to_its_guest(
         await machines.end_soundly(pair, "a")
         assert names(machines.folder / "a/disks") == {"vm.img"}
         await pair.start()
+
+    disk_run(scenario)
+
+
+def test_a_host_that_died_with_a_waiting_guest_is_clear_once_that_is_cancelled(
+    disk_run: Run,
+) -> None:
+    """Daemon and QEMU have ended at once: nobody remembers what was prepared."""
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        destination = pair.destination
+        await pair.prepare()
+        assert names(machines.folder / "b/disks") == {"vm.img", "vm.img.incoming"}
+        await destination.hypervisor.close()
+        destination.kill()
+        folder = GuestFolder.of(machines.folder / "b", VM)
+        await until_true(lambda: process.find(folder) is None)
+        destination.hypervisor = destination.reopen()
+        assert await destination.hypervisor.adopt([pair.definition]) == {}
+        await destination.hypervisor.cancel(VM)
+        assert names(machines.folder / "b/disks") == set()
+        assert names(machines.folder / "b") == {"disks"}
 
     disk_run(scenario)
 

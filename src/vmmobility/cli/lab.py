@@ -19,8 +19,9 @@ from rich.text import Text
 from vmmobility.cli import output
 from vmmobility.errors import EnvironmentProblem, LabError
 from vmmobility.lab import fabric as fabrics
+from vmmobility.lab import fault_matrix, teardown, workdir
 from vmmobility.lab import scenario as scenarios
-from vmmobility.lab import teardown, workdir
+from vmmobility.lab.fault_report import faults_html, print_faults
 from vmmobility.lab.laboratory import build
 from vmmobility.lab.narrator import Say
 from vmmobility.lab.report import Report
@@ -43,6 +44,8 @@ def lab() -> None:
 def list_(json_output: bool) -> None:
     """Built-in fabrics and scenarios, and the labs that run."""
     rows = [_row("scenario", name, path) for name, path in scenarios.built_in().items()]
+    rows.append({"kind": "scenario", "name": fault_matrix.NAME,
+                 "description": fault_matrix.DESCRIPTION})  # fmt: skip
     rows += [_row("fabric", name, path) for name, path in fabrics.built_in().items()]
     rows += [
         {"kind": "running lab", "name": info.lab_id, "description": f"{info.name}, {info.fabric}"}
@@ -84,13 +87,16 @@ def _row(kind: str, name: str, path: Path) -> dict[str, str]:
     multiple=True,
     metavar="KEY=VALUE",
     help="Of the fabric: tunnel=kernel|relay, redirect=auto|host-route|tunnel, probe_every_ms=N, "
-    "step_s=N.",
+    "step_s=N.  Of fault-matrix: quick=true, mode=, phase=, fault=, resume=FILE.",
 )
 def run(
     scenario: str, repeat: int, json_file: Path | None, html_file: Path | None,
     raw: Path | None, keep: bool, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Run a scenario and report.  Exit status 0 only if all went well."""
+    if scenario == fault_matrix.NAME:
+        _run_faults(_settings(settings), json_file, html_file, raw, keep)
+        return
     loaded = scenarios.load_scenario(scenarios.find(scenario), _settings(settings))
     _need_root()
     for path in (json_file, html_file):
@@ -103,6 +109,35 @@ def run(
         raise click.Abort from None
     _write(report, json_file, html_file)
     print_report(report, console if console.is_terminal else Console(highlight=False, width=100))
+    for path in (json_file, html_file, raw):
+        if path is not None:
+            click.echo(f"written: {path}")
+    sys.exit(0 if report.ok else 1)
+
+
+def _run_faults(
+    settings: dict[str, str], json_file: Path | None, html_file: Path | None,
+    raw: Path | None, keep: bool,
+) -> None:  # fmt: skip
+    """The fault matrix: cells, not steps."""
+    fault_matrix.check_settings(settings)
+    _need_root()
+    for path in (json_file, html_file):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False)
+    resume = Path(settings["resume"]) if "resume" in settings else None
+    options = fault_matrix.MatrixOptions(raw, keep, resume)
+    try:
+        report = fault_matrix.run_matrix(settings, options, _narrate(console))
+    except KeyboardInterrupt:
+        raise click.Abort from None
+    if json_file is not None:
+        text = json.dumps(report.as_json(), indent=2, ensure_ascii=False)
+        json_file.write_text(text + "\n")
+    if html_file is not None:
+        html_file.write_text(faults_html(report))
+    print_faults(report, console if console.is_terminal else Console(highlight=False, width=120))
     for path in (json_file, html_file, raw):
         if path is not None:
             click.echo(f"written: {path}")

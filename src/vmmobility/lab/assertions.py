@@ -135,11 +135,11 @@ def _only_serving_route(run: LabRun, what: Assertion) -> str:
         seen = _vm_routes(run, node.name, what.vm)
         problems += [f"{node.name}: {a} is {k}" for a, k in seen.items() if k != wanted]
         if node.kind == "nve" and node.name != serving:
-            problems += _remains(run, node.name, what.vm)
+            problems += remains(run, node.name, what.vm)
     return "; ".join(problems)
 
 
-def _remains(run: LabRun, node: str, vm: str) -> list[str]:
+def remains(run: LabRun, node: str, vm: str) -> list[str]:
     """What an NVE that does not serve the VM still holds for it: an entry, taps, routes in any
     table, nftables elements, a guest."""
     found = []

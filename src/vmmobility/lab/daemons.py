@@ -42,6 +42,7 @@ class Daemons:
         self._folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._meant_to_end: set[str] = set()
+        self.first_in_path: dict[str, Path] = {}  # a folder of programs that a node finds first
         self.forked_ns: dict[str, int] = {}
         self.answered_ns: dict[str, int] = {}
         self.agents = tuple(node for node in fabric.of_kind("router") if node.role in _AGENTS)
@@ -189,7 +190,9 @@ class Daemons:
             table["dc_prefixes"] = [str(p) for p in self.fabric.dc_prefixes]
         manager = [{"id": self.manager, "addresses": self._addresses(self.manager)}]
         timers = {k: v for k, v in self.fabric.timers if k in NVE_TIMERS}
-        hypervisor = {"accelerator": self.accelerator}
+        hypervisor: dict[str, Any] = {"accelerator": self.accelerator}
+        if self.fabric.copy_mib_per_s:
+            hypervisor["copy_mib_per_s"] = self.fabric.copy_mib_per_s
         told: dict[str, Any] = {"manager": manager}
         if self.boxes:
             told = napt_daemons.in_nves_file(self.fabric, node.name, self.manager)
@@ -215,6 +218,8 @@ class Daemons:
         for folder in ("state", "tmp"):
             (home / folder).mkdir(exist_ok=True)
         environment = {**python_environment(), "TMPDIR": str(home / "tmp")}  # goes with the lab
+        if name in self.first_in_path:
+            environment["PATH"] = f"{self.first_in_path[name]}:{environment.get('PATH', '')}"
         self.socket(name).unlink(missing_ok=True)
         config = str(home / "config.toml")
         command = python("vmmobility", node.kind, "run", "--config", config,

@@ -159,10 +159,12 @@ def parse_fabric(
         links = tuple(_links(table, nodes))
         every_ms = _every_ms(table.take("probe_every_ms", int, PROBE_EVERY_MS), where)
         boxes = tuple(_boxes(table))
+        copy_mib_per_s = table.take("copy_mib_per_s", int, 0)
         vms = tuple(_vms(table, {node.name: node for node in nodes}))
     fabric = Fabric(
-        name, description, mtu, nodes, links, vms, timers, igp, gate_policy, tunnel, boxes, every_ms
-    )
+        name, description, mtu, nodes, links, vms, timers, igp, gate_policy, tunnel, boxes,
+        every_ms, copy_mib_per_s,
+    )  # fmt: skip
     check_fabric(fabric, where)
     if igp_given and not fabric.dynamic:
         raise LabError(f"{where}: `igp` without FRR", "add `frr = true` to every router")

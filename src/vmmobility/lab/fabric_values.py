@@ -116,6 +116,7 @@ class Fabric:
 
     tunnel: who carries tunnelled packets at every NVE (nve.toml)
     probe_every_ms: how often a correspondent sends to a VM, over each family
+    copy_mib_per_s: every NVE's pace of copies (nve.toml); 0: its own
     """
 
     name: str
@@ -130,6 +131,7 @@ class Fabric:
     tunnel: str = "auto"
     boxes: tuple[Box, ...] = ()
     probe_every_ms: int = PROBE_EVERY_MS
+    copy_mib_per_s: int = 0
 
     @property
     def dynamic(self) -> bool:

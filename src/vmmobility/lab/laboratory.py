@@ -67,8 +67,9 @@ class Laboratory:
         self.routes = RouteRecorder(fabric, self.spaces, info.folder / "routes")
         self._helpers: list[subprocess.Popen[bytes]] = []
 
-    def up(self) -> None:
-        """Namespaces, FRR and its like, daemons, VMs: all running and registered on return."""
+    def up(self, start_vms: bool = True) -> None:
+        """Namespaces, FRR and its like, daemons, VMs (unless not wanted): all running and
+        registered on return."""
         self.say(f"fabric {self.fabric.name}: {len(self.fabric.names())} namespaces, "
                  f"prefix {self.info.lab_id}")  # fmt: skip
         self.spaces.up()
@@ -88,7 +89,8 @@ class Laboratory:
         self.logbook.start()
         self.say("the manager and " + ", ".join(n.name for n in self.fabric.of_kind("nve"))
                  + " answer")  # fmt: skip
-        self._start_vms([vm for vm in self.fabric.vms if vm.kind != "external"])
+        if start_vms:
+            self._start_vms([vm for vm in self.fabric.vms if vm.kind != "external"])
 
     def _await_convergence(self) -> None:
         if self.frr.plans:
@@ -168,7 +170,7 @@ class Laboratory:
             "vcpus": vm.vcpus,
             "memory_mib": vm.memory_mib,
             "machine": self._machine(vm, nve),
-            "interface": [{"mac": vm.mac, "addresses": addresses}],
+            "interfaces": [{"mac": vm.mac, "addresses": addresses}],
             **({"redirect": vm.redirect} if vm.redirect else {}),
             **({"disk": [asdict(disk_of(vm))]} if vm.disk_mib else {}),
         }

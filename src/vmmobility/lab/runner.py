@@ -141,7 +141,7 @@ def _one_run(
     )
     last = number == options.repeat
     if not last and (steps.failures or not as_at_first):
-        _keep_logs(campaign.lab, options, number)
+        keep_logs(campaign.lab, options.raw, number)
         say("the scenario does not end where it began: the fabric is built anew")
         campaign.leftovers += campaign.lab.down()
         campaign.lab = None
@@ -159,7 +159,7 @@ def unsound_guests(moves: Sequence[MoveRecord], number: int) -> list[str]:
 def _close(campaign: _Campaign, options: Options, say: Say) -> None:
     if campaign.lab is None:
         return
-    _keep_logs(campaign.lab, options, campaign.runs)
+    keep_logs(campaign.lab, options.raw, campaign.runs)
     if options.keep:
         campaign.lab.info = replace(campaign.lab.info, owner=0, owner_started=0)
         campaign.lab.info.save()
@@ -170,13 +170,13 @@ def _close(campaign: _Campaign, options: Options, say: Say) -> None:
     campaign.leftovers += campaign.lab.down()
 
 
-def _keep_logs(lab: Laboratory, options: Options, number: int) -> None:
-    """The daemons' logs and the route recordings, beside the raw files."""
-    if options.raw is None:
+def keep_logs(lab: Laboratory, raw: Path | None, number: int) -> None:
+    """The daemons' logs and the route recordings, beside the raw files (if these are wanted)."""
+    if raw is None:
         return
     for path in [*lab.info.folder.glob("nodes/*/log.json"),
                  *lab.info.folder.glob("nodes/*/stderr.txt")]:  # fmt: skip
-        target = options.raw / "logs" / f"run-{number}" / f"{path.parent.name}-{path.name}"
+        target = raw / "logs" / f"run-{number}" / f"{path.parent.name}-{path.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):
             shutil.copy2(path, target)

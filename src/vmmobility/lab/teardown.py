@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -56,6 +57,7 @@ def tear_down(info: LabInfo) -> list[str]:
             break
     survivors = processes(info)
     namespaces.delete(namespaces.existing(info.lab_id))
+    _unmount(info.folder)
     shutil.rmtree(info.folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # another lab may live there
         workdir.base().rmdir()
@@ -65,6 +67,14 @@ def tear_down(info: LabInfo) -> list[str]:
         for pid, command in sorted(survivors.items())
         if Path(f"/proc/{pid}").exists()
     ]
+
+
+def _unmount(folder: Path) -> None:
+    """File systems that the lab has put beneath its folder."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    points = [line.split(" ")[1] for line in lines]
+    for point in sorted((p for p in points if p.startswith(f"{folder}/")), reverse=True):
+        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
 
 
 def _still_its_own(info: LabInfo) -> dict[str, int]:

@@ -191,13 +191,21 @@ def living(state_dir: Path) -> list[VmKey]:
     found = []
     for definition in sorted(state_dir.glob("*/definition.json")):
         folder = GuestFolder(definition.parent)
-        try:
-            vm = decode(definition.read_bytes()).vm
-        except (OSError, DecodeError):
+        described = defined(folder)
+        if described is None:
             continue  # it has no name by which it could be told of, or ended
+        vm = described.vm
         if folder == GuestFolder.of(state_dir, vm) and find(folder) is not None:
             found.append(vm)
     return found
+
+
+def defined(folder: GuestFolder) -> VmDefinition | None:
+    """What its QEMU was started with, or None."""
+    try:
+        return decode((folder.path / "definition.json").read_bytes())
+    except (OSError, DecodeError):
+        return None
 
 
 def is_ours(folder: GuestFolder, pid: int) -> bool:

@@ -210,6 +210,7 @@ class QemuHypervisor(QemuCheckpoints):
                         f"{vm}: its QEMU lives, but did not answer when it was looked for",
                         "restart the NVE once it answers, or stop the VM",
                     )
+                await self._end(vm)  # what an earlier daemon's waiting guest has left
                 return
             if not guest.alive:
                 await self._end(vm)
@@ -387,6 +388,9 @@ class QemuHypervisor(QemuCheckpoints):
         pid = process.find(folder)
         if pid is not None:  # of an earlier daemon, never adopted
             await process.kill(folder, vm, pid)
+        if guest is None and (definition := process.defined(folder)) is not None:
+            images = self._images(definition)
+            await asyncio.to_thread(images.discard, whole_too=False)
         process.forget(folder)
 
     def _images(self, definition: VmDefinition) -> DiskImages:

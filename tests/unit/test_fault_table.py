@@ -1,0 +1,66 @@
+"""The fault matrix's table is whole, and docs/design/faults.md shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vmmobility.errors import LabError
+from vmmobility.lab.fault_holds import APPROACHES
+from vmmobility.lab.fault_matrix import check_settings
+from vmmobility.lab.fault_table import FAULTS, MODES, QUICK, ROWS, Outcome, all_cells, picture
+
+PAGE = Path(__file__).parents[2] / "docs" / "design" / "faults.md"
+ENDS = (Outcome.MOVED, Outcome.STAYED, Outcome.FAILED)
+
+
+def test_every_fault_in_every_phase_of_every_mode_has_one_row():
+    placed = Counter((row.mode, phase, row.fault) for row in ROWS for phase in row.phases)
+    wanted = {(mode.name, phase, fault)
+              for mode in MODES.values() for phase in mode.phases for fault in FAULTS}  # fmt: skip
+    assert placed == Counter(wanted)
+    assert {(cell.mode, cell.phase, cell.fault) for cell in all_cells()} == wanted
+    assert all(cell.row is not None for cell in all_cells())
+
+
+def test_rows_say_why_and_allow_an_end_or_nothing():
+    for row in ROWS:
+        assert row.why
+        assert row.allowed == (Outcome.NOT_APPLICABLE,) or set(row.allowed) <= set(ENDS)
+
+
+def test_every_phase_can_be_reached():
+    assert set(APPROACHES) == {(m.name, phase) for m in MODES.values() for phase in m.phases}
+
+
+def test_the_page_shows_the_table():
+    text = PAGE.read_text()
+    for mode in MODES:
+        assert picture(mode) in text
+    for fault in FAULTS.values():
+        assert f"| {fault.name} | {fault.words} |" in text
+
+
+def test_settings_choose_cells():
+    assert len(check_settings({})) == len(list(all_cells()))
+    assert len(check_settings({"quick": "true"})) == len(QUICK)
+    chosen = check_settings({"mode": "hot", "fault": "manager-killed"})
+    assert {cell.fault for cell in chosen} == {"manager-killed"}
+    assert [cell.phase for cell in chosen] == list(MODES["hot"].phases)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mode": "tepid"}, "no mode 'tepid'"),
+        ({"phase": "new-moon"}, "no phase 'new-moon'"),
+        ({"fault": "comet"}, "no fault 'comet'"),
+        ({"quick": "yes"}, "quick cannot be 'yes'"),
+        ({"step_s": "4"}, "no setting 'step_s'"),
+    ],
+)
+def test_a_setting_that_names_nothing_is_refused(settings, words):
+    with pytest.raises(LabError, match=words):
+        check_settings(settings)
