@@ -53,6 +53,7 @@ class Node:
         self.has_booted: Callable[[], bool] = lambda: True
         self.dawdle: Callable[[], None] = lambda: None  # its copies do not converge of themselves
         self.time_out: Callable[[], None] = lambda: None  # the time of a copy's terms is up
+        self.driver: Callable[[], Hypervisor] = lambda: self.hypervisor  # where guests have names
 
     async def restart(self) -> None:
         """The daemon ends, and another is there."""
@@ -125,8 +126,9 @@ class Pair:
         await self.source.next(GuestEvent.COMPLETED)
 
     async def state_at(self, node: Node) -> str:
-        assert isinstance(node.hypervisor, FakeHypervisor | QemuHypervisor)
-        return await node.hypervisor.state(VM)
+        driver = node.driver()
+        assert isinstance(driver, FakeHypervisor | QemuHypervisor)
+        return await driver.state(VM)
 
     async def runs_at(self, node: Node) -> bool:
         return (await node.hypervisor.adopt([self.definition])).get(VM, False)
@@ -136,7 +138,7 @@ def fake_nodes() -> tuple[Node, Node]:
     world = FakeWorld()
     nodes = Node("tapA"), Node("tapB")
     for node in nodes:
-        fake = FakeHypervisor(node.hear, world)
+        fake = FakeHypervisor(lambda report, node=node: node.hear(report), world)  # type: ignore[misc]
         node.hypervisor = fake
         node.reopen = lambda fake=fake: fake  # type: ignore[misc]
         node.kill = lambda fake=fake: fake.kill(VM)  # type: ignore[misc]
@@ -154,7 +156,7 @@ def qemu_node(port: str, state_dir: Path, settings: QemuSettings = TCG) -> Node:
     node = Node(port)
 
     def open_it() -> Hypervisor:
-        return QemuHypervisor(state_dir, node.hear, settings)
+        return QemuHypervisor(state_dir, lambda report: node.hear(report), settings)
 
     def send(number: signal.Signals) -> None:
         pid = process.find(GuestFolder.of(state_dir, VM))

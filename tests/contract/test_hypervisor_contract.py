@@ -1,4 +1,4 @@
-"""The Hypervisor contract, for the in-memory twin and for QEMU, between two nodes.
+"""The Hypervisor contract, for the in-memory twin and for QEMU, here and at servers apart.
 
 QEMU's two nodes share this machine: their taps have different names, memory travels over loopback.
 The guest needs no network here; tests/lab/test_guest_image.py talks to it.
@@ -25,6 +25,7 @@ from tests.contract.hypervisor_nodes import (
     guest_machine,
     qemu_node,
 )
+from tests.contract.server_nodes import at_servers
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     VmDefinition,
@@ -33,33 +34,46 @@ from vmmobility.errors import HypervisorError
 from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.registry import GuestLife
 
+REAL = [pytest.mark.qemu, pytest.mark.netns]
+PARAMS = [
+    "fake",
+    "fake-apart",
+    pytest.param("qemu", marks=REAL),
+    pytest.param("qemu-apart", marks=[*REAL, pytest.mark.slow]),
+]
 
-@pytest.fixture(params=["fake", pytest.param("qemu", marks=[pytest.mark.qemu, pytest.mark.netns])])
+
+@pytest.fixture(params=PARAMS)
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
     """Runs a coroutine with a Pair, and ends all its guests afterwards."""
     taps = [f"vmc{os.getpid() % 100000}{end}" for end in "ab"]
-    if request.param == "qemu":
+    kind, _, apart = request.param.partition("-")
+    if kind == "qemu":
         for tap in taps:
             subprocess.run(["ip", "tuntap", "add", "dev", tap, "mode", "tap"], check=True)
 
     async def with_pair(test: PairTest) -> None:
-        if request.param == "fake":
+        if kind == "fake":
             source, destination = fake_nodes()
             machine = {"kernel": "/vmlinuz"}
         else:
             source = qemu_node(taps[0], tmp_path / "a")
             destination = qemu_node(taps[1], tmp_path / "b")
             machine = guest_machine()
-        pair = Pair(VmDefinition(VM, "qemu", (INTERFACE,), machine=machine), source, destination)
+        definition = VmDefinition(VM, "qemu", (INTERFACE,), machine=machine)
         try:
-            await test(pair)
+            if apart:
+                async with at_servers(definition, source, destination) as pair:
+                    await test(pair)
+            else:
+                await test(Pair(definition, source, destination))
         finally:
             for node in (source, destination):
                 await node.hypervisor.stop(VM)
                 await node.hypervisor.close()
 
     yield lambda test: asyncio.run(with_pair(test))
-    if request.param == "qemu":
+    if kind == "qemu":
         for tap in taps:
             subprocess.run(["ip", "link", "del", tap], check=True)
 

@@ -45,9 +45,11 @@ class People(Pump):
         self.feed(self.nodes[at], lambda: command(edge, number))
         return number
 
-    def start_vm(self, vm: VmKey, at: str, interfaces: tuple[Interface, ...]) -> int:
+    def start_vm(
+        self, vm: VmKey, at: str, interfaces: tuple[Interface, ...], server: str = ""
+    ) -> int:
         self._defined(vm, interfaces)
-        return self._give(at, lambda e, n: e.start_vm(n, vm, interfaces, b"{}", self.now))
+        return self._give(at, lambda e, n: e.start_vm(n, vm, interfaces, b"{}", self.now, server))
 
     def stop_vm(self, vm: VmKey, at: str) -> int:
         return self._give(at, lambda e, n: e.stop_vm(n, vm, self.now))

@@ -400,13 +400,13 @@ class FakeNve:
         tunnels = {"back_end": "relay", "why": "no ipip here", "cost": "one process"}
         return {
             **STATUS, "role": "nve", "accelerator": "tcg", "relay_deaths": 0,
-            "dc_prefixes": self.dc_prefixes, "tunnels": tunnels,
+            "dc_prefixes": self.dc_prefixes, "servers": [], "tunnels": tunnels,
         }  # fmt: skip
 
     async def vms(self) -> list[dict[str, Any]]:
         return list(self.running.values())
 
-    async def start_vm(self, definition: dict[str, Any]) -> dict[str, Any]:
+    async def start_vm(self, definition: dict[str, Any], server: str = "") -> dict[str, Any]:
         if definition.get("kind") != "qemu":
             raise BadRequest("kind: not known", "use qemu")
         self.definitions.append(definition)
@@ -418,6 +418,7 @@ class FakeNve:
             "expected": False,
             "ports": ["vmt0.0"],
             "epoch": 1,
+            "server": server or None,
             "forwarding": "local",
             "target": None,
             "outside": None,
@@ -429,6 +430,12 @@ class FakeNve:
         if vm not in self.running:
             raise NotFound(f"no VM {vm} here", "list them with `vmmob nve list`")
         return self.running.pop(vm)
+
+    async def relocate_vm(self, vm: VmKey, server: str) -> dict[str, Any]:
+        if vm not in self.running:
+            raise NotFound(f"no VM {vm} here", "list them with `vmmob nve list`")
+        self.running[vm]["server"] = server or None
+        return self.running[vm]
 
     async def expect_vm(self, definition: dict[str, Any]) -> dict[str, Any]:
         if definition.get("kind") != "external":
@@ -442,6 +449,7 @@ class FakeNve:
             "expected": True,
             "ports": ports,
             "epoch": 0,
+            "server": None,
             "forwarding": "none",
             "target": None,
             "outside": None,

@@ -61,6 +61,7 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ("manager", "DELETE", "/v1/groups/{group}"): [("PUT", "/v1/groups/web", GROUP)],
     ("nve", "GET", "/v1/vms"): [("PUT", "/v1/vms/vm1", DEFINITION)],
     ("nve", "DELETE", "/v1/vms/{vm}"): [("PUT", "/v1/vms/vm1", DEFINITION)],
+    ("nve", "POST", "/v1/vms/{vm}/relocate"): [("PUT", "/v1/vms/vm1", DEFINITION)],
     ("nve", "DELETE", "/v1/expected/{vm}"): [
         ("PUT", "/v1/expected/vm1", {**DEFINITION, "kind": "external"})
     ],

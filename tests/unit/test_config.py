@@ -12,6 +12,7 @@ from vmmobility.daemon import config, config_files
 from vmmobility.daemon.config_template import template
 from vmmobility.daemon.napt_config import NaptTimers
 from vmmobility.daemon.node_config import NodeTimers
+from vmmobility.daemon.server_config import ServerConfig
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT, Role
@@ -78,6 +79,7 @@ def test_templates_are_valid_and_show_the_defaults(file: Path, role: str, uncomm
         assert "check_s" in text
     file.write_text(text)
     loaded = config_files.load(file)
+    assert not isinstance(loaded, ServerConfig)
     timers = (config.ManagerTimers(), config.NveTimers(), NodeTimers(), NaptTimers())
     assert loaded.timers in timers
     assert loaded.port == UDP_PORT

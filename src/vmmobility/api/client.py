@@ -21,6 +21,7 @@ from vmmobility.wire.move_terms import NO_TERMS, MoveTerms, terms_to_json
 from vmmobility.wire.values import VmKey
 
 ANSWER_S = 30.0  # how long an ordinary answer may take
+RELOCATE_S = 900.0  # a guest's memory and disks go from one server to another
 START_S = 300.0  # a guest boots and registers, or ends
 Place = Path | Remote
 
@@ -280,13 +281,19 @@ class NveClient(_Client):
         answer: list[Json] = self._ask("GET", "/v1/vms")
         return answer
 
-    def start_vm(self, definition: Json) -> Json:
+    def start_vm(self, definition: Json, server: str = "") -> Json:
         path = f"/v1/vms/{_quoted(definition.get('vm_id', ''))}"
+        path += f"?server={_quoted(server)}" if server else ""
         answer: Json = self._ask("PUT", path, json=definition, timeout_s=START_S)
         return answer
 
     def stop_vm(self, vm: VmKey) -> Json:
         answer: Json = self._ask("DELETE", _vm_path(vm, "vms"), timeout_s=START_S)
+        return answer
+
+    def relocate_vm(self, vm: VmKey, server: str) -> Json:
+        path = _vm_path(vm, "vms", "/relocate") + f"&server={_quoted(server)}"
+        answer: Json = self._ask("POST", path, timeout_s=RELOCATE_S)
         return answer
 
     def expect_vm(self, definition: Json) -> Json:

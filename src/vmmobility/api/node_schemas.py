@@ -35,6 +35,7 @@ NVE_STATUS = named(
             "accelerator": TEXT,
             "relay_deaths": COUNT,
             "dc_prefixes": listed(TEXT),
+            "servers": listed(record({"server": NAME, "connected": BOOLEAN, "reason": TEXT})),
             "tunnels": nullable(TUNNELS),
         }
     ),
@@ -45,6 +46,7 @@ _LOCAL_VM = {
     "phase": NAME,
     "expected": BOOLEAN,
     "epoch": COUNT,
+    "server": nullable(NAME),
     "ports": listed(TEXT),
 }
 _DATA_PLANE = {

@@ -8,11 +8,13 @@ from starlette.responses import JSONResponse, Response
 
 from vmmobility.api import http
 from vmmobility.api.common_schemas import ALARM, CHECK
-from vmmobility.api.declared import TIMEOUT_QUERY, VNI_QUERY, ApiRole, declared
+from vmmobility.api.declared import TIMEOUT_QUERY, VNI_QUERY, ApiRole, Query, declared
 from vmmobility.api.errors import BadRequest
 from vmmobility.api.node_schemas import DEFINITION, LOCAL_VM, NVE_STATUS
-from vmmobility.api.schema import listed
+from vmmobility.api.schema import TEXT, listed
 from vmmobility.api.service import Json, NveService
+
+SERVER_QUERY = Query("server", TEXT, "the server of this NVE that it is started at; any")
 
 
 class NveRoutes(http.Described):
@@ -42,10 +44,13 @@ class NveRoutes(http.Described):
         "define and start it, then attach; answered once it is registered",
         answer=LOCAL_VM,
         body=DEFINITION,
+        query=(SERVER_QUERY,),
         refusals=(404, 409),
     )
     async def start(self, request: Request) -> Response:
-        return JSONResponse(await self._service.start_vm(await self._definition(request)))
+        definition = await self._definition(request)
+        server = request.query_params.get("server", "")
+        return JSONResponse(await self._service.start_vm(definition, server))
 
     @declared(
         "DELETE",
@@ -58,6 +63,19 @@ class NveRoutes(http.Described):
     )
     async def stop(self, request: Request) -> Response:
         return JSONResponse(await self._service.stop_vm(http.vm_of(request)))
+
+    @declared(
+        "POST",
+        "/v1/vms/{vm}/relocate",
+        ApiRole.OPERATE,
+        "move it to another server of this NVE; answered once it runs there",
+        answer=LOCAL_VM,
+        query=(VNI_QUERY, SERVER_QUERY),
+        refusals=(404, 409),
+    )
+    async def relocate(self, request: Request) -> Response:
+        server = request.query_params.get("server", "")
+        return JSONResponse(await self._service.relocate_vm(http.vm_of(request), server))
 
     @declared(
         "PUT",

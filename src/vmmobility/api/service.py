@@ -131,8 +131,8 @@ class NveService(Protocol):
 
     async def vms(self) -> list[Json]: ...
 
-    async def start_vm(self, definition: Json) -> Json:
-        """Define, start and attach; the VM once it is registered.
+    async def start_vm(self, definition: Json, server: str = "") -> Json:
+        """Define, start (at this server of the NVE) and attach; the VM once it is registered.
 
         definition: {"vm_id","vni","kind","vcpus","memory_mib","machine":{},
         "interfaces":[{"mac","addresses":[]}]}, unchecked but for vm_id and vni.
@@ -140,6 +140,9 @@ class NveService(Protocol):
 
     async def stop_vm(self, vm: VmKey) -> Json:
         """End the guest and deregister; the VM as it was left."""
+
+    async def relocate_vm(self, vm: VmKey, server: str) -> Json:
+        """Move it to another server of the NVE; the VM once it runs there."""
 
     async def expect_vm(self, definition: Json) -> Json:
         """Let a guest that other hands run (kind "external") arrive here; the VM with its ports."""

@@ -31,7 +31,7 @@ def check(file: Path) -> None:
 
 
 @config.command()
-@click.argument("role", type=click.Choice(["manager", "nve", "router", "napt"]))
+@click.argument("role", type=click.Choice(["manager", "nve", "router", "napt", "server"]))
 @click.option(
     "--output",
     "target",
@@ -81,16 +81,20 @@ def show(file: Path, json_output: bool) -> None:
     if json_output:
         output.print_json(values)
         return
-    timers, peers = values.pop("timers"), values.pop("peers", [])
+    timers, peers = values.pop("timers", {}), values.pop("peers", [])
+    servers = values.pop("servers", [])
     managers, nve = values.pop("managers", []), values.pop("nve", None)
     neighbours, napts = values.pop("neighbours", []), values.pop("napts", [])
     if nve is not None:
         locators = [nve["ipv4"], nve["ipv6"]]
         values["locators"] = [locator for locator in locators if locator is not None]
+    values.pop("name", None)  # a server's: its node_id
     name = {"file": values.pop("file"), "node_id": loaded.node_id}
     output.print_fields({**name, **values, **timers})
     for peer in [*peers, *managers, *neighbours]:
         way = f"via {peer['via']}" if peer.get("via") else ", ".join(peer["addresses"])
         click.echo(f"{peer['role']} {peer['id']}: {way}")
+    for server in servers:
+        click.echo(f"server {server['name']}: {server['address']}, from {server['own']}")
     for napt in napts:
         click.echo(f"napt {napt['id']}: {', '.join([*napt['addresses'], *napt['pool']])}")

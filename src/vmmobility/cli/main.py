@@ -24,6 +24,7 @@ from vmmobility.cli.move import move
 from vmmobility.cli.napt import napt
 from vmmobility.cli.nve import nve
 from vmmobility.cli.router import router
+from vmmobility.cli.server import server
 from vmmobility.cli.show import show
 from vmmobility.cli.token import token
 from vmmobility.cli.trace import trace
@@ -94,6 +95,7 @@ for command in (
     napt,
     nve,
     router,
+    server,
     show,
     token,
     trace,

@@ -47,13 +47,14 @@ nve.add_command(uncordon)
 
 @nve.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--server", default="", help="At this server of the NVE; any unless given.")
 @nve_socket
 @output.as_json
-def start(file: Path, socket_path: Path, json_output: bool) -> None:
+def start(file: Path, server: str, socket_path: Path, json_output: bool) -> None:
     """Start the VM that FILE (TOML, or JSON) defines, and register it."""
     definition = read_definition(file)
     with NveClient(socket_path) as client:
-        started = client.start_vm(definition)
+        started = client.start_vm(definition, server)
     if json_output:
         output.print_json(started)
     else:
@@ -74,6 +75,29 @@ def stop(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) -> 
         output.print_json(stopped)
     else:
         click.echo(f"{vm}: stopped")
+
+
+@nve.command()
+@click.argument("name", metavar="VM", type=VM_NAME)
+@click.argument("server")
+@vni_option
+@nve_socket
+@output.as_json
+def relocate(
+    name: VmKey, server: str, vni: int | None, socket_path: Path, json_output: bool
+) -> None:
+    """Move the VM to another SERVER of this NVE, while it runs.
+
+    No packet changes its way outside this NVE.  To the server that it is at: give up a relocation
+    that is under way.
+    """
+    vm = chosen_vm(name, vni)
+    with NveClient(socket_path) as client, patience("moving"):
+        row = client.relocate_vm(vm, server)
+    if json_output:
+        output.print_json(row)
+    else:
+        click.echo(f"{vm}: at {row['server']}")
 
 
 @nve.command()
@@ -134,6 +158,7 @@ def list_vms(socket_path: Path, json_output: bool) -> None:
             ("VM", output.vm_name),
             ("PHASE", _phase),
             ("EPOCH", lambda row: row["epoch"]),
+            ("SERVER", lambda row: row.get("server")),
             ("FORWARDING", lambda row: row["forwarding"]),
             ("TARGET", lambda row: row["target"]),
             ("OUTSIDE", lambda row: row["outside"]),

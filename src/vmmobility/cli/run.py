@@ -85,3 +85,21 @@ def napt_flush(path: Path) -> None:
     from vmmobility.daemon import napt as daemon
 
     daemon.flush(path)
+
+
+@click.command("run")
+@config_file
+def server_run(path: Path) -> None:
+    """Run the server's agent in the foreground, until SIGTERM or SIGINT.  VMs go on without it."""
+    from vmmobility.daemon import server as daemon
+
+    daemon.run(path)
+
+
+@click.command("flush")
+@config_file
+def server_flush(path: Path) -> None:
+    """Remove the circuits from this host's kernel.  The agent must not run, nor any guest."""
+    from vmmobility.daemon import server as daemon
+
+    daemon.flush(path)

@@ -25,6 +25,7 @@ from vmmobility.daemon.node_config import (
     parse_file,
     timer_keys,
 )
+from vmmobility.daemon.server_config import ServerPeer, servers_of
 from vmmobility.daemon.toml_table import Table
 from vmmobility.daemon.via_config import check_via
 from vmmobility.drivers.linux.host_capacity import CapacityLimits
@@ -102,7 +103,7 @@ class NveConfig(EndConfig):
     the data centres, VMs too, empty if not configured: then every sender counts as one of them;
     tunnel: who carries packets that are tunnelled; disks: folder of the disk images whose path in a
     VM's definition is relative; copy_mib_per_s: pace at which memory and each disk are sent away;
-    capacity: what VMs may have of this host.
+    capacity: what VMs may have of this host; servers: those that it stands apart from, if any.
     """
 
     nve: Nve
@@ -116,6 +117,7 @@ class NveConfig(EndConfig):
     disks: Path | None = None
     copy_mib_per_s: int = COPY_MIB_PER_S
     capacity: CapacityLimits = _LIMITS
+    servers: tuple[ServerPeer, ...] = ()
 
     @property
     def node_id(self) -> str:
@@ -171,6 +173,7 @@ def load_nve(path: Path) -> NveConfig:
         disks=hypervisor.optional_path("disks"),
         copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, COPY_MIB_PER_S),
         capacity=_capacity(top.table("capacity")),
+        servers=servers_of(top, nve.nve_id),
     )
     for table in (node, hypervisor, top):
         table.finish()

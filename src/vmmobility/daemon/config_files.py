@@ -11,17 +11,20 @@ from vmmobility.daemon.config import ManagerConfig, NveConfig, load_manager, loa
 from vmmobility.daemon.napt_config import NaptConfig, load_napt
 from vmmobility.daemon.node_config import parse_file
 from vmmobility.daemon.router_config import RouterConfig, load_router
+from vmmobility.daemon.server_config import ServerConfig, load_server
 
-AnyConfig = ManagerConfig | NveConfig | RouterConfig | NaptConfig
+AnyConfig = ManagerConfig | NveConfig | RouterConfig | NaptConfig | ServerConfig
 
 
 def load(path: Path) -> AnyConfig:
-    """A router's file says its role, a NAPT box's has [napt]; one with [[manager]] or node.locators
-    is an NVE's.
+    """A router's file says its role, a NAPT box's has [napt], a server's [server]; one with
+    [[manager]] or node.locators is an NVE's.
 
     Raises ConfigError.
     """
     top = parse_file(path)
+    if "server" in top and not top.is_list("server"):
+        return load_server(path)
     node = top.table("node")
     if "role" in node:
         return load_router(path)
@@ -37,4 +40,6 @@ def role_of(config: AnyConfig) -> str:
         return "router"
     if isinstance(config, NaptConfig):
         return "napt"
+    if isinstance(config, ServerConfig):
+        return "server"
     return "manager" if isinstance(config, ManagerConfig) else "nve"

@@ -12,6 +12,7 @@ from vmmobility.daemon.node_config import RECORD_MIB, NodeTimers
 from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT
+from vmmobility.wire.server_frames import SERVER_PORT
 
 _MANAGER = """\
 # vmmobility: configuration of the manager.  Check it with `vmmob config check FILE`.
@@ -90,6 +91,9 @@ tunnel = "auto"  # auto | kernel | relay: who carries tunnelled packets; auto as
 [[manager]]
 id = "manager"
 addresses = ["192.0.2.10", "2001:db8::10"]
+
+# An NVE that stands apart from its hypervisor hosts has one [[server]] for each: `vmmob config init
+# server` shows its keys.
 
 [timers]  # seconds; these are the defaults
 # lifetime_s = {timers.lifetime_s}  # registration lifetime asked for, a multiple of 4
@@ -205,9 +209,31 @@ detour = ["192.0.2.2"]
 """
 
 
+_SERVER = """\
+# vmmobility: configuration of a server's agent: a hypervisor host that its NVE stands apart from.
+# Check it with `vmmob config check FILE`.  The NVE's file names this server, too:
+#     [[server]]  name, address (this server's), own (the NVE's), both on their access link
+
+[server]
+name = "server-1"
+nve = "nve-a"
+address = "10.9.1.2"  # on the access link: where it listens, and guests' memory is expected
+nve_address = "10.9.1.1"  # the NVE's, of the same IP version
+state_dir = "/var/lib/vmmobility/server"  # its guests; for this daemon alone
+keys_dir = "/etc/vmmobility/keys"  # the pair's key: `vmmob key new nve-a:nve server-1:server`
+# port = {port}  # TCP
+# log_file = "/var/log/vmmobility/server.log"  # JSON lines; standard error unless given
+
+[hypervisor]
+accelerator = "auto"  # auto | kvm | tcg
+# disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
+# copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
+"""
+
+
 def template(role: str) -> str:
-    """The file of a "manager", an "nve", a "router" or a "napt".  Raises ConfigError on another
-    role."""
+    """The file of a "manager", an "nve", a "router", a "napt" or a "server".  Raises ConfigError
+    on another role."""
     if role == "manager":
         return _MANAGER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=ManagerTimers())
     if role == "nve":
@@ -222,4 +248,8 @@ def template(role: str) -> str:
         return _ROUTER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NodeTimers())
     if role == "napt":
         return _NAPT.format(port=UDP_PORT, timers=NaptTimers())
-    raise ConfigError(f"no configuration for the role {role!r}", "use manager, nve, router or napt")
+    if role == "server":
+        return _SERVER.format(port=SERVER_PORT, copy_mib_per_s=COPY_MIB_PER_S)
+    raise ConfigError(
+        f"no configuration for the role {role!r}", "use manager, nve, router, napt or server"
+    )

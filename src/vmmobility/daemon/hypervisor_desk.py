@@ -6,8 +6,8 @@ It knows which hypervisor a VM's kind needs.  Not here: what to order (engine/nv
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -34,7 +34,8 @@ class Note(Protocol):
 class HypervisorDesk:
     """Carries out HypervisorOrder outputs.  `done(vm, order, result, error)` gets each end.
 
-    hypervisors: kind -> driver; note: as EventLog.note
+    hypervisors: kind -> driver, of this host; servers: name -> driver, of servers that stand apart;
+    note: as EventLog.note
     """
 
     def __init__(
@@ -43,8 +44,12 @@ class HypervisorDesk:
         group: asyncio.TaskGroup,
         done: Done,
         note: Note,
+        servers: Mapping[str, Hypervisor] | None = None,
     ) -> None:
         self._hypervisors = hypervisors
+        self._servers = servers or {}
+        self._places: dict[VmKey, str] = {}  # of the order under way, or the last one
+        self._known_at: defaultdict[VmKey, set[str]] = defaultdict(set)
         self._group = group
         self._done = done
         self._note = note
@@ -52,11 +57,17 @@ class HypervisorDesk:
         self._queues: dict[VmKey, deque[HypervisorOrder]] = {}
         self._hurry: dict[VmKey, asyncio.Event] = {}  # of guests that are shutting themselves down
 
-    async def adopt(self, known: Mapping[VmKey, bytes]) -> dict[VmKey, bool]:
+    async def adopt(
+        self, known: Mapping[VmKey, bytes], places: Mapping[VmKey, Sequence[str]] | None = None
+    ) -> dict[VmKey, bool]:
         """After a restart: which of these VMs' guests live here, and whether they run.
 
-        A guest that cannot be asked counts as held (False) and is noted; the others are found.
+        places: the servers of each VM that is at any; the first one's answer counts.  A guest that
+        cannot be asked counts as held (False) and is noted; the others are found.
         """
+        for vm, servers in (places or {}).items():
+            self._places[vm] = servers[0]
+            self._known_at[vm].update(servers)
         here = await asyncio.gather(*(self._adopt(vm, known[vm]) for vm in known if known[vm]))
         return {vm: running for found in here for vm, running in found.items()}
 
@@ -65,6 +76,9 @@ class HypervisorDesk:
         try:
             definition = definitions.decode(data)
             self._kinds[vm] = definition.kind
+            for name in self._known_at[vm] - {self._places.get(vm)}:
+                if name in self._servers:
+                    await self._servers[name].adopt([definition])
             return await self._hypervisor(vm).adopt([definition])
         except (VmMobilityError, OSError) as problem:
             # Not left out: that would say "gone", and its guest, perhaps alive, lost its binding.
@@ -77,22 +91,39 @@ class HypervisorDesk:
 
         spare: the records may be incomplete, so its guests are kept and only noted
         """
+        here = [vm for vm in known if vm not in self._places]
         for kind, hypervisor in self._hypervisors.items():
-            for vm in await hypervisor.orphans(known):
+            for vm in await hypervisor.orphans(here):
                 self._kinds[vm] = kind  # it lives: whoever asks must hear so
-                try:
-                    if not spare:
-                        await hypervisor.stop(vm)
-                except (VmMobilityError, OSError) as problem:
-                    self._note_unclear(vm, problem)
-                    continue
-                self._note("guest.orphan", vni=vm.vni, vm=vm.vm_id, kind=kind, ended=not spare)
+                await self._end_orphan(vm, hypervisor, spare=spare, kind=kind)
+
+    async def sweep_server(self, name: str, known: Collection[VmKey], *, spare: bool) -> None:
+        """The same at one server.  Raises HypervisorError while its agent does not answer."""
+        server = self._servers[name]
+        at = [vm for vm in known if name in self._known_at[vm]]
+        for vm in await server.orphans(at):
+            # One that was prepared or started while the agent was asked is none.
+            if name not in self._known_at[vm]:
+                await self._end_orphan(vm, server, spare=spare, server=name)
+
+    async def _end_orphan(
+        self, vm: VmKey, hypervisor: Hypervisor, *, spare: bool, **where: str
+    ) -> None:
+        try:
+            if not spare:
+                await hypervisor.stop(vm)
+        except (VmMobilityError, OSError) as problem:
+            self._note_unclear(vm, problem)
+            return
+        self._note("guest.orphan", vni=vm.vni, vm=vm.vm_id, **where, ended=not spare)
 
     def take(self, order: HypervisorOrder) -> None:
         """Queue one order; a worker lives while its VM has any.  A guest that is to be ended, or
         stilled, at once is not waited for."""
         if order.vm in self._hurry and order.order in (Order.STOP, Order.PAUSE):
             self._hurry[order.vm].set()
+        if "server" in order.arguments:
+            self._known_at[order.vm].add(order.arguments["server"])
         queue = self._queues.get(order.vm)
         if queue is None:
             queue = self._queues[order.vm] = deque()
@@ -102,16 +133,30 @@ class HypervisorDesk:
     async def _work(self, vm: VmKey, queue: deque[HypervisorOrder]) -> None:
         while queue:
             order = queue.popleft()
+            if "server" in order.arguments:
+                self._places[vm] = order.arguments["server"]
+            else:
+                self._places.pop(vm, None)
             error, result = "", {}
             try:
                 result = await self._carry_out(order)
             except (VmMobilityError, OSError) as problem:
                 # One guest's trouble is not the others': it is the order's answer.
                 error = str(problem) or type(problem).__name__
+            if "server" in order.arguments:
+                result = {**result, "server": order.arguments["server"]}
             self._done(order.vm, order.order, result, error)
         del self._queues[vm]
 
     def _hypervisor(self, vm: VmKey) -> Hypervisor:
+        place = self._places.get(vm)
+        if place is not None:
+            if place not in self._servers:
+                raise HypervisorError(
+                    f"{vm}: it is at {place}, which is no server of this NVE any more",
+                    "put its [[server]] back, and restart the NVE",
+                )
+            return self._servers[place]
         kind = self._kinds.get(vm, "")
         hypervisor = self._hypervisors.get(kind)
         if hypervisor is None:
@@ -125,9 +170,11 @@ class HypervisorDesk:
             return await self._bring_up(order)
         if order.order is Order.QUERY:
             return await self._query(vm)
-        if vm not in self._kinds and order.order in (Order.STOP, Order.CANCEL, Order.UNWATCH):
+        at = vm in self._kinds or vm in self._places
+        if not at and order.order in (Order.STOP, Order.CANCEL, Order.UNWATCH):
             return {}  # nothing was ever brought up here
-        if order.order is Order.STOP and self._kinds[vm] not in self._hypervisors:
+        unknown = vm not in self._places and self._kinds.get(vm) not in self._hypervisors
+        if order.order is Order.STOP and unknown:
             for each in self._hypervisors.values():  # adopt() could not tell whose it is
                 await each.stop(vm)
             return {}
@@ -199,7 +246,7 @@ class HypervisorDesk:
     async def _check_kind(self, vm: VmKey, kind: str) -> None:
         """A guest that lives under another kind would be lost from sight, and run on."""
         before = self._kinds.get(vm, kind)
-        if before == kind or before not in self._hypervisors:
+        if vm in self._places or before == kind or before not in self._hypervisors:
             return
         if await self._hypervisors[before].query(vm) is not GuestLife.NONE:
             raise HypervisorError(
@@ -208,7 +255,7 @@ class HypervisorDesk:
 
     async def _query(self, vm: VmKey) -> dict[str, Any]:
         """Never an error: a guest that cannot be asked may live, and so is held to be here."""
-        if vm not in self._kinds:
+        if vm not in self._kinds and vm not in self._places:
             return {"life": GuestLife.NONE.name.lower()}
         try:
             life = await self._hypervisor(vm).query(vm)

@@ -42,6 +42,7 @@ from vmmobility.daemon.nve_service import NveService
 from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_recorder
+from vmmobility.daemon.server_links import ServerLinks, ends_of
 from vmmobility.drivers.dataplane import Drift, Traffic
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.external import ExternalHypervisor
@@ -67,7 +68,7 @@ from vmmobility.engine.outputs import (
     Output,
     SetDataPlane,
 )
-from vmmobility.errors import StoreError, VmMobilityError
+from vmmobility.errors import ConfigError, StoreError, VmMobilityError
 from vmmobility.wire.registry import Role
 from vmmobility.wire.values import VmKey
 
@@ -91,6 +92,7 @@ class NveDaemon(NveService):
                 config.state_dir / "dataplane",
                 dc_prefixes=config.dc_prefixes,
                 tunnel=config.tunnel,
+                servers=ends_of(config.servers),
             ),
             on_failure=lambda what: log.note("data-plane.failure", reason=what),
         )
@@ -105,7 +107,10 @@ class NveDaemon(NveService):
             "netns": LightHypervisor(guests, self._guest_report),
             "external": ExternalHypervisor(self._guest_report, log.note),
         }
-        self._desk = HypervisorDesk(self._hypervisors, group, self._order_done, log.note)
+        self._servers = ServerLinks(config, log, self._guest_report, self._data_plane.circuit)
+        self._desk = HypervisorDesk(
+            self._hypervisors, group, self._order_done, log.note, self._servers.drivers
+        )
         self._worker = DataPlaneWorker(
             self._data_plane,
             self._applied,
@@ -140,6 +145,7 @@ class NveDaemon(NveService):
             retransmission=timers.retransmission,
             napts=pools_of(config.napts),
             heartbeat_s=timers.heartbeat_s,
+            servers=tuple(server.name for server in config.servers),
         )
         managers = make_peers(
             config.managers,
@@ -171,7 +177,8 @@ class NveDaemon(NveService):
         for failure in await self._data_plane.resync(self.engine.desired()):
             self._log.note("data-plane.failure", vm=str(failure.vm), reason=failure.reason)
         known = self.engine.definitions()
-        running = await self._desk.adopt(known)
+        self._servers.begin(self._group)
+        running = await self._desk.adopt(known, self.engine.places())
         await self._desk.sweep(known, spare=self._spare_orphans)
         self._look_at_locators()
         self.pump.open()
@@ -179,9 +186,14 @@ class NveDaemon(NveService):
         self._group.create_task(self._worker.run(), name="data plane")
         self._group.create_task(self._probe(), name="accelerator")
         self.pump.input(lambda now: self.engine.started(running, now))
+        self._servers.sweep(self._group, self._sweep_server)
         self._ready = True
         for report in self._early:
             self._guest_report(report)
+
+    async def _sweep_server(self, name: str) -> None:
+        known = self.engine.definitions()
+        await self._desk.sweep_server(name, known, spare=self._spare_orphans)
 
     def _look_at_locators(self) -> None:
         """What this node itself says to a sender goes by a tunnel, too, if a peer redirects it."""
@@ -205,6 +217,10 @@ class NveDaemon(NveService):
 
     def reload(self) -> None:
         on_hangup(self.engine.channel, self._config.keys_dir, self._log)
+        try:
+            self._servers.reload()
+        except ConfigError as error:
+            self._log.note("keys.refused", reason=str(error))
 
     async def _probe(self) -> None:
         """The accelerator is probed before the first guest needs it."""

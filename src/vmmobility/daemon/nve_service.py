@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmmobility.daemon.endpoint import UdpEndpoint
     from vmmobility.daemon.event_log import EventLog
     from vmmobility.daemon.pump import Pump
+    from vmmobility.daemon.server_links import ServerLinks
     from vmmobility.drivers.linux.driver import LinuxDataPlane
     from vmmobility.drivers.linux.tunnels import Choice
     from vmmobility.engine.nve import NveEngine
@@ -47,6 +48,7 @@ class NveService:
         _endpoint: UdpEndpoint
         _log: EventLog
         _ready: bool
+        _servers: ServerLinks
         _since: float
 
     def _check_ready(self) -> None:
@@ -62,6 +64,7 @@ class NveService:
             "accelerator": self._accelerator,
             "relay_deaths": self._data_plane.relay_deaths,
             "dc_prefixes": [str(prefix) for prefix in self._config.dc_prefixes],
+            "servers": self._servers.rows(),
             "tunnels": _tunnels(self._data_plane.tunnel_choice),
         }
 
@@ -97,7 +100,7 @@ class NveService:
         apart = self._config.dc_prefixes and state.forwarding is Forwarding.REDIRECT
         return state.outside.value if apart else None
 
-    async def start_vm(self, definition: dict[str, Any]) -> dict[str, Any]:
+    async def start_vm(self, definition: dict[str, Any], server: str = "") -> dict[str, Any]:
         """definition: as docs/architecture.md; checked here.  Raises BadRequest or Conflict."""
         self._check_ready()
         wanted = read_definition(definition)
@@ -109,7 +112,7 @@ class NveService:
         await self._commands.run(
             self.pump,
             lambda number, now: self.engine.start_vm(
-                number, wanted.vm, wanted.interfaces, definitions.encode(wanted), now
+                number, wanted.vm, wanted.interfaces, definitions.encode(wanted), now, server
             ),
         )
         return self._row(wanted.vm)
@@ -118,6 +121,13 @@ class NveService:
         self._check_ready()
         await self._commands.run(
             self.pump, lambda number, now: self.engine.stop_vm(number, vm, now)
+        )
+        return self._row(vm)
+
+    async def relocate_vm(self, vm: VmKey, server: str) -> dict[str, Any]:
+        self._check_ready()
+        await self._commands.run(
+            self.pump, lambda number, now: self.engine.relocate_vm(number, vm, server, now)
         )
         return self._row(vm)
 
@@ -157,7 +167,8 @@ class NveService:
 
     def alarms(self) -> list[dict[str, Any]]:
         self._check_ready()
-        return nve_alarms(self.engine, asyncio.get_running_loop().time())
+        rows = nve_alarms(self.engine, asyncio.get_running_loop().time())
+        return rows + self._servers.alarms()
 
     def _row(self, vm: VmKey) -> dict[str, Any]:
         """What every answer about a VM holds.  ports: the names of its taps, in the order of its
@@ -171,6 +182,7 @@ class NveService:
             "guest": entry.guest.name.lower() if entry.phase in HERE else None,
             "expected": entry.expected,
             "epoch": entry.epoch,
+            "server": entry.server or None,
             "ports": [port_name(vm, n) for n in range(len(entry.interfaces))] if plugged else [],
         }
 

@@ -197,6 +197,11 @@ class Table:
             raise self.wrong(name, "is empty", "give at least one address")
         return tuple(found)
 
+    def address(self, name: str, *, loopback: bool) -> Address:
+        """One address, written as a text; what it may be, as addresses() says."""
+        one = Table(self._file, {name: [self.text(name)]}, self._where)
+        return one.addresses(name, loopback=loopback)[0]
+
     def prefixes(self, name: str) -> tuple[Prefix, ...]:
         """Prefixes without host bits; that there are none must be said: []."""
         if name not in self:

@@ -36,6 +36,7 @@ DATA_PLANE: Mapping[Phase, tuple[bool, Forwarding]] = {
     Phase.FAILED: (True, Forwarding.LOCAL),
     Phase.DEPARTED: (True, Forwarding.LOCAL),
     Phase.STOPPED: (True, Forwarding.LOCAL),
+    Phase.RELOCATING: (True, Forwarding.LOCAL),
 }
 
 
@@ -76,6 +77,8 @@ class Entry:
 
     epoch:      highest that this node has acted on for the VM (the tombstone's, too)
     granted:    epoch of the attach that the manager accepted from here, 0 if none
+    server:     where its guest is, if this node stands apart from its servers; else ""
+    server_to:  RELOCATING: the server that it moves to; else: where what is left of it is ended
     target:     PREPARED: the source; COPYING to SWITCHED: the destination; REDIRECTING: the
                 serving NVE
     accept:     NVEs that may tunnel this VM's packets to here
@@ -121,6 +124,8 @@ class Entry:
     epoch: int = 0
     granted: int = 0
     attach_id: int = 0
+    server: str = ""
+    server_to: str = ""
     ticket: bytes = b""
     mobility: Mobility = Mobility.HOT
     target: Nve | None = None
@@ -205,8 +210,25 @@ class Entry:
         early = forwarding is Forwarding.REDIRECT and self.phase is Phase.PREPARED
         outside = Outside.QUEUE if early and self.relaying else Outside.DROP
         return VmDataPlane(
-            self.vm, self.interfaces, plugged, forwarding, target, policy, accept, outside
+            self.vm,
+            self.interfaces,
+            plugged,
+            forwarding,
+            target,
+            policy,
+            accept,
+            outside,
+            server=self._circuit_to if plugged else "",
+            sends=tuple(filter(None, {self.server, self.server_to} - {self._circuit_to}))
+            if self.phase is Phase.RELOCATING
+            else (),
         )
+
+    @property
+    def _circuit_to(self) -> str:
+        """The server that its packets go to."""
+        moves = self.phase is Phase.RELOCATING and self.turned
+        return self.server_to if moves else self.server
 
     @property
     def _failed_prepared(self) -> bool:
@@ -288,10 +310,15 @@ def make_nve(nve_id: str, locators: tuple[Any, ...]) -> Nve:
 def entry_to_json(entry: Entry) -> dict[str, Any]:
     """The durable part of an entry; a tombstone is its epoch alone (and, until the guest that was
     here has ended for certain, its definition, by which the hypervisor knows it)."""
+    at = {"server": entry.server} if entry.server else {}
+    at |= {"server_to": entry.server_to} if entry.server_to else {}
     if entry.is_tombstone:
-        tombstone = {"phase": int(Phase.NONE), "epoch": entry.epoch}
-        return {**tombstone, **({"leftover": entry.definition.decode()} if entry.leftover else {})}
+        tombstone: dict[str, Any] = {"phase": int(Phase.NONE), "epoch": entry.epoch}
+        if entry.leftover:
+            tombstone |= {"leftover": entry.definition.decode(), **at}
+        return tombstone
     return {
+        **at,
         "phase": int(entry.phase),
         "epoch": entry.epoch,
         "granted": entry.granted,
@@ -326,7 +353,9 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
     if "interfaces" not in value:
         left = value.get("leftover")
         definition = left.encode() if left is not None else b""
-        return Entry(vm, definition=definition, epoch=value["epoch"], leftover=left is not None)
+        found = Entry(vm, definition=definition, epoch=value["epoch"], leftover=left is not None)
+        found.server, found.server_to = value.get("server", ""), value.get("server_to", "")
+        return found
     return Entry(
         vm,
         interfaces=tuple(interface_from_json(i) for i in value["interfaces"]),
@@ -335,6 +364,8 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         epoch=value["epoch"],
         granted=value["granted"],
         attach_id=value["attach_id"],
+        server=value.get("server", ""),
+        server_to=value.get("server_to", ""),
         ticket=bytes.fromhex(value["ticket"]),
         mobility=Mobility(value["mobility"]),
         target=nve_from_json(value["target"]) if value["target"] else None,

@@ -67,6 +67,9 @@ class VmDataPlane:
     policy:      how to redirect: the VM's own, else the NVE's
     accept_from: NVEs whose tunnelled packets for this VM are accepted here (previous NVEs, source)
     outside:     what becomes of packets from outside the data centres, where REDIRECT is by tunnel
+    server:      the server that its guest's frames go to, where the NVE stands apart; "": its taps
+                 are here
+    sends:       servers besides whose frames of it are taken, too (it moves from one to another)
     """
 
     vm: VmKey
@@ -77,12 +80,15 @@ class VmDataPlane:
     policy: RedirectPolicy = RedirectPolicy.AUTO
     accept_from: tuple[Nve, ...] = field(default=())
     outside: Outside = Outside.DROP
+    server: str = ""
+    sends: tuple[str, ...] = ()
 
     def words(self) -> str:
         """This state for people, in one line."""
         if not self.plugged and self.forwarding is Forwarding.NONE:
             return "nothing"
-        words = ["plugged"] if self.plugged else []
+        at = f" at {self.server}" if self.server else ""
+        words = ["plugged" + at] if self.plugged else []
         to = f" to {self.target.nve_id}" if self.target else ""
         words.append(self.forwarding.value + to)
         if self.outside is not Outside.DROP:

@@ -22,7 +22,9 @@ from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane, outside_of
 from vmmobility.engine.nve_heartbeats import NveHeartbeats
 from vmmobility.engine.nve_host_reports import NveHostReports
+from vmmobility.engine.nve_relocation import NveRelocation
 from vmmobility.engine.nve_restart import IDLE
+from vmmobility.engine.nve_servers import NveServers
 from vmmobility.engine.nve_transitions import OTHERWISE, TABLE, Otherwise, Trigger
 from vmmobility.engine.origin import Boxes, Napts
 from vmmobility.engine.outputs import (
@@ -93,7 +95,8 @@ class NveSettings:
     covering prefix needs is given up; home_prefixes: what the fabric routes to this node; check_s:
     how often list, hypervisor and kernel are compared; redirect_alarm_s: age of a redirect at which
     people are told; dc_prefixes: of all hosts in the data centres, VMs too; empty: not configured;
-    napts: NAPT boxes by name, and their public addresses; heartbeat_s: the manager is told so often
+    napts: NAPT boxes by name, and their public addresses; servers: those that VMs are at, if this
+    node stands apart from them; heartbeat_s: the manager is told so often
     that this node lives, 0 is never."""
 
     own: Nve
@@ -107,9 +110,10 @@ class NveSettings:
     retransmission: Retransmission = field(default_factory=Retransmission)
     napts: Napts = ()
     heartbeat_s: float = 0.0
+    servers: tuple[str, ...] = ()
 
 
-class NveEngine(NveHostReports, NveHeartbeats, Flushing):
+class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushing):
     """One NVE.  `state` is what the store held; `boot` is above every earlier start's."""
 
     def __init__(
@@ -141,6 +145,7 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
         self._retry: dict[VmKey, float] = {}
         self._surveys = {}
         self._told_outside: set[VmKey] = set()
+        self._steps, self._until, self._why = {}, {}, {}
         self._no_heartbeats_yet()
 
     # ---- inputs --------------------------------------------------------------------------------
@@ -172,10 +177,14 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
         interfaces: Sequence[Interface],
         definition: bytes,
         now: float,
+        server: str = "",
     ) -> None:
         """Define a VM, register it, then boot it (in this order: a VM that is bound elsewhere is
-        never booted).  Ends with CommandDone."""
+        never booted).  server: where, "" is anywhere.  Ends with CommandDone."""
         entry = self.entries.entry(vm)
+        if misplaced := self._misplaced(entry, server):
+            self._command_failed(command, *misplaced)
+            return
         if entry.ending:
             self._command_failed(command, f"VM {vm} is being stopped", "start it again after that")
             return
@@ -211,6 +220,7 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
             )
             return
         entry.interfaces, entry.definition = tuple(interfaces), definition
+        self._place(entry, server)
         entry.commands.append(command)
         self._fire(entry, Trigger.START, None, now)
 
@@ -228,6 +238,7 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
 
     def next_timer(self) -> float | None:
         due = [self.channel.next_timer(), self._heartbeat_at, *self._retry.values()]
+        due += self._until.values()
         due += [e.refresh_at for e in self.entries.values()]
         due += [e.check_at for e in self.entries.values()]
         due += [
@@ -239,12 +250,14 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
 
     def timer(self, now: float) -> None:
         self._beat(now)
+        self._relocation_timer(now)
         self.channel.timer(now)
         for vm in [vm for vm, due in self._retry.items() if due <= now]:
             del self._retry[vm]
             entry = self.entries.entry(vm)
             if entry.leftover and entry.phase in IDLE:
                 self._order(entry, Order.STOP)
+            self._relocation_again(entry)
             self._set_data_plane(entry)
         for entry in list(self.entries.values()):
             if entry.refresh_at is not None and entry.refresh_at <= now:
@@ -388,7 +401,9 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
     ) -> None:
         """Reply with where this node stands: (epoch, phase)."""
         epoch = entry.heeded if status is Status.STALE_EPOCH else entry.epoch
-        stand = (VmId(entry.vm), Epoch(epoch), PhaseOption(entry.phase))
+        # To everybody else a VM that moves between its servers is served here as before.
+        phase = Phase.SERVING if entry.phase is Phase.RELOCATING else entry.phase
+        stand = (VmId(entry.vm), Epoch(epoch), PhaseOption(phase))
         self.channel.reply(received, status, (*stand, *options), reason=reason)
 
     def _set_data_plane(self, entry: Entry) -> None:
@@ -407,6 +422,9 @@ class NveEngine(NveHostReports, NveHeartbeats, Flushing):
             self._event("dc-prefixes.lack", entry, prefixes=[str(p) for p in outside], words=words)
 
     def _order(self, entry: Entry, order: Order, **arguments: Any) -> None:
+        at = arguments.pop("at", entry.server)
+        if at:
+            arguments["server"] = at
         self.outbox.emit(HypervisorOrder(order, entry.vm, arguments))
 
     def _event(self, name: str, entry: Entry, **detail: Any) -> None:

@@ -125,6 +125,7 @@ class NveGuests(NveParts):
             self._answer(received, entry, Status.ADMINISTRATIVELY_PROHIBITED, reason=why)
             return
         entry.phase = Phase.ATTACHING
+        self._place(entry)
         entry.interfaces, entry.definition = interfaces, definition
         self._start(entry, None, now)
         self._await_with(entry, received)

@@ -45,6 +45,8 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
             return
         if error:
             self._event("order.failed", entry, order=order.value, reason=error)
+        if self._relocation_order_done(entry, order, result, error, now):
+            return
         if order is Order.QUERY:
             self._queried(entry, result, error, now)
         elif order is Order.WATCH:
@@ -120,6 +122,9 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
             "arrived": Trigger.ARRIVED,
             "departed": Trigger.DEPARTED,
         }.get(event)
+        at = detail.get("server")
+        if at is not None and at != entry.server and entry.phase is not Phase.RELOCATING:
+            return  # of what is left at a server that it was at
         unmanaged = trigger in (Trigger.ARRIVED, Trigger.DEPARTED)
         if trigger is not None and (entry.expected or not unmanaged):
             self._fire(entry, trigger, dict(detail), now)
@@ -155,6 +160,8 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
         elif entry.phase is Phase.DELIVERING:
             self.outbox.emit(CountTraffic(entry.vm, "delivering"))
             self._answer_waiting(entry)
+        elif entry.phase is Phase.RELOCATING:
+            self._relocation_applied(entry, "")
         elif entry.phase is Phase.SWITCHED:
             if entry.proceeding:
                 entry.proceeding = False
@@ -185,6 +192,9 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
             self._watch_done(entry, failure)
         if entry.phase is Phase.SERVING and entry.rolling_back:
             return  # it is tried again: the destination must not turn before this node has
+        if entry.phase is Phase.RELOCATING:
+            self._relocation_applied(entry, failure)
+            return
         if entry.phase is Phase.SWITCHED and entry.proceeding:
             entry.turned = entry.proceeding = False
             self._set_data_plane(entry)

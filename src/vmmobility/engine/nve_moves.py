@@ -84,6 +84,7 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         long = too_long(message.interfaces, definition)
         if long:
             raise DecodeError("bad-value", long)
+        self._place(entry)
         if entry.started:
             self._order(entry, Order.STOP)  # a superseded guest that was kept
         self._end_leftover(entry)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.binding_update_list import BindingUpdateList, Check
     from vmmobility.engine.channel import Channel, Peer
     from vmmobility.engine.nve import NveSettings
-    from vmmobility.engine.outputs import Outbox
+    from vmmobility.engine.outputs import Order, Outbox
     from vmmobility.wire.message import Message
 
 RETRY_S = 1.0  # what failed in the kernel or at the hypervisor is tried again after so long
@@ -58,6 +58,11 @@ class NveParts:
         _set_data_plane: Callable[[Entry], None]
         _order: Callable[..., None]
         _event: Callable[..., None]
+        _place: Callable[[Entry], None]
+        _relocation_order_done: Callable[[Entry, Order, Mapping[str, Any], str, float], bool]
+        _end_relocation: Callable[[Entry], None]
+        _relocation_applied: Callable[[Entry, str], None]
+        _recover_relocation: Callable[[Entry, bool | None, float], bool]
         _attach: Callable[[Entry, float], None]
         _refresh: Callable[[Entry, float], None]
         _forget: Callable[[Entry], None]

@@ -258,6 +258,14 @@ class NveRegistration(NveParts):
             self._fire(entry, Trigger.ARRIVED, {}, now)
             entry.paused = True
 
+    def _superseded_relocating(self, entry: Entry, reply: Message, now: float) -> None:
+        """Another NVE serves it: what waits at the other server ends, and the guest here stops."""
+        self._end_relocation(entry)
+        self._order(entry, Order.CANCEL)
+        self._order(entry, Order.STOP, at=entry.server_to)
+        entry.turned = False
+        self._superseded(entry, reply, now)
+
     def _units(self, seconds: float) -> int:
         return max(1, min(int(seconds // LIFETIME_UNIT_S), 0xFFFF))
 

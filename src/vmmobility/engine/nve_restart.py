@@ -23,6 +23,8 @@ class NveRestart(NveParts):
         is gone.  Whatever was half done is finished or reported, never guessed."""
         entry.started = running is not None
         phase = entry.phase
+        if self._recover_relocation(entry, running, now):
+            return
         if entry.expected and self._recover_expected(entry, running, now):
             return
         if phase is Phase.NONE:

@@ -20,6 +20,7 @@ class Trigger(Enum):
     # people, by the API
     START = "start"
     STOP = "stop"
+    RELOCATE = "move to another server"
     # requests of the manager
     PREPARE_IN = "prepare: be the destination"
     PREPARE_OUT = "prepare: begin the copy"
@@ -81,6 +82,7 @@ def _rule(trigger: Trigger, phases: str, action: str, becomes: Phase | None = No
 RULES: tuple[Rule, ...] = (
     _rule(Trigger.START, "NONE REDIRECTING", "start", Phase.ATTACHING),
     _rule(Trigger.STOP, "ATTACHING SERVING DEPARTED STOPPED", "stop"),
+    _rule(Trigger.RELOCATE, "SERVING", "relocate", Phase.RELOCATING),
     _rule(Trigger.PREPARE_IN, "NONE REDIRECTING", "prepare_in", Phase.PREPARED),
     _rule(Trigger.PREPARE_IN, "PREPARED DELIVERING FAILED", "prepare_in_again", Phase.PREPARED),
     _rule(Trigger.PREPARE_OUT, "SERVING", "prepare_out", Phase.COPYING),
@@ -113,19 +115,25 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.GUEST_DELETE, "SERVING STOPPED", "delete_guest"),
     _rule(Trigger.GUEST_DELETE, "NONE", "off_already"),
     _rule(Trigger.ACCEPTED, "ATTACHING", "accepted", Phase.SERVING),
-    _rule(Trigger.ACCEPTED, "SERVING COPYING CONVERGED STOPPED", "reattached"),
-    _rule(Trigger.REFUSED, "ATTACHING SERVING COPYING CONVERGED STOPPED", "refused"),
+    _rule(Trigger.ACCEPTED, "SERVING COPYING CONVERGED STOPPED RELOCATING", "reattached"),
+    _rule(Trigger.REFUSED, "ATTACHING SERVING COPYING CONVERGED STOPPED RELOCATING", "refused"),
     _rule(
         Trigger.SUPERSEDED,
         "ATTACHING SERVING COPYING CONVERGED STOPPED",
         "superseded",
         Phase.REDIRECTING,
     ),
-    _rule(Trigger.UNKNOWN, "SERVING COPYING CONVERGED STOPPED", "attach_again"),
+    _rule(Trigger.SUPERSEDED, "RELOCATING", "superseded_relocating", Phase.REDIRECTING),
+    _rule(Trigger.UNKNOWN, "SERVING COPYING CONVERGED STOPPED RELOCATING", "attach_again"),
     _rule(Trigger.DRAIN_ACCEPTED, "SWITCHED REDIRECTING", "remove", Phase.NONE),
     _rule(Trigger.FORGOTTEN, "SWITCHED", "serve_on", Phase.SERVING),
     _rule(Trigger.CONVERGED, "COPYING", "converged", Phase.CONVERGED),
+    _rule(Trigger.CONVERGED, "RELOCATING", "relocation_converged"),
     _rule(Trigger.ABOUT_TO_STOP, "SWITCHED", "redirect_now"),
+    _rule(Trigger.ABOUT_TO_STOP, "RELOCATING", "relocation_turn"),
+    _rule(Trigger.RESUMED, "RELOCATING", "relocation_resumed"),
+    _rule(Trigger.FAILED, "RELOCATING", "relocation_failed"),
+    _rule(Trigger.GONE, "RELOCATING", "relocation_gone"),
     _rule(Trigger.RESUMED, "PREPARED DELIVERING FAILED", "resumed", Phase.ATTACHING),
     _rule(Trigger.FAILED, "PREPARED DELIVERING", "incoming_failed", Phase.FAILED),
     _rule(Trigger.FAILED, "COPYING CONVERGED", "copy_failed", Phase.SERVING),

@@ -68,6 +68,7 @@ class NveUnmanaged(NveParts):
             )
             return
         entry.interfaces, entry.definition = given, definition
+        self._place(entry)
         entry.expected, entry.unwatched = True, True
         entry.commands.append(command)
         self._set_data_plane(entry)

@@ -47,7 +47,9 @@ class Daemons:
         self.answered_ns: dict[str, int] = {}
         self.agents = tuple(node for node in fabric.of_kind("router") if node.role in _AGENTS)
         self.boxes = tuple(Node(box.name, "napt") for box in napt_daemons.boxes_of(fabric))
+        self.servers = fabric.of_kind("server")
         self.nodes = fabric.of_kind("manager") + fabric.of_kind("nve") + self.agents + self.boxes
+        self.nodes += self.servers
 
     @property
     def manager(self) -> str:
@@ -94,6 +96,8 @@ class Daemons:
             return self._manager_toml()
         if node.kind == "napt":
             return self._box_toml(node)
+        if node.kind == "server":
+            return self._server_toml(node)
         return self._nve_toml(node) if node.kind == "nve" else self._router_toml(node)
 
     def _box_toml(self, node: Node) -> str:
@@ -109,6 +113,7 @@ class Daemons:
         folder.mkdir(exist_ok=True)
         peers = self.fabric.of_kind("nve") + self.agents
         pairs = [(f"{self.manager}:manager", f"{node.name}:{_role(node)}") for node in peers]
+        pairs += [(f"{node.nve}:nve", f"{node.name}:server") for node in self.servers]
         for one, other in pairs + napt_daemons.key_pairs(self.fabric):
             command = python("vmmobility", "key", "new", one, other, "--dir", str(folder))
             done = subprocess.run(
@@ -196,7 +201,30 @@ class Daemons:
         told: dict[str, Any] = {"manager": manager}
         if self.boxes:
             told = napt_daemons.in_nves_file(self.fabric, node.name, self.manager)
+        servers = [self._server_table(server) for server in self.servers if server.nve == node.name]
+        told |= {"server": servers} if servers else {}
         return to_toml({"node": table, **told, "timers": timers, "hypervisor": hypervisor})
+
+    def _access(self, server: Node) -> tuple[str, str]:
+        """The addresses of a server and of its NVE on their link."""
+        link = next(link for link in self.fabric.links if link.end(server.name) is not None)
+        ends = link.end(server.name), link.end(server.nve)
+        assert ends[0] is not None
+        assert ends[1] is not None
+        return str(ends[0].address(4)), str(ends[1].address(4))
+
+    def _server_table(self, server: Node) -> dict[str, Any]:
+        address, own = self._access(server)
+        return {"name": server.name, "address": address, "own": own}
+
+    def _server_toml(self, node: Node) -> str:
+        """The agent's file: it has no API, and no manager."""
+        address, nve_address = self._access(node)
+        table = self._node_table(node)
+        del table["id"], table["api_socket"]
+        table |= {"name": node.name, "nve": node.nve, "address": address}
+        table["nve_address"] = nve_address
+        return to_toml({"server": table, "hypervisor": {"accelerator": self.accelerator}})
 
     @cached_property
     def accelerator(self) -> str:
@@ -245,7 +273,10 @@ class Daemons:
                 last = f"it ended with status {process.returncode}"
                 break
             try:
-                request(self.socket(name), "GET", "/v1/status", timeout_s=2)
+                if any(name == server.name for server in self.servers):
+                    self._ask_for_server(name)
+                else:
+                    request(self.socket(name), "GET", "/v1/status", timeout_s=2)
                 self.answered_ns[name] = time.time_ns()
                 return
             except ApiError as error:
@@ -254,6 +285,14 @@ class Daemons:
         tail = self._tail(name)
         raise LabError(f"{name} did not start: {last}" + (f"\n{tail}" if tail else ""),
                        "see its stderr above")  # fmt: skip
+
+    def _ask_for_server(self, name: str) -> None:
+        """An agent has no API: its NVE says whether it answers.  Raises ApiError."""
+        nve = self.fabric.node(name).nve
+        rows = request(self.socket(nve), "GET", "/v1/status", timeout_s=2)["servers"]
+        reason = next((row["reason"] for row in rows if row["server"] == name), "unknown")
+        if reason:
+            raise ApiError(f"{nve} does not reach it: {reason}")
 
     def _tail(self, name: str) -> str:
         path = self._folder / "nodes" / name / "stderr.txt"

@@ -32,7 +32,7 @@ from vmmobility.lab.fabric_values import Vm as Vm
 from vmmobility.lab.toml_table import Table, load, whole
 from vmmobility.wire.values import FAMILIES, Address, Prefix
 
-NODE_KINDS = ("router", "nve", "manager", "correspondent", "collector")
+NODE_KINDS = ("router", "nve", "server", "manager", "correspondent", "collector")
 VM_KINDS = ("guest", "netns", "external")
 IGPS = ("ospf", "isis")
 SOFTWARE = ("frr", "bird")
@@ -194,6 +194,8 @@ def _nodes(table: Table) -> Iterable[Node]:
                 yield Node(name, kind, prefixes, entry.choice("redirect", REDIRECTS, "auto"))
             elif kind == "router":
                 yield _router(name, entry)
+            elif kind == "server":
+                yield Node(name, kind, nve=entry.take("nve", str))
             elif kind == "collector":
                 software = entry.choice("software", COLLECTOR_SOFTWARE, COLLECTOR_SOFTWARE[0])
                 asn, peers = _asn(entry), entry.strings("peers")

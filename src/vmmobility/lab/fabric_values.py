@@ -17,11 +17,12 @@ PROBE_EVERY_MS = 5
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A router, NVE, manager, correspondent or collector: one namespace.
+    """A router, NVE, server, manager, correspondent or collector: one namespace.
 
     software: what speaks routing protocols there: frr, bird, gobgp, or "".  Of routers only: role:
     default, border (a router agent runs there) or transit; dc: its data centre.  asn: its
     autonomous system, 0 if it speaks no BGP.  peers: the border routers whom a collector hears.
+    nve: the NVE of a server, which is behind it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Node:
     dc: str = ""
     asn: int = 0
     peers: tuple[str, ...] = ()
+    nve: str = ""
 
 
 @dataclass(frozen=True, slots=True)

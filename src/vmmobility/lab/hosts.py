@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmmobility.drivers.linux.ownership import (
+    NFT_CIRCUIT_TABLE,
     NFT_GUARD_TABLE,
+    NFT_SERVER_TABLE,
     NFT_TABLE,
     ROUTE_PROTOCOL,
     RULE_PRIORITY,
@@ -120,7 +122,8 @@ class Hosts:
         text = "".join(line + "\n" for line in lines)
         subprocess.run(["ip", "-n", space, "-force", "-batch", "-"], input=text, text=True,
                        capture_output=True, check=False)  # fmt: skip
-        tables = (("inet", NFT_TABLE), ("netdev", NFT_TABLE), ("inet", NFT_GUARD_TABLE))
+        ours = (NFT_TABLE, NFT_GUARD_TABLE, NFT_CIRCUIT_TABLE, NFT_SERVER_TABLE)
+        tables = (("netdev", NFT_TABLE), *(("inet", name) for name in ours))
         for family, table in tables:
             _quietly(["ip", "netns", "exec", space, "nft", "delete", "table", family, table])
         inside(space, _no_forwarding)

@@ -75,6 +75,7 @@ def default_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
 def static_routes(fabric: Fabric) -> dict[str, tuple[Route, ...]]:
     """Every node's routes to all that it is not itself attached to."""
     routers = {node.name for node in fabric.nodes if node.kind == "router"}
+    routers |= {node.nve for node in fabric.nodes if node.nve}  # which carry for their servers
     routes: dict[str, list[Route]] = {node.name: [] for node in fabric.nodes}
     goals: list[tuple[tuple[Prefix, ...], list[str]]] = [
         (link.prefixes, [end.node for end in link.ends]) for link in fabric.links

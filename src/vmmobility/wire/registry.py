@@ -55,6 +55,7 @@ class Phase(IntEnum):
     SWITCHED = 7  # source: redirects to the destination, the guest stops
     REDIRECTING = 8  # previous NVE: redirects to the serving NVE until traffic has stopped
     FAILED = 9  # this side of the move failed
+    RELOCATING = 13  # moves from one of its NVE's servers to another; others are told SERVING
     DEPARTED = 10  # the guest was moved away by other hands; its new place is not yet known
     STOPPED = 11  # accepted, and the guest does not run: it is suspended in memory, or stopped
 
@@ -151,6 +152,7 @@ class Role(IntEnum):
     DEFAULT_ROUTER = 3  # the draft's default router, usually the top-of-rack switch
     BORDER_ROUTER = 4  # the draft's BR
     NAPT = 5  # network address and port translator at a data centre's edge
+    SERVER = 6  # a hypervisor host that its NVE stands apart from; never speaks this protocol
 
 
 # Why a datagram or message is dropped, by the name under which it is counted.

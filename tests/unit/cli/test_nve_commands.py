@@ -47,7 +47,10 @@ def test_a_vm_is_started_and_stopped(vmmob: Vmmob, nve: FakeNve, tmp_path: Path)
     for command in NVE_COMMANDS:
         assert vmmob(*command, "--json").code == 0
     assert vmmob("nve", "stop", "vm1").code == 1
-    vmmob("nve", "start", tmp_path / "vm.toml")
+    vmmob("nve", "start", tmp_path / "vm.toml", "--server", "server-1")
+    assert vmmob("nve", "list", "--json").json[0]["server"] == "server-1"
+    assert vmmob("nve", "relocate", "vm1", "server-2").out == "vm1: at server-2\n"
+    assert vmmob("nve", "relocate", "vm9", "server-2").code == 1
     assert vmmob("nve", "stop", "vm1").out == "vm1: stopped\n"
 
 

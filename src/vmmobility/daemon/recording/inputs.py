@@ -49,6 +49,7 @@ INPUTS: dict[Role, tuple[str, ...]] = {
         *_BOTH,
         "start_vm",
         "stop_vm",
+        "relocate_vm",
         "expect_vm",
         "unexpect_vm",
         "data_plane_applied",
@@ -71,7 +72,7 @@ QUESTIONS: dict[Role, tuple[str, ...]] = {
         "liveness_of",
         "group_of",
     ),
-    Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions"),
+    Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions", "places"),
     Role.DEFAULT_ROUTER: ("next_timer", "desired", "watched"),
     Role.BORDER_ROUTER: ("next_timer", "desired", "watched"),
 }

@@ -111,6 +111,8 @@ class Comparison:
             yield f"tap {name}", f"has the MAC {link.mac.hex(':')}"
         if link.queue_length != settings.tap_queue_length:
             yield f"tap {name}", f"has a queue of {link.queue_length} packets"
+        if fault := _circuit_fault(port, link):
+            yield f"circuit {name}", fault
         held = self._seen.addresses.get(link.index, set())
         for gateway in (settings.gateway4, settings.gateway6):
             if gateway not in held:
@@ -224,6 +226,20 @@ class Comparison:
             yield f"filter {family} {name}"
         for prefix in self._filters.surplus(self._seen.filters):
             yield f"counter {prefix}"
+
+
+def _circuit_fault(port: Port, link: Link) -> str:
+    """What is wrong with the device that leads to the guest, in words; "" if nothing is."""
+    wanted, held = port.circuit, link.circuit
+    if wanted is None and held is None:
+        return ""
+    if wanted is None or held is None:
+        return "is a device of another kind"
+    if (held.remote, held.local) != (wanted.remote, wanted.local):
+        return f"leads from {held.local} to {held.remote}; it should from {wanted.local} to " + str(
+            wanted.remote
+        )
+    return "" if held.usual else "learns, or has another port"
 
 
 def duplicates(seen: Seen, plans: Iterable[Plan]) -> list[Route]:

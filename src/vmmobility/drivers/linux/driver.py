@@ -20,6 +20,8 @@ from vmmobility.drivers.dataplane import Drift, Failure, Traffic
 from vmmobility.drivers.linux import environment, filter, rtnetlink, sysctl, tunnel_choice
 from vmmobility.drivers.linux.adjacency import adjacency
 from vmmobility.drivers.linux.audit import Comparison, Seen, duplicates, look, tunnel_drifts
+from vmmobility.drivers.linux.circuit_guard import CircuitGuard
+from vmmobility.drivers.linux.circuit_guard import remove_guard as remove_circuit_guard
 from vmmobility.drivers.linux.counters import Ledger
 from vmmobility.drivers.linux.filter_state import Filters, run_scripts
 from vmmobility.drivers.linux.netlink import Netlink
@@ -59,6 +61,7 @@ class LinuxDataPlane:
         self._closing = False
         self._desired: dict[VmKey, VmDataPlane] = {}
         self._filters = Filters(settings.dc_prefixes)
+        self._circuits = CircuitGuard({ends.server for ends in settings.servers.values()})
         self._ledger = Ledger()
         self._ports: Ports
         self._routes: Routes
@@ -104,6 +107,7 @@ class LinuxDataPlane:
         self._ports.read()
         self._routes.read()
         await self._filters.read()
+        await self._circuits.read()
         await self._tunnels.ensure(underlays)
 
     def _rules(self) -> list[Rule]:
@@ -144,6 +148,7 @@ class LinuxDataPlane:
                 self._ports.remove(name)
             await filter.run_nft(filter.removal_script())
             await remove_guard()
+            await remove_circuit_guard()
             for vm in list(self._ledger.vms()):
                 self._ledger.close(vm)
             self._desired = {}
@@ -221,6 +226,12 @@ class LinuxDataPlane:
         for vm, reason in (await run_scripts(scripts)).items():
             failures.append(Failure(vm, "filter", reason))
             self._filters.failed(vm, prepared.pop(vm, []))
+        try:
+            mine = [port for ports in prepared.values() for port in ports]
+            await self._circuits.admit(self._ports.sources(mine))
+        except (DataPlaneError, OSError) as error:
+            failures += [Failure(vm, "circuits", str(error)) for vm in prepared]
+            prepared = {}
         await self._filters.learn()
         for port in (port for ports in prepared.values() for port in ports):
             try:
@@ -275,6 +286,7 @@ class LinuxDataPlane:
                 scripts[made.vm] = script
             if made.entry is None:
                 self._ledger.close(made.vm)
+        await self._circuits.settle(self._ports.sources())
         failures += await self._tunnels.retire(plans)
         for vm, reason in (await run_scripts(scripts)).items():
             failures.append(Failure(vm, "filter", reason))
@@ -338,6 +350,8 @@ class LinuxDataPlane:
     async def _look(self, vms: Collection[VmKey] | None) -> tuple[Seen, list[Plan], list[Drift]]:
         netlink = self._open_netlink()
         faults = await self._tunnels.faults()
+        if fault := await self._circuits.fault(self._ports.sources()):
+            faults.append(("", "circuits", fault))
         if self.relay_deaths != self._relay_deaths_told:
             faults.append(("", "relay", "had died; another was started"))
         seen = await look(netlink, self._filters)
@@ -369,6 +383,10 @@ class LinuxDataPlane:
         _, _, left = await self._look(None)
         differing = {(drift.vm, drift.item) for drift in left}
         return [replace(d, repaired=(d.vm, d.item) not in differing) for d in found]
+
+    def circuit(self, port: str) -> int:
+        """The number of the circuit whose end is this port.  Raises DataPlaneError."""
+        return self._ports.number(port)
 
     # -- relay and counters -------------------------------------------------------------------
 

@@ -82,6 +82,11 @@ async def list_text(family: str, chain: str = "") -> str:
         raise
 
 
+async def list_table(name: str) -> str:
+    """A table of family inet, as text without counters.  Raises DataPlaneError."""
+    return await _nft("-s", "list", "table", "inet", name)
+
+
 # Where the quoted packet's destination lies behind an ICMP header of eight octets: (offset, bits).
 _QUOTED_DESTINATION = {4: (8 + 16, 32), 6: (8 + 24, 128)}
 

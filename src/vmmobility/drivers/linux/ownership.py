@@ -55,6 +55,12 @@ NFT_TABLE = "vmmobility"
 NFT_GUARD_TABLE = "vmmobility_tunnels"
 """The nftables table (inet) that guards the kernel tunnels."""
 
+NFT_CIRCUIT_TABLE = "vmmobility_circuits"
+"""The nftables table (inet) that guards the circuits of an NVE's servers."""
+
+NFT_SERVER_TABLE = "vmmobility_server"
+"""The nftables table (inet) of a server that stands apart from its NVE."""
+
 ACCEPTED_MARK = 0x766D0077
 """Packet mark of what a peer may tunnel here: kernel tunnels deliver nothing without it."""
 

@@ -31,13 +31,24 @@ Adjacent = Callable[[Address], NextHop | str]
 
 
 @dataclass(frozen=True, slots=True)
+class Circuit:
+    """To a guest that is at a server: where its frames go, from which address of ours, and from
+    which servers frames may come."""
+
+    remote: Address
+    local: Address
+    takes: frozenset[Address]
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
-    """A tap that should exist, for one interface of a VM."""
+    """A tap that should exist, for one interface of a VM; or a circuit's end in its place."""
 
     name: str
     vm: VmKey
     mac: bytes
     prefixes: tuple[Prefix, ...]
+    circuit: Circuit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +123,11 @@ def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent, ways: 
     made.counted = counted_prefixes(prefixes)
     made.entry = _relay_entry(state, prefixes)
     made.accepted = _accepted(state, made.counted)
+    circuit = _circuit(state, settings, made) if state.plugged else None
     for index, interface in enumerate(state.interfaces):
         tap = port_name(state.vm, index)
-        if state.plugged:
-            made.ports.append(Port(tap, state.vm, interface.mac, interface.prefixes))
+        if state.plugged and (circuit is not None or not state.server):
+            made.ports.append(Port(tap, state.vm, interface.mac, interface.prefixes, circuit))
         for prefix in interface.prefixes:
             made.routes += _tunnelled_routes(state, prefix, tap, settings, ways)
             wish = _main_route(state, prefix, tap, settings, adjacent, ways)
@@ -128,6 +140,20 @@ def plan(state: VmDataPlane, settings: LinuxSettings, adjacent: Adjacent, ways: 
                 made.keep.add(_floor(prefix).name)
                 made.failures.append(Failure(state.vm, f"route {prefix}", wish))
     return made
+
+
+def _circuit(state: VmDataPlane, settings: LinuxSettings, made: Plan) -> Circuit | None:
+    """The way to the VM's server; None if it has none, or (a Failure) if that is not known here."""
+    if not state.server:
+        return None
+    named = {state.server, *state.sends}
+    for name in sorted(named - settings.servers.keys()):
+        made.failures.append(Failure(state.vm, f"server {name}", "is not configured at this NVE"))
+    if state.server not in settings.servers:
+        return None
+    ends = settings.servers[state.server]
+    takes = frozenset(settings.servers[n].server for n in named if n in settings.servers)
+    return Circuit(ends.server, ends.own, takes)
 
 
 def _led_apart(

@@ -1,4 +1,4 @@
-"""The taps: made, set, opened to traffic, with their permanent neighbours; and removed.
+"""The taps, or circuits' ends in their place: made, set, opened to traffic; and removed.
 
 A tap is prepared while down, gets its source filter (filter.py, the driver's order), and only
 then is opened.  Only what differs is touched.  Not here: routes (routes.py).
@@ -6,10 +6,19 @@ then is opened.  Only what differs is touched.  Not here: routes (routes.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 
 from vmmobility.drivers.linux import rtnetlink, sysctl
+from vmmobility.drivers.linux.circuit_guard import Source
+from vmmobility.drivers.linux.circuit_messages import (
+    NUMBERS,
+    CircuitLink,
+    new_circuit,
+    turn_circuit,
+)
 from vmmobility.drivers.linux.netlink import Netlink, Request
 from vmmobility.drivers.linux.ownership import is_our_tap
 from vmmobility.drivers.linux.plan import Port
@@ -65,14 +74,17 @@ class Ports:
 
     def prepare(self, port: Port) -> bool:
         """Make the tap and set all but `up`; True if it was made now.  Raises DataPlaneError."""
+        if port.name in self.taps and not self._suits(self.taps[port.name].link, port):
+            self.remove(port.name)
         made = port.name not in self.taps
         if made:
-            create_tap(port.name)
+            self._make(port)
             link = rtnetlink.link_named(self._netlink, port.name)
             if link is None:
                 raise DataPlaneError(f"tap {port.name} vanished", "does somebody else remove it?")
             self.taps[port.name] = Tap(link)
         tap, settings = self.taps[port.name], self._settings
+        self._turn(tap, port)
         mac = settings.gateway_mac if tap.link.mac != settings.gateway_mac else None
         length = settings.tap_queue_length
         queue_length = length if tap.link.queue_length != length else None
@@ -84,6 +96,60 @@ class Ports:
             tap.neighbours = {}
         sysctl.ensure(sysctl.for_tap(port.name))
         return made
+
+    @staticmethod
+    def _suits(link: Link, port: Port) -> bool:
+        """Whether the device there can become the one that is wanted."""
+        if link.circuit is None or port.circuit is None:
+            return link.circuit is None and port.circuit is None
+        remote = link.circuit.remote
+        return (
+            link.circuit.usual
+            and remote is not None
+            and (remote.version == port.circuit.remote.version)
+        )
+
+    def _make(self, port: Port) -> None:
+        if port.circuit is None:
+            create_tap(port.name)
+            return
+        ends, mac = port.circuit, self._settings.gateway_mac
+        number = self._free_number(port.name)
+        self._do(port.name, [new_circuit(port.name, number, ends.remote, ends.local, mac)])
+
+    def _free_number(self, name: str) -> int:
+        """A circuit's number that no other has, the same as last time where that is possible."""
+        used = {tap.link.circuit.number for tap in self.taps.values() if tap.link.circuit}
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big")
+        while number in used or number == 0:
+            number = (number + 1) % NUMBERS
+        return number
+
+    def _turn(self, tap: Tap, port: Port) -> None:
+        """One message turns a circuit from one server to another."""
+        ends, held = port.circuit, tap.link.circuit
+        if ends is None or held is None or (held.remote, held.local) == (ends.remote, ends.local):
+            return
+        self._do(port.name, [turn_circuit(tap.link.index, ends.remote, ends.local)])
+        turned = CircuitLink(held.number, ends.remote, ends.local)
+        tap.link = replace(tap.link, circuit=turned)
+
+    def number(self, name: str) -> int:
+        """The number of the circuit whose end this is.  Raises DataPlaneError."""
+        tap = self.taps.get(name)
+        if tap is None or tap.link.circuit is None:
+            raise DataPlaneError(f"{name} is no circuit's end", "is the VM plugged in here?")
+        return tap.link.circuit.number
+
+    def sources(self, ports: Iterable[Port] = ()) -> set[Source]:
+        """From where frames may come into which circuit: by what is settled, and by these ports."""
+        settled = (tap.settled for tap in self.taps.values() if tap.settled is not None)
+        return {
+            (address, self.number(port.name))
+            for port in (*settled, *ports)
+            if port.circuit is not None
+            for address in port.circuit.takes
+        }
 
     def open(self, port: Port) -> None:
         """Bring the tap up with the gateway's addresses and the VM's neighbours.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
+from vmmobility.drivers.linux.circuit_messages import CircuitLink, master_of, read_circuit
 from vmmobility.drivers.linux.netlink import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
@@ -72,6 +73,8 @@ class Link:
     loopback: bool
     tx_packets: int
     kind: str = ""
+    circuit: CircuitLink | None = None
+    master: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +257,8 @@ def _link(body: bytes) -> Link:
         loopback=kind == 772,
         tx_packets=counters[1],
         kind=link_kind(found),
+        circuit=read_circuit(found),
+        master=master_of(found),
     )
 
 

@@ -6,6 +6,7 @@ Rests on ownership.py for the defaults that every NVE shares.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -21,6 +22,14 @@ _GATEWAY4, _GATEWAY6 = IPv4Address("169.254.1.1"), IPv6Address("fe80::1")
 
 
 @dataclass(frozen=True, slots=True)
+class ServerEnds:
+    """The two ends of a server's access link: its address, and this NVE's, of one family."""
+
+    server: Address
+    own: Address
+
+
+@dataclass(frozen=True, slots=True)
 class LinuxSettings:
     """Settings of the Linux data plane.
 
@@ -33,6 +42,7 @@ class LinuxSettings:
     relay_python:     the interpreter that runs the relay process
     dc_prefixes:      of all hosts in the data centres, VMs too; empty: every sender counts as one
     tunnel:           which tunnels to use
+    servers:          those that stand apart from this NVE, by name
     """
 
     ipv4: IPv4Address | None
@@ -46,6 +56,7 @@ class LinuxSettings:
     relay_python: str = sys.executable
     dc_prefixes: tuple[Prefix, ...] = ()
     tunnel: TunnelWish = "auto"
+    servers: Mapping[str, ServerEnds] = field(default_factory=dict)
 
     def locator(self, version: int) -> Address | None:
         """This NVE's own locator of IP version 4 or 6, or None."""

@@ -1,0 +1,52 @@
+"""At which of its servers an NVE that stands apart has each VM (Figure 1 of the draft).
+
+Not here: what a server's guest is told (its orders name the server), circuits (drivers/linux).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.nve_parts import NveParts
+from vmmobility.wire.values import VmKey
+
+
+class NveServers(NveParts):
+    """Placement at servers; a part of NveEngine.  Without servers every VM is at the NVE itself."""
+
+    def places(self) -> dict[VmKey, tuple[str, ...]]:
+        """The servers that each VM may be at, the one where it should be first: who is asked for
+        its guest after a start."""
+        return {
+            entry.vm: tuple(filter(None, (entry.server, entry.server_to)))
+            for entry in self.entries.values()
+            if entry.server
+        }
+
+    def _place(self, entry: Entry, wanted: str = "") -> None:
+        """The VM comes here: at the server that is wanted, else at the one with the fewest.
+
+        What may still be of it stays where it is: it is ended there first, and by the same name.
+        """
+        if entry.started or entry.leftover:
+            return
+        servers = self.settings.servers
+        if not servers:
+            entry.server = ""
+        elif wanted or entry.server not in servers:
+            load = Counter(
+                other.server for other in self.entries.values() if not other.is_tombstone
+            )
+            entry.server = wanted or min(servers, key=lambda name: load[name])
+
+    def _misplaced(self, entry: Entry, wanted: str) -> tuple[str, str] | None:
+        """What is wrong with a server that people have named, and the remedy."""
+        if not wanted:
+            return None
+        if wanted not in self.settings.servers:
+            return f"this NVE has no server {wanted!r}", "see [[server]] in its configuration"
+        if (entry.started or entry.leftover) and wanted != entry.server:
+            where = entry.server or "this NVE's own host"
+            return f"VM {entry.vm} is at {where}", "stop it there first"
+        return None

@@ -1,0 +1,71 @@
+"""NVEs apart from their servers, all real but for light VMs: every daemon dies once."""
+
+from __future__ import annotations
+
+import signal
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.daemon.live_fabric import VM, LiveFabric, left_bare
+from vmmobility.lab.fabric import built_in
+from vmmobility.wire.values import VmKey
+
+pytestmark = [pytest.mark.netns, pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[LiveFabric]:
+    tables = tomllib.loads(built_in()["nve-apart-light"].read_text())
+    with left_bare(lambda: LiveFabric(tables=tables)) as made:
+        yield made
+
+
+def server(live: LiveFabric, nve: str) -> str | None:
+    with live.nve(nve) as client:
+        rows = client.vms()
+    return next((row["server"] for row in rows if row["vm"] == VM), None)
+
+
+def relocate(live: LiveFabric, to: str) -> None:
+    with live.nve("nve-a") as client:
+        assert client.relocate_vm(VmKey(0, VM), to)["server"] == to
+    live.echoes()
+
+
+def test_between_two_servers_of_one_nve(live: LiveFabric) -> None:
+    live.echoes()
+    first = server(live, "nve-a")
+    other = "server-2" if first == "server-1" else "server-1"
+    relocate(live, other)
+    live.eventually(lambda: server(live, "nve-a") == other, "it is there")
+    relocate(live, str(first))
+
+
+def test_from_one_such_nve_to_another_and_to_a_host_s_own(live: LiveFabric) -> None:
+    for nve, at in (("nve-b", "server-3"), ("nve-c", None)):
+        live.move(nve)
+        live.echoes()
+        assert server(live, nve) == at
+    live.move("nve-a")
+    live.echoes()
+    assert server(live, "nve-a") in ("server-1", "server-2")
+
+
+@pytest.mark.parametrize("victim", ["nve-a", "agent", "both"])
+def test_killed_daemons_find_everything_again(live: LiveFabric, victim: str) -> None:
+    agent = str(server(live, "nve-a"))
+    for node in {"nve-a": ["nve-a"], "agent": [agent], "both": ["nve-a", agent]}[victim]:
+        live.kill(node, signal.SIGKILL)
+    live.echoes()  # fail static
+    live.start_ended()
+    live.eventually(lambda: server(live, "nve-a") == agent, "it is found at its server")
+    live.echoes()
+    other = "server-2" if agent == "server-1" else "server-1"
+
+    def moved() -> bool:
+        relocate(live, other)
+        return True
+
+    live.eventually(moved, "it can be moved again")

@@ -1,0 +1,62 @@
+"""server.toml, and [[server]] in nve.toml."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from vmmobility.daemon import config_files
+from vmmobility.daemon.config import load_nve
+from vmmobility.daemon.config_template import template
+from vmmobility.daemon.server_config import ServerConfig, ServerPeer, load_server
+from vmmobility.errors import ConfigError
+from vmmobility.wire.server_frames import SERVER_PORT
+
+ONE = '[[server]]\nname = "server-1"\naddress = "10.9.1.2"\nown = "10.9.1.1"\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def test_the_template_is_a_server_s(file: Path) -> None:
+    file.write_text(template("server"))
+    loaded = config_files.load(file)
+    assert isinstance(loaded, ServerConfig)
+    assert config_files.role_of(loaded) == "server"
+    assert (loaded.node_id, loaded.nve, loaded.port) == ("server-1", "nve-a", SERVER_PORT)
+    assert loaded.address == ip_address("10.9.1.2")
+
+
+def test_an_access_link_has_one_ip_version(file: Path) -> None:
+    file.write_text(template("server").replace('"10.9.1.1"', '"fd00::1"'))
+    with pytest.raises(ConfigError, match=r"nve_address.*another IP version"):
+        load_server(file)
+
+
+def test_an_nve_names_its_servers(file: Path) -> None:
+    file.write_text(template("nve") + ONE)
+    peer = ServerPeer("server-1", ip_address("10.9.1.2"), ip_address("10.9.1.1"), SERVER_PORT)
+    assert load_nve(file).servers == (peer,)
+    file.write_text(template("nve"))
+    assert load_nve(file).servers == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "wrong"),
+    [
+        (ONE + ONE, "stands here twice"),
+        (ONE.replace("server-1", "nve-a"), "is this NVE's own id"),
+        (ONE + ONE.replace("server-1", "server-2"), "is another server's"),
+        (ONE.replace("10.9.1.1", "fd00::1"), "IP version"),
+        (ONE + '[[server]]\nname = "s2"\naddress = "fd00::2"\nown = "fd00::1"\n', "IP version"),
+        (ONE + "colour = 1\n", "colour"),
+    ],
+)
+def test_wrong_servers_are_told(file: Path, more: str, wrong: str) -> None:
+    file.write_text(template("nve") + more)
+    with pytest.raises(ConfigError, match=wrong):
+        load_nve(file)
