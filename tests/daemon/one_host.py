@@ -128,14 +128,19 @@ class Host:
         self._living.remove(process)
         return Ended(process.returncode, "", err)
 
+    def end_all(self) -> None:
+        """Whatever still lives, as a test left it."""
+        for process in self._living:
+            process.kill()
+            process.communicate()
+        self._living.clear()
+
     def events(self, node: str) -> list[dict[str, Any]]:
         path = self.folder / node / "log.json"
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     def close(self) -> None:
-        for process in self._living:
-            process.kill()
-            process.communicate()
+        self.end_all()
         self.space.close()
         self._folder.cleanup()
 

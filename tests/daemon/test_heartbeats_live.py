@@ -20,6 +20,7 @@ def host() -> Any:
     try:
         yield made
     finally:
+        made.end_all()
         made.flush()
         made.close()
 

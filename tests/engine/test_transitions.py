@@ -10,7 +10,7 @@ import pytest
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, World
 from vmmobility.daemon.manager_service import move_view
-from vmmobility.engine import manager_transitions, nve_transitions
+from vmmobility.engine import lifecycle_transitions, manager_transitions, nve_transitions
 from vmmobility.engine.binding_update_list import DATA_PLANE
 from vmmobility.engine.manager_moves import BEFORE_THE_SWITCH, PASSED_OVER, PHASE_NAMES
 from vmmobility.engine.manager_transitions import FINAL, Happening, MoveState
@@ -125,7 +125,11 @@ def test_the_source_never_serves_again_before_the_waiting_guest_has_ended() -> N
 
 @pytest.mark.parametrize(
     ("page", "picture"),
-    [("nve.md", nve_transitions.picture()), ("manager.md", manager_transitions.picture())],
+    [
+        ("nve.md", nve_transitions.picture()),
+        ("manager.md", manager_transitions.picture()),
+        ("lifecycle.md", lifecycle_transitions.picture()),
+    ],
 )
 def test_the_page_holds_the_table(page: str, picture: str) -> None:
     path = DESIGN / page

@@ -37,6 +37,18 @@ LIVENESS: dict[str, Any] = {
         "storage_free_mib": 50,
     },
 }
+RESOURCES = {"vcpus": 2, "memory_mib": 512, "storage_mib": 0, "threads": 0}
+LIFE: dict[str, Any] = {
+    "vni": 0,
+    "vm": "vm9",
+    "state": "offered",
+    "nve": "nve-b",
+    "reason": "",
+    "client_key": "key",
+    "resources": RESOURCES,
+    "offer": {"nve": "nve-b", "resources": RESOURCES, "expires_in_s": 60.0},
+    "placement": {"nves": [], "dc": "", "anti_affinity": []},
+}
 STATUS: dict[str, Any] = {
     "node": "n",
     "role": "manager",
@@ -185,6 +197,7 @@ class FakeManager(FakeDrains):
         self.raised: list[dict[str, Any]] = []
         self.asked: list[tuple[str, str, float]] = []
         self.declared: dict[str, dict[str, Any]] = {}
+        self.asked_for: dict[str, dict[str, Any]] = {}
         self.traced: dict[str, Any] = TRACE
 
     def status(self) -> dict[str, Any]:
@@ -250,6 +263,33 @@ class FakeManager(FakeDrains):
         else:
             binding["guest"] = "stopped" if verb == "stop" else "running"
         return dict(binding)
+
+    def lives(self) -> list[dict[str, Any]]:
+        return list(self.asked_for.values())
+
+    def life(self, vm: VmKey) -> dict[str, Any] | None:
+        return self.asked_for.get(vm.vm_id)
+
+    def unbound(self) -> list[dict[str, Any]]:
+        return [
+            {**BINDING, "vm": name, "state": "unbound", "guest": "none"}
+            for name in self.asked_for
+            if name != BINDING["vm"]
+        ]
+
+    async def create_vm(self, body: dict[str, Any]) -> dict[str, Any]:
+        if body["vm_id"] == "huge":
+            raise Conflict("no NVE has room for VM huge: 9 vCPUs wanted, 1 free", "ask for less")
+        life = {**LIFE, "vm": body["vm_id"], "client_key": body["client_key"]}
+        return self.asked_for.setdefault(body["vm_id"], life)
+
+    async def confirm_vm(self, vm: VmKey, body: dict[str, Any]) -> dict[str, Any]:
+        if vm.vm_id not in self.asked_for:
+            raise NotFound(f"no request or offer of VM {vm} is on record", "make it again")
+        less = {**LIFE["resources"], **body.get("resources", {})}
+        state = {"state": "running", "offer": None, "resources": less}
+        self.asked_for[vm.vm_id] = {**self.asked_for[vm.vm_id], **state}
+        return self.asked_for[vm.vm_id]
 
     def onboarded(self) -> list[dict[str, Any]]:
         return list(self.records.values())

@@ -41,6 +41,7 @@ APIS = {
     "router": lambda: RouterRoutes(FakeRouter()),
     "napt": lambda: NaptRoutes(FakeNapt()),
 }
+NEW_VM = {"client_key": "k", "vm_id": "vm1", "resources": {"memory_mib": 512}}
 GROUP = {"members": {"vm1": 1, "vm2": 2}}
 VALUES = {"group": "web", "vm": "vm1", "id": "m1", "nve": "nve-a", "address": "10.1.0.5"}
 # What is asked first, so that a route has something to answer; and the bodies.
@@ -57,6 +58,8 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ("manager", "DELETE", "/v1/vms/{vm}"): [("POST", "/v1/vms/vm1/stop", None)],
     ("manager", "GET", "/v1/onboarded"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("manager", "DELETE", "/v1/onboarded/{vm}"): [("PUT", "/v1/onboarded/vm1", RECORD)],
+    ("manager", "POST", "/v1/vms/{vm}/confirm"): [("POST", "/v1/vms", NEW_VM)],
+    ("manager", "GET", "/v1/vms/{vm}/life"): [("POST", "/v1/vms", NEW_VM)],
     ("manager", "GET", "/v1/groups"): [("PUT", "/v1/groups/web", GROUP)],
     ("manager", "DELETE", "/v1/groups/{group}"): [("PUT", "/v1/groups/web", GROUP)],
     ("nve", "GET", "/v1/vms"): [("PUT", "/v1/vms/vm1", DEFINITION)],
@@ -67,6 +70,8 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ],
 }
 BODIES: dict[tuple[str, str, str], Any] = {
+    ("manager", "POST", "/v1/vms"): NEW_VM,
+    ("manager", "POST", "/v1/vms/{vm}/confirm"): {"resources": {"memory_mib": 256}},
     ("manager", "POST", "/v1/drains"): {"nve": "nve-a", "to": ["nve-b"], "parallel": 2},
     ("manager", "PUT", "/v1/onboarded/{vm}"): RECORD,
     ("manager", "PUT", "/v1/groups/{group}"): GROUP,

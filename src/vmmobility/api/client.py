@@ -162,6 +162,19 @@ class ManagerClient(_Client):
         answer: Json = self._ask("POST", f"{path}&fenced={_quoted(fenced)}" if fenced else path)
         return answer
 
+    def create_vm(self, body: Json) -> Json:
+        answer: Json = self._ask("POST", "/v1/vms", json=body)
+        return answer
+
+    def confirm_vm(self, vm: VmKey, body: Json) -> Json:
+        """Take its offer; body: `resources` adjusts it downwards."""
+        answer: Json = self._ask("POST", _vm_path(vm, "vms", "/confirm"), json=body)
+        return answer
+
+    def life(self, vm: VmKey) -> Json:
+        answer: Json = self._ask("GET", _vm_path(vm, "vms", "/life"))
+        return answer
+
     def onboarded(self) -> list[Json]:
         answer: list[Json] = self._ask("GET", "/v1/onboarded")
         return answer

@@ -20,6 +20,7 @@ from vmmobility.api.drain_routes import DrainRoutes
 from vmmobility.api.errors import BadRequest, NotFound
 from vmmobility.api.group_api import GroupRoutes
 from vmmobility.api.guest_routes import GuestRoutes
+from vmmobility.api.lifecycle_routes import LifecycleRoutes
 from vmmobility.api.manager_schemas import (
     BINDING,
     CHECK,
@@ -43,7 +44,7 @@ FENCED_QUERY = Query("fenced", NAME, "the NVE whose host is fenced")
 FROM_QUERY = Query("from", NAME, "the node where the packets begin")
 
 
-class ManagerRoutes(http.Described, DrainRoutes, GroupRoutes, GuestRoutes):
+class ManagerRoutes(http.Described, DrainRoutes, GroupRoutes, GuestRoutes, LifecycleRoutes):
     title = "vmmobility: the manager"
 
     def __init__(self, service: ManagerService) -> None:
@@ -160,11 +161,18 @@ class ManagerRoutes(http.Described, DrainRoutes, GroupRoutes, GuestRoutes):
         return JSONResponse(self._service.alarms())
 
     @declared(
-        "GET", "/v1/vms", ApiRole.READ, "bindings, each with its last move", answer=listed(VM)
+        "GET",
+        "/v1/vms",
+        ApiRole.READ,
+        "VMs: bindings and requests, each with its last move and its life",
+        answer=listed(VM),
     )
     async def vms(self, _: Request) -> Response:
         moves = self._last_moves()
-        return JSONResponse([self._vm(binding, moves) for binding in self._service.bindings()])
+        lives = {(life["vni"], life["vm"]): life for life in self._service.lives()}
+        rows = [*self._service.bindings(), *self._service.unbound()]
+        rows.sort(key=lambda row: (row["vni"], row["vm"]))
+        return JSONResponse([self._vm(row, moves, lives) for row in rows])
 
     @declared(
         "GET",
@@ -176,8 +184,14 @@ class ManagerRoutes(http.Described, DrainRoutes, GroupRoutes, GuestRoutes):
         refusals=(404,),
     )
     async def vm(self, request: Request) -> Response:
-        binding = self._binding(http.vm_of(request))
-        return JSONResponse(self._vm(binding, self._last_moves()))
+        vm = http.vm_of(request)
+        life = self._service.life(vm)
+        unbound = [
+            row for row in self._service.unbound() if (row["vni"], row["vm"]) == (vm.vni, vm.vm_id)
+        ]
+        row = unbound[0] if unbound else self._binding(vm)
+        lives = {(vm.vni, vm.vm_id): life} if life is not None else {}
+        return JSONResponse(self._vm(row, self._last_moves(), lives))
 
     @declared(
         "GET",
@@ -275,8 +289,11 @@ class ManagerRoutes(http.Described, DrainRoutes, GroupRoutes, GuestRoutes):
         return {(move["vni"], move["vm"]): move for move in self._service.moves()}
 
     @staticmethod
-    def _vm(binding: Json, moves: dict[tuple[int, str], Json]) -> Json:
-        return {**binding, "move": moves.get((binding["vni"], binding["vm"]))}
+    def _vm(
+        binding: Json, moves: dict[tuple[int, str], Json], lives: dict[tuple[int, str], Json]
+    ) -> Json:
+        key = (binding["vni"], binding["vm"])
+        return {**binding, "move": moves.get(key), "lifecycle": lives.get(key)}
 
 
 def manager_api(service: ManagerService) -> Starlette:

@@ -58,9 +58,11 @@ _BINDING = {
     "expires_in_s": nullable(NUMBER),
     "interfaces": INTERFACES,
     "previous": listed(record({"nve": NAME, "acknowledged": BOOLEAN})),
-    "state": choice("serving", "expired", "departed", "lost", "frozen", "released", "nve-dead"),
+    "state": choice(
+        "serving", "expired", "departed", "lost", "frozen", "released", "nve-dead", "unbound"
+    ),
     "nve_liveness": LIVENESS,
-    "guest": choice("running", "suspended", "stopped"),
+    "guest": choice("running", "suspended", "stopped", "none"),
     "guest_ordered": nullable(choice("running", "suspended", "stopped", "none")),
     "guest_error": TEXT,
 }
@@ -97,7 +99,53 @@ MOVE = named(
 )
 NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI, **_TERMS})
 
-VM = named("Vm", record({**_BINDING, "move": {"type": ["object", "null"]}}, _MAPPINGS))
+_RESOURCES = {"vcpus": COUNT, "memory_mib": COUNT, "storage_mib": COUNT, "threads": COUNT}
+_PLACEMENT = {"nves": listed(NAME), "dc": TEXT, "anti_affinity": listed(NAME)}
+_OFFER = record({"nve": NAME, "resources": record(_RESOURCES), "expires_in_s": NUMBER})
+LIFE_STATES = choice(
+    *("requested", "offered", "confirmed", "provisioning", "running", "migrating"),
+    *("protected", "suspended", "stopped", "deleted", "failed"),
+)
+_LIFE = {
+    "vni": VNI,
+    "vm": NAME,
+    "state": LIFE_STATES,
+    "nve": NAME,
+    "reason": TEXT,
+    "client_key": NAME,
+    "resources": record(_RESOURCES),
+    "offer": nullable(_OFFER),
+    "placement": record(_PLACEMENT),
+}
+LIFE = named("Life", record(_LIFE))
+NEW_VM = body(
+    {"client_key": NAME, "vm_id": NAME},
+    {
+        "vni": VNI,
+        "kind": NAME,
+        "vcpus": COUNT,
+        "memory_mib": COUNT,
+        "machine": table(ANYTHING),
+        "redirect": TEXT,
+        "interfaces": listed(ANYTHING),
+        "disks": listed(ANYTHING),
+        "resources": body({}, _RESOURCES),
+        "placement": body({}, _PLACEMENT),
+    },
+)
+CONFIRMATION = body({}, {"resources": body({}, _RESOURCES)})
+
+VM = named(
+    "Vm",
+    record(
+        {
+            **_BINDING,
+            "move": {"type": ["object", "null"]},
+            "lifecycle": nullable(record(_LIFE)),
+        },
+        _MAPPINGS,
+    ),
+)
 
 NVE = named(
     "NveRow",

@@ -52,6 +52,19 @@ class ManagerService(DrainService, Protocol):
         """The binding, once it is durable that it is thawed; or, with `fenced`, that people have
         said that this NVE's host is fenced: any NVE may have the VM then."""
 
+    def lives(self) -> list[Json]:
+        """The VMs that were asked for, each with its state."""
+
+    def life(self, vm: VmKey) -> Json | None: ...
+
+    def unbound(self) -> list[Json]:
+        """Those of them that no NVE has, as bindings are."""
+
+    async def create_vm(self, body: Json) -> Json:
+        """Its life, once the offer is durable; body: as NEW_VM, unchecked but for its form."""
+
+    async def confirm_vm(self, vm: VmKey, body: Json) -> Json: ...
+
     def onboarded(self) -> list[Json]: ...
 
     async def onboard(self, vm: VmKey, interfaces: object, nves: list[str]) -> Json:

@@ -13,6 +13,8 @@ import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
+from vmmobility.cli.create import COMMANDS as CREATE_COMMANDS
+from vmmobility.cli.create import resources_words
 from vmmobility.cli.definition_file import read_definition
 from vmmobility.cli.guest import COMMANDS, guest_words
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
@@ -27,12 +29,31 @@ def _last_move(row: Mapping[str, Any]) -> str:
     return f"{move['from']} -> {move['to']} ({outcome})"
 
 
+def _state(row: Mapping[str, Any]) -> str:
+    """Where its life stands, if it was asked for; else its binding's state."""
+    life = row["lifecycle"]
+    return str(row["state"]) if life is None else str(life["state"])
+
+
+def _asked(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a VM that was asked for."""
+    life = row["lifecycle"]
+    if life is None:
+        return {}
+    found: dict[str, Any] = {"resources": resources_words(life)}
+    if life["reason"]:
+        found["reason"] = life["reason"]
+    if life["offer"]:
+        found["offer ends in"] = f"{life['offer']['expires_in_s']:.0f} s"
+    return {**found, "binding": row["state"]}
+
+
 @click.group()
 def vm() -> None:
     """The VMs that the manager knows."""
 
 
-for command in COMMANDS:
+for command in (*CREATE_COMMANDS, *COMMANDS):
     vm.add_command(command)
 
 
@@ -51,7 +72,7 @@ def list_vms(socket_path: Path, json_output: bool) -> None:
         [
             ("VM", output.vm_name),
             ("NVE", lambda row: row["nve"]),
-            ("STATE", lambda row: row["state"]),
+            ("STATE", _state),
             ("GUEST", guest_words),
             ("ADDRESSES", output.addresses),
             ("LAST MOVE", _last_move),
@@ -83,7 +104,8 @@ def show_vm(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) 
         {
             "VM": output.vm_name(found),
             "NVE": found["nve"],
-            "state": found["state"],
+            "state": _state(found),
+            **_asked(found),
             "NVE's heartbeats": found["nve_liveness"],
             "guest": guest_words(found),
             **({"last order": found["guest_error"]} if found["guest_error"] else {}),

@@ -70,6 +70,7 @@ class ManagerTimers(NodeTimers):
     ask_s: float = 5  # an NVE that is asked about a VM's guest has so long to answer
     freeze_after: int = 5  # so many unmanaged changes of NVE ...
     freeze_s: float = 180  # ... within so long freeze a binding
+    offer_s: float = 60  # room that a VM was offered is held so long
     gate_s: float = 5  # a move waits so long for the fabric to lead to its destination
 
 
@@ -284,6 +285,7 @@ def _manager_timers(timers: Table) -> ManagerTimers:
         freeze_after=timers.integer("freeze_after", 2, 1000, _MANAGER.freeze_after),
         freeze_s=timers.seconds("freeze_s", 1, 86400, _MANAGER.freeze_s),
         gate_s=timers.seconds("gate_s", 0.1, 3600, _MANAGER.gate_s),
+        offer_s=timers.seconds("offer_s", 1, 86400, _MANAGER.offer_s),
     )
     timers.finish()
     return made

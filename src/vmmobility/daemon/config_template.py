@@ -62,6 +62,7 @@ dc = "dc1"  # the data centre that it is a part, or the edge, of
 # check_s = {timers.check_s:g}  # NVEs that are silent about a VM are asked about it so often
 # freeze_after = {timers.freeze_after}  # so many changes of NVE that no move made ...
 # freeze_s = {timers.freeze_s:g}  # ... within so long freeze the VM's binding
+# offer_s = {timers.offer_s:g}  # room that a new VM was offered is held so long
 # gate_s = {timers.gate_s:g}  # a move waits so long for the fabric to lead to its destination
 # retransmit_s = {timers.retransmit_s:g}  # first retransmission; then doubled each time
 # retransmit_max_s = {timers.retransmit_max_s:g}  # longest gap between two of them

@@ -69,6 +69,7 @@ def _settings(config: ManagerConfig) -> ManagerSettings:
         max_host_routes=config.max_host_routes,
         retransmission=timers.retransmission,
         napts=pools_of(config.napts),
+        offer_s=timers.offer_s,
     )
 
 

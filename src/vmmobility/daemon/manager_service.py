@@ -21,9 +21,11 @@ from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.group_view import group_view
 from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.trace import Tracer
+from vmmobility.daemon.vm_requests import adjusted, life_view, request_of, unbound_view
 from vmmobility.drivers.hypervisor.definition import decode_interfaces
 from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import interface_to_json
+from vmmobility.engine.lifecycle_record import Life
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_guests import GRACE_S
 from vmmobility.engine.manager_move import CommandRefused, Move
@@ -191,6 +193,10 @@ class Manager(DrainService):
         self, vm: VmKey, verb: str, force: bool, grace_s: int | None
     ) -> dict[str, Any]:
         grace = GRACE_S if grace_s is None else grace_s
+        unbound = vm in self._engine.lives and vm not in self._engine.cache.bindings
+        if verb == "delete" and unbound:
+            life = self._command(lambda now: self._engine.delete_vm(vm, now))
+            return unbound_view(life, self._engine.liveness_of(life.nve_id, time.monotonic()))
         binding = self._command(lambda now: self._engine.order_guest(vm, verb, now, force, grace))
         return self._view(binding, time.monotonic())
 
@@ -200,6 +206,37 @@ class Manager(DrainService):
 
     def _view(self, binding: Binding, now: float) -> dict[str, Any]:
         return binding_view(binding, now, self._engine.liveness_of(binding.nve.nve_id, now))
+
+    def lives(self) -> list[dict[str, Any]]:
+        return [self._life(life) for _, life in sorted(self._engine.lives.items())]
+
+    def life(self, vm: VmKey) -> dict[str, Any] | None:
+        life = self._engine.lives.get(vm)
+        return None if life is None else self._life(life)
+
+    def unbound(self) -> list[dict[str, Any]]:
+        engine, now = self._engine, time.monotonic()
+        return [
+            unbound_view(life, engine.liveness_of(life.nve_id, now))
+            for vm, life in sorted(engine.lives.items())
+            if vm not in engine.cache.bindings
+        ]
+
+    async def create_vm(self, body: dict[str, Any]) -> dict[str, Any]:
+        asked = request_of(body)
+        return self._life(self._command(lambda now: self._engine.request_vm(asked, now)))
+
+    async def confirm_vm(self, vm: VmKey, body: dict[str, Any]) -> dict[str, Any]:
+        life = self._engine.lives.get(vm)
+        less, definition = (adjusted(life, body) if life else None) or (None, b"")
+        return self._life(
+            self._command(lambda now: self._engine.confirm_vm(vm, now, less, definition))
+        )
+
+    def _life(self, life: Life) -> dict[str, Any]:
+        now = time.monotonic()
+        state = self._engine.life_state(life.vm, now) or life.state.value
+        return life_view(life, state, self._engine.place_of(life.vm), now)
 
     def onboarded(self) -> list[dict[str, Any]]:
         return [onboarded_view(record) for _, record in sorted(self._engine.onboarded.items())]

@@ -28,6 +28,7 @@ from vmmobility.engine.manager_drains import ManagerDrains
 from vmmobility.engine.manager_groups import ManagerGroups
 from vmmobility.engine.manager_guests import ManagerGuests
 from vmmobility.engine.manager_leases import ManagerLeases
+from vmmobility.engine.manager_lifecycle import ManagerLifecycle
 from vmmobility.engine.manager_liveness import ManagerLiveness
 from vmmobility.engine.manager_moves import ManagerMoves
 from vmmobility.engine.manager_onboarding import ManagerOnboarding
@@ -77,6 +78,7 @@ EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
 
 
 class ManagerEngine(
+    ManagerLifecycle,
     ManagerMoves,
     ManagerDrains,
     ManagerGuests,
@@ -144,6 +146,7 @@ class ManagerEngine(
         self._load_onboarded(state)
         self._load_liveness(state, now)
         self._load_drains(state, now)
+        self._load_lives(state, now)
 
     # ---- inputs --------------------------------------------------------------------------------
 
@@ -155,6 +158,7 @@ class ManagerEngine(
         self._resume_moves(now)
         self._resume_guest_orders(now)
         self._resume_provisions(now)
+        self._resume_lives(now)
         self._resume_routes(now)
 
     def datagram_received(
@@ -205,6 +209,7 @@ class ManagerEngine(
             self._relearned(now)
             self._end_leases(now)
             self._settle_groups(now)
+            self._follow_lives(now)
         self._question_timer(now)
         self._asking_timer(now)
         if self._check_at <= now:

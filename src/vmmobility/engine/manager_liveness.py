@@ -18,7 +18,7 @@ from vmmobility.wire.options import Capacity, KnownBoot
 from vmmobility.wire.registry import Role, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from vmmobility.engine.channel import Channel, Received
     from vmmobility.engine.outputs import Outbox
@@ -64,6 +64,7 @@ class ManagerLiveness:
     if TYPE_CHECKING:
         channel: Channel
         outbox: Outbox
+        _follow_lives: Callable[[float], None]
 
     pulses: dict[str, Pulse]
     _liveness_at: float | None  # when the next NVE may be dead
@@ -99,9 +100,11 @@ class ManagerLiveness:
 
     def _nve_fell_silent(self, nve_id: str, now: float) -> None:
         """An NVE is dead, by its heartbeats: each part that heeds it is called here."""
+        self._follow_lives(now)
 
     def _nve_speaks_again(self, nve_id: str, now: float) -> None:
         """An NVE that was dead is heard again."""
+        self._follow_lives(now)
 
     # ---- heartbeats ----------------------------------------------------------------------------
 

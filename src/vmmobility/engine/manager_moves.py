@@ -88,6 +88,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
         _is_cordoned: Callable[[str], bool]
         _drain_moved: Callable[[float], None]
+        _check_room: Callable[[Binding, str], None]
 
     moves: dict[str, Move]
     _current: dict[VmKey, Move]
@@ -168,6 +169,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
             raise MoveRefused(
                 "conflict", full, "move VMs home, or raise max_host_routes if the routers bear it"
             )
+        self._check_room(binding, to)
         if binding.is_full(to):
             raise MoveRefused(
                 "conflict",

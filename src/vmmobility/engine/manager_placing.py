@@ -3,7 +3,7 @@
 Cordoned and silent NVEs, those that its record does not name and those whose hosts have no room
 for it are left out.
 
-Not here: when VMs are moved (manager_drains.py).
+Not here: when VMs are moved (manager_drains.py), what room hosts have (manager_admission.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from vmmobility.engine.capacity import NOTHING, resources_of
 from vmmobility.engine.manager_cordons import ManagerCordons
 from vmmobility.wire.registry import Role
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmmobility.engine.binding_cache import Binding, BindingCache
-    from vmmobility.engine.manager_liveness import Pulse
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.manager_onboarding import Onboarded
     from vmmobility.wire.registry import Status
@@ -34,12 +32,12 @@ class ManagerPlacing(ManagerCordons):
     if TYPE_CHECKING:
         cache: BindingCache
         onboarded: dict[VmKey, Onboarded]
-        pulses: dict[str, Pulse]
         _current: dict[VmKey, Move]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
         _move_over_limit: Callable[[Binding, str], str]
         _silent_since: Callable[[str], float | None]
         _mate_there: Callable[[VmKey, str], tuple[Status, str] | None]
+        _lacks: Callable[[Binding, str], str]
 
     def _loads(self) -> Counter[str]:
         """How many VMs each NVE has, or is about to have."""
@@ -97,25 +95,3 @@ class ManagerPlacing(ManagerCordons):
             or self._off_record(vm, binding.interfaces, nve_id)
             or self._move_over_limit(binding, nve_id)
         )
-
-    def _lacks(self, binding: Binding, nve_id: str) -> str:
-        """What of its host is too small for a VM, by its latest heartbeat, less what is on its way
-        there.  Not its storage: disks on shared storage take none."""
-        pulse = self.pulses.get(nve_id)
-        if pulse is None:
-            return ""
-        own = resources_of(binding.definition)
-        coming = (
-            resources_of(self.cache.bindings[move.vm].definition)
-            for move in self._current.values()
-            if move.destination.nve_id == nve_id and move.vm in self.cache.bindings
-        )
-        taken, total, free = sum(coming, NOTHING), pulse.capacity.total, pulse.capacity.free
-        rooms = (
-            ("vCPUs", own.vcpus, total.vcpus, free.vcpus - taken.vcpus),
-            ("MiB of memory", own.memory_mib, total.memory_mib, free.memory_mib - taken.memory_mib),
-        )
-        for what, wanted, known, left in rooms:
-            if known and wanted > max(left, 0):
-                return f"{nve_id} has {max(left, 0)} {what} left, {wanted} are wanted"
-        return ""

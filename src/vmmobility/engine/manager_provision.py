@@ -66,6 +66,7 @@ class ManagerProvision:
         _hear_guest: Callable[[Binding, Message, float], None]
         _heed_epoch: Callable[[Message, float], None]
         _new_epoch: Callable[[], int]
+        _mates: Callable[[VmKey], tuple[VmKey, ...]]
 
     provisions: dict[VmKey, Provision]
 
@@ -106,7 +107,7 @@ class ManagerProvision:
         peer = self.channel.peers.get(to)
         if peer is None or peer.role is not Role.NVE or not peer.endpoints:
             raise GuestRefused("unknown-nve", f"no NVE {to} is known", "see `vmmob show nves`")
-        clash = self.cache.owner(vm, interfaces)
+        clash = self.cache.owner(vm, interfaces, self._mates(vm))
         if clash is not None:
             why = f"{clash[0]} belongs to VM {clash[1]}"
             raise GuestRefused("conflict", why, "give it addresses of its own")

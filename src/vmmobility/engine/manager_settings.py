@@ -23,7 +23,7 @@ class ManagerSettings:
     its destination, and gate_policy ("abort", "proceed") what then; max_host_routes: as many VM
     prefixes may a data centre's routers announce, 0 is any number.
     shortest_ipv4, shortest_ipv6: length in bits of the shortest prefixes that a VM may have.
-    napts: NAPT boxes by name, and their public addresses."""
+    napts: NAPT boxes by name, and their public addresses; offer_s: an offer is held so long."""
 
     node_id: str
     lifetime_s: float = 120.0
@@ -43,3 +43,4 @@ class ManagerSettings:
     shortest_ipv6: int = 48
     retransmission: Retransmission = field(default_factory=Retransmission)
     napts: Napts = ()
+    offer_s: float = 60.0

@@ -44,7 +44,11 @@ def test_every_managers_command_has_json(vmmob: Vmmob, command: list[str]):
 @pytest.mark.usefixtures("manager")
 def test_json_is_the_apis_answer(vmmob: Vmmob):
     assert vmmob("show", "bindings", "--json").json == [BINDING]
-    assert vmmob("vm", "show", "0/vm1", "--json").json == {**BINDING, "move": None}
+    assert vmmob("vm", "show", "0/vm1", "--json").json == {
+        **BINDING,
+        "move": None,
+        "lifecycle": None,
+    }
 
 
 @pytest.mark.usefixtures("manager")

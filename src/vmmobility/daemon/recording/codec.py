@@ -29,6 +29,7 @@ from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.dataplane import Forwarding, Outside, RedirectPolicy, VmDataPlane
 from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.fabric_routes import RouteAction, Sight, VmRoutes
+from vmmobility.engine.lifecycle_record import VmRequest
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.napt_plane import Detour, Flow, NaptState, PortMapping, StaticMapping
@@ -57,6 +58,7 @@ CLASSES: dict[str, type] = {
         MoveTerms,
         Retransmission,
         Resources,
+        VmRequest,
         HostCapacity,
         ManagerSettings,
         NveSettings,
