@@ -201,6 +201,11 @@ in-guest: setup ## run CMD='...' in Debian's own kernel, in LIMIT=3600 seconds
 
 # GUEST=1: in Debian's own kernel, which has tunnels of its own.  .build/tunnels.json has the figures.
 ROUNDS ?= 5
+.PHONY: bench-disks
+bench-disks: setup ## a raw GiB over loopback: our driver and qemu-img convert, ROUNDS=5 in turn
+	mkdir -p $(BUILD)
+	$(BIN)/python tools/bench_disk_move.py --rounds $(ROUNDS) --json $(BUILD)/disks.json
+
 .PHONY: bench-tunnels
 bench-tunnels: setup ## TCP by plain route, relay and kernel tunnel, ROUNDS=5 in turn (GUEST=1)
 	mkdir -p $(BUILD)

@@ -32,7 +32,7 @@ from vmmobility.drivers.hypervisor.interface import (
 )
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.move_terms import MoveTerms
-from vmmobility.wire.registry import GuestLife
+from vmmobility.wire.registry import GuestLife, OnTimeout
 
 REAL = [pytest.mark.qemu, pytest.mark.netns]
 PARAMS = [
@@ -179,6 +179,27 @@ def test_a_copy_that_takes_longer_than_was_asked_is_given_up(run: Run) -> None:
         await pair.destination.next(GuestEvent.FAILED)
         await pair.destination.next(GuestEvent.GONE)
         await pair.prepare()
+
+    run(scenario)
+
+
+def test_a_copy_that_takes_longer_can_be_forced(run: Run) -> None:
+    async def scenario(pair: Pair) -> None:
+        source, destination = pair.source, pair.destination
+        await pair.copy_slowly(
+            MoveTerms(timeout_s=1, on_timeout=OnTimeout.FORCE, bandwidth_mib_s=1)
+        )
+        converged = await source.next(GuestEvent.CONVERGED)
+        assert converged.detail["forced"] is True
+        await pair.switch()
+        await destination.next(GuestEvent.RESUMED)
+        await source.next(GuestEvent.COMPLETED)
+        assert await pair.runs_at(destination)
+        assert await source.hypervisor.query(VM) is GuestLife.DEPARTED
+        await destination.hypervisor.stop(VM)
+        with pytest.raises(HypervisorError, match="what is here is old"):
+            await source.hypervisor.resume(VM)
+        assert not await pair.runs_at(source)
 
     run(scenario)
 

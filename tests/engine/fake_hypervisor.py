@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from tests.engine.noted import Noted
 from vmmobility.engine.outputs import HypervisorOrder, Order
+from vmmobility.wire.move_terms import NO_TERMS
 from vmmobility.wire.values import Nve, VmKey
 
 
@@ -31,16 +32,21 @@ class Life(Enum):
 class Guest:
     """One guest process.  copy_to: the waiting guest at the other end of its outgoing copy.
     by_hand: brought or started by other hands; migrated: brought by them from another host;
-    loading: all its memory is here, it runs soon."""
+    loading: all its memory is here, it runs soon; forced: its copy ends in post-copy;
+    fetched_from: the guest whose memory it still fetches; fetched: it went on elsewhere so."""
 
-    __slots__ = ("_life", "at", "by_hand", "copy_to", "loading", "migrated", "port", "vm")
+    __slots__ = (
+        "_life", "at", "by_hand", "copy_to", "fetched", "fetched_from", "forced", "loading",
+        "migrated", "port", "vm",
+    )  # fmt: skip
 
     def __init__(
         self, vm: VmKey, life: Life, at: Hypervisor, port: int = 0, by_hand: bool = False
     ) -> None:
         self.vm, self.at, self.port, self.by_hand = vm, at, port, by_hand
         self.copy_to: Guest | None = None
-        self.loading = self.migrated = False
+        self.loading = self.migrated = self.forced = self.fetched = False
+        self.fetched_from: Guest | None = None
         self._life = life
 
     @property
@@ -68,6 +74,7 @@ class Pace:
     moment_s: float = 0.02
     stop_s: float = 0.01
     load_s: float = 0.01
+    fetch_s: float = 3.0
 
 
 class Hypervisor:
@@ -205,11 +212,25 @@ class Hypervisor:
             self._later(0.0, lambda: self._report(vm, "started", {}))
         return None
 
-    def _stop(self, vm: VmKey, arguments: dict[str, Any]) -> None:
+    def _stop(self, vm: VmKey, arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
         """With a time to shut itself down, the guest does so."""
-        if arguments.get("grace_s") and vm in self.guests:
+        guest = self.guests.get(vm)
+        if guest is not None and self._is_fetched(guest):
+            return {}, "its destination still fetches its memory from here"
+        if arguments.get("grace_s") and guest is not None:
             self.kill(vm)
         self.guests.pop(vm, None)
+        return None
+
+    def _is_fetched(self, guest: Guest) -> bool:
+        """Whether another guest lives on what only this one has."""
+        heir = guest.copy_to
+        return (
+            guest.fetched
+            and heir is not None
+            and heir.at.guests.get(guest.vm) is heir
+            and heir.fetched_from is guest
+        )
 
     def _pause(self, vm: VmKey, arguments: dict[str, Any]) -> None:
         if vm in self.guests and self.guests[vm].life is Life.RUNNING:
@@ -219,6 +240,8 @@ class Hypervisor:
         guest = self.guests.get(vm)
         if guest is None or guest.life is Life.WAITING:
             return {}, "no such guest lives here"
+        if guest.fetched:
+            return {}, "it went on elsewhere in post-copy"
         guest.life, guest.copy_to = Life.RUNNING, None
         return None
 
@@ -242,7 +265,10 @@ class Hypervisor:
         waiting = self._find(arguments["address"], arguments["port"])
         if waiting is None:
             return {}, "connection refused"
+        if guest.fetched:
+            return {}, "it went on elsewhere in post-copy"
         guest.copy_to = waiting
+        guest.forced = arguments.get("terms", NO_TERMS).forces
         self._later(self._pace.copy_s, lambda: self._stage(guest, waiting, "copy"))
         return None
 
@@ -274,7 +300,7 @@ class Hypervisor:
             return
         if guest.life is Life.WAITING:
             del self.guests[vm]
-        elif guest.copy_to is not None:
+        elif guest.copy_to is not None and not guest.fetched:
             self._break(guest, "cancelled")
 
     def _announce(self, vm: VmKey, arguments: dict[str, Any]) -> None:
@@ -292,7 +318,8 @@ class Hypervisor:
             return "none"
         if guest.life is Life.RUNNING:
             return "arrived" if guest.migrated else "running"
-        handed = guest.life is Life.HANDED and guest.copy_to is None and not guest.by_hand
+        sent = guest.copy_to is None or guest.fetched
+        handed = guest.life is Life.HANDED and sent and not guest.by_hand
         return "departed" if handed or guest.life is Life.DEPARTED else "held"
 
     def _watch(self, vm: VmKey, arguments: dict[str, Any]) -> None:
@@ -325,10 +352,29 @@ class Hypervisor:
             self._report(guest.vm, "converged", {"remaining_bytes": 4096})
         elif stage == "moment":
             self._report(guest.vm, "about-to-stop", {})
+        elif guest.forced:
+            guest.fetched, waiting.fetched_from = True, guest
+            waiting.at.load(waiting)
+            self._later(self._pace.fetch_s, lambda: self._fetched(guest, waiting))
         else:
             guest.copy_to = None
             self._report(guest.vm, "completed", {"downtime_ms": 10})
             waiting.at.load(waiting)
+
+    def _fetched(self, guest: Guest, heir: Guest) -> None:
+        """Post-copy is over: all is there, or one of the two has ended, and the other with it."""
+        alive = self.guests.get(guest.vm) is guest
+        if heir.at.guests.get(guest.vm) is not heir:
+            if alive:
+                self.about_to_end(guest)
+                guest.copy_to = None
+                self._report(guest.vm, "failed", {"reason": "its heir is lost", "running": False})
+        elif alive:
+            guest.copy_to = heir.fetched_from = None
+            self._report(guest.vm, "completed", {"downtime_ms": 10})
+        else:
+            heir.at.about_to_end(heir)
+            heir.at.kill(guest.vm)
 
     def load(self, guest: Guest) -> None:
         """All memory has come: the waiting guest runs a moment later."""

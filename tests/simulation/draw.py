@@ -191,7 +191,7 @@ class _Draw:
         return f"{self.chance.choice((0.001, 0.1, 1.0, self.chance.uniform(0, 6.0))):.3f}"
 
     def _move(self) -> None:
-        self._add("move", self._ours(), self._nve())
+        self._add(self.chance.choice(("move",) * 4 + ("force-move",)), self._ours(), self._nve())
 
     def _start(self) -> None:
         self._add("start", self._ours(), self._nve())

@@ -24,11 +24,13 @@ from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_transitions import FINAL
 from vmmobility.engine.outputs import CommandDone, Order, Output
-from vmmobility.wire.registry import Phase
+from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
+from vmmobility.wire.registry import OnTimeout, Phase
 from vmmobility.wire.values import Interface, VmKey
 
 AWAY_S = 0.5  # a daemon that nobody planned to crash is started again after so long
 THERE = "there"  # the NVE that serves the VM, by the manager's record
+FORCED = MoveTerms(timeout_s=1, on_timeout=OnTimeout.FORCE)
 BY_HAND = ("expect", "hand-start", "hand-move")
 ROTATION_S = 0.7  # from one step of a key's rotation to the next
 
@@ -283,7 +285,11 @@ class Operations(FabricOperations, HostOperations):
     def _manager(self) -> ManagerEngine | None:
         return self.world.nodes[MANAGER].manager
 
-    def do_move(self, vm: str, to: str) -> None:
+    def do_force_move(self, vm: str, to: str) -> None:
+        """One that ends in post-copy."""
+        self.do_move(vm, to, FORCED)
+
+    def do_move(self, vm: str, to: str, terms: MoveTerms = NO_TERMS) -> None:
         """Where the VM is there already, to the next NVE."""
         manager = self._manager()
         if manager is not None:
@@ -292,7 +298,7 @@ class Operations(FabricOperations, HostOperations):
                 nves = self.schedule.nves
                 to = nves[nves.index(to) - 1]
             try:
-                self.world.move(vm_key(vm), to)
+                self.world.move(vm_key(vm), to, terms)
             except CommandRefused:
                 self.hit("move refused", MANAGER)
 

@@ -100,6 +100,7 @@ class Entry:
     grace_s:    so long may the guest that is to stop take to shut itself down
     kept:       when the guest ends by itself the VM stays here, stopped
     commands:   people's commands that wait for the guest to start, or (ending) to stop
+    unended:    claiming, PREPARED: the guest that was here before could not be ended yet
     booting:    its guest was ordered to start, and the hypervisor has not said how that ended
     fabric_direct: REDIRECTING only: the manager says that the fabric leads to the serving NVE
     rolling_back: SERVING only: once packets come here again, the guest is let go on
@@ -151,6 +152,7 @@ class Entry:
     # not durable
     started: bool = False
     booting: bool = False
+    unended: bool = False
     fabric_direct: bool = False
     proceeding: bool = False
     rolling_back: bool = False

@@ -63,6 +63,8 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
                 return
             entry.unplugged, entry.started = True, False
             self._set_data_plane(entry)
+        elif order is Order.STOP and self._comes_again(entry):
+            entry.unended = bool(error)
         elif order is Order.STOP and entry.ending:
             self._stopped(entry, error, now)
         elif order is Order.PREPARE_INCOMING and entry.phase is Phase.PREPARED:
@@ -85,6 +87,12 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
             if error and order is Order.RESUME and not entry.started:
                 # Its machine died in the switch: there is no guest to serve again.
                 self._fire(entry, Trigger.GONE, None, now)
+
+    @staticmethod
+    def _comes_again(entry: Entry) -> bool:
+        """Whether a guest begins, or is waited for, in the place of one that was kept here."""
+        claims = entry.claiming and not entry.ending
+        return claims or (entry.phase is Phase.PREPARED and entry.request is not None)
 
     def _start_done(self, entry: Entry, error: str, now: float) -> None:
         entry.booting = False

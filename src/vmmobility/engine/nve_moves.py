@@ -50,11 +50,13 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
     ) -> None:
         """Back to `phase`, as if the request had not come; tell the manager why."""
         entry.phase = phase
+        kept, entry.unended = entry.unended, False
         self._answer_waiting(entry, status, reason=reason)
         if phase is Phase.NONE:
             self._forget(entry)
             return
-        entry.unplugged = phase is Phase.REDIRECTING
+        entry.started = entry.started or kept
+        entry.unplugged = phase is Phase.REDIRECTING and not kept
         self._set_data_plane(entry)
         self._watch_traffic(entry, now)
         self._save(entry)
@@ -94,6 +96,7 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         entry.target, entry.accept = source[0], message.previous
         entry.quiet_since, entry.draining = None, False
         entry.started = entry.unplugged = entry.turned = entry.relaying = False
+        entry.unended = False
         entry.measured = {}
         self._reset_guest(entry)
         told = message.find(GuestStateOption)

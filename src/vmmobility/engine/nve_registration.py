@@ -63,12 +63,14 @@ class NveRegistration(NveParts):
 
     def _claim_failed(self, entry: Entry) -> None:
         """What this node was before: a previous NVE, or nothing of the VM."""
+        kept, entry.unended = entry.unended, False
         if entry.target is None:
+            entry.leftover = entry.leftover or kept
             self._forget(entry)
             return
-        entry.phase, entry.unplugged, entry.granted = Phase.REDIRECTING, True, 0
+        entry.phase, entry.unplugged, entry.granted = Phase.REDIRECTING, not kept, 0
         entry.claiming, entry.arrived, entry.paused = False, GuestLife.NONE, False
-        entry.ending = False
+        entry.ending, entry.started = False, entry.started or kept
         self._set_data_plane(entry)
         self._save(entry)
 

@@ -26,17 +26,29 @@ BUFFER = 64 * 1024  # of the pair: what QEMU has written that was not yet taken
 CONNECT_LIMIT_S = 3.0
 ESTABLISHED = 1  # tcp_info.tcpi_state
 SLACK_S = 0.05  # a pace that fell back further does not catch up
+SILENCE_S = 0.2  # QEMU has written everything when it has written nothing for so long
+GRACE_S = 1.0  # between the destination's last word and QEMU's end of the stream
+# What a QEMU says on the way back when it has all: message 1 of 4 octets, "no error".
+_SHUT = bytes((0, 1, 0, 4, 0, 0, 0, 0))
 
 
 class CopyStream:
     """One move's stream.  connect(), hand `qemu_end` to QEMU, start().
 
     stall_limit_s: the path is broken when nothing was acknowledged for so long
+    two_way: the destination may answer, as in post-copy: see let_back(), say_over()
     on_end(error): called in the thread when all was sent and QEMU has closed its end ("") or the
     path broke (why)
     """
 
-    def __init__(self, guest: str, stall_limit_s: float, on_end: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        guest: str,
+        stall_limit_s: float,
+        on_end: Callable[[str], None],
+        *,
+        two_way: bool = False,
+    ) -> None:
         self._guest = guest
         self._stall_limit_s = stall_limit_s
         self._on_end = on_end
@@ -50,6 +62,10 @@ class CopyStream:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         self._far: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name=f"copy of {guest}", daemon=True)
+        self._back = threading.Event()
+        self._two_way = two_way
+        self._fetching = self._aborted = False
+        self.failed = ""  # in post-copy: why the path was lost
 
     def connect(self, address: str, port: int) -> None:
         """Open the TCP connection; blocks up to CONNECT_LIMIT_S.  Raises HypervisorError."""
@@ -67,6 +83,9 @@ class CopyStream:
         """Begin to send.  QEMU has its end by now; ours of it is closed."""
         self.qemu_end.close()
         self._thread.start()
+        if self._two_way:
+            name = f"way back of {self._guest}"
+            threading.Thread(target=self._run_back, name=name, daemon=True).start()
 
     @property
     def broken(self) -> bool:
@@ -90,8 +109,35 @@ class CopyStream:
         self._pace = None
         self._flow.set()
 
+    def let_back(self) -> None:
+        """Post-copy has begun: the destination's requests come to QEMU from now on, and a path that
+        is lost leaves QEMU's end as it is (`failed` says why) until abort()."""
+        self._fetching = True
+        self._back.set()
+
+    def say_over(self) -> None:
+        """Say to QEMU, in the destination's place, that all has come, once it writes no more: then
+        its migration ends as one without a way back, and on the destination's word nothing rests
+        (say_over or let_back, never both).
+
+        QEMU closes its stream upon that word.  Said too early it has not written everything: the
+        destination cannot run, and the move fails.
+        """
+        name = f"last word to {self._guest}"
+        threading.Thread(target=self._say_over, name=name, daemon=True).start()
+
+    def _say_over(self) -> None:
+        sent = -1
+        while self.sent != sent and not self._aborted:
+            sent = self.sent
+            time.sleep(SILENCE_S)
+        with contextlib.suppress(OSError):
+            self._near.sendall(_SHUT)
+
     def abort(self) -> None:
         """Break both ends off.  Idempotent."""
+        self._aborted = True
+        self._back.set()
         self._flow.set()
         for end in (self._near, self._far, self.qemu_end):
             if end is not None:
@@ -106,8 +152,15 @@ class CopyStream:
             self._copy()
         except OSError as problem:
             error = problem.strerror or str(problem)
+        # What the destination has said and nobody has read would, closed over, take with it what
+        # it has not read itself.
+        far = self._far if self._two_way and not error and not self._aborted else None
+        if far is not None:
+            self._far = None
         self._close()
         self._on_end(error)
+        if far is not None:
+            _read_out(far, self._stall_limit_s)
 
     def _copy(self) -> None:
         assert self._far is not None
@@ -119,14 +172,57 @@ class CopyStream:
             if not taken:
                 self._far.shutdown(socket.SHUT_WR)
                 return
-            self._far.sendall(buffer[:taken])
+            if not self._send(buffer[:taken]):
+                continue
             self.sent += taken
             pace = self._pace
             if pace is not None:
                 due = max(due + taken / pace, time.monotonic() - SLACK_S)
                 time.sleep(max(0.0, due - time.monotonic()))
 
+    def _send(self, data: memoryview) -> bool:
+        """False if the path was lost in post-copy: then it goes nowhere."""
+        assert self._far is not None
+        if self.failed:
+            return False
+        try:
+            self._far.sendall(data)
+        except OSError as problem:
+            if not self._fetching or self._aborted:
+                raise
+            self.failed = problem.strerror or str(problem)
+            return False
+        return True
+
+    def _run_back(self) -> None:
+        """The destination's words, in post-copy; QEMU reads them from the same socket."""
+        self._back.wait()
+        if self._aborted:
+            return
+        far = self._far
+        assert far is not None
+        try:
+            while data := far.recv(CHUNK):
+                self._near.sendall(data)
+            self._ends_back("the destination has closed it")
+        except OSError as problem:
+            self._ends_back(problem.strerror or str(problem))
+
+    def _ends_back(self, why: str) -> None:
+        """All is over, if QEMU closes its end now; else the path was lost."""
+        self._thread.join(GRACE_S)
+        if self._thread.is_alive():
+            self.failed = self.failed or why
+
     def _close(self) -> None:
         for end in (self._near, self._far, self.qemu_end):
             if end is not None:
                 end.close()
+
+
+def _read_out(far: socket.socket, limit_s: float) -> None:
+    """Read until the destination has closed it, or says nothing for so long."""
+    with contextlib.suppress(OSError), far:
+        far.settimeout(limit_s)
+        while far.recv(CHUNK):
+            pass

@@ -65,6 +65,8 @@ class _Guest:
     target: tuple[str, int] | None = None
     phase: _Phase | None = None
     terms: MoveTerms = NO_TERMS
+    forced: bool = False  # its time was up: it is moved in post-copy
+    fetched: bool = False  # and was
 
 
 @dataclass
@@ -135,6 +137,8 @@ class FakeHypervisor(FakeCheckpoints):
         guest = self._guest(vm)
         if guest.state is _State.INCOMING:
             raise HypervisorError(f"{vm}: its copy has not arrived")
+        if guest.fetched:
+            raise HypervisorError(f"{vm}: it went on elsewhere in post-copy: what is here is old")
         if guest.state is not _State.RUNNING:
             guest.state = _State.RUNNING
             self.announced.append(vm)
@@ -183,7 +187,9 @@ class FakeHypervisor(FakeCheckpoints):
         """The time of the copy's terms is up: it is given up, or forced."""
         terms = self._guest(vm).terms
         if terms.forces:
-            self.converge(vm)
+            self._guest(vm).forced = True
+            self._guest(vm).phase = _Phase.HELD
+            self._report(vm, GuestEvent.CONVERGED, {"remaining_bytes": 1, "forced": True})
         else:
             reason = f"the copy has not converged within the {terms.timeout_s} s asked for"
             self._fail_move(vm, reason)
@@ -220,6 +226,7 @@ class FakeHypervisor(FakeCheckpoints):
             self._fail_move(vm, "the destination has gone")
             return
         guest.state, guest.phase, guest.target = _State.MOVED_OUT, None, None
+        guest.fetched = guest.forced
         figures = {"total_ms": 0, "downtime_ms": 0, "setup_ms": 0, "rounds": 1}
         self._report(vm, GuestEvent.COMPLETED, {**figures, "transferred_bytes": 0})
         if self.break_next.pop("loading", None) is None:

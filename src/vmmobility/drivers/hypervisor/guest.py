@@ -19,7 +19,8 @@ from vmmobility.drivers.hypervisor.copy_goal import CopyGoal
 from vmmobility.drivers.hypervisor.disk_copy import DiskCopy, remove_mirrors
 from vmmobility.drivers.hypervisor.disk_door import DiskDoor
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
-from vmmobility.drivers.hypervisor.guest_life import life_of
+from vmmobility.drivers.hypervisor.guest_life import HANDING_OVER, life_of
+from vmmobility.drivers.hypervisor.guest_postcopy import GuestPostCopy
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     GuestReport,
@@ -28,6 +29,7 @@ from vmmobility.drivers.hypervisor.interface import (
 )
 from vmmobility.drivers.hypervisor.migration import yank
 from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase
+from vmmobility.drivers.hypervisor.postcopy import FetchedMark
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
@@ -46,7 +48,7 @@ _UNDER_WAY = (*_CANCELLABLE, "device", "cancelling")
 ANNOUNCEMENT = {"initial": 300, "max": 500, "rounds": 5, "step": 50}
 
 
-class QemuGuest:
+class QemuGuest(GuestPostCopy):
     """A living QEMU process, connected.  attach() begins, close() lets go, end() ends it."""
 
     def __init__(
@@ -76,6 +78,9 @@ class QemuGuest:
         self._leaving = False
         self._failure_told = False
         self._load_failed = False
+        self.fetched = FetchedMark(folder.path)
+        self._memory_door = None
+        self._patience = None
 
     @property
     def alive(self) -> bool:
@@ -99,6 +104,7 @@ class QemuGuest:
         loop = asyncio.get_running_loop()
         self._runner = loop.create_task(self._run(ready), name=f"guest {self._name}")
         await ready.wait()
+        await self._find_postcopy()
         return status
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
@@ -176,7 +182,10 @@ class QemuGuest:
 
     async def life(self) -> GuestLife:
         """What is here of it, as QEMU has it now."""
-        return life_of((await self.execute("query-status"))["status"])
+        status = (await self.execute("query-status"))["status"]
+        if status != HANDING_OVER:
+            return life_of(status)
+        return life_of(status, (await self.execute("query-migrate")).get("status", ""))
 
     async def announce(self) -> None:
         """Let the guest (virtio) and QEMU send their announcements."""
@@ -211,6 +220,7 @@ class QemuGuest:
             least_rounds,
             goal,
             disks,
+            self.fetched,
         )
         self.move = move
         try:
@@ -285,6 +295,7 @@ class QemuGuest:
         """Let go of the guest, leaving it running."""
         self._leaving = True
         await self._close_door()
+        await self._close_memory_door()
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
@@ -320,6 +331,7 @@ class QemuGuest:
                     self.report(GuestEvent.FAILED, {"reason": str(error), "running": True})
                     break
                 await self._look_again()
+            self._stop_waiting()
             if self.move is not None:
                 self.move.on_lost()
 
@@ -335,6 +347,7 @@ class QemuGuest:
             self.taking.on_event(event)
         elif name == "MIGRATION":
             status = event["data"]["status"]
+            self._heed_postcopy(status)
             if self.move is not None:
                 self.move.on_status(status)
             elif self.incoming and status == "failed":

@@ -8,12 +8,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from vmmobility.wire.move_terms import MoveTerms
+
 OVER = ("completed", "failed", "cancelled")
 # No return path: with it, a source that misses the destination's last word starts its guest again
 # while the destination's runs.
 CAPABILITIES = {"events": True, "return-path": False}
-# Without it a guest that dirties nothing (a paused one) would be handed over before proceed().
-SOURCE_CAPABILITIES = {**CAPABILITIES, "pause-before-switchover": True}
+
+
+def capabilities(terms: MoveTerms) -> dict[str, bool]:
+    """Both ends'.  Post-copy has a way back of its own."""
+    return {**CAPABILITIES, "postcopy-ram": terms.forces}
+
+
+def source_capabilities(terms: MoveTerms) -> dict[str, bool]:
+    # Without it a guest that dirties nothing (a paused one) would be handed over before proceed().
+    return {**capabilities(terms), "pause-before-switchover": True}
 
 
 def figures(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,3 +54,11 @@ async def yank(execute: Callable[..., Awaitable[Any]]) -> None:
 def tcp_uri(address: str, port: int) -> str:
     """QEMU's name for a TCP end."""
     return f"tcp:[{address}]:{port}" if ":" in address else f"tcp:{address}:{port}"
+
+
+def listening_at(info: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Where an incoming QEMU listens, from query-migrate."""
+    addresses = info.get("socket-address")
+    if not isinstance(addresses, list) or not addresses:
+        return None
+    return str(addresses[0]["host"]), int(addresses[0]["port"])

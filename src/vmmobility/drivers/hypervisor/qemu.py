@@ -26,7 +26,12 @@ from vmmobility.drivers.hypervisor.interface import (
     VmDefinition,
     not_watchable,
 )
-from vmmobility.drivers.hypervisor.migration import CAPABILITIES, set_capabilities, tcp_uri
+from vmmobility.drivers.hypervisor.migration import (
+    capabilities,
+    listening_at,
+    set_capabilities,
+    tcp_uri,
+)
 from vmmobility.drivers.hypervisor.move import Phase
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import QemuSettings
@@ -41,6 +46,7 @@ STATE_DIR_LIMIT = 107 - len("/0123456789ab/nbd0")
 # (docs/design/hypervisor.md): one round, then the switch.  KVM tracks exactly: a second round
 # leaves less for the blackout.
 LEAST_ROUNDS = {"tcg": 1, "kvm": 2}
+FETCHED_LIMIT_S = 5.0  # a guest is not ended while its destination fetches its memory
 
 
 class QemuHypervisor(QemuCheckpoints):
@@ -96,6 +102,7 @@ class QemuHypervisor(QemuCheckpoints):
             guest = self._guests.get(vm)
             left = never_ran = False
             if guest is not None and guest.alive:
+                await guest.wait_until_fetched(FETCHED_LIMIT_S)
                 with suppress(HypervisorError):  # it hangs, and is ended all the same
                     left = await guest.life() is GuestLife.DEPARTED
                     never_ran = guest.incoming and await guest.give_up_waiting()
@@ -124,6 +131,7 @@ class QemuHypervisor(QemuCheckpoints):
         guest = self._guest(vm)
         if guest.incoming:
             raise HypervisorError(f"{vm}: its copy has not arrived", "cancel the move instead")
+        guest.check_not_fetched()
         if guest.moving is not None and guest.moving.guest_is_stopped:
             raise HypervisorError(f"{vm}: it is being handed over", "cancel the move first")
         # Whoever lets it run, its disks are its own again.
@@ -159,7 +167,7 @@ class QemuHypervisor(QemuCheckpoints):
             tokens = await asyncio.to_thread(images.make_room, terms.copy_storage)
             try:
                 guest = await self._launch(definition, ports, images, incoming=True)
-                at = await self._listen(guest, listen_address)
+                at = await self._listen(guest, listen_address, terms)
                 if definition.disks:
                     at = await guest.open_door(tokens, *at)
                 guest.incoming_at = at
@@ -173,8 +181,6 @@ class QemuHypervisor(QemuCheckpoints):
         self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
     ) -> None:
         """Begin the pre-copy."""
-        if terms.forces:
-            raise HypervisorError(f"{vm}: it cannot be forced to move", "leave --on-timeout out")
         async with self._locks[vm]:
             guest = self._guest(vm)
             move = guest.moving
@@ -182,6 +188,7 @@ class QemuHypervisor(QemuCheckpoints):
                 if move.target == (address, port):
                     return
                 raise HypervisorError(f"{vm}: it is being moved to {move.target[0]} already")
+            guest.check_not_fetched()
             await guest.drop_stale_migration()
             rounds = LEAST_ROUNDS[await self._accelerator()]
             await guest.begin_move((address, port), rounds, terms)
@@ -297,7 +304,7 @@ class QemuHypervisor(QemuCheckpoints):
         try:
             await guest.attach()
             if guest.incoming and not definition.disks:  # a door ends with its daemon
-                guest.incoming_at = _listening_at(await guest.execute("query-migrate"))
+                guest.incoming_at = listening_at(await guest.execute("query-migrate"))
         except BaseException:
             await guest.close()  # QEMU serves one client: leave the place to the next attempt
             raise
@@ -358,10 +365,12 @@ class QemuHypervisor(QemuCheckpoints):
             detail = {"reason": "cancelled", "running": await guest.running()}
             guest.report(GuestEvent.FAILED, detail)
 
-    async def _listen(self, guest: QemuGuest, address: str) -> tuple[str, int]:
+    async def _listen(self, guest: QemuGuest, address: str, terms: MoveTerms) -> tuple[str, int]:
         """Let the waiting guest listen on the first free port of the range."""
-        await set_capabilities(guest.execute, CAPABILITIES)
+        await set_capabilities(guest.execute, capabilities(terms))
         await guest.delay_announcements()
+        if terms.forces:
+            return await guest.open_memory_door(address)
         first, last = self._settings.ports
         for port in range(first, last + 1):
             try:
@@ -400,11 +409,3 @@ class QemuHypervisor(QemuCheckpoints):
         return await choose_accelerator(
             self._settings.accelerator, self._settings.binary, self._state_dir
         )
-
-
-def _listening_at(info: dict[str, object]) -> tuple[str, int] | None:
-    """Where an incoming QEMU listens, from query-migrate."""
-    addresses = info.get("socket-address")
-    if not isinstance(addresses, list) or not addresses:
-        return None
-    return str(addresses[0]["host"]), int(addresses[0]["port"])

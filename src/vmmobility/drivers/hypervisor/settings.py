@@ -24,6 +24,9 @@ class QemuSettings:
     disk_stall_limit_s:         the same of disks, where a flush may take long; a path that is cut
                                 breaks after stall_limit_s all the same
     switch_limit_s:             from proceed() to completion; then the move is broken off
+    postcopy_bytes_per_s:       pace in post-copy of what the guest does not ask for; 0: as it comes
+    recover_limit_s:            in post-copy, a source that has lost its destination looks for it so
+                                long; then nobody waits for the rest any more
     start_limit_s:              QEMU must answer its monitor within this
     stop_limit_s:               QEMU must end within this after quit, else it is killed
     ports:                      first and last TCP port where an incoming guest's memory may arrive
@@ -39,6 +42,8 @@ class QemuSettings:
     stall_limit_s: float = 5.0
     disk_stall_limit_s: float = 60.0
     switch_limit_s: float = 3.0
+    postcopy_bytes_per_s: int = 0
+    recover_limit_s: float = 120.0
     start_limit_s: float = 20.0
     stop_limit_s: float = 3.0
     ports: tuple[int, int] = (49152, 49407)

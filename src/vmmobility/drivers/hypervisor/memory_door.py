@@ -1,0 +1,154 @@
+"""The destination's door for the memory of a guest that may be moved in post-copy.
+
+The first connection is the source's copy: QEMU gets it as it is.  If that path breaks when the
+guest runs here already, both QEMUs pause and keep what they have.  A later connection says on one
+line:
+
+    again\n  -> whole\n   all memory is here;  or
+             -> go\n      then octets of the migration follow, to and from QEMU
+             (closed)     not yet: ask again
+    lost\n                the source's QEMU has ended: what is missing here will never come
+
+QEMU is told to recover out of band, for its main loop may wait for a page itself.
+Not here: the source's side (postcopy.py).  Rests on qmp.py, byte_pipe.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from vmmobility.drivers.hypervisor.byte_pipe import BytePipe, watch_path
+from vmmobility.drivers.hypervisor.postcopy import AGAIN, GO, LINE_LIMIT, LOST, WHOLE
+from vmmobility.drivers.hypervisor.qmp import QmpSession
+from vmmobility.errors import HypervisorError
+
+FD_NAME = "vmmobility-incoming"
+LINE_LIMIT_S = 5.0
+RECOVER_LIMIT_S = 2.0
+RETRY_S = 0.05
+
+
+class MemoryDoor:
+    """open() once QEMU waits, or when it is found again; close() when nobody may come any more.
+
+    socket_path: a name for QEMU's socket;  on_lost: called when the source says `lost`
+    """
+
+    def __init__(
+        self,
+        session: QmpSession,
+        socket_path: Path,
+        stall_limit_s: float,
+        on_lost: Callable[[], None],
+        *,
+        begun: bool = False,
+    ) -> None:
+        self.status = ""  # of QEMU's migration, as its events tell
+        self._session = session
+        self._socket_path = socket_path
+        self._stall_limit_s = stall_limit_s
+        self._on_lost = on_lost
+        self._begun = begun  # QEMU has its copy, or has had it
+        self._pipe: BytePipe | None = None
+        self._loop = asyncio.get_running_loop()
+        self._runner: asyncio.Task[None] | None = None
+
+    def open(self, address: str, ports: tuple[int, int]) -> tuple[str, int]:
+        """Listen; where.  Raises HypervisorError."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        for port in range(ports[0], ports[1] + 1):
+            try:
+                server = socket.create_server((address, port), family=family)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                raise HypervisorError(
+                    f"cannot listen at {address} port {port}: {error.strerror}"
+                ) from None
+            server.setblocking(False)
+            self._runner = self._loop.create_task(self._listen(server))
+            return address, port
+        raise HypervisorError(
+            f"the ports {ports[0]} to {ports[1]} of {address} are all in use",
+            "widen the range of ports for incoming guests",
+        )
+
+    async def close(self) -> None:
+        """Let nobody in.  Idempotent."""
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+            self._runner = None
+        if self._pipe is not None:
+            self._pipe.abort()
+
+    async def _listen(self, server: socket.socket) -> None:
+        with server:
+            while True:
+                try:
+                    connection, _ = await self._loop.sock_accept(server)
+                except OSError:
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                with contextlib.suppress(OSError, TimeoutError, HypervisorError), connection:
+                    await self._enter(connection)
+
+    async def _enter(self, connection: socket.socket) -> None:
+        watch_path(connection, self._stall_limit_s)
+        if not self._begun:
+            await self._session.give_descriptor(FD_NAME, connection.fileno())
+            await self._session.execute("migrate-incoming", {"uri": f"fd:{FD_NAME}"})
+            self._begun = True
+            return
+        connection.setblocking(False)
+        async with asyncio.timeout(LINE_LIMIT_S):
+            word = await self._line(connection)
+        if word == LOST:
+            self._on_lost()
+        elif word == AGAIN and self.status == "completed":
+            await self._loop.sock_sendall(connection, WHOLE)
+        elif word == AGAIN and self.status == "postcopy-paused":
+            await self._recover(connection)
+
+    async def _line(self, connection: socket.socket) -> bytes:
+        line = b""
+        while not line.endswith(b"\n") and len(line) < LINE_LIMIT:
+            octet = await self._loop.sock_recv(connection, 1)
+            if not octet:
+                break
+            line += octet
+        return line
+
+    async def _recover(self, connection: socket.socket) -> None:
+        """Let QEMU take the rest by this connection."""
+        if self._pipe is not None:
+            self._pipe.abort()
+        self._socket_path.unlink(missing_ok=True)
+        uri = f"unix:{self._socket_path}"
+        await self._session.execute("migrate-recover", {"uri": uri}, out_of_band=True)
+        near = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            async with asyncio.timeout(RECOVER_LIMIT_S):
+                await self._join(near)
+                await self._loop.sock_sendall(connection, GO)
+        except BaseException:
+            near.close()
+            raise
+        # A descriptor of its own: the loop still knows the other's number.
+        ends = (connection.dup(), near)
+        self._pipe = BytePipe("memory comes in again", ends, lambda error: None)
+
+    async def _join(self, near: socket.socket) -> None:
+        near.setblocking(False)
+        while True:
+            try:
+                await self._loop.sock_connect(near, str(self._socket_path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.sleep(RETRY_S)
+            else:
+                return

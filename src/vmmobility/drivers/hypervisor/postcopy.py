@@ -1,0 +1,195 @@
+"""Post-copy, the source's side: the guest runs at the destination and fetches what it lacks.
+
+From QEMU's `postcopy-active` on, no memory is whole anywhere until the destination has all of it.
+So the source never lets its guest run again (a mark in its folder says so to later daemons), and a
+path that breaks ends nothing: both QEMUs pause, and Fetch connects them again until that succeeds
+or the limit is over.  What it says at the destination's door is in memory_door.py.
+
+Not here: when post-copy begins (move.py).  Rests on qmp.py, copy_stream.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vmmobility.drivers.hypervisor.byte_pipe import watch_path
+from vmmobility.drivers.hypervisor.copy_stream import CONNECT_LIMIT_S, CopyStream
+from vmmobility.drivers.hypervisor.qmp import QmpSession
+from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.stall import Broken
+from vmmobility.errors import HypervisorError
+
+LOOK_S = 0.2
+AGAIN_S = 1.0  # a lost destination is looked for so often
+DRAIN_LIMIT_S = 1.0
+ANSWER_LIMIT_S = 10.0
+LINE_LIMIT = 64
+FD_NAME = "vmmobility-again"
+AGAIN, LOST, GO, WHOLE = b"again\n", b"lost\n", b"go\n", b"whole\n"
+
+
+class Fetch:
+    """run() returns once the destination has all, and raises Broken when it never will.
+
+    at:      the door of the destination
+    over:    set when QEMU's migration has ended; outcome() says how
+    stream:  what carried the copy until now; None after a daemon's restart
+    """
+
+    def __init__(
+        self,
+        guest: str,
+        session: QmpSession,
+        at: tuple[str, int],
+        settings: QemuSettings,
+        over: asyncio.Event,
+        outcome: Callable[[], str],
+        stream: CopyStream | None,
+    ) -> None:
+        self._guest = guest
+        self._session = session
+        self._at = at
+        self._settings = settings
+        self._over = over
+        self._outcome = outcome
+        self._stream = stream
+        self._lost_at: float | None = None if stream is not None else time.monotonic()
+
+    async def run(self) -> None:
+        try:
+            await self._watch()
+        except HypervisorError:
+            await self._say_lost()  # its QEMU does not answer any more, or has ended
+            raise
+
+    async def _watch(self) -> None:
+        next_at = 0.0
+        while not self._over.is_set():
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._over.wait()
+            except TimeoutError:
+                pass
+            else:
+                break
+            if self._stream is not None and self._stream.failed:
+                await self._let_pause(self._stream)
+                self._stream = None
+            status = (await self._session.execute("query-migrate")).get("status", "")
+            if status == "postcopy-active" and self._stream is None and self._lost_at is None:
+                continue  # it goes on, over a connection of QEMU's own
+            if status != "postcopy-paused" and self._stream is not None:
+                continue
+            now = time.monotonic()
+            self._lost_at = self._lost_at or now
+            if now - self._lost_at > self._settings.recover_limit_s:
+                raise Broken(
+                    f"{self._at[0]} could not be reached for {self._settings.recover_limit_s:.0f} "
+                    "s while it fetched the rest of the memory"
+                )
+            if now >= next_at:
+                next_at = now + AGAIN_S
+                if await self._again(status):
+                    return
+        if self._outcome() != "completed":
+            await self._say_lost()
+            raise Broken("the source's QEMU has failed while the rest of its memory was fetched")
+
+    async def _let_pause(self, stream: CopyStream) -> None:
+        """The path is lost: have QEMU notice, but not while it begins post-copy.
+
+        Were its stream broken in that moment, after the guest's state has left, some QEMUs would
+        start the guest again.  So what it writes goes nowhere until it has sent more memory.
+        """
+        deadline = time.monotonic() + DRAIN_LIMIT_S
+        before = await self._transferred()
+        while time.monotonic() < deadline and not self._over.is_set():
+            if await self._transferred() != before:
+                break
+            await asyncio.sleep(LOOK_S / 10)
+        stream.abort()
+
+    async def _transferred(self) -> int:
+        info = await self._session.execute("query-migrate")
+        return int(info.get("ram", {}).get("transferred", 0))
+
+    async def _again(self, status: str) -> bool:
+        """Try to go on; whether the destination has all already."""
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                said, connection = await asyncio.to_thread(self._knock, AGAIN)
+        except (OSError, TimeoutError):
+            return False
+        with connection:
+            if said == WHOLE:
+                return True
+            if said != GO or status != "postcopy-paused":
+                return False
+            try:
+                await self._session.give_descriptor(FD_NAME, connection.fileno())
+                await self._session.execute("migrate", {"uri": f"fd:{FD_NAME}", "resume": True})
+            except HypervisorError:
+                return False
+        self._lost_at = None
+        return False
+
+    async def _say_lost(self) -> None:
+        """Tell the destination that what it lacks will never come."""
+        try:
+            _, connection = await asyncio.to_thread(self._knock, LOST)
+        except OSError:
+            return
+        connection.close()
+
+    def _knock(self, word: bytes) -> tuple[bytes, socket.socket]:
+        """Say a word at the door; its answer.  Blocks.  Raises OSError."""
+        connection = socket.create_connection(self._at, timeout=CONNECT_LIMIT_S)
+        try:
+            connection.sendall(word)
+            connection.settimeout(ANSWER_LIMIT_S)
+            said = b""
+            while not said.endswith(b"\n") and len(said) < LINE_LIMIT:
+                octet = connection.recv(1)  # not one more: QEMU reads on
+                if not octet:
+                    break
+                said += octet
+            connection.settimeout(None)
+            watch_path(connection, self._settings.stall_limit_s)
+        except BaseException:
+            connection.close()
+            raise
+        return said, connection
+
+
+class FetchedMark:
+    """A file in a guest's folder: its destination has had it in post-copy, or may have."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "fetched"
+
+    def set(self, at: tuple[str, int]) -> None:
+        """On return it is durable.  Raises OSError."""
+        with self._path.open("w") as file:
+            json.dump(at, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def unset(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    @property
+    def at(self) -> tuple[str, int] | None:
+        """The door where the guest fetches its memory; None if there is no mark."""
+        try:
+            address, port = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return ("", 0)  # torn: the mark is there
+        return str(address), int(port)
