@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from vmmobility.api.errors import BadRequest, Conflict, NotFound, Unavailable
+from vmmobility.daemon.event_feed import EventFeed, Reader, Wanted
 from vmmobility.wire.move_terms import NO_TERMS, MoveTerms, terms_to_json
 from vmmobility.wire.values import VmKey
 
@@ -132,10 +133,42 @@ DRAINED: dict[str, Any] = {
 }  # fmt: skip
 
 
+class FakeEvents:
+    """A true feed; `loop` is that of whoever serves it, once somebody follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed = EventFeed(1)
+        self.endings: list[dict[str, Any]] = []
+        self.started: list[dict[str, Any]] = []
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def follow(
+        self,
+        after: str,
+        kinds: frozenset[str],
+        vm: tuple[int, str] | None,
+        move: str,
+        audit: bool,
+    ) -> Reader:
+        self.loop = asyncio.get_running_loop()
+        for number in range(len(self.endings)):
+            self.loop.call_later(0.02 * (number + 1), self._happens)
+        return self.feed.follow(after, Wanted(kinds, vm, move, audit))
+
+    def _happens(self) -> None:
+        """The next ending of the latest move, and the event that tells of it."""
+        if self.endings and self.started:
+            move = self.started[-1]
+            move.update(self.endings.pop(0))
+            self.feed.add(f"move.{move['state']}", {"move": move["id"], "vm": move["vm"]})
+
+
 class FakeDrains:
     """drain_endings: what each wait makes of a drain, in order."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.drained: list[dict[str, Any]] = []
         self.cordoned: set[str] = set()
         self.drain_endings: list[dict[str, Any]] = []
@@ -178,7 +211,7 @@ class FakeDrains:
         return {"nve": nve, "cordoned": False, "since_ns": None}
 
 
-class FakeManager(FakeDrains):
+class FakeManager(FakeEvents, FakeDrains):
     """endings: what each wait makes of the move, in order; with none left a wait runs out.
 
     compared: the answer of a check; pause_s: how long it takes
@@ -201,7 +234,12 @@ class FakeManager(FakeDrains):
         self.traced: dict[str, Any] = TRACE
 
     def status(self) -> dict[str, Any]:
-        records = {"onboarded": len(self.records), "strict": False, "api_refused": {}}
+        records = {
+            "onboarded": len(self.records),
+            "strict": False,
+            "api_refused": {},
+            "events_cut_off": 0,
+        }
         return {**STATUS, **records, "bindings": 1, "moves": len(self.started)}
 
     def bindings(self) -> list[dict[str, Any]]:

@@ -28,11 +28,17 @@ def asked_by(scope: Mapping[str, Any], asker: Asker) -> dict[str, Any]:
     return {**scope, _KEY: asker}
 
 
-def allow(scope: Mapping[str, Any], route: Declared) -> None:
-    """Raises Unauthorized if nobody has said who asks, Forbidden if the role does not suffice."""
+def asker_of(scope: Mapping[str, Any]) -> Asker:
+    """Raises Unauthorized if nobody has said who asks."""
     asker = scope.get(_KEY)
     if not isinstance(asker, Asker):
         raise Unauthorized("nobody is known to ask", "send a token, or ask on the unix socket")
+    return asker
+
+
+def allow(scope: Mapping[str, Any], route: Declared) -> None:
+    """Raises Unauthorized if nobody has said who asks, Forbidden if the role does not suffice."""
+    asker = asker_of(scope)
     if asker.role < route.role:
         raise Forbidden(
             f"{route.method} {route.path} needs the role {route.role.text}, "

@@ -5,7 +5,10 @@ Every failure is an ApiError with a remedy.  Not here: printing.  Rests on httpx
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -92,6 +95,10 @@ class _Client:
                 f"{self._place}: the connection broke: {error}",
                 f"did the {self._daemon} end? look at its log, then ask again",
             ) from error
+        return self._check(response)
+
+    def _check(self, response: httpx2.Response) -> Any:
+        """The answer's JSON.  Raises ApiError for a refusal."""
         try:
             answer = response.json()
         except ValueError:
@@ -121,6 +128,15 @@ def _nobody_at(path: Path, daemon: str) -> ApiError:
     if not os.access(path, os.R_OK | os.W_OK):
         return Unavailable(f"{path}: permission denied", "run as root, or as a member of its group")
     return Unavailable(f"{path}: nobody listens there", start)
+
+
+def _events_of(lines: Iterator[str]) -> Iterator[Json | None]:
+    """Server-sent events as JSON; a comment is None."""
+    for line in lines:
+        if line.startswith(":"):
+            yield None
+        elif line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
 
 
 def _quoted(name: object) -> str:
@@ -252,6 +268,28 @@ class ManagerClient(_Client):
     def abort_move(self, id: str) -> Json:
         answer: Json = self._ask("POST", f"/v1/moves/{_quoted(id)}/abort")
         return answer
+
+    @contextlib.contextmanager
+    def events(self, patience_s: float, **query: str) -> Iterator[Iterator[Json | None]]:
+        """Events as they come, once the daemon has begun to tell; None for each sign of life.
+
+        query: as of GET /v1/events; patience_s: raises Unavailable after so long without either
+        """
+        try:
+            with self._http.stream(
+                "GET", "/v1/events", params=query, timeout=patience_s
+            ) as response:
+                if not response.is_success:
+                    response.read()
+                    self._check(response)
+                yield _events_of(response.iter_lines())
+        except httpx2.ConnectError as error:
+            raise self._no_daemon(error) from error
+        except httpx2.HTTPError as error:
+            raise Unavailable(
+                f"{self._place}: the events broke off: {type(error).__name__} {error}",
+                f"did the {self._daemon} end, or is this too slow? ask again with the last id",
+            ) from error
 
     def drains(self) -> list[Json]:
         answer: list[Json] = self._ask("GET", "/v1/drains")

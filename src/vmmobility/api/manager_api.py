@@ -18,6 +18,7 @@ from vmmobility.api.declared import (
 )
 from vmmobility.api.drain_routes import DrainRoutes
 from vmmobility.api.errors import BadRequest, NotFound
+from vmmobility.api.event_routes import EventRoutes
 from vmmobility.api.group_api import GroupRoutes
 from vmmobility.api.guest_routes import GuestRoutes
 from vmmobility.api.lifecycle_routes import LifecycleRoutes
@@ -44,11 +45,13 @@ FENCED_QUERY = Query("fenced", NAME, "the NVE whose host is fenced")
 FROM_QUERY = Query("from", NAME, "the node where the packets begin")
 
 
-class ManagerRoutes(http.Described, DrainRoutes, GroupRoutes, GuestRoutes, LifecycleRoutes):
+class ManagerRoutes(
+    http.Described, DrainRoutes, EventRoutes, GroupRoutes, GuestRoutes, LifecycleRoutes
+):
     title = "vmmobility: the manager"
 
     def __init__(self, service: ManagerService) -> None:
-        self._service = self._drains = service
+        self._service = self._drains = self._events = service
 
     @declared("GET", "/v1/status", ApiRole.READ, "how the manager is", answer=MANAGER_STATUS)
     async def status(self, _: Request) -> Response:

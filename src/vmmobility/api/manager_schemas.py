@@ -36,6 +36,7 @@ MANAGER_STATUS = named(
             "bindings": COUNT,
             "moves": COUNT,
             "api_refused": table(COUNT),
+            "events_cut_off": COUNT,
         }
     ),
 )

@@ -21,7 +21,10 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class PatientProtocol(H11Protocol):
-    """Closes a connection whose request's head is not whole in time; knows a unix socket's peer."""
+    """Closes a connection whose request's head is not whole in time.
+
+    A request's `state` has "uid", of a unix socket's peer, and "abort", which cuts the connection
+    """
 
     counts: Counter[str] | None = None
     head_s = HEAD_S
@@ -29,9 +32,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        uid = _uid_of(transport)
-        if uid is not None:
-            self.app_state = {**self.app_state, "uid": uid}
+        self.app_state = {**self.app_state, "uid": _uid_of(transport), "abort": transport.abort}
         self._due = self.loop.call_later(self.head_s, self._too_slow)
 
     def data_received(self, data: bytes) -> None:

@@ -6,12 +6,47 @@ become 400 or 503 (api.errors.status_of).  Not here: HTTP.  Rests on wire.values
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.values import VmKey
 
 Json = dict[str, Any]
+
+
+class EventReader(Protocol):
+    """One who follows a daemon's events."""
+
+    @property
+    def is_closed(self) -> bool: ...
+
+    @property
+    def is_cut_off(self) -> bool:
+        """It did not keep up."""
+
+    async def next(self, patience_s: float) -> Json | None:
+        """The next event: {"id"?, "event", "ts_ns", …}; None if none came, or it is closed."""
+
+    def waiting(self) -> Iterator[Json]:
+        """What is there already."""
+
+    def close(self) -> None: ...
+
+
+class EventService(Protocol):
+    """A daemon's events, as its API sees them."""
+
+    def follow(
+        self,
+        after: str,
+        kinds: frozenset[str],
+        vm: tuple[int, str] | None,
+        move: str,
+        audit: bool,
+    ) -> EventReader:
+        """after: an id, "" for from now on, "0" for all that are kept; kinds, vm, move: which, if
+        they are given; audit: also who asks the API.  Raises Unavailable."""
 
 
 class DrainService(Protocol):
@@ -36,7 +71,7 @@ class DrainService(Protocol):
     async def uncordon(self, nve: str) -> Json: ...
 
 
-class ManagerService(DrainService, Protocol):
+class ManagerService(DrainService, EventService, Protocol):
     """The manager, as its API sees it."""
 
     def status(self) -> Json: ...

@@ -17,6 +17,7 @@ from vmmobility import __version__
 from vmmobility.cli.check import check
 from vmmobility.cli.config import config
 from vmmobility.cli.drain import drain
+from vmmobility.cli.events import events
 from vmmobility.cli.group import group
 from vmmobility.cli.key import key
 from vmmobility.cli.manager import manager
@@ -88,6 +89,7 @@ for command in (
     check,
     config,
     drain,
+    events,
     group,
     key,
     manager,

@@ -16,7 +16,7 @@ from vmmobility.cli.move_terms import terms_options
 from vmmobility.cli.move_watch import (
     JsonTeller,
     Teller,
-    follow,
+    follow_live,
     last,
     progress_words,
     under_way,
@@ -151,7 +151,7 @@ def watch(name: str, wait_s: float | None, socket_path: Path, json_output: bool)
         teller = JsonTeller() if json_output else Teller()
         if not json_output:
             click.echo(f"move {which(begun)}")
-        ended = follow(client, begun, wait_s, teller)
+        ended = follow_live(client, begun["id"], wait_s, teller)
     teller.say({"event": "end", "move": ended["id"], **ended}, f"{ended['state']}")
     if not json_output:
         output.print_fields(ended["measured"])

@@ -15,13 +15,14 @@ import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
-from vmmobility.errors import ApiError, NotFound
+from vmmobility.errors import ApiError, NotFound, Unavailable
 
 Row = dict[str, Any]
 
 WAITING_S = 15.0  # a state that ends only by an answer is told of anew after so long
 ASKED_ON = ("ending-guest", "turning-back")  # the manager asks on without limit, and may not guess
 LOOK_S = 0.5  # phases are asked for so often; the end of the move is told at once
+QUIET_S = 30.0  # events send a sign of life more often than that
 PROGRESS_S = 1.0  # how far it is is told at most so often
 MIB = 1 << 20
 
@@ -94,6 +95,37 @@ def follow(client: ManagerClient, begun: Row, timeout_s: float | None, teller: T
                 f"it goes on: `vmmob move watch {now['id']}`",
             )
         now = client.move(now["id"], wait_s=left)
+
+
+def follow_live(client: ManagerClient, id: str, timeout_s: float | None, teller: Teller) -> Row:
+    """The same by the manager's events: each is a reason to look, progress is told as it comes.
+
+    Should the events break off, it is asked for as follow() does.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    patience_s = QUIET_S if timeout_s is None else min(QUIET_S, timeout_s)
+    now = client.move(id)
+    try:
+        with client.events(patience_s, move=id) as events:
+            now = client.move(id)  # what came before the first event
+            teller.tell(now)
+            for event in events:
+                if now["ok"] is not None or (deadline and time.monotonic() >= deadline):
+                    break
+                if event is None:
+                    continue
+                if event["event"] == "move.progress":
+                    progress = {key: event[key] for key in event if key.endswith("_bytes")}
+                    now = {**now, "progress": progress}
+                else:
+                    now = client.move(id)
+                teller.tell(now)
+                if now["ok"] is not None:
+                    break
+    except Unavailable:
+        pass  # asked in vain, or too slow: what is left is asked for
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    return follow(client, now, left, teller)
 
 
 def watched(client: ManagerClient, begun: Row, timeout_s: float | None, *, quiet: bool) -> Row:

@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from vmmobility.daemon.alarm_watch import Watch
 from vmmobility.daemon.alarms import manager_alarms
 from vmmobility.daemon.assembly import is_proven, standing_of, status_of
 from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.drain_service import DrainService
 from vmmobility.daemon.endpoint import UdpEndpoint
+from vmmobility.daemon.event_feed import EventFeed, Reader, Wanted
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.group_view import group_view
 from vmmobility.daemon.pump import Pump
@@ -64,7 +66,9 @@ class Manager(DrainService):
         self._since = time.monotonic()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._waiting_drains = {}
+        self._feed = EventFeed(engine.channel.boot, Watch(engine).look)
         log.subscribe(self._on_event)
+        log.subscribe(self._feed.on_event)
 
     def status(self) -> dict[str, Any]:
         channel = self._engine.channel
@@ -76,6 +80,7 @@ class Manager(DrainService):
             "bindings": len(self._engine.cache.bindings),
             "moves": len(self._engine.moves),
             "api_refused": dict(self._api_counts),
+            "events_cut_off": self._feed.cut_off,
         }
 
     def bindings(self) -> list[dict[str, Any]]:
@@ -307,6 +312,16 @@ class Manager(DrainService):
             finally:
                 waiting.remove(ended)
         return self.move(id)
+
+    def follow(
+        self,
+        after: str,
+        kinds: frozenset[str],
+        vm: tuple[int, str] | None,
+        move: str,
+        audit: bool,
+    ) -> Reader:
+        return self._feed.follow(after, Wanted(kinds, vm, move, audit))
 
     def _on_event(self, event: Event) -> None:
         self._drain_event(event)
