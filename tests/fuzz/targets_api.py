@@ -27,7 +27,11 @@ MANAGER_SEEDS = (
     b"GET /v1/bindings/vm1?vni=0\n", b"POST /v1/bindings/vm1/release?vni=0\n{}", b"GET /v1/vms\n",
     b'PUT /v1/vms/vm1\n{"vm_id":"vm1","vni":0,"interfaces":[{"mac":"52:54:00:00:00:01",'
     b'"addresses":["10.1.0.5/32"]}],"nves":["nve-a"]}',
-    b"POST /v1/check\n{}", b"GET /v1/nves\n", b"GET /v1/status\n",
+    b"POST /v1/check\n", b"GET /v1/nves\n", b"GET /v1/status\n", b"GET /v1/openapi.json\n",
+    b'POST /v1/drains\n{"nve":"nve-a","to":["nve-b"],"parallel":4,"uncordon":true}',
+    b"GET /v1/drains/d1?wait=0\n", b"PUT /v1/nves/nve-a/cordon\n",
+    b"DELETE /v1/nves/nve-a/cordon\n",
+    b"GET /v1/events?kind=move,alarm&vm=vm1&vni=0&after=1-1&follow=false\n",
 )  # fmt: skip
 NVE_SEEDS = (
     b'PUT /v1/vms/vm1\n{"vm_id":"vm1","vni":0,"kind":"qemu","machine":{"kernel":"/k"},'
@@ -51,9 +55,13 @@ async def _ask(app: Starlette, data: bytes) -> tuple[int, bytes]:
         "query_string": query.encode("latin-1"), "headers": [], "root_path": "",
     }  # fmt: skip
     status, content = 0, b""
+    said: list[dict[str, Any]] = [
+        {"type": "http.disconnect"},  # who follows events leaves at once
+        {"type": "http.request", "body": body, "more_body": False},
+    ]
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
+        return said.pop() if len(said) > 1 else said[0]
 
     async def send(message: Any) -> None:
         nonlocal status, content
