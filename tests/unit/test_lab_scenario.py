@@ -32,7 +32,10 @@ AWAY = {
     "tug-of-war",
     "reimaged-nve",
     "napt-overlap",
-}  # moved by other hands, lost or refused
+    "drain-few",
+    "drain-light",
+    "drain-guests",
+}  # moved by other hands, lost or refused; a host that is emptied
 TALKATIVE = {"stale-nve"}  # a resident of the old NVE talks on: its redirect has traffic
 
 

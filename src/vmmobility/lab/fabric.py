@@ -19,7 +19,7 @@ from typing import Any
 
 from vmmobility.daemon.config import GATE_POLICIES, TUNNELS, ManagerTimers, NveTimers
 from vmmobility.errors import LabError
-from vmmobility.lab import fat_tree
+from vmmobility.lab import fat_tree, many_vms
 from vmmobility.lab.fabric_checks import check_fabric
 from vmmobility.lab.fabric_values import PROBE_EVERY_MS
 from vmmobility.lab.fabric_values import Box as Box
@@ -63,7 +63,7 @@ def find(name: str, beside: Path | None = None) -> Path:
     """The fabric file for a built-in name or a path (relative to the file `beside`)."""
     if name in built_in():
         return built_in()[name]
-    if fat_tree.is_name(name):
+    if fat_tree.is_name(name) or many_vms.is_name(name):
         return Path(name)  # of no file: made when it is loaded
     path = Path(name) if beside is None else beside.parent / name
     try:
@@ -71,7 +71,7 @@ def find(name: str, beside: Path | None = None) -> Path:
     except OSError:  # a name that no file can have
         there = False
     if not there:
-        known = ", ".join([*built_in(), fat_tree.PATTERN])
+        known = ", ".join([*built_in(), fat_tree.PATTERN, many_vms.PATTERN])
         raise LabError(f"no fabric {name!r}", f"give a TOML file or one of: {known}")
     return path
 
@@ -82,6 +82,8 @@ def load_fabric(path: Path) -> Fabric:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if many_vms.is_name(str(path)):
+        return many_vms.data(path.name)
     return fat_tree.data(path.name) if fat_tree.is_name(str(path)) else load(path)
 
 

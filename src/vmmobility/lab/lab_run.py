@@ -63,6 +63,7 @@ class LabRun:
         self.poller = TrafficPoller(lab.daemons, moved)
         self.moves: list[MoveRecord] = []
         self.hand_moves: list[HandMove] = []
+        self.drains: list[dict[str, Any]] = []
         self.cpu_before: dict[str, float | None] = {}
         self.settled: list[SettledPath] = []
         self.host_routes_left: list[HostRoute] = []

@@ -227,6 +227,7 @@ class Report:
     tunnels: tuple[tuple[str, str], ...] = ()
     fabric_report: FabricReport = field(default_factory=FabricReport)
     sizes_report: SizesReport = field(default_factory=SizesReport)
+    drains: tuple[dict[str, Any], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -253,6 +254,7 @@ class Report:
             "streams": [asdict(stream) for stream in self.streams],
             "restarts": [asdict(restart) for restart in self.restarts],
             "by_hand": [move.as_json() for move in self.by_hand],
+            "drains": list(self.drains),
             **self.fabric_report.as_json(),
             **self.sizes_report.as_json(),
         }

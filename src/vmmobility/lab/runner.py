@@ -57,6 +57,7 @@ class _Campaign:
     streams: list[StreamReport] = field(default_factory=list)
     restarts: list[RestartReport] = field(default_factory=list)
     by_hand: list[HandMoveReport] = field(default_factory=list)
+    drains: list[dict[str, Any]] = field(default_factory=list)
     fabric: FabricReport = field(default_factory=FabricReport)
     sizes: SizesReport = field(default_factory=SizesReport)
     leftovers: list[str] = field(default_factory=list)
@@ -99,6 +100,7 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         streams=tuple(campaign.streams),
         restarts=tuple(campaign.restarts),
         by_hand=tuple(campaign.by_hand),
+        drains=tuple(campaign.drains),
         tunnels=tuple(sorted(campaign.tunnels.items())),
         fabric_report=campaign.fabric,
         sizes_report=campaign.sizes,
@@ -134,6 +136,7 @@ def _one_run(
     campaign.streams += stream_reports(run)
     campaign.restarts += restart_reports(run)
     campaign.by_hand += hand_move_reports(run)
+    campaign.drains += run.drains
     campaign.fabric += fabric_report(run)
     campaign.sizes += sizes_report(run)
     as_at_first = all(

@@ -19,6 +19,7 @@ from vmmobility.lab.napt_daemons import boxes_of
 from vmmobility.lab.step_types import (
     Assertion,
     Carrier,
+    Drain,
     Exec,
     Fault,
     Guest,
@@ -39,8 +40,8 @@ from vmmobility.lab.toml_table import Table
 
 GUEST_STEPS = ("start-vm", "stop-vm", "expect", "start-by-hand", "migrate-by-hand", "stop-by-hand")
 STEPS = (
-    "move", "wait", "kill", "start", "restart", "power-off", "power-on", "lose-state", "cut",
-    "loss", "heal", "link-down", "link-up", "kill-frr", "start-frr", "exec", "vmmob",
+    "move", "drain", "wait", "kill", "start", "restart", "power-off", "power-on", "lose-state",
+    "cut", "loss", "heal", "link-down", "link-up", "kill-frr", "start-frr", "exec", "vmmob",
     *GUEST_STEPS, "remember", "replay", "assert", "repeat",
 )  # fmt: skip
 SIZE_ASSERTIONS = ("packet-size", "no-silent-drop", "no-broken-bulk", "too-big-counted")
@@ -80,6 +81,11 @@ def _step(entry: Table, fabric: Fabric) -> Step:
             entry.choice("expect", ("ok", "fail", "any"), "ok"),
             entry.take("timeout_s", float, 60.0),
         )  # fmt: skip
+    if do == "drain":
+        known = [n.name for n in fabric.of_kind("nve")]
+        to = tuple(_one_of(entry, "to", name, known) for name in entry.strings("to", ()))
+        parallel, timeout_s = entry.take("parallel", int, 4), entry.take("timeout_s", float, 120.0)
+        return Drain(_nve(entry, fabric, "nve"), to, parallel, timeout_s)
     if do == "wait":
         if entry.has("seconds"):
             return Pause(entry.take("seconds", float))

@@ -22,6 +22,16 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """Have the manager empty `nve`, `parallel` moves at once, to these NVEs (none: any)."""
+
+    nve: str
+    to: tuple[str, ...] = ()
+    parallel: int = 4
+    timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Let time pass."""
 
@@ -166,6 +176,7 @@ class Repeat:
 
 Step = (
     Move
+    | Drain
     | Pause
     | Kill
     | Start

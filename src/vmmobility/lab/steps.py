@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from signal import SIGTERM
 from typing import Any
 
 from vmmobility.errors import LabError, VmMobilityError
 from vmmobility.lab.assertions import judge
+from vmmobility.lab.drain_steps import carry_out
 from vmmobility.lab.fabric_steps import FabricSteps
 from vmmobility.lab.faults import find_link
 from vmmobility.lab.guest_steps import GuestSteps
@@ -23,6 +25,7 @@ from vmmobility.lab.state_assertions import run_vmmob
 from vmmobility.lab.step_types import (
     Assertion,
     Carrier,
+    Drain,
     Exec,
     Fault,
     Guest,
@@ -77,6 +80,8 @@ class Steps:
                 record = self._run.request(step)
                 if step.wait:
                     self._run.wait_for(record)
+            case Drain():
+                self._run.drains.append(asdict(carry_out(self._run, step)))
             case Pause():
                 self._pause(step.seconds)
             case Fault():
