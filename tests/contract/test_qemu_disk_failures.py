@@ -23,13 +23,15 @@ from tests.contract.disk_machines import (
     move,
     names,
 )
-from tests.contract.hypervisor_nodes import LOOPBACK, VM
+from tests.contract.hypervisor_nodes import INTERFACE, LOOPBACK, VM
 from tests.contract.waiting import until_true
-from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor import disk_images, process
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
-from vmmobility.drivers.hypervisor.interface import Disk, GuestEvent
+from vmmobility.drivers.hypervisor.interface import Disk, GuestEvent, VmDefinition
 from vmmobility.drivers.hypervisor.process import GuestFolder
+from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import MIB
+from vmmobility.errors import HypervisorError
 
 pytestmark = [pytest.mark.qemu, pytest.mark.netns]
 
@@ -96,6 +98,20 @@ def test_a_destination_that_dies_leaves_the_guest_and_its_disk_here(
         await machines.end_soundly(pair, "b")
 
     disk_run(scenario)
+
+
+def test_a_mark_for_which_there_is_no_room_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = VmDefinition(VM, "qemu", (INTERFACE,), disks=(Disk("vm.img", "raw", SIZE_MIB),))
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk_images, "_sync", refuse)
+    with pytest.raises(HypervisorError, match="No space left on device"):
+        DiskImages(described, tmp_path).make_room()
+    assert names(tmp_path) == set()
 
 
 def test_a_full_disk_at_the_destination_ends_the_move(disk_run: Run) -> None:
@@ -171,6 +187,35 @@ def test_a_host_that_died_with_a_waiting_guest_is_clear_once_that_is_cancelled(
         await destination.hypervisor.cancel(VM)
         assert names(machines.folder / "b/disks") == set()
         assert names(machines.folder / "b") == {"disks"}
+
+    disk_run(scenario)
+
+
+@pytest.mark.slow
+def test_a_daemon_that_dies_as_it_ends_a_guest_that_left_has_put_its_old_disk_aside(
+    disk_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        make_image(machines.image("a", disk), disk.format)
+        await pair.start()
+        with monkeypatch.context() as patched:
+
+            async def die(*of: object, **how: object) -> None:
+                raise RuntimeError("the daemon dies")
+
+            await hold(pair, "about to stop")
+            await pair.source.hypervisor.proceed(VM)
+            await pair.source.next(GuestEvent.STOPPED)
+            await pair.source.next(GuestEvent.COMPLETED)
+            await pair.destination.next(GuestEvent.RESUMED)
+            patched.setattr(QemuHypervisor, "_end", die)
+            with pytest.raises(RuntimeError):
+                await pair.source.hypervisor.stop(VM)
+        assert names(machines.folder / "a/disks") == {"vm.img.moved"}
+        await machines.end_soundly(pair, "b")
 
     disk_run(scenario)
 

@@ -32,9 +32,9 @@ class Lab:
         return subprocess.Popen([*VMMOB, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                 text=True, env=self.environment)  # fmt: skip
 
-    def call(self, *words: str, status: int = 0) -> str:
+    def call(self, *words: str, status: int = 0, within_s: float = 590) -> str:
         done = subprocess.run([*VMMOB, *words], capture_output=True, text=True, check=False,
-                              env=self.environment, timeout=590)  # fmt: skip
+                              env=self.environment, timeout=within_s)  # fmt: skip
         output = done.stdout + done.stderr
         assert done.returncode == status, output
         return output

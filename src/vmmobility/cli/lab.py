@@ -21,7 +21,7 @@ from vmmobility.errors import EnvironmentProblem, LabError
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import fault_matrix, teardown, workdir
 from vmmobility.lab import scenario as scenarios
-from vmmobility.lab.fault_report import faults_html, print_faults
+from vmmobility.lab.fault_report import FaultReport, faults_html, print_faults
 from vmmobility.lab.laboratory import build
 from vmmobility.lab.narrator import Say
 from vmmobility.lab.report import Report
@@ -127,14 +127,18 @@ def _run_faults(
             path.parent.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     resume = Path(settings["resume"]) if "resume" in settings else None
-    options = fault_matrix.MatrixOptions(raw, keep, resume)
+
+    def write(report: FaultReport) -> None:  # after each cell: it can be resumed
+        if json_file is not None:
+            text = json.dumps(report.as_json(), indent=2, ensure_ascii=False)
+            json_file.write_text(text + "\n")
+
+    options = fault_matrix.MatrixOptions(raw, write, keep, resume)
     try:
         report = fault_matrix.run_matrix(settings, options, _narrate(console))
     except KeyboardInterrupt:
         raise click.Abort from None
-    if json_file is not None:
-        text = json.dumps(report.as_json(), indent=2, ensure_ascii=False)
-        json_file.write_text(text + "\n")
+    write(report)
     if html_file is not None:
         html_file.write_text(faults_html(report))
     print_faults(report, console if console.is_terminal else Console(highlight=False, width=120))

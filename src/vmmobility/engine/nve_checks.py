@@ -164,6 +164,10 @@ class NveChecks(NveUnmanaged):
                 missed = ("here", "gone", Trigger.GONE, None)
             elif life is GuestLife.DEPARTED and entry.expected:
                 missed = ("here", "departed", Trigger.DEPARTED, {})
+            elif life is GuestLife.HELD and self._should_run(entry):
+                # It stops by itself when its disk's host has no more room, for example.
+                self._order(entry, Order.RESUME)
+                return [self._drift(entry, "guest", "running", "held", True)]
         elif runs and entry.expected and entry.phase in (*IDLE, Phase.DEPARTED):
             detail = {"migrated": life is GuestLife.ARRIVED}
             missed = ("not here", "running", Trigger.ARRIVED, detail)
@@ -180,6 +184,13 @@ class NveChecks(NveUnmanaged):
         row = self._drift(entry, "guest", expected, found, True)
         self._fire(entry, trigger, cause, now)
         return [row]
+
+    @staticmethod
+    def _should_run(entry: Entry) -> bool:
+        """Whether a guest of ours serves here, at rest, and nobody wants it stopped."""
+        kept = entry.paused or entry.rolling_back or entry.booting or entry.expected
+        at_rest = entry.phase is Phase.SERVING and entry.started and not entry.ticket
+        return at_rest and not kept and entry.wanted is GuestState.RUNNING
 
     def _take_held(self, entry: Entry, life: GuestLife, now: float) -> list[dict[str, Any]]:
         """Of a guest that is not to run: hands let it go on, or it is gone."""

@@ -27,11 +27,22 @@ def fresh_disk(path: Path, size_mib: int, records: int) -> None:
             image.write(PATTERN)
 
 
+def bring(image: Path, to: Path) -> None:
+    """What an operator does: the image itself, holes and all, in another host's folder."""
+    for old in to.parent.glob(f"{to.name}*"):
+        old.unlink()
+    _run("cp", "--sparse=always", str(image), str(to))
+    image.unlink()
+
+
 def wipe_records(path: Path, records: int) -> None:
     """No record is there any more, and their room is free: numbers begin at 1 again."""
-    words = ["fallocate", "--punch-hole", "--offset", "0", "--length", str(records * SECTOR)]
-    done = subprocess.run([*words, str(path)], capture_output=True, text=True, check=False)
+    size = str(records * SECTOR)
+    _run("fallocate", "--punch-hole", "--offset", "0", "--length", size, str(path))
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise LabError(
-            f"fallocate: {done.stderr.strip()}", "the images' file system must know holes"
-        )
+        remedy = "the images' file system must have room, and know holes"
+        raise LabError(f"{words[0]}: {done.stderr.strip()}", remedy)

@@ -14,7 +14,7 @@ from typing import Any
 
 from vmmobility.errors import ApiError, LabError
 from vmmobility.lab import fault_table as table
-from vmmobility.lab.disk_fresh import fresh_disk, wipe_records
+from vmmobility.lab.disk_fresh import bring, fresh_disk, wipe_records
 from vmmobility.lab.fault_eyes import Eyes
 from vmmobility.lab.fault_holds import APPROACHES, Approach, Holds, Roles, await_true
 from vmmobility.lab.fault_judging import STATED_S, Seen, Verdict, judge
@@ -50,6 +50,7 @@ class Played:
     tries: int = 1
     seconds: float = 0.0
     drift_repaired: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """One of the report's `cells`."""
@@ -62,11 +63,12 @@ class Played:
             "outcome": self.verdict.outcome.value,
             "ok": self.verdict.ok,
             "problem": self.verdict.problem,
-            "why": self.cell.row.why if self.cell.row else "",
+            "why": self.cell.row.why if self.cell.row else self.reason,
             "running_at": list(seen.running_at) if seen else [],
             "acknowledged_writes": seen.acknowledged if seen else None,
             "acknowledged_writes_lost": seen.lost if seen else 0,
             "leftovers": list(seen.leftovers) if seen else [],
+            "kept": self.kept,
             "drift": list(seen.drift) if seen else [],
             "drift_repaired": self.drift_repaired,
             "from": seen.source if seen else None,
@@ -127,6 +129,7 @@ class Player:
         self._looks = looks
         self._vm = lab.fabric.vms[0]
         self._drift: list[str] = []
+        self._kept: list[str] = []
         self.spoilt = ""  # why no other cell can be played in this lab
 
     def play(self, cell: Cell) -> Played:
@@ -144,7 +147,7 @@ class Player:
                 if tries < TRIES:
                     self.come_to_rest()
                     continue
-            played.tries, played.drift_repaired = tries, self._drift
+            played.tries, played.drift_repaired, played.kept = tries, self._drift, self._kept
             played.seconds = time.monotonic() - begun
             try:
                 self.come_to_rest(SETTLE_S if played.verdict.ok else UNSETTLED_S)
@@ -217,7 +220,7 @@ class Player:
                 there = await_true(lambda: holds.seen, REACH_S)
             case "rest":
                 there = await_true(lambda: self._looks.move(move_id).get("ok"), REACH_S)
-                there = there and await_true(lambda: not self._eyes.at(roles.source), REACH_S)
+                there = there and await_true(lambda: not self._left(roles.destination), REACH_S)
             case (role, event):
                 there = self._await_log((roles.node(role), event), since_ns)
         if not there:
@@ -226,6 +229,9 @@ class Player:
             raise Missed(f"{approach.past} came before the strike", "try again")
         if approach.until == "event" and self._eyes.runs_at(roles.destination):
             raise Missed("the guest ran at the destination before the strike", "try again")
+
+    def _left(self, serving: str) -> list[str]:
+        return self._looks.leftovers(serving, serving)
 
     def _copies_memory(self, source: str) -> bool:
         found = self._eyes.ask(source, "query-migrate")
@@ -271,6 +277,7 @@ class Player:
                 break
             time.sleep(SETTLE_POLL_S)
         holder = at[0] if at else self._looks.newest()
+        self._kept = self._looks.kept(holder)
         told = self._eyes.consoles()
         last, lost = self._looks.lost_records(told, holder) if holder else (acknowledged(told), 0)
         deaf = self._looks.deaf(ANSWER_S) if len(at) == 1 else ""
@@ -336,6 +343,9 @@ class Player:
         node = "" if anew else self._looks.newest()
         if node:
             wipe_records(self._looks.image(node), RECORDS)
+            if node != vm.home:  # nobody leads to where a VM that is not registered may start
+                bring(self._looks.image(node), self._looks.image(vm.home))
+                node = vm.home
         else:
             node = vm.home
             for nve in lab.fabric.of_kind("nve"):

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vmmobility.drivers.hypervisor.process import GuestFolder
+from vmmobility.drivers.hypervisor.process import GuestFolder, find
 from vmmobility.errors import ApiError, LabError
 from vmmobility.lab.assertions import remains
 from vmmobility.lab.fabric import Vm
@@ -24,8 +24,7 @@ from vmmobility.wire.values import VmKey
 
 RECORDS = 24576  # 96 MiB, so that for ten minutes each record takes room that no other took
 EVERY_MS = 25
-UNFINISHED = (".incoming", ".arrived", ".handed")
-_OLD = ".moved"
+_OLD, _HANDED = ".moved", ".handed"
 
 
 class Looks:
@@ -149,8 +148,21 @@ class Looks:
                 found += left
         return found
 
+    def kept(self, holder: str) -> list[str]:
+        """Of a host that lost its power in the midst of handing over: the old image, marked so,
+        which stays with its guest's folder until the next copy comes."""
+        nves = [nve.name for nve in self._lab.fabric.of_kind("nve") if nve.name != holder]
+        return [f"{node}: {self._vm.name}.img{_HANDED}" for node in nves if self._is_old(node)]
+
+    def _is_old(self, node: str) -> bool:
+        """Whether its image is marked as handed over, and no QEMU is there to have it."""
+        folder = GuestFolder.of(self.image(node).parents[1], VmKey(0, self._vm.name))
+        return _beside(self.image(node), _HANDED).exists() and find(folder) is None
+
     def _files(self, node: str, serving: str, holder: str) -> list[str]:
         image = self.image(node)
+        if node != holder and self._is_old(node):
+            return []
         names = {path.name for path in image.parent.glob("*")}
         allowed = {image.name} if node in (serving, holder) else {image.name + _OLD}
         found = [f"{node}: {name}" for name in sorted(names - allowed)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vmmobility.lab.fault_cells import Played, Player
 from vmmobility.lab.fault_eyes import Eyes
 from vmmobility.lab.fault_judging import Verdict
 from vmmobility.lab.fault_looks import Looks
-from vmmobility.lab.fault_report import FaultReport
+from vmmobility.lab.fault_report import NOT_STRUCK, FaultReport
 from vmmobility.lab.fault_strikes import Strikes
 from vmmobility.lab.fault_table import MODES, Cell, Outcome, chosen
 from vmmobility.lab.lab_run import LabRun
@@ -35,9 +35,11 @@ SETTINGS = ("quick", "mode", "phase", "fault", "resume")
 
 @dataclass(frozen=True, slots=True)
 class MatrixOptions:
-    """resume: an earlier report whose cells that were as expected are not played again."""
+    """written: told after each cell.  resume: an earlier report, whose cells that were as expected
+    are not played again."""
 
     raw: Path | None = None
+    written: Callable[[FaultReport], None] = lambda report: None
     keep: bool = False
     resume: Path | None = None
 
@@ -69,6 +71,8 @@ def run_matrix(settings: Mapping[str, str], options: MatrixOptions, say: Say) ->
                 if found is None:
                     found = campaign.play(cell).as_json()
                 report.cells.append(found)
+                report.duration_s = time.monotonic() - begun
+                options.written(report)
                 say(f"cell {number} of {len(cells)}: {cell.name}: {_verdict(found)}")
         except VmMobilityError as error:
             report.failures.append(str(error))
@@ -80,8 +84,8 @@ def run_matrix(settings: Mapping[str, str], options: MatrixOptions, say: Say) ->
 
 
 def _verdict(cell: Mapping[str, Any]) -> str:
-    if cell["outcome"] == Outcome.NOT_APPLICABLE.value:
-        return "not applicable"
+    if cell["outcome"] in NOT_STRUCK:
+        return str(cell["outcome"])
     words = f"{cell['outcome']}, {cell['seconds']:.0f} s"
     return words if cell["ok"] else f"NOT AS EXPECTED: {words}: {cell['problem']}"
 
@@ -110,8 +114,7 @@ class _Campaign:
     def play(self, cell: Cell) -> Played:
         row = cell.row
         if row is None:
-            mode = MODES[cell.mode]
-            return Played(cell, Verdict(Outcome.BROKEN, mode.pending or "the table has no row"))
+            return Played(cell, Verdict(Outcome.NOT_PLAYED, ""), reason=MODES[cell.mode].pending)
         if row.allowed == (Outcome.NOT_APPLICABLE,):
             return Played(cell, Verdict(Outcome.NOT_APPLICABLE, ""))
         if self._stage is None:

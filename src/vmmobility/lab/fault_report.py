@@ -21,7 +21,7 @@ from rich.text import Text
 from vmmobility.lab.fault_table import FAULTS, Outcome
 
 FORMAT = 1
-_NONE = Outcome.NOT_APPLICABLE.value
+NOT_STRUCK = (Outcome.NOT_APPLICABLE.value, Outcome.NOT_PLAYED.value)
 
 
 @dataclass(slots=True)
@@ -65,10 +65,11 @@ class FaultReport:
 
     def summary(self) -> dict[str, Any]:
         """Figures over all cells."""
-        played = [cell for cell in self.cells if cell["outcome"] != _NONE]
+        played = [cell for cell in self.cells if cell["outcome"] not in NOT_STRUCK]
         return {
             "cells": len(self.cells),
             "played": len(played),
+            "not_played": sum(c["outcome"] == Outcome.NOT_PLAYED.value for c in self.cells),
             "as_expected": sum(bool(cell["ok"]) for cell in played),
             "ran_twice": sum(cell["twice_ms"] > 0 for cell in played),
             "acknowledged_writes_lost": sum(cell["acknowledged_writes_lost"] for cell in played),
@@ -96,7 +97,8 @@ def _total(report: FaultReport) -> str:
     return (
         f"{total['as_expected']} of {total['played']} cells as expected, "
         f"{total['ran_twice']} with two running, "
-        f"{total['acknowledged_writes_lost']} acknowledged writes lost, {report.duration_s:.0f} s"
+        f"{total['acknowledged_writes_lost']} acknowledged writes lost, "
+        f"{total['not_played']} cells not played yet, {report.duration_s:.0f} s"
     )
 
 
@@ -121,8 +123,8 @@ def print_faults(report: FaultReport, console: Console) -> None:
 def _text(cell: Mapping[str, Any] | None) -> Text:
     if cell is None:
         return Text("")
-    if cell["outcome"] == _NONE:
-        return Text("–", style="dim")
+    if cell["outcome"] in NOT_STRUCK:
+        return Text("–" if cell["outcome"] == NOT_STRUCK[0] else "not played", style="dim")
     return Text(cell["outcome"], style="green" if cell["ok"] else "bold red")
 
 
@@ -156,7 +158,7 @@ def _section(
         title = escape(FAULTS[fault].words)
         rows += f'<tr><td class="l" title="{title}">{escape(fault)}</td>{row}</tr>'
     table = f'<table><tr><th class="l">fault</th>{head}</tr>{rows}</table>'
-    lines = "".join(_detail(cell) for cell in cells.values() if cell["outcome"] != _NONE)
+    lines = "".join(_detail(cell) for cell in cells.values() if cell["outcome"] not in NOT_STRUCK)
     details = (
         '<details><summary>every cell</summary><table><tr><th class="l">cell</th>'
         '<th class="l">expected</th><th class="l">outcome</th><th class="l">runs at</th>'
@@ -169,8 +171,9 @@ def _section(
 def _box(cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return "<td></td>"
-    if cell["outcome"] == _NONE:
-        return f'<td class="l" title="{escape(cell["why"])}">–</td>'
+    if cell["outcome"] in NOT_STRUCK:
+        word = "–" if cell["outcome"] == NOT_STRUCK[0] else "not played"
+        return f'<td class="l" title="{escape(cell["why"])}">{word}</td>'
     mark = "l" if cell["ok"] else "l badcell"
     title = escape(cell["problem"] or cell["why"])
     return f'<td class="{mark}" title="{title}">{escape(cell["outcome"])}</td>'

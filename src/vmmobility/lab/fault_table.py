@@ -22,6 +22,7 @@ class Outcome(Enum):
     STAYED = "stayed"  # one guest runs, at the source
     FAILED = "failed"  # none runs, no complete copy survives, and the manager says so
     NOT_APPLICABLE = "not-applicable"
+    NOT_PLAYED = "not-played"  # the matrix has no way to play this mode yet
     MISSED = "missed"  # the phase had passed whenever it was to be struck
     TWICE = "twice"  # two ran at a time
     NOWHERE = "nowhere"  # none runs, and nobody says so
@@ -62,8 +63,8 @@ FAULTS: Mapping[str, Fault] = {
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A way to move, and the phases in which it is struck, in order.  pending: why it cannot be
-    played yet, "" if it can."""
+    """A way to move, and the phases in which it is struck, in order.  pending: why it is not played
+    yet, "" if it is."""
 
     name: str
     phases: tuple[str, ...]
@@ -78,9 +79,19 @@ _BEFORE = (PREPARING, COPYING_DISK, COPYING_MEMORY, CONVERGED, DELIVERING, BEFOR
 _COPYING = (COPYING_DISK, COPYING_MEMORY, CONVERGED, DELIVERING, BEFORE_STOP)
 _AFTER = (REDIRECTING, RESTING)
 
+_COLD = (PREPARING, COPYING_DISK, COPYING_MEMORY, CONVERGED, DELIVERING, "switching")
+_PENDING = "the matrix does not play it yet: how its phases are held is not written"
+
 MODES: Mapping[str, Mode] = {
-    mode.name: mode for mode in (Mode("hot", (*_BEFORE, AFTER_STOP, *_AFTER)),)
-}
+    mode.name: mode
+    for mode in (
+        Mode("hot", (*_BEFORE, AFTER_STOP, *_AFTER)),
+        Mode("cold-suspended", ("suspending", *_COLD, REDIRECTING, "waking", RESTING), _PENDING),
+        Mode("cold-stopped", (*_COLD, REDIRECTING, RESTING), _PENDING),
+        Mode("warm", ("first-copy", "checkpointing", "protected", "failing-over", "last-checkpoint",
+                      RESTING), _PENDING),
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +128,9 @@ HOT: tuple[Row, ...] = tuple(
          "the destination has not got the last of it; until its host is back nobody can say so, "
          "and the move is an alarm", True),
         ("destination-killed", _AFTER, (FAILED,), _GONE),
-        ("destination-daemon-killed", (PREPARING,), (MOVED,),
-         "it is asked to prepare again until it answers"),
+        ("destination-daemon-killed", (PREPARING,), (STAYED,),
+         "the door for the disks ends with the daemon: restarted, it reports that what it had "
+         "prepared is gone"),
         ("destination-daemon-killed", (*_COPYING, AFTER_STOP), (STAYED,),
          "the disks come in through the daemon: the copy breaks with it"),
         ("destination-daemon-killed", _AFTER, (MOVED,), "guests outlive their daemons"),
@@ -169,14 +181,14 @@ class Cell:
     def expected(self) -> str:
         """In words."""
         if self.row is None:
-            return "not defined"
+            return Outcome.NOT_PLAYED.value
         words = " or ".join(outcome.value for outcome in self.row.allowed)
         return words + (", once it is mended" if self.row.once_mended else "")
 
 
 # The most instructive, at the price of a few seconds each.
 QUICK: tuple[tuple[str, str, str], ...] = (
-    ("hot", COPYING_DISK, "destination-killed"),
+    ("hot", COPYING_DISK, "destination-daemon-killed"),
     ("hot", AFTER_STOP, "manager-killed"),
     ("hot", AFTER_STOP, "source-daemon-killed"),
 )
@@ -192,28 +204,33 @@ def all_cells() -> Iterator[Cell]:
 
 
 def chosen(settings: Mapping[str, str]) -> list[Cell]:
-    """The cells that `mode`, `phase`, `fault` and `quick` of the settings choose; LabError if one
-    of them names nothing."""
+    """The cells that `mode`, `phase`, `fault` (names with commas between) and `quick` choose;
+    LabError if one of them names nothing."""
     phases = list(dict.fromkeys(phase for mode in MODES.values() for phase in mode.phases))
     for key, known in (("mode", list(MODES)), ("phase", phases), ("fault", list(FAULTS))):
-        if key in settings and settings[key] not in known:
-            raise LabError(
-                f"there is no {key} {settings[key]!r}", f"use one of: {', '.join(known)}"
-            )
+        for name in _names(settings, key):
+            if name not in known:
+                raise LabError(f"there is no {key} {name!r}", f"use some of: {', '.join(known)}")
     if settings.get("quick", "false") not in ("true", "false"):
         raise LabError(f"quick cannot be {settings['quick']!r}", "use true or false")
     quick = settings.get("quick") == "true"
     return [
         cell
         for cell in all_cells()
-        if all(settings.get(key, at) == at for key, at in
+        if all(at in (_names(settings, key) or [at]) for key, at in
                (("mode", cell.mode), ("phase", cell.phase), ("fault", cell.fault)))
         and (not quick or (cell.mode, cell.phase, cell.fault) in QUICK)
     ]  # fmt: skip
 
 
+def _names(settings: Mapping[str, str], key: str) -> list[str]:
+    return [name for name in settings.get(key, "").split(",") if name]
+
+
 def picture(mode: str) -> str:
     """A mode's rows as a Markdown table: faults down, in the words of the table."""
+    if MODES[mode].pending:
+        return f"Not played: {MODES[mode].pending}.\n"
     lines = ["| Fault | Phases | Comes to | Why |", "|---|---|---|---|"]
     every = MODES[mode].phases
     for row in ROWS:

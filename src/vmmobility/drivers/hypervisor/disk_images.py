@@ -222,9 +222,13 @@ class DiskImages:
             raise HypervisorError(f"{self._name}: disk {path} cannot be made: {problem}", remedy)
 
     def _set_mark(self, path: Path, mark: str) -> None:
-        _mark(path, mark).write_text(self._name)
-        _sync(_mark(path, mark))
-        _sync(path.parent)
+        try:
+            _mark(path, mark).write_text(self._name)
+            _sync(_mark(path, mark))
+            _sync(path.parent)
+        except OSError:
+            _mark(path, mark).unlink(missing_ok=True)  # half a mark is about nobody's image
+            raise
 
     def _is_ours(self, path: Path, mark: str) -> bool:
         """Whether the mark is there and about this VM."""

@@ -106,9 +106,12 @@ class QemuHypervisor(QemuCheckpoints):
                 with suppress(HypervisorError):  # it hangs, and is ended all the same
                     left = await guest.life() is GuestLife.DEPARTED
                     never_ran = guest.incoming and await guest.give_up_waiting()
-            await self._end(vm, never_ran=never_ran)
-            if guest is not None and left:
-                await asyncio.to_thread(guest.images.retire)
+            try:
+                # First: once its process is gone no later daemon would know of them.
+                if guest is not None and left:
+                    await asyncio.to_thread(guest.images.retire)
+            finally:
+                await self._end(vm, never_ran=never_ran)
 
     async def shut_down(self, vm: VmKey) -> None:
         """Press the guest's power button."""
