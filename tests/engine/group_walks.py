@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tests.engine import safety
 from vmmobility.engine.binding_cache import BindingCache
 from vmmobility.engine.dataplane import Forwarding, Outside, VmDataPlane
+from vmmobility.wire.registry import GuestState
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -141,6 +142,19 @@ def _bounces(world: World, vm: VmKey, path: Path) -> bool:
         if nve in {bound["nve"]["nve"], *told}:
             return True
     return False
+
+
+def is_held(world: World, vm: VmKey, walk: safety.Walk) -> bool:
+    """Whether it ends at the taps of a member that people have stopped there: what begins at that
+    NVE does and, where no router is, all that the covering prefix leads there."""
+    bindings = world.manager.cache.bindings
+    stopped = {
+        b.nve.nve_id
+        for mate in world.groups[vm]
+        if (b := bindings.get(mate)) is not None and b.guest is not GuestState.RUNNING
+    }
+    near = len(walk.path) == 1 or world.fabric is None
+    return walk.end == "stale" and near and walk.path[-1] in stopped
 
 
 def check_routes(world: World, vm: VmKey, at: str) -> None:

@@ -6,6 +6,8 @@ Not here: the records (test_group_record.py).
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.engine import (
@@ -18,6 +20,7 @@ from vmmobility.engine.fabric_routes import RouteAction
 from vmmobility.engine.group_record import Group, GroupRefused
 from vmmobility.engine.manager_move import Move, MoveRefused
 from vmmobility.engine.manager_transitions import MoveState
+from vmmobility.wire.registry import Mobility
 from vmmobility.wire.values import VmKey
 
 WEB1, WEB2, OTHER = vm_key("vm1"), vm_key("vm2"), vm_key("vm3")
@@ -116,6 +119,31 @@ def test_two_members_are_never_at_one_nve() -> None:
     assert not started(world, WEB2, "b")
     with pytest.raises(MoveRefused, match="b has VM vm2 of the same group"):
         world.move(WEB1, "b")
+
+
+@pytest.mark.parametrize(
+    ("vm", "member", "words"),
+    [
+        (WEB2, 2, ""),
+        (WEB2, 0, ""),
+        (WEB2, 1, "VM vm2 is not member 1 of a group"),
+        (OTHER, 1, "VM vm3 is not member 1 of a group"),
+    ],
+)
+def test_who_says_that_it_is_a_member_must_be_that_one(vm: VmKey, member: int, words: str) -> None:
+    world = World(("a", "b"), routers=())
+    world.declare_group("web", (WEB1, WEB2))
+    definition = json.dumps({"member": member}).encode()
+    addresses = ADDRESSES if vm in (WEB1, WEB2) else interfaces_of("vm3", 2, 1)
+    number = world._give(
+        "b", lambda edge, n: edge.start_vm(n, vm, addresses, definition, world.now)
+    )
+    world.run_until(lambda: number in world.results)
+    error = world.results[number].error
+    assert words in error if words else not error
+    if not words:
+        standby = world.manager.cache.bindings[vm].mobility is Mobility.STANDBY
+        assert standby is bool(member)
 
 
 def test_one_member_never_runs_twice() -> None:
@@ -259,6 +287,34 @@ def test_a_guest_that_died_is_out_at_once() -> None:
     assert web(world).present == (WEB1,)
     assert ends(world) == {"a"}
     safety.check_settled(world)
+
+
+def ordered(world: World, vm: VmKey, verb: str) -> None:
+    world.manager.order_guest(vm, verb, world.now)
+    world.feed(world.nodes[MANAGER], lambda: None)
+
+
+def test_a_member_that_is_suspended_is_out_before_and_in_again_after() -> None:
+    world = a_group()
+    ordered(world, WEB2, "suspend")
+    assert web(world).out == {WEB2: "its guest is told to stop"}
+    world.run(3.0)
+    assert web(world).out == {WEB2: "its guest is suspended"}
+    assert announcing(world) == {"ra"}
+    ordered(world, WEB2, "resume")
+    world.run(3.0)
+    assert web(world).present == (WEB1, WEB2)
+    assert ends(world) == {"a", "b"}
+
+
+def test_the_last_one_that_people_suspend_stays_announced() -> None:
+    world = a_group()
+    ordered(world, WEB2, "suspend")
+    world.run(3.0)
+    ordered(world, WEB1, "suspend")
+    world.run(3.0)
+    assert web(world).present == (WEB1,)
+    assert announcing(world) == {"ra"}
 
 
 # ---- a member that moves -------------------------------------------------------------------------

@@ -116,3 +116,15 @@ def test_real_guests_move_across_the_fabric_without_loss(lab: Lab, name: str) ->
     assert report["summary"]["lost"] == 0
     assert report["summary"]["sound"] == len(report["moves"])
     check_settled(report, ["near", "side", "far", "outside"])
+
+
+@pytest.mark.slow
+def test_two_vms_with_one_address_share_the_load(lab: Lab) -> None:
+    flows = lab.run("load-shared")["flows"]
+    assert {one["family"] for one in flows} == {"ipv4", "ipv6"}
+    at_rest = [one for one in flows if one["phase"] == "at rest"]
+    assert at_rest
+    assert all(one["changes"] == 0 for one in at_rest)
+    dark = [one for one in flows if one["phase"] == "nve-1a dark"]
+    assert all(set(one["after"]) == {"web2"} for one in dark)
+    assert all(one["turned"] == one["before"].get("web1", 0) for one in dark)

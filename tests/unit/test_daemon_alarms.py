@@ -12,6 +12,7 @@ from vmmobility.daemon.alarms import manager_alarms, nve_alarms
 from vmmobility.engine.binding_cache import DUPLICATE_S, Binding
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Peer
+from vmmobility.engine.group_record import Group
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_liveness import Pulse
 from vmmobility.engine.manager_move import Move
@@ -100,6 +101,17 @@ def nve(entry: Entry) -> NveEngine:
     engine = NveEngine(NveSettings(A, redirect_alarm_s=50.0), [peer], {}, 1, random.Random(1))
     engine.entries[VM] = entry
     return engine
+
+
+def test_a_member_that_is_out_of_service_is_an_alarm():
+    engine = manager()
+    group = Group("web", 0, {VM: 1, VmKey(0, "vm2"): 2}, out={VM: "nve-a is silent"})
+    engine.groups["web"] = group
+    (row,) = manager_alarms(engine, 1.0)
+    assert (row["alarm"], row["vm"], row["nve"]) == ("group.member-out", "vm1", "nve-a")
+    assert row["what"] == "member 1 of group web is announced no more: nve-a is silent"
+    group.out = {}
+    assert manager_alarms(engine, 1.0) == []
 
 
 def test_an_old_redirect_is_an_alarm():

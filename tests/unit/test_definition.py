@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vmmobility.drivers.hypervisor.definition import ENCODED_LIMIT, decode, encode, load
 from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.engine.dataplane import RedirectPolicy, policy_of
+from vmmobility.engine.nve_registration import member_of
 from vmmobility.errors import ConfigError, DecodeError
 from vmmobility.wire.values import Interface, VmKey
 
@@ -100,6 +101,15 @@ def test_a_definition_without_a_policy_says_nothing_of_it() -> None:
     assert b"redirect" not in encode(DEFINITION)  # an NVE that does not know the key takes it
 
 
+def test_a_vm_may_say_which_member_of_a_group_it_is() -> None:
+    found = decode(json.dumps(document(member=2)).encode())
+    assert found.member == member_of(encode(found)) == 2
+    assert decode(encode(found)) == found
+    assert b"member" not in encode(DEFINITION)
+    for strange in (b"{}", b"[]", b"", b'{"member": "2"}', b'{"member": 70000}'):
+        assert member_of(strange) == 0
+
+
 def disk(**changes: Any) -> dict[str, Any]:
     return {"path": "a.img", "format": "raw", "size_mib": 64, **changes}
 
@@ -127,6 +137,8 @@ WRONG = [
     ("disk[0].size_mib", {"disk": [disk(size_mib=0)]}),
     ("disk[0].size_mib", {"disk": [{"path": "a.img"}]}),
     ("disk[1].path", {"disk": [disk(), disk()]}),
+    ("member", {"member": 65536}),
+    ("member", {"member": "one"}),
     ("redirect", {"redirect": "sideways"}),
     ("redirect", {"redirect": ["tunnel"]}),
     ("vm_id", {"vm_id": ""}),

@@ -431,3 +431,36 @@ def test_rows_that_make_no_sense_are_shown_as_they_are():
     domain.answers["tor-1"] = router(odd)
     assert domain.trace()["steps"][1]["node"] == "tor-1"
     assert domain.trace(V4, "tor-1")["arrives"] is not True
+
+
+# ---- a load-shared group -------------------------------------------------------------------------
+
+
+def a_group() -> Domain:
+    """vm1 at nve-b and vm2 at nve-a, its home, are members of one group; both are announced."""
+    vms = {"vm1": 1, "vm2": 2}
+    group = {"vni": 0, "members": vms, "epoch": 8, "present": list(vms), "out": {}}
+    orders = {name: {**one, "group": ["web", 1, []]} for name, one in ORDERS.items()}
+    mate = {**binding("nve-a"), "epoch": 8}
+    records: dict[str, Any] = {"group/web": group, "binding/0/vm2": mate}
+    domain = Domain(orders=orders, **records)
+    held = route(f"{V4}/32", locator("nve-a"), 7701, protocol=77, ours=True)
+    announced = route(f"{V4}/32", locator("nve-a"), protocol=77, ours=True, leads=False)
+    domain.answers |= {"tor-1": router(held, announced), "edge-1": router(host("tor-1"))}
+    return domain
+
+
+def test_what_leads_to_another_member_of_its_group_is_no_fault():
+    found = a_group().trace()
+    assert found["ok"], [s["wrong"] for s in found["steps"] if s["wrong"]]
+    assert "shares the load with VM vm2 at nve-a" in found["steps"][0]["detail"]
+
+
+def test_a_way_that_ends_at_another_member_arrives():
+    found = a_group().trace(start="edge-1")
+    assert found["arrives"]
+    assert line(found)[1:] == [
+        "edge-1 host route tor-1",
+        "tor-1 hold table nve-a",
+        "nve-a delivers to vm2",
+    ]

@@ -72,6 +72,7 @@ DEFINITION = body(
         "interfaces": listed(ANYTHING),
         "redirect": TEXT,
         "disk": listed(ANYTHING),
+        "member": COUNT,
     },
 )
 

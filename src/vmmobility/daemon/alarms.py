@@ -65,11 +65,26 @@ def manager_alarms(engine: ManagerEngine, now: float) -> list[dict[str, Any]]:
     for binding in engine.cache.bindings.values():
         rows += _duplicates(binding, now)
     rows += _of_limits(engine)
+    rows += _of_groups(engine)
     rows += _of_nves(engine, now)
     for move in engine.moves.values():
         if move.state in ASKED_ON and (row := _of_move(move, engine.settings.step_s, now)):
             rows.append(row)
     return sorted(rows, key=lambda row: (row["vni"] or 0, row["vm"] or "", row["alarm"]))
+
+
+def _of_groups(engine: ManagerEngine) -> Iterator[dict[str, Any]]:
+    for group in engine.groups.values():
+        for vm, why in group.out.items():
+            binding = engine.cache.bindings.get(vm)
+            number = group.members[vm]
+            yield _row(
+                "group.member-out",
+                vm,
+                binding.nve.nve_id if binding else "",
+                f"member {number} of group {group.name} is announced no more: {why}",
+                "mend that, or start it anew; the other members have its load meanwhile",
+            )
 
 
 def _of_limits(engine: ManagerEngine) -> Iterator[dict[str, Any]]:

@@ -83,6 +83,10 @@ class Tracer:
         node: str | None = start
         while node is not None and len(steps) < LONGEST_WAY:
             visited.append(node)
+            if node in facts.others:
+                step = Step(node, facts.role(node), "delivers to", facts.others[node])
+                step.detail.append("a member of the same group; it was not asked")
+                return [*steps, step], True
             answer = (await self._ask(facts.vm, facts.address, [node], seconds)).get(node)
             step = _step(facts, node, answer)
             steps.append(step)

@@ -52,6 +52,7 @@ class Facts:
     entry: what routers were told of the VM, also of one that is no more
     move:  the one under way
     nodes: whose each address is; nves: the NVEs that are known
+    others: NVEs of the other members in service of the VM's load-shared group, and each one's VM
     """
 
     address: Address
@@ -64,6 +65,7 @@ class Facts:
     sites: Mapping[str, RouterSite]
     nodes: Mapping[Address, str]
     nves: frozenset[str]
+    others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def serving(self) -> str | None:
@@ -100,6 +102,8 @@ class Facts:
             return "destination NVE"
         if self.binding and node in self.binding.previous:
             return "previous NVE"
+        if node in self.others:
+            return "another member's NVE"
         return "home NVE" if node == self.home else "NVE"
 
     def node_at(self, text: object) -> str | None:
@@ -137,7 +141,15 @@ def facts_of(engine: ManagerEngine, address: Address) -> Facts:
         {site.router_id: site for site in engine.settings.routers},
         _nodes(engine, binding, entry),
         frozenset(peer.node_id for peer in peers if peer.role is Role.NVE),
+        _others(engine, vm),
     )
+
+
+def _others(engine: ManagerEngine, vm: VmKey | None) -> dict[str, str]:
+    group = engine.group_of(vm) if vm else None
+    mates = [mate for mate in group.present if mate != vm] if group else []
+    bound = [engine.cache.bindings[mate] for mate in mates if mate in engine.cache.bindings]
+    return {binding.nve.nve_id: binding.vm.vm_id for binding in bound}
 
 
 def _led_anyway(engine: ManagerEngine, address: Address) -> FabricEntry | None:

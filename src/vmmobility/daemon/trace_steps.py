@@ -42,6 +42,8 @@ def manager_step(facts: Facts) -> Step:
     step.detail += [f"VM {binding.vm}, epoch {binding.epoch}", place]
     if binding.previous:
         step.detail.append(f"previous {', '.join(binding.previous)}")
+    for nve, vm in facts.others.items():
+        step.detail.append(f"shares the load with VM {vm} at {nve}")
     if facts.move is not None:
         move = facts.move
         step.detail.append(
@@ -122,7 +124,7 @@ def _against_orders(facts: Facts, node: str, answer: Answer) -> list[str]:
     if state is RouteState.ANNOUNCE and MAIN_TABLE not in ours and not answer["more"]:
         wrong.append("was told to announce, and holds no host route in the main table")
     for table, states in ((HOLD_TABLE, LEADS_ITSELF), (MAIN_TABLE, (RouteState.ANNOUNCE,))):
-        if table in ours and state not in states:
+        if table in ours and state not in states and not facts.others:
             wrong.append(f"a stale route of ours stands in {_table(table)}")
     return wrong
 
@@ -143,10 +145,11 @@ def _against_binding(
     serving = lead.serving.nve_id if lead else facts.serving
     expected = lead.previous.nve_id if keeps and lead and lead.previous else serving
     for name in dict.fromkeys(_hop_nodes(facts, row)):
-        if name in facts.nves and name != expected:
+        if name in facts.nves and name not in (expected, *facts.others):
             wrong.append(f"leads to {name}, and {expected} serves")
     ours = row.get("ours") is True
-    if facts.binding.at_home and facts.move is None and not ours and _is_host(facts, row):
+    alone = facts.move is None and not facts.others
+    if facts.binding.at_home and alone and not ours and _is_host(facts, row):
         wrong.append("a stale host route: the VM is at home, where its covering prefix leads")
     return wrong
 

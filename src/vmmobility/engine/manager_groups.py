@@ -18,7 +18,7 @@ from vmmobility.engine.group_record import MAX_MEMBERS, Group, GroupRefused, gro
 from vmmobility.engine.manager_group_routes import ManagerGroupRoutes
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.options import MobilityKind
-from vmmobility.wire.registry import Mobility, Status
+from vmmobility.wire.registry import GuestState, Mobility, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -237,7 +237,12 @@ class ManagerGroups(ManagerGroupRoutes):
             return f"{node} is silent"
         if binding.lost:
             return f"{node} has no such guest"
-        return f"its guest has left {node}" if binding.departed else ""
+        if binding.departed:
+            return f"its guest has left {node}"
+        order, running = binding.order, GuestState.RUNNING
+        if order is not None and order.state is not running:
+            return "its guest is told to stop"  # its load goes before it does
+        return "" if binding.guest is running else f"its guest is {binding.guest.name.lower()}"
 
     def _nve_fell_silent(self, nve_id: str, now: float) -> None:
         """Three of its heartbeats are missing."""

@@ -78,6 +78,7 @@ class ManagerGuests:
         _try_removal: Callable[[Binding, float], None]
         _heed_epoch: Callable[[Message, float], None]
         _new_epoch: Callable[[], int]
+        _settle_member: Callable[[VmKey, float], None]
 
     # ---- people --------------------------------------------------------------------------------
 
@@ -112,6 +113,7 @@ class ManagerGuests:
         self._save_binding(binding)
         self._guest_event("guest.ordered", binding, wanted)
         self._send_guest_order(binding, now)
+        self._settle_member(vm, now)
         return binding
 
     def _orderable(self, vm: VmKey) -> Binding:

@@ -5,6 +5,7 @@ Not here: moves (nve_moves.py), redirects (nve_redirects.py).
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from vmmobility.engine.binding_update_list import Entry
@@ -27,7 +28,7 @@ from vmmobility.wire.options import (
     Ticket,
     VmId,
 )
-from vmmobility.wire.registry import LIFETIME_UNIT_S, GuestLife, Phase, Purpose, Status
+from vmmobility.wire.registry import LIFETIME_UNIT_S, GuestLife, Mobility, Phase, Purpose, Status
 
 REMEDIES = {
     Status.BOUND_ELSEWHERE: "move it with `vmmob move`, or stop it there first",
@@ -82,7 +83,7 @@ class NveRegistration(NveParts):
             *(InterfaceGroup(i) for i in entry.interfaces),
             ServingNve(self.settings.own),
             AttachId(entry.attach_id),
-            MobilityKind(entry.mobility),
+            _kind(entry),
             *self._home_options(entry),
             *self._guest_options(entry),
         ]
@@ -362,3 +363,18 @@ class NveRegistration(NveParts):
         self._event("entry.removed", entry, redirected=entry.redirected)
         self._set_data_plane(entry)
         self._save(entry)
+
+
+def _kind(entry: Entry) -> MobilityKind:
+    """Section 7: a VM whose definition says so is a member of a load-shared group."""
+    member = member_of(entry.definition)
+    return MobilityKind(Mobility.STANDBY, member) if member else MobilityKind(entry.mobility)
+
+
+def member_of(definition: bytes) -> int:
+    """The `member` of a VM's definition (JSON, as it travels between NVEs); 0: it says none."""
+    try:
+        member = json.loads(definition)["member"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return 0
+    return member if isinstance(member, int) and 0 < member <= 0xFFFF else 0

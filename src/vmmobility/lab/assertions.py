@@ -13,7 +13,13 @@ from typing import Any
 
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import ApiError, LabError
-from vmmobility.lab import disk_assertions, fabric_assertions, size_assertions, state_assertions
+from vmmobility.lab import (
+    disk_assertions,
+    fabric_assertions,
+    flow_assertions,
+    size_assertions,
+    state_assertions,
+)
 from vmmobility.lab.collected import collected
 from vmmobility.lab.counting import LATE_NS, Window, count_outside, count_tcp, count_udp
 from vmmobility.lab.inside import udp_ask
@@ -248,5 +254,8 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "no-silent-drop": size_assertions.no_silent_drop,
     "no-broken-bulk": size_assertions.no_broken_bulk,
     "too-big-counted": size_assertions.too_big_counted,
+    "flows-stay": flow_assertions.flows_stay,
+    "flows-spread": flow_assertions.flows_spread,
+    "flows-at": flow_assertions.flows_at,
     "disk-writes": disk_assertions.disk_writes,
 }

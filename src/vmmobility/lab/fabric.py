@@ -25,6 +25,7 @@ from vmmobility.lab.fabric_values import PROBE_EVERY_MS
 from vmmobility.lab.fabric_values import Box as Box
 from vmmobility.lab.fabric_values import End as End
 from vmmobility.lab.fabric_values import Fabric as Fabric
+from vmmobility.lab.fabric_values import Group as Group
 from vmmobility.lab.fabric_values import IpInterface as IpInterface
 from vmmobility.lab.fabric_values import Link as Link
 from vmmobility.lab.fabric_values import Node as Node
@@ -162,10 +163,11 @@ def parse_fabric(
         every_ms = _every_ms(table.take("probe_every_ms", int, PROBE_EVERY_MS), where)
         boxes = tuple(_boxes(table))
         copy_mib_per_s = table.take("copy_mib_per_s", int, 0)
-        vms = tuple(_vms(table, {node.name: node for node in nodes}))
+        groups = tuple(_groups(table))
+        vms = tuple(_vms(table, {node.name: node for node in nodes}, groups))
     fabric = Fabric(
         name, description, mtu, nodes, links, vms, timers, igp, gate_policy, tunnel, boxes,
-        every_ms, copy_mib_per_s,
+        every_ms, copy_mib_per_s, groups,
     )  # fmt: skip
     check_fabric(fabric, where)
     if igp_given and not fabric.dynamic:
@@ -306,14 +308,24 @@ def _end_addresses(
     return tuple(result)
 
 
-def _vms(table: Table, nodes: dict[str, Node]) -> Iterable[Vm]:
+def _groups(table: Table) -> Iterable[Group]:
+    for entry in table.tables("group"):
+        yield Group(_name(entry), entry.strings("vms"))
+
+
+def _vms(table: Table, nodes: dict[str, Node], groups: tuple[Group, ...]) -> Iterable[Vm]:
+    shared = {vm for group in groups for vm in group.vms[1:]}
     for entry in table.tables("vm"):
         name = _name(entry)
         home = entry.take("home", str)
         if home not in nodes or nodes[home].kind != "nve":
             raise LabError(f"{entry.where}: home {home!r} is no NVE", "name one of the [[nve]]")
         addresses = tuple(_address(a, entry) for a in entry.strings("addresses"))
-        prefixes = nodes[home].home_prefixes
+        prefixes = (
+            [p for n in nodes.values() for p in n.home_prefixes]
+            if name in shared
+            else (nodes[home].home_prefixes)
+        )
         if sorted(a.version for a in addresses) != list(FAMILIES):
             raise LabError(f"{entry.where}: addresses", "give one IPv4 and one IPv6 address")
         for address in addresses:

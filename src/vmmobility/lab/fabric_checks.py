@@ -25,6 +25,7 @@ def check_fabric(fabric: Fabric, where: str) -> None:
     if len(fabric.of_kind("manager")) > 1:
         raise LabError(f"{where}: more than one manager", "leave one [[manager]]")
     _check_overlap(fabric, where)
+    _check_groups(fabric, where)
     _check_routers(fabric, where)
     _check_boxes(fabric, where)
 
@@ -40,7 +41,9 @@ def _check_overlap(fabric: Fabric, where: str) -> None:
                 continue
             if not (one.version == 4 and owner and another and apart(fabric, owner, another)):
                 raise LabError(f"{where}: {one} and {other} overlap", "renumber one of them")
-    addresses = [(a.ip, vm.home) for vm in fabric.vms for a in vm.addresses]
+    shared = {vm for group in fabric.groups for vm in group.vms[1:]}
+    alone = [vm for vm in fabric.vms if vm.name not in shared]
+    addresses = [(a.ip, vm.home) for vm in alone for a in vm.addresses]
     addresses += [(a.ip, "") for link in fabric.links for end in link.ends for a in end.addresses]
     for index, (address, owner) in enumerate(addresses):
         for there, another in addresses[index + 1 :]:
@@ -48,6 +51,21 @@ def _check_overlap(fabric: Fabric, where: str) -> None:
                 continue
             if not (address.version == 4 and owner and another and apart(fabric, owner, another)):
                 raise LabError(f"{where}: {address} is used twice", "change one of them")
+
+
+def _check_groups(fabric: Fabric, where: str) -> None:
+    """Members are light VMs (they say who they are), with the first one's addresses."""
+    vms = {vm.name: vm for vm in fabric.vms}
+    for group in fabric.groups:
+        found = [vms[name] for name in group.vms if name in vms]
+        if len(found) < len(group.vms) or len(found) < 2:
+            raise LabError(f"{where}: group {group.name}: {list(group.vms)}", "name several VMs")
+        if any(vm.kind != "netns" or vm.addresses != found[0].addresses for vm in found):
+            what = f"{where}: members of group {group.name} differ"
+            raise LabError(what, 'give each kind = "netns" and the first one\'s addresses')
+        if len({vm.home for vm in found}) < len(found):
+            what = f"{where}: two members of group {group.name} at one NVE"
+            raise LabError(what, "give each another home")
 
 
 def _check_routers(fabric: Fabric, where: str) -> None:

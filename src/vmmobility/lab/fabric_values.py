@@ -113,6 +113,14 @@ class Vm:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """A load-shared group: VMs that have the first one's addresses, each at a home of its own."""
+
+    name: str
+    vms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Fabric:
     """Everything that the lab builds, and the daemons' timers that differ from their own.
 
@@ -134,6 +142,7 @@ class Fabric:
     boxes: tuple[Box, ...] = ()
     probe_every_ms: int = PROBE_EVERY_MS
     copy_mib_per_s: int = 0
+    groups: tuple[Group, ...] = ()
 
     @property
     def dynamic(self) -> bool:

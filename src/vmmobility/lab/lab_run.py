@@ -15,6 +15,7 @@ from vmmobility.errors import ApiError, LabError
 from vmmobility.lab.by_hand import HandMove
 from vmmobility.lab.correspondents import Correspondents, Pair
 from vmmobility.lab.counting import Window
+from vmmobility.lab.flows import FLOWS, Flows
 from vmmobility.lab.laboratory import Laboratory
 from vmmobility.lab.marks import Marks
 from vmmobility.lab.namespaces import GUEST_MTU
@@ -58,6 +59,7 @@ class LabRun:
         every_ms = lab.fabric.probe_every_ms
         self.probes = Correspondents(lab.info.folder / "probes" / str(number), every_ms)
         self.sizes = SizeProbes(lab.info.folder / "sizes" / str(number))
+        self.flows = Flows(lab.info.folder / "flows" / str(number))
         self.marks = Marks()
         moved = frozenset(move.vm for move in scenario.moves())
         self.poller = TrafficPoller(lab.daemons, moved)
@@ -91,9 +93,19 @@ class LabRun:
             if vm.kind == "guest":
                 home = self.place_of(vm.name) or vm.home
                 self.cpu_before[vm.name] = qemu_cpu(self.lab.spaces.name(home))
+        self._start_flows()
         self.poller.start()
         self.marks.remember(self.lab.daemons)
         return self._back_ends()
+
+    def _start_flows(self) -> None:
+        """To each group's address, from every correspondent."""
+        fabric = self.lab.fabric
+        if fabric.groups:
+            talkers = [node.name for node in fabric.of_kind("correspondent")]
+            spaces = {name: self.lab.spaces.name(name) for name in talkers}
+            self.flows.start(spaces, self.lab.addresses(fabric.groups[0].vms[0]))
+            self.lab.say(f"{FLOWS} flows from each of {', '.join(talkers)}, IPv4 and IPv6")
 
     def _back_ends(self) -> dict[str, str]:
         found = {}
@@ -136,6 +148,7 @@ class LabRun:
         time.sleep(max(0.0, (last_ns + 2_000_000_000 - time.time_ns()) / 1e9))
         self.ended_ns = time.time_ns()
         self.sizes.stop()
+        self.flows.stop()
         self.probes.stop()
         self.poller.stop()
         self.lab.logbook.read()
@@ -143,6 +156,7 @@ class LabRun:
     def abort(self) -> None:
         """The run is over early: stop what it started."""
         self.sizes.stop()
+        self.flows.stop()
         self.probes.stop()
 
     def place_of(self, vm: str) -> str:

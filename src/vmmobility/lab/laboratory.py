@@ -142,10 +142,15 @@ class Laboratory:
         return read_capture(self._capture_file)
 
     def _start_vms(self, vms: Sequence[Vm]) -> None:
+        for group in self.fabric.groups:
+            members = {vm: number for number, vm in enumerate(group.vms, 1)}
+            body = {"vni": 0, "members": members}
+            self.daemons.ask(self.daemons.manager, "PUT", f"/v1/groups/{group.name}", body)
         bodies = {vm.name: self.definition(vm) for vm in vms}
         for vm in vms:
             if vm.kind == "netns":
-                command = python("vmmobility.lab.light_guest", namespace=self.spaces.name(vm.name))
+                command = python("vmmobility.lab.light_guest", vm.name,
+                                 namespace=self.spaces.name(vm.name))  # fmt: skip
                 self._helpers.append(subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL, start_new_session=True,

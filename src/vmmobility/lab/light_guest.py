@@ -1,11 +1,11 @@
 """What runs inside a light VM: the same services as in the QEMU guest, and one for sizes.
 
 UDP and TCP echo on port 7, a UDP control port 8 that answers `check` and `status` with one line
-of JSON; UDP port 9 answers with the beginning of what came, so that the answer fits any path.  Its
-memory is a small block with a checksum a page.  Not here: its network card
-(drivers/hypervisor/light_nic.py).  Standard library only.
+of JSON; UDP port 9 answers with the beginning of what came, so that the answer fits any path, and
+UDP port 10 with the VM's name.  Its memory is a small block with a checksum a page.  Not here: its
+network card (drivers/hypervisor/light_nic.py).  Standard library only.
 
-    python -m vmmobility.lab.light_guest        inside the VM's namespace
+    python -m vmmobility.lab.light_guest [NAME]        inside the VM's namespace
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import json
 import os
 import selectors
 import socket
+import sys
 import time
 import zlib
 from collections.abc import Callable
 
 SIZE_PORT, _SIZE_ANSWER = 9, 64
+NAME_PORT = 10
 _PAGES = 64
 _PAGE = 4096
 
@@ -26,7 +28,7 @@ _PAGE = 4096
 class Guest:
     """The services of one light VM."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
         self._selector = selectors.DefaultSelector()
         self._memory = [os.urandom(_PAGE) for _ in range(_PAGES)]
         self._sums = [zlib.crc32(page) for page in self._memory]
@@ -35,6 +37,7 @@ class Guest:
             self._udp(family, 7, lambda data: data)
             self._udp(family, 8, self._control)
             self._udp(family, SIZE_PORT, lambda data: data[:_SIZE_ANSWER])
+            self._udp(family, NAME_PORT, lambda data: name.encode())
             self._tcp(family, 7)
 
     def run(self) -> None:
@@ -104,4 +107,4 @@ class Guest:
 
 
 if __name__ == "__main__":
-    Guest().run()
+    Guest(*sys.argv[1:2]).run()

@@ -24,7 +24,13 @@ _ALL = {
     "net/ipv6/conf/{}/accept_redirects": "0",
     "net/ipv6/conf/{}/accept_dad": "0",
 }
-_ROUTER = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+_ROUTER = {
+    "net/ipv4/ip_forward": "1",
+    "net/ipv6/conf/all/forwarding": "1",
+    # Flows between two hosts are spread by their ports over paths of equal cost.
+    "net/ipv4/fib_multipath_hash_policy": "1",
+    "net/ipv6/fib_multipath_hash_policy": "1",
+}
 GUEST_MTU = 1500
 GATEWAYS = ("169.254.1.1", "fe80::1")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from vmmobility.lab.moments import GapSplit
 from vmmobility.lab.report_fabric import FabricReport
+from vmmobility.lab.report_flows import FlowsReport
 from vmmobility.lab.report_sizes import SizesReport
 
 FORMAT = 1
@@ -228,6 +229,7 @@ class Report:
     fabric_report: FabricReport = field(default_factory=FabricReport)
     sizes_report: SizesReport = field(default_factory=SizesReport)
     drains: tuple[dict[str, Any], ...] = ()
+    flows_report: FlowsReport = field(default_factory=FlowsReport)
 
     @property
     def ok(self) -> bool:
@@ -257,6 +259,7 @@ class Report:
             "drains": list(self.drains),
             **self.fabric_report.as_json(),
             **self.sizes_report.as_json(),
+            **self.flows_report.as_json(),
         }
 
     def summary(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from vmmobility.lab.report import (
     StreamReport,
 )
 from vmmobility.lab.report_fabric import FabricReport
+from vmmobility.lab.report_flows import FlowsReport
 from vmmobility.lab.report_sizes import SizesReport
 from vmmobility.lab.run_findings import hand_move_reports, restart_reports, stream_reports
 from vmmobility.lab.scenario import Scenario
@@ -60,6 +61,7 @@ class _Campaign:
     drains: list[dict[str, Any]] = field(default_factory=list)
     fabric: FabricReport = field(default_factory=FabricReport)
     sizes: SizesReport = field(default_factory=SizesReport)
+    flows: FlowsReport = field(default_factory=FlowsReport)
     leftovers: list[str] = field(default_factory=list)
     tunnels: dict[str, str] = field(default_factory=dict)
     runs: int = 0
@@ -104,6 +106,7 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         tunnels=tuple(sorted(campaign.tunnels.items())),
         fabric_report=campaign.fabric,
         sizes_report=campaign.sizes,
+        flows_report=campaign.flows,
         manager=next((node.name for node in scenario.fabric.of_kind("manager")), ""),
     )
 
@@ -139,6 +142,7 @@ def _one_run(
     campaign.drains += run.drains
     campaign.fabric += fabric_report(run)
     campaign.sizes += sizes_report(run)
+    campaign.flows += FlowsReport(tuple(run.flows.reports(number)))
     as_at_first = all(
         vm.kind != "external" and run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms
     )

@@ -50,7 +50,8 @@ ASSERTIONS = (
     "unreachable", "hops", "command", "vmmob", "event", "no-event", "moves-done", "sound",
     "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
     "redirects", "direct-path", "no-host-routes", "drained", "routes-at-most",
-    "collected", "external-not-tunnelled", "disk-writes", *SIZE_ASSERTIONS,
+    "collected", "external-not-tunnelled", "disk-writes", "flows-stay", "flows-spread", "flows-at",
+    *SIZE_ASSERTIONS,
 )  # fmt: skip
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
@@ -58,7 +59,7 @@ COLLECTED_STATES = ("away", "home")
 GUEST_STATES = ("running", "paused", "none")
 PHASES = ("before", "during", "after")
 _PATIENT = ("only-serving-route", "direct-path", "no-host-routes", "drained", "packet-size")
-_PLAIN = ("no-broken-tcp", "no-broken-bulk", "moves-done", "bindings-unchanged",
+_PLAIN = ("no-broken-tcp", "flows-stay", "no-broken-bulk", "moves-done", "bindings-unchanged",
           "routes-unchanged", "refreshed", "replay-dropped",
           "external-not-tunnelled")  # fmt: skip
 
@@ -182,6 +183,12 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
         return _packet_size(entry, fabric, within_s)
     if what in ("serving", "binding", "guest"):
         return _placed(entry, fabric, what, within_s)
+    if what in ("flows-spread", "flows-at"):
+        vm = vm_of(entry, fabric) if what == "flows-at" else ""
+        talkers = [node.name for node in fabric.of_kind("correspondent")]
+        named = entry.has("from")
+        source = _one_of(entry, "from", entry.take("from", str), talkers) if named else ""
+        return Assertion(what, within_s, vm, source=source)
     if what == "redirects":
         node, target = _nve(entry, fabric, "node"), _nve(entry, fabric, "to")
         return Assertion(what, within_s, vm_of(entry, fabric), node, target=target)

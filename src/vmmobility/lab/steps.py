@@ -100,6 +100,7 @@ class Steps:
                 self._fabric.carry_out(step)
             case Remember():
                 self._run.marks.remember(self._lab.daemons)
+                self._run.flows.mark("at rest")
             case Replay():
                 replay(self._run, step)
             case Kill() | Start() | Power() | LoseState():
@@ -127,9 +128,11 @@ class Steps:
             case Start():
                 self._start(step)
             case Power(on=False):
+                self._run.flows.mark(f"{step.node} dark")
                 hosts.power_off(step.node)
                 say(f"{step.node}'s host is dark")
             case Power():
+                self._run.flows.mark(f"{step.node} back")
                 hosts.power_on(step.node)
                 self._start(Start((step.node,)))
             case LoseState():

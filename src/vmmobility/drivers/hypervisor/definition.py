@@ -40,11 +40,15 @@ MEMORY_LIMIT_MIB = 1 << 24
 INTERFACES_LIMIT = 16
 DISK_FORMATS = ("qcow2", "raw")
 DISKS_LIMIT = 8
+MEMBER_LIMIT = 0xFFFF
 DISK_LIMIT_MIB = 1 << 26
 DISK_PATH_LIMIT = 255  # octets: definitions travel in datagrams
 ENCODED_LIMIT = 64 * 1024  # octets: a definition is small, whoever sends more is wrong
 
-_KEYS = ("vm_id", "vni", "kind", "vcpus", "memory_mib", "machine", "interface", "redirect", "disk")
+_KEYS = (
+    "vm_id", "vni", "kind", "vcpus", "memory_mib", "machine", "interface", "redirect", "disk",
+    "member",
+)  # fmt: skip
 
 # Called with (key, what is wrong); raises the error that suits the source.
 _Reject = Callable[[str, str], Exception]
@@ -68,6 +72,8 @@ def encode(definition: VmDefinition) -> bytes:
         document["redirect"] = definition.redirect.value
     if definition.disks:
         document["disk"] = [asdict(disk) for disk in definition.disks]
+    if definition.member:
+        document["member"] = definition.member
     return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
 
 
@@ -128,6 +134,7 @@ def _definition(document: object, reject: _Reject) -> VmDefinition:
         machine=_machine(document.get("machine", {}), kind, "disk" in document, reject),
         redirect=_redirect(document.get("redirect"), reject),
         disks=_disks(document.get("disk", []), kind, reject),
+        member=_integer(document, "member", 0, (0, MEMBER_LIMIT), reject),
     )
 
 

@@ -45,6 +45,7 @@ class VmDefinition:
                 that its QEMU keeps for this node
     redirect:   how NVEs that it has left redirect its packets; None: as each one's own setting says
     disks:      its disk images, of kind "qemu" only
+    member:     its number in a load-shared group, 0: it does not say
     """
 
     vm: VmKey
@@ -55,6 +56,7 @@ class VmDefinition:
     machine: dict[str, Any] = field(default_factory=dict)
     redirect: RedirectPolicy | None = None
     disks: tuple[Disk, ...] = ()
+    member: int = 0
 
 
 class GuestEvent(Enum):
