@@ -27,6 +27,7 @@ from tools.vector_messages import (  # noqa: E402
     registrations,
 )
 from tools.vector_napt import boxes, napt  # noqa: E402
+from tools.vector_protection import protection  # noqa: E402
 from tools.vector_routes import routes  # noqa: E402
 from tools.vector_trust import challenges, checks, heartbeats  # noqa: E402
 
@@ -41,6 +42,7 @@ FILES: dict[str, Callable[[], Json]] = {
     "checks.json": checks,
     "heartbeats.json": heartbeats,
     "guests.json": guests,
+    "protection.json": protection,
     "routes.json": routes,
     "boxes.json": boxes,
     "napt.json": napt,

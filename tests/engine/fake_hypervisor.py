@@ -13,6 +13,7 @@ from enum import Enum
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from tests.engine.fake_checkpoints import FakeCheckpoints
 from tests.engine.noted import Noted
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.wire.move_terms import NO_TERMS
@@ -37,7 +38,7 @@ class Guest:
 
     __slots__ = (
         "_life", "at", "by_hand", "copy_to", "fetched", "fetched_from", "forced", "loading",
-        "migrated", "port", "vm",
+        "migrated", "port", "value", "vm",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,7 @@ class Guest:
         self.copy_to: Guest | None = None
         self.loading = self.migrated = self.forced = self.fetched = False
         self.fetched_from: Guest | None = None
+        self.value = 0
         self._life = life
 
     @property
@@ -77,7 +79,7 @@ class Pace:
     fetch_s: float = 3.0
 
 
-class Hypervisor:
+class Hypervisor(FakeCheckpoints):
     """One node's guests.  Speaks QEMU's order: CONVERGED; ABOUT_TO_STOP; STOPPED, COMPLETED at
     the source, RESUMED at the destination.
 
@@ -96,6 +98,7 @@ class Hypervisor:
         pace: Pace,
         touched: set[VmKey] | None = None,
     ) -> None:
+        super().__init__()
         self.own = own
         self.touched: set[VmKey] = set() if touched is None else touched
         self.guests: dict[VmKey, Guest] = Noted(self.touched)
@@ -122,6 +125,8 @@ class Hypervisor:
         self._powered += 1
         self.guests.clear()
         self.watched.clear()
+        self.armed.clear()
+        self.close_doors()
 
     def sweep(self, known: set[VmKey]) -> None:
         """A daemon that starts ends the guests of ours that its engine does not know."""
@@ -183,6 +188,9 @@ class Hypervisor:
         """Take an order; it is carried out and answered a little later."""
         self.heard(order)
         powered, daemon = self._powered, self._daemon
+        if order.order is Order.ARM:  # it waits for no other order
+            self.arm(order.vm, order.arguments["until"])
+            return
         self._later(self._pace.order_s, lambda: self._carry_out(order, powered, daemon))
 
     def new_daemon(self) -> None:
@@ -190,7 +198,9 @@ class Hypervisor:
         self._daemon += 1
 
     def _carry_out(self, order: HypervisorOrder, powered: int, daemon: int) -> None:
-        starts = order.order in (Order.START, Order.PREPARE_INCOMING)
+        starts = order.order in (
+            Order.START, Order.PREPARE_INCOMING, Order.RECEIVE, Order.CHECKPOINT, Order.ACTIVATE
+        )  # fmt: skip
         if powered != self._powered or (starts and daemon != self._daemon):
             return
         failures = self.fail_next.get(order.order)
@@ -330,6 +340,16 @@ class Hypervisor:
 
     def _unwatch(self, vm: VmKey, arguments: dict[str, Any]) -> None:
         self.watched.discard(vm)
+
+    def _run(self, vm: VmKey) -> Guest:
+        guest = self.guests[vm] = Guest(vm, Life.RUNNING, self)
+        return guest
+
+    def _is_running(self, vm: VmKey) -> bool:
+        return vm in self.guests and self.guests[vm].life is Life.RUNNING
+
+    def _leave(self, vm: VmKey) -> None:
+        self.guests[vm].life = Life.HANDED
 
     # ---- a copy's stages -----------------------------------------------------------------------
 

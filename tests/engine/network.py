@@ -106,6 +106,10 @@ class World(People):
                 self.pace,
                 self.touched,
             )
+            node.hypervisor.clock = lambda: self.clock(node)
+            node.hypervisor.rate = lambda: node.rate
+            node.hypervisor.find_door = self._door
+            node.hypervisor.lost_checkpoint = self._lost_checkpoint
 
     def _add_fabric(
         self, sites: tuple[RouterSite, ...], seed: int, delay_s: tuple[float, float]
@@ -141,6 +145,19 @@ class World(People):
             if guest.port == port and guest.life is Life.WAITING:
                 return guest
         return None
+
+    def _door(self, caller: str, address: str, port: int) -> Hypervisor | None:
+        node = self.by_address[ip_address(address)]
+        hypervisor = node.hypervisor
+        assert isinstance(hypervisor, Hypervisor)
+        if frozenset((caller, node.node_id)) in self.cut:
+            return None
+        doors = {store.port for store in hypervisor.stores.values()}
+        return hypervisor if port in doors else None
+
+    def _lost_checkpoint(self, vm: VmKey, had: int, has: int) -> None:
+        what = f"{self.now:.3f} {vm} has {has}, and {had} was complete"
+        raise safety.Violation("checkpoint lost", what)
 
     def _peer(self, one: str, other: str) -> Peer:
         node = self.nodes[other]
@@ -191,6 +208,8 @@ class World(People):
             return
         node.manager = node.edge = node.router = node.box = None
         node.life += 1
+        if isinstance(node.hypervisor, Hypervisor):
+            node.hypervisor.close_doors()
         self.observe(node, "crash", None)
 
     def power_cut(self, name: str) -> None:
@@ -232,7 +251,7 @@ class World(People):
             node.hypervisor.new_daemon()
             node.hypervisor.watched = {entry.vm for entry in entries if entry.expected}
             node.hypervisor.sweep(known)
-            node.edge.started(node.hypervisor.running(), self.now)
+            node.edge.started(node.hypervisor.running(), self.clock(node))
         self._pump(node)
 
     # ---- the network ---------------------------------------------------------------------------
@@ -267,7 +286,7 @@ class World(People):
     def _arrive(self, node: Node, data: bytes, source: Endpoint, local: Any) -> None:
         engine = node.engine
         if engine is not None:
-            self.feed(node, lambda: engine.datagram_received(data, source, local, self.now))
+            self.feed(node, lambda: engine.datagram_received(data, source, local, self.clock(node)))
 
 
 def a_secret(one: str, other: str, number: int) -> bytes:

@@ -42,6 +42,7 @@ class Node:
     counting: bool = False
     fail_persist: bool = False
     tear_persist: bool = False  # the next one is durable, and the daemon dies before it knows
+    rate: float = 1.0  # of its clock, against the world's
     synced: float = 0.0  # when the last record under way is durable: they keep their order
 
     @property

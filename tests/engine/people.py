@@ -38,28 +38,29 @@ class People(Pump):
         assert edge is not None
         return edge
 
-    def _give(self, at: str, command: Callable[[NveEngine, int], None]) -> int:
+    def _give(self, at: str, command: Callable[[NveEngine, int, float], None]) -> int:
         """A command for an NVE; returns its number, under which its result will come."""
         self._commands += 1
         number, edge = self._commands, self.edge(at)
-        self.feed(self.nodes[at], lambda: command(edge, number))
+        node = self.nodes[at]
+        self.feed(node, lambda: command(edge, number, self.clock(node)))
         return number
 
     def start_vm(
         self, vm: VmKey, at: str, interfaces: tuple[Interface, ...], server: str = ""
     ) -> int:
         self._defined(vm, interfaces)
-        return self._give(at, lambda e, n: e.start_vm(n, vm, interfaces, b"{}", self.now, server))
+        return self._give(at, lambda e, n, now: e.start_vm(n, vm, interfaces, b"{}", now, server))
 
     def stop_vm(self, vm: VmKey, at: str) -> int:
-        return self._give(at, lambda e, n: e.stop_vm(n, vm, self.now))
+        return self._give(at, lambda e, n, now: e.stop_vm(n, vm, now))
 
     def expect_vm(self, vm: VmKey, at: str, interfaces: tuple[Interface, ...]) -> int:
         self._defined(vm, interfaces)
-        return self._give(at, lambda e, n: e.expect_vm(n, vm, interfaces, b"{}", self.now))
+        return self._give(at, lambda e, n, now: e.expect_vm(n, vm, interfaces, b"{}", now))
 
     def unexpect_vm(self, vm: VmKey, at: str) -> int:
-        return self._give(at, lambda e, n: e.unexpect_vm(n, vm, self.now))
+        return self._give(at, lambda e, n, now: e.unexpect_vm(n, vm, now))
 
     def declare_group(self, name: str, vms: tuple[VmKey, ...]) -> None:
         """An operator declares these VMs members 1, 2, … of a group: they share their addresses."""
@@ -80,7 +81,7 @@ class People(Pump):
         if manager is not None:
             self.feed(node, lambda: manager.check(number, self.now))
         elif edge is not None:
-            self.feed(node, lambda: edge.check(number, None, self.now))
+            self.feed(node, lambda: edge.check(number, None, self.clock(node)))
         return number
 
     def order_guest(self, vm: VmKey, verb: str, *, force: bool = False) -> None:
@@ -95,6 +96,27 @@ class People(Pump):
         self._defined(vm, interfaces)
         try:
             self.manager.provision(vm, to, interfaces, b"{}", self.now)
+        finally:
+            self._pump(self.nodes[MANAGER])
+
+    def protect(self, vm: VmKey, to: str, *, fail_over: bool = True, lease_s: float = 3.0) -> None:
+        """Keep checkpoints of it there.  ProtectRefused comes through."""
+        try:
+            self.manager.protect(vm, to, 1.0, self.now, fail_over=fail_over, lease_s=lease_s)
+        finally:
+            self._pump(self.nodes[MANAGER])
+
+    def unprotect(self, vm: VmKey) -> None:
+        """ProtectRefused comes through."""
+        try:
+            self.manager.unprotect(vm, self.now)
+        finally:
+            self._pump(self.nodes[MANAGER])
+
+    def hand_over(self, vm: VmKey) -> None:
+        """A planned move to the standby.  ProtectRefused comes through."""
+        try:
+            self.manager.hand_over(vm, self.now)
         finally:
             self._pump(self.nodes[MANAGER])
 

@@ -67,6 +67,10 @@ class Pump:
 
     # ---- time ----------------------------------------------------------------------------------
 
+    def clock(self, node: Node) -> float:
+        """What the node's clock says now."""
+        return self.now * node.rate
+
     def later(self, delay: float, action: Callable[[], None]) -> None:
         self._number += 1
         heapq.heappush(self._queue, (self.now + delay, self._number, action))
@@ -121,7 +125,9 @@ class Pump:
         wake, life = node.wake, node.life
         due = node.engine.next_timer() if node.engine else None
         if due is not None:
-            self.later(max(0.0, due - self.now), lambda: self._wake(node, wake, life))
+            self.later(
+                max(0.0, (due - self.clock(node)) / node.rate), lambda: self._wake(node, wake, life)
+            )
         if node.edge is not None and node.edge.wants_traffic and not node.counting:
             node.counting = True
             self.later(COUNT_S, lambda: self._count(node, life))
@@ -129,7 +135,7 @@ class Pump:
     def _wake(self, node: Node, wake: int, life: int) -> None:
         engine = node.engine
         if engine is not None and node.life == life and node.wake == wake:
-            self.feed(node, lambda: engine.timer(self.now))
+            self.feed(node, lambda: engine.timer(self.clock(node)))
 
     def _count(self, node: Node, life: int) -> None:
         edge = node.edge
@@ -139,7 +145,7 @@ class Pump:
         for vm, counters in node.kernel.counters.items():
             if (node.node_id, vm) in self.senders:
                 counters.redirected += 1
-        self.feed(node, lambda: edge.traffic(dict(node.kernel.counters), self.now))
+        self.feed(node, lambda: edge.traffic(dict(node.kernel.counters), self.clock(node)))
 
     def _carry_out(self, node: Node, output: Output) -> None:
         self.observe(node, "output", output)
@@ -200,7 +206,7 @@ class Pump:
         failures = node.kernel.apply(output.state)
         self.observe(node, "held", failures or output.state)
         vm = output.state.vm
-        self.feed(node, lambda: edge.data_plane_applied(vm, output.tag, failures, self.now))
+        self.feed(node, lambda: edge.data_plane_applied(vm, output.tag, failures, self.clock(node)))
 
     def _routed(self, node: Node, life: int, output: SetRoutes) -> None:
         router, fabric, routes = node.router, self.fabric, output.state
@@ -239,13 +245,14 @@ class Pump:
         counters = node.kernel.counters.get(output.vm)
         if edge is not None and node.life == life and counters is not None:
             self.feed(
-                node, lambda: edge.traffic_counted(output.vm, output.label, counters, self.now)
+                node,
+                lambda: edge.traffic_counted(output.vm, output.label, counters, self.clock(node)),
             )
 
     def _measured(self, node: Node, life: int) -> None:
         edge = node.edge
         if edge is not None and node.life == life:
-            self.feed(node, lambda: edge.host_measured(node.capacity, self.now))
+            self.feed(node, lambda: edge.host_measured(node.capacity, self.clock(node)))
 
     def _audited(self, node: Node, life: int, vm: VmKey) -> None:
         edge = node.edge
@@ -253,7 +260,7 @@ class Pump:
             return
         drift = node.kernel.audit(vm)
         self.observe(node, "audited", (vm, drift))
-        self.feed(node, lambda: edge.audited(vm, drift, self.now))
+        self.feed(node, lambda: edge.audited(vm, drift, self.clock(node)))
 
     def _order_done(
         self, node: Node, vm: VmKey, order: Order, result: dict[str, Any], error: str
@@ -261,11 +268,11 @@ class Pump:
         edge = node.edge
         self.observe(node, "done", (vm, order, error))
         if edge is not None:
-            self.feed(node, lambda: edge.order_done(vm, order, result, error, self.now))
+            self.feed(node, lambda: edge.order_done(vm, order, result, error, self.clock(node)))
 
     def _reported(self, node: Node, vm: VmKey, event: str, detail: dict[str, Any]) -> None:
         edge = node.edge
         self.observe(node, "report", (vm, event, detail))
         self.reports.append((node.node_id, event))
         if edge is not None:
-            self.feed(node, lambda: edge.guest_report(vm, event, detail, self.now))
+            self.feed(node, lambda: edge.guest_report(vm, event, detail, self.clock(node)))

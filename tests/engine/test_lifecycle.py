@@ -430,7 +430,7 @@ def test_vms_without_a_request_count_by_their_definitions():
     other = VmKey(0, "old")
     made._defined(other, (interface(8),))
     number = made._give(
-        "a", lambda e, n: e.start_vm(n, other, (interface(8),), definition, made.now)
+        "a", lambda e, n, now: e.start_vm(n, other, (interface(8),), definition, made.now)
     )
     made.run_until(lambda: number in made.results)
     assert made.manager.room_of("a")["memory_mib"] == 100

@@ -26,7 +26,7 @@ def away(definition: bytes) -> World:
     world = World(seed=1)
     world._defined(VM, interfaces_of("vm1", 1, 1))
     world._give(
-        "a", lambda e, n: e.start_vm(n, VM, interfaces_of("vm1", 1, 1), definition, world.now)
+        "a", lambda e, n, now: e.start_vm(n, VM, interfaces_of("vm1", 1, 1), definition, now)
     )
     world.run(5)
     for place in "bc":

@@ -57,7 +57,7 @@ class Rig:
         return self.world.servers("a").running_at(VM)
 
     def relocate(self, to: str = "s2") -> int:
-        return self.world._give("a", lambda e, n: e.relocate_vm(n, VM, to, self.world.now))
+        return self.world._give("a", lambda e, n, now: e.relocate_vm(n, VM, to, now))
 
     def error(self, number: int) -> str:
         self.world.run_until(lambda: number in self.world.results)
@@ -128,7 +128,7 @@ def test_what_cannot_be_relocated_is_refused() -> None:
     number = rig.world.stop_vm(VM, "a")
     assert "relocating" in rig.error(number)
     rig.settled("s2")
-    number = rig.world._give("a", lambda e, n: e.relocate_vm(n, vm_key("vm9"), "s2", 0.0))
+    number = rig.world._give("a", lambda e, n, now: e.relocate_vm(n, vm_key("vm9"), "s2", now))
     assert rig.error(number) == "VM vm9 is not here"
 
 

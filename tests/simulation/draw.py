@@ -15,6 +15,7 @@ from tests.engine.network import MANAGER
 from tests.simulation.draw_fabric import DrawFabric
 from tests.simulation.draw_groups import DrawGroups
 from tests.simulation.draw_guests import DrawGuests
+from tests.simulation.draw_protection import DrawProtection
 from tests.simulation.host_operations import drawn
 from tests.simulation.operations import THERE
 from tests.simulation.schedule import CALM, Operation, Schedule
@@ -75,8 +76,11 @@ class _Draw:
         shared = DrawGroups(self.seed, self.nves, self.vms, until, self.operations)
         ours = [vm for vm in self.vms if vm not in self.by_hand]
         guests = DrawGuests(self.seed, self.nves, ours, until)
+        forgets = any("lose-manager" in (o.verb, *o.words) for o in self.operations)
+        guarded = () if forgets or guests.operations or shared.operations else tuple(ours)
+        protection = DrawProtection(self.seed, self.nves, guarded, until)
         every = [*self.operations, *fabric.operations, *hosts, *shared.operations]
-        every += guests.operations
+        every += [*guests.operations, *protection.operations]
         self.operations = sorted(every, key=lambda o: o.at)
         self.homes |= dict.fromkeys(shared.started, self.homes[self.vms[0]])
         homes, settings = tuple(self.homes.items()), (*settings, *fabric.settings)

@@ -19,6 +19,7 @@ from tests.engine.network import MANAGER, Node, Weather, World, a_secret
 from tests.simulation.fabric_operations import FabricOperations
 from tests.simulation.fates import Fates
 from tests.simulation.host_operations import HostOperations
+from tests.simulation.protection_operations import ProtectionOperations
 from tests.simulation.schedule import Operation, Schedule
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import CommandRefused
@@ -35,7 +36,7 @@ BY_HAND = ("expect", "hand-start", "hand-move")
 ROTATION_S = 0.7  # from one step of a key's rotation to the next
 
 
-class Operations(FabricOperations, HostOperations):
+class Operations(FabricOperations, HostOperations, ProtectionOperations):
     """Carries operations out.  hit(what, node) is told of every fault that strikes."""
 
     def __init__(self, world: World, schedule: Schedule, hit: Callable[[str, str], None]) -> None:

@@ -24,6 +24,7 @@ from tests.simulation.schedule import Schedule
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.group_record import group_to_json
 from vmmobility.engine.manager_move import CommandRefused
+from vmmobility.engine.manager_protection_record import ProtectionState
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.outputs import CommandDone, Event, Send
 from vmmobility.wire.registry import GuestState
@@ -116,6 +117,7 @@ class Runner:
             self.operations.revive(name)
         self._thaw()
         self._expect_again()
+        self._unprotect()
         self._quiet()
         self._wake_all()
         self._thaw()  # a change of NVE that was under way may have been one too many
@@ -135,6 +137,20 @@ class Runner:
         liveness.settle(world, schedule.setting("drain") + 3.0)
         liveness.check(world, self.operations.fates)
         liveness.check_drained(world, self.operations.fates)
+
+    def _unprotect(self) -> None:
+        """Standbys that have to take over do so; then nobody is protected any more."""
+        manager, world = self.world.nodes[MANAGER].manager, self.world
+        assert manager is not None
+        end = world.now + 3 * self.schedule.setting("lifetime") + 60.0
+        while manager.protected and world.now < end:
+            world.run(2.0)
+            if all(p.state is not ProtectionState.TAKING_OVER for p in manager.protected.values()):
+                world.run(self.schedule.setting("lifetime") + 12.0)
+                self.operations.unprotect_all()
+        if manager.protected:
+            states = [f"{p.vm} {p.state.value}" for p in manager.protected.values()]
+            raise Violation("protection does not end", "; ".join(states))
 
     def _expect_again(self) -> None:
         """Whoever runs guests by hand sees to it that they are expected everywhere."""
@@ -254,6 +270,7 @@ class Runner:
                     parts = {"source": told["from"], "destination": told["to"]}
                     self.operations.entered(told["vm"], phase, parts)
                 self._not_failed(value)
+                self.operations.protection_told(value)
                 self.records.event(value)
                 if value.name == "guest.state" and node.node_id == MANAGER:
                     self._check_held()
@@ -282,6 +299,7 @@ def a_world(schedule: Schedule) -> World:
         "ask_s": value("ask"),
         "check_s": value("check"),
         "retransmission": retransmission,
+        "protect_margin_s": 1.0,
     }
     nve = {
         "lifetime_s": value("lifetime"),

@@ -211,7 +211,44 @@ class FakeDrains:
         return {"nve": nve, "cordoned": False, "since_ns": None}
 
 
-class FakeManager(FakeEvents, FakeDrains):
+class FakeProtections:
+    """Warm standbys: a protection is as it was asked for, until it is handed over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guarded: list[dict[str, Any]] = []
+        self.handed: list[str] = []
+
+    def protected(self) -> list[dict[str, Any]]:
+        return self.guarded
+
+    async def protect(
+        self, vm: VmKey, to: str, every_s: float, fail_over: bool, lease_s: float | None
+    ) -> dict[str, Any]:
+        if to == "nowhere":
+            raise NotFound("no NVE nowhere is known", "see `vmmob show nves`")
+        row: dict[str, Any] = {
+            "vni": vm.vni, "vm": vm.vm_id, "nve": "nve-a", "standby": to, "state": "active",
+            "every_s": every_s, "fail_over": fail_over, "lease_s": lease_s or 10.0,
+            "checkpoint": 3, "staleness_s": 1.25, "reason": "",
+        }  # fmt: skip
+        self.guarded.append(row)
+        return row
+
+    async def unprotect(self, vm: VmKey) -> dict[str, Any]:
+        for row in self.guarded:
+            if (row["vni"], row["vm"]) == (vm.vni, vm.vm_id):
+                self.guarded.remove(row)
+                return {**row, "state": "ending"}
+        raise NotFound(f"VM {vm} is not protected", "see `vmmob show protected`")
+
+    async def hand_over(self, vm: VmKey) -> dict[str, Any]:
+        row = await self.unprotect(vm)
+        self.handed.append(vm.vm_id)
+        return {**row, "state": "handing"}
+
+
+class FakeManager(FakeEvents, FakeDrains, FakeProtections):
     """endings: what each wait makes of the move, in order; with none left a wait runs out.
 
     compared: the answer of a check; pause_s: how long it takes
@@ -240,7 +277,8 @@ class FakeManager(FakeEvents, FakeDrains):
             "api_refused": {},
             "events_cut_off": 0,
         }
-        return {**STATUS, **records, "bindings": 1, "moves": len(self.started)}
+        guarded = {"protected": len(self.guarded), "stale_s": None}
+        return {**STATUS, **records, **guarded, "bindings": 1, "moves": len(self.started)}
 
     def bindings(self) -> list[dict[str, Any]]:
         return self.held

@@ -28,13 +28,13 @@ def test_the_managers_answers(path: Path):
         assert client.status()["role"] == "manager"
         assert client.bindings() == [BINDING]
         assert client.binding(VM) == BINDING
-        assert client.vm(VM) == {**BINDING, "move": None, "lifecycle": None}
+        assert client.vm(VM) == {**BINDING, "move": None, "lifecycle": None, "protection": None}
         assert client.nves()[0]["nve"] == "nve-a"
         move = client.start_move(VM, "nve-b")
         assert (move["vm"], move["to"], move["ok"]) == ("vm1", "nve-b", None)
         assert client.moves() == [move]
         assert client.move(move["id"]) == move
-        assert client.vms() == [{**BINDING, "move": move, "lifecycle": None}]
+        assert client.vms() == [{**BINDING, "move": move, "lifecycle": None, "protection": None}]
         assert client.move(move["id"], wait_s=0.01)["ok"] is None
 
     manager(path, question)

@@ -44,6 +44,7 @@ APIS = {
 NEW_VM = {"client_key": "k", "vm_id": "vm1", "resources": {"memory_mib": 512}}
 GROUP = {"members": {"vm1": 1, "vm2": 2}}
 VALUES = {"group": "web", "vm": "vm1", "id": "m1", "nve": "nve-a", "address": "10.1.0.5"}
+GUARDED: tuple[str, str, Any] = ("POST", "/v1/vms/vm1/protection", {"to": "nve-b"})
 # What is asked first, so that a route has something to answer; and the bodies.
 BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ("manager", "GET", "/v1/moves/{id}"): [("POST", "/v1/moves", {"vm": "vm1", "to": "nve-b"})],
@@ -56,6 +57,9 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ("manager", "GET", "/v1/drains/{id}"): [("POST", "/v1/drains", {"nve": "nve-a"})],
     ("manager", "POST", "/v1/drains/{id}/abort"): [("POST", "/v1/drains", {"nve": "nve-a"})],
     ("manager", "DELETE", "/v1/vms/{vm}"): [("POST", "/v1/vms/vm1/stop", None)],
+    ("manager", "GET", "/v1/protected"): [GUARDED],
+    ("manager", "DELETE", "/v1/vms/{vm}/protection"): [GUARDED],
+    ("manager", "POST", "/v1/vms/{vm}/protection/hand-over"): [GUARDED],
     ("manager", "GET", "/v1/onboarded"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("manager", "DELETE", "/v1/onboarded/{vm}"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("manager", "POST", "/v1/vms/{vm}/confirm"): [("POST", "/v1/vms", NEW_VM)],
@@ -75,6 +79,7 @@ BODIES: dict[tuple[str, str, str], Any] = {
     ("manager", "POST", "/v1/drains"): {"nve": "nve-a", "to": ["nve-b"], "parallel": 2},
     ("manager", "PUT", "/v1/onboarded/{vm}"): RECORD,
     ("manager", "PUT", "/v1/groups/{group}"): GROUP,
+    ("manager", "POST", "/v1/vms/{vm}/protection"): {"to": "nve-b", "every_s": 5},
     ("manager", "POST", "/v1/moves"): {"vm": "vm1", "to": "nve-b"},
     ("nve", "PUT", "/v1/vms/{vm}"): DEFINITION,
     ("nve", "PUT", "/v1/expected/{vm}"): {**DEFINITION, "kind": "external"},

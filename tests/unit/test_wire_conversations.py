@@ -35,7 +35,33 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         "Measurements",
     ),
     (Kind.REPLY, Purpose.ATTACH, True, ANY): ("VM-ID, Epoch", "Previous NVE"),
-    (Kind.REQUEST, Purpose.REFRESH, False, ANY): ("VM-ID, Attach-ID, Epoch", ""),
+    (Kind.REQUEST, Purpose.REFRESH, False, ANY): (
+        "VM-ID, Attach-ID, Epoch",
+        "Protection, Checkpoint, Reason",
+    ),
+    (Kind.REQUEST, Purpose.PROTECT, True, Phase.STANDBY): (
+        f"{STAND}, Interface Group, Serving NVE, Protection",
+        "Definition",
+    ),
+    (Kind.REPLY, Purpose.PROTECT, False, Phase.STANDBY): (
+        f"{STAND}, Endpoint, Protection, Checkpoint",
+        "",
+    ),
+    (Kind.REQUEST, Purpose.PROTECT, True, Phase.SERVING): (
+        f"{STAND}, Serving NVE, Endpoint, Protection",
+        "",
+    ),
+    (Kind.REPLY, Purpose.PROTECT, False, Phase.SERVING): (STAND, ""),
+    (Kind.REQUEST, Purpose.PROTECT, True, Phase.SWITCHED): (STAND, ""),
+    (Kind.REPLY, Purpose.PROTECT, False, Phase.SWITCHED): (f"{STAND}, Checkpoint", ""),
+    (Kind.REQUEST, Purpose.PROTECT, True, Phase.ATTACHING): (f"{STAND}, Ticket", ""),
+    (Kind.REQUEST, Purpose.PROTECT, True, Phase.NONE): (STAND, ""),
+    (Kind.REPLY, Purpose.PROTECT, False, Phase.NONE): (STAND, ""),
+    (Kind.REQUEST, Purpose.PROTECT, False, Phase.STANDBY): (
+        f"{STAND}, Endpoint, Protection, Checkpoint",
+        "",
+    ),
+    (Kind.REPLY, Purpose.PROTECT, True, Phase.STANDBY): ("VM-ID", ""),
     (Kind.REPLY, Purpose.REFRESH, True, ANY): ("VM-ID, Epoch", "Previous NVE"),
     **{
         (Kind.REQUEST, Purpose.REFRESH, False, phase): ("VM-ID, Epoch, Phase", "")
@@ -204,6 +230,22 @@ def a_life_with_moves() -> Ear:
     return ear
 
 
+def a_life_with_a_standby() -> Ear:
+    """Protected, its standby restarted, moved to it; protected again, and unprotected."""
+    world, ear = started()
+    world.protect(VM, "b")
+    world.run(10.0)
+    world.restart("b")
+    world.run(10.0)
+    world.hand_over(VM)
+    world.run(20.0)
+    world.protect(VM, "c")
+    world.run(10.0)
+    world.unprotect(VM)
+    world.run(10.0)
+    return ear
+
+
 def a_move_that_breaks(stage: str) -> Ear:
     world, ear = started()
     hypervisor = world.nodes["a"].hypervisor
@@ -266,6 +308,10 @@ def a_life_among_routers() -> Ear:
 STAGES = ("copy", "moment", "switch", "load")
 
 
+def test_a_life_with_a_standby():
+    check(a_life_with_a_standby())
+
+
 def test_a_life_with_moves():
     check(a_life_with_moves())
 
@@ -298,7 +344,8 @@ def test_a_move_that_breaks(stage):
 
 
 def test_every_row_of_the_tables_is_met():
-    met = check(a_life_with_moves()) | check(a_move_by_hand()) | check(a_life_among_routers())
+    met = check(a_life_with_a_standby())
+    met |= check(a_life_with_moves()) | check(a_move_by_hand()) | check(a_life_among_routers())
     for stage in STAGES:
         met |= check(a_move_that_breaks(stage))
     assert set(SECTION_10) == met

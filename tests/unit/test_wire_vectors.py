@@ -47,6 +47,7 @@ MESSAGES = (
     "challenges",
     "checks",
     "heartbeats",
+    "protection",
     "routes",
     "boxes",
 )

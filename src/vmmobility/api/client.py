@@ -291,6 +291,26 @@ class ManagerClient(_Client):
                 f"did the {self._daemon} end, or is this too slow? ask again with the last id",
             ) from error
 
+    def protected(self) -> list[Json]:
+        answer: list[Json] = self._ask("GET", "/v1/protected")
+        return answer
+
+    def protect(self, vm: VmKey, wanted: Json) -> Json:
+        """wanted: {"to","every_s","fail_over","lease_s"}; all but the first may be absent."""
+        path = f"/v1/vms/{_quoted(vm.vm_id)}/protection"
+        answer: Json = self._ask("POST", path, json={**wanted, "vni": vm.vni})
+        return answer
+
+    def unprotect(self, vm: VmKey) -> Json:
+        path = f"/v1/vms/{_quoted(vm.vm_id)}/protection?vni={vm.vni}"
+        answer: Json = self._ask("DELETE", path)
+        return answer
+
+    def hand_over(self, vm: VmKey) -> Json:
+        path = f"/v1/vms/{_quoted(vm.vm_id)}/protection/hand-over?vni={vm.vni}"
+        answer: Json = self._ask("POST", path)
+        return answer
+
     def drains(self) -> list[Json]:
         answer: list[Json] = self._ask("GET", "/v1/drains")
         return answer

@@ -36,6 +36,7 @@ from vmmobility.api.manager_schemas import (
     TRACE,
     VM,
 )
+from vmmobility.api.protection_routes import ProtectionRoutes
 from vmmobility.api.schema import NAME, listed
 from vmmobility.api.service import Json, ManagerService
 from vmmobility.wire import move_terms
@@ -46,12 +47,18 @@ FROM_QUERY = Query("from", NAME, "the node where the packets begin")
 
 
 class ManagerRoutes(
-    http.Described, DrainRoutes, EventRoutes, GroupRoutes, GuestRoutes, LifecycleRoutes
+    http.Described,
+    DrainRoutes,
+    EventRoutes,
+    GroupRoutes,
+    GuestRoutes,
+    LifecycleRoutes,
+    ProtectionRoutes,
 ):
     title = "vmmobility: the manager"
 
     def __init__(self, service: ManagerService) -> None:
-        self._service = self._drains = self._events = service
+        self._service = self._drains = self._events = self._protections = service
 
     @declared("GET", "/v1/status", ApiRole.READ, "how the manager is", answer=MANAGER_STATUS)
     async def status(self, _: Request) -> Response:
@@ -291,12 +298,20 @@ class ManagerRoutes(
     def _last_moves(self) -> dict[tuple[int, str], Json]:
         return {(move["vni"], move["vm"]): move for move in self._service.moves()}
 
-    @staticmethod
+    def _protection(self, key: tuple[int, str]) -> Json | None:
+        rows = self._service.protected()
+        return next((row for row in rows if (row["vni"], row["vm"]) == key), None)
+
     def _vm(
-        binding: Json, moves: dict[tuple[int, str], Json], lives: dict[tuple[int, str], Json]
+        self, binding: Json, moves: dict[tuple[int, str], Json], lives: dict[tuple[int, str], Json]
     ) -> Json:
         key = (binding["vni"], binding["vm"])
-        return {**binding, "move": moves.get(key), "lifecycle": lives.get(key)}
+        return {
+            **binding,
+            "move": moves.get(key),
+            "lifecycle": lives.get(key),
+            "protection": self._protection(key),
+        }
 
 
 def manager_api(service: ManagerService) -> Starlette:

@@ -37,6 +37,8 @@ MANAGER_STATUS = named(
             "moves": COUNT,
             "api_refused": table(COUNT),
             "events_cut_off": COUNT,
+            "protected": COUNT,
+            "stale_s": nullable(NUMBER),
         }
     ),
 )
@@ -142,6 +144,7 @@ VM = named(
         {
             **_BINDING,
             "move": {"type": ["object", "null"]},
+            "protection": {"type": ["object", "null"]},
             "lifecycle": nullable(record(_LIFE)),
         },
         _MAPPINGS,

@@ -69,6 +69,7 @@ DEFINITION = body(
         "vcpus": COUNT,
         "memory_mib": COUNT,
         "machine": table(ANYTHING),
+        "interface": listed(ANYTHING),
         "interfaces": listed(ANYTHING),
         "redirect": TEXT,
         "disk": listed(ANYTHING),

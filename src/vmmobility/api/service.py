@@ -71,7 +71,22 @@ class DrainService(Protocol):
     async def uncordon(self, nve: str) -> Json: ...
 
 
-class ManagerService(DrainService, EventService, Protocol):
+class ProtectionService(Protocol):
+    """Warm standbys of the manager, as its API sees them."""
+
+    def protected(self) -> list[Json]: ...
+
+    async def protect(
+        self, vm: VmKey, to: str, every_s: float, fail_over: bool, lease_s: float | None
+    ) -> Json:
+        """The protection, once it is durable."""
+
+    async def unprotect(self, vm: VmKey) -> Json: ...
+
+    async def hand_over(self, vm: VmKey) -> Json: ...
+
+
+class ManagerService(DrainService, EventService, ProtectionService, Protocol):
     """The manager, as its API sees it."""
 
     def status(self) -> Json: ...

@@ -25,6 +25,7 @@ from vmmobility.cli.move_watch import (
 )
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
+from vmmobility.cli.protect import move_warm
 from vmmobility.errors import ApiError
 from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.values import VmKey
@@ -41,6 +42,7 @@ MOVES: list[Column] = [
     ("REASON", lambda row: row["reason"] or None),
 ]
 
+WARM_WAIT_S = 600.0
 START = "VM NVE"  # how help lists it; no VM can have this name
 wait_timeout_option = click.option(
     "--wait-timeout",
@@ -69,6 +71,13 @@ def move() -> None:
 @click.argument("to", metavar="NVE")
 @click.option("--wait", is_flag=True, help="Wait for the end and show the phases.")
 @wait_timeout_option
+@click.option(
+    "--mode",
+    type=click.Choice(["hot", "warm"]),
+    default="hot",
+    show_default=True,
+    help="warm: to its standby, with one last checkpoint (`vmmob vm protect`).",
+)
 @terms_options
 @vni_option
 @manager_socket
@@ -78,12 +87,20 @@ def start(
     to: str,
     wait: bool,
     wait_s: float | None,
+    mode: str,
     terms: MoveTerms,
     vni: int | None,
     socket_path: Path,
     json_output: bool,
 ) -> None:
     """Move a running VM to another NVE."""
+    if mode == "warm":
+        limit_s = wait_s if wait_s is not None else (WARM_WAIT_S if wait else None)
+        with ManagerClient(socket_path) as client:
+            found = move_warm(client, chosen_vm(name, vni), to, limit_s, quiet=json_output)
+        if json_output:
+            output.print_json(found)
+        return
     with ManagerClient(socket_path) as client:
         begun = client.start_move(chosen_vm(name, vni), to, terms)
         if not json_output:

@@ -18,6 +18,7 @@ from vmmobility.cli.alarms import print_alarms
 from vmmobility.cli.move import MOVES
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import manager_socket, nve_socket
+from vmmobility.cli.protect import protected
 
 
 def _room(row: Mapping[str, Any], total: str, free: str) -> str | None:
@@ -161,3 +162,6 @@ def tunnels(socket_path: Path, json_output: bool) -> None:
     with NveClient(socket_path) as client:
         found = client.status()["tunnels"]
     output.print_json(found) if json_output else output.print_fields(found or {})
+
+
+show.add_command(protected)

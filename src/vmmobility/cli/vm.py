@@ -18,6 +18,7 @@ from vmmobility.cli.create import resources_words
 from vmmobility.cli.definition_file import read_definition
 from vmmobility.cli.guest import COMMANDS, guest_words
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
+from vmmobility.cli.protect import protect, unprotect
 from vmmobility.wire.values import VmKey
 
 
@@ -46,6 +47,13 @@ def _asked(row: Mapping[str, Any]) -> dict[str, Any]:
     if life["offer"]:
         found["offer ends in"] = f"{life['offer']['expires_in_s']:.0f} s"
     return {**found, "binding": row["state"]}
+
+
+def _standby(row: Mapping[str, Any] | None) -> str | None:
+    if row is None:
+        return None
+    age = "none complete" if row["staleness_s"] is None else f"{row['staleness_s']:.1f} s old"
+    return f"{row['standby']} ({row['state']}, checkpoint {row['checkpoint']}, {age})"
 
 
 @click.group()
@@ -114,6 +122,7 @@ def show_vm(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) 
             **interfaces,
             "previous NVEs": previous,
             "last move": _last_move(found),
+            "standby": _standby(found["protection"]),
         }
     )
 
@@ -199,3 +208,7 @@ def offboard(name: VmKey, vni: int | None, socket_path: Path, json_output: bool)
         output.print_json(gone)
     else:
         click.echo(f"{vm}: offboarded")
+
+
+for command in (protect, unprotect):
+    vm.add_command(command)

@@ -13,6 +13,7 @@ from vmmobility.engine.binding_cache import Binding
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import Move
+from vmmobility.engine.manager_protection_record import ProtectedVm, ProtectionState
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.nve import NveEngine
 from vmmobility.wire.registry import Phase
@@ -25,6 +26,7 @@ ASKED_ON = {
 }
 
 NEARLY_FULL = 0.8  # of max_host_routes
+STALE_INTERVALS, STALE_LEAST_S = 3, 20.0  # a checkpoint is stale after so many, and so long
 
 
 def _row(
@@ -67,6 +69,9 @@ def manager_alarms(engine: ManagerEngine, now: float) -> list[dict[str, Any]]:
     rows += _of_limits(engine)
     rows += _of_groups(engine)
     rows += _of_nves(engine, now)
+    for protected in engine.protected.values():
+        if (row := _of_protection(engine, protected, now)) is not None:
+            rows.append(row)
     for move in engine.moves.values():
         if move.state in ASKED_ON and (row := _of_move(move, engine.settings.step_s, now)):
             rows.append(row)
@@ -118,6 +123,36 @@ def _of_nves(engine: ManagerEngine, now: float) -> Iterator[dict[str, Any]]:
             "remedy": f"start {name}, or see to its host and its links; if the host is dead, fence "
             f"it, then `vmmob vm release VM --fenced {name}` for each VM",
         }
+
+
+def _of_protection(
+    engine: ManagerEngine, protected: ProtectedVm, now: float
+) -> dict[str, Any] | None:
+    """A standby that could not take over; a copy that grows old."""
+    binding, standby = engine.cache.bindings.get(protected.vm), protected.standby.nve_id
+    nve = binding.nve.nve_id if binding else standby
+    why = f": {protected.trouble}" if protected.trouble else ""
+    if protected.state is ProtectionState.FAILED:
+        return _row(
+            "protection.failed",
+            protected.vm,
+            nve,
+            f"its standby at {standby} could not take over{why}; it runs only if {nve} comes back",
+            f"start {nve}; or `vmmob vm unprotect {protected.vm}`, and start it anew",
+        )
+    age = protected.staleness_s(now)
+    if age is None:
+        age = now - protected.lease_at if protected.trouble else 0.0
+    if age > max(STALE_INTERVALS * protected.interval_s, STALE_LEAST_S):
+        return _row(
+            "protection.stale",
+            protected.vm,
+            nve,
+            f"its last complete checkpoint at {standby} is old{why}",
+            f"see to {standby}: its NVE, its disk's room, the path to it",
+            age,
+        )
+    return None
 
 
 def _of_binding(binding: Binding, now: float) -> dict[str, Any] | None:

@@ -71,6 +71,8 @@ class ManagerTimers(NodeTimers):
     freeze_after: int = 5  # so many unmanaged changes of NVE ...
     freeze_s: float = 180  # ... within so long freeze a binding
     offer_s: float = 60  # room that a VM was offered is held so long
+    protect_lease_s: float = 10  # a VM that may fail over is paused so long after its last word
+    protect_margin_s: float = 5  # its standby waits so much longer
     gate_s: float = 5  # a move waits so long for the fabric to lead to its destination
 
 
@@ -284,6 +286,8 @@ def _manager_timers(timers: Table) -> ManagerTimers:
         ask_s=timers.seconds("ask_s", 0.1, 3600, _MANAGER.ask_s),
         freeze_after=timers.integer("freeze_after", 2, 1000, _MANAGER.freeze_after),
         freeze_s=timers.seconds("freeze_s", 1, 86400, _MANAGER.freeze_s),
+        protect_lease_s=timers.seconds("protect_lease_s", 2, 3600, _MANAGER.protect_lease_s),
+        protect_margin_s=timers.seconds("protect_margin_s", 1, 3600, _MANAGER.protect_margin_s),
         gate_s=timers.seconds("gate_s", 0.1, 3600, _MANAGER.gate_s),
         offer_s=timers.seconds("offer_s", 1, 86400, _MANAGER.offer_s),
     )

@@ -25,6 +25,13 @@ LOOK_S = 0.1  # a guest that shuts itself down is looked at so often
 Done = Callable[[VmKey, Order, Mapping[str, Any], str], None]
 
 
+# What needs nothing to be done where nothing was ever brought up.
+IN_VAIN = (Order.STOP, Order.CANCEL, Order.UNWATCH, Order.UNPROTECT, Order.DROP_STANDBY)
+BRINGING_UP = (
+    Order.START, Order.PREPARE_INCOMING, Order.WATCH, Order.RECEIVE, Order.ACTIVATE
+)  # fmt: skip
+
+
 class Note(Protocol):
     """Logs an event of the daemon itself."""
 
@@ -119,9 +126,12 @@ class HypervisorDesk:
 
     def take(self, order: HypervisorOrder) -> None:
         """Queue one order; a worker lives while its VM has any.  A guest that is to be ended, or
-        stilled, at once is not waited for."""
+        stilled, at once is not waited for; nor does ARM wait for anything."""
         if order.vm in self._hurry and order.order in (Order.STOP, Order.PAUSE):
             self._hurry[order.vm].set()
+        if order.order is Order.ARM:
+            self._arm(order)
+            return
         if "server" in order.arguments:
             self._known_at[order.vm].add(order.arguments["server"])
         queue = self._queues.get(order.vm)
@@ -129,6 +139,15 @@ class HypervisorDesk:
             queue = self._queues[order.vm] = deque()
             self._group.create_task(self._work(order.vm, queue), name=f"orders of {order.vm}")
         queue.append(order)
+
+    def _arm(self, order: HypervisorOrder) -> None:
+        error = ""
+        try:
+            if self._kinds.get(order.vm):
+                self._hypervisor(order.vm).arm(order.vm, order.arguments["until"])
+        except (VmMobilityError, OSError) as problem:
+            error = str(problem) or type(problem).__name__
+        self._done(order.vm, order.order, {}, error)
 
     async def _work(self, vm: VmKey, queue: deque[HypervisorOrder]) -> None:
         while queue:
@@ -166,12 +185,12 @@ class HypervisorDesk:
 
     async def _carry_out(self, order: HypervisorOrder) -> dict[str, Any]:
         vm, arguments = order.vm, order.arguments
-        if order.order in (Order.START, Order.PREPARE_INCOMING, Order.WATCH):
+        if order.order in BRINGING_UP:
             return await self._bring_up(order)
         if order.order is Order.QUERY:
             return await self._query(vm)
         at = vm in self._kinds or vm in self._places
-        if not at and order.order in (Order.STOP, Order.CANCEL, Order.UNWATCH):
+        if not at and order.order in IN_VAIN:
             return {}  # nothing was ever brought up here
         unknown = vm not in self._places and self._kinds.get(vm) not in self._hypervisors
         if order.order is Order.STOP and unknown:
@@ -201,6 +220,12 @@ class HypervisorDesk:
                 await hypervisor.announce(vm)
             case Order.UNWATCH:
                 await hypervisor.unwatch(vm)
+            case Order.CHECKPOINT:
+                await hypervisor.checkpoint(vm, **arguments)
+            case Order.UNPROTECT:
+                await hypervisor.unprotect(vm)
+            case Order.DROP_STANDBY:
+                await hypervisor.drop_checkpoints(definitions.decode(arguments["definition"]))
         return {}
 
     async def _shut_down(self, hypervisor: Hypervisor, vm: VmKey, grace_s: float) -> None:
@@ -237,6 +262,14 @@ class HypervisorDesk:
         if order.order is Order.START:
             await hypervisor.start(definition, ports)
             return {}
+        if order.order is Order.ACTIVATE:
+            await hypervisor.activate(definition, ports)
+            return {}
+        if order.order is Order.RECEIVE:
+            address, port, token, number = await hypervisor.receive_checkpoints(
+                definition, order.arguments["address"]
+            )
+            return {"address": address, "port": port, "token": token, "number": number}
         terms = order.arguments.get("terms", NO_TERMS)
         address, port = await hypervisor.prepare_incoming(
             definition, ports, order.arguments["address"], terms

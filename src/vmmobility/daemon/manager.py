@@ -63,6 +63,8 @@ def _settings(config: ManagerConfig) -> ManagerSettings:
         strict=config.strict,
         freeze_after=timers.freeze_after,
         freeze_s=timers.freeze_s,
+        protect_lease_s=timers.protect_lease_s,
+        protect_margin_s=timers.protect_margin_s,
         routers=_routers(config),
         gate_s=timers.gate_s,
         gate_policy=config.gate_policy,

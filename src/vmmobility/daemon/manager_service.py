@@ -21,6 +21,7 @@ from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_feed import EventFeed, Reader, Wanted
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.group_view import group_view
+from vmmobility.daemon.protection_service import ProtectionService
 from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.trace import Tracer
 from vmmobility.daemon.vm_requests import adjusted, life_view, request_of, unbound_view
@@ -43,7 +44,7 @@ Result = TypeVar("Result")
 FINAL_EVENTS = frozenset({"move.done", "move.aborted", "move.failed"})
 
 
-class Manager(DrainService):
+class Manager(DrainService, ProtectionService):
     """What the API serves (api/service.ManagerService)."""
 
     def __init__(
@@ -81,6 +82,8 @@ class Manager(DrainService):
             "moves": len(self._engine.moves),
             "api_refused": dict(self._api_counts),
             "events_cut_off": self._feed.cut_off,
+            "protected": len(self._engine.protected),
+            "stale_s": self.stalest_s(),
         }
 
     def bindings(self) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ DATA_PLANE: Mapping[Phase, tuple[bool, Forwarding]] = {
     Phase.DEPARTED: (True, Forwarding.LOCAL),
     Phase.STOPPED: (True, Forwarding.LOCAL),
     Phase.RELOCATING: (True, Forwarding.LOCAL),
+    Phase.STANDBY: (False, Forwarding.NONE),  # no entry is in it: see nve_protection.py
 }
 
 
@@ -115,6 +116,7 @@ class Entry:
     contests:   questions about the guest alone; queries: how many the hypervisor has to answer
     check:      a look at hypervisor and kernel under way; check_at: when the next is due, or
                 (REDIRECTING) the next question whether the redirect still stands
+    fenced:     SERVING only: its guest is paused, and gets no packet, until a refresh is accepted
     redirecting_since: monotonic seconds; alarmed: people were told that it has been long
     """
 
@@ -175,6 +177,7 @@ class Entry:
     check_at: float | None = None
     redirecting_since: float | None = None
     alarmed: bool = False
+    fenced: bool = False
 
     def data_plane(self, policy: RedirectPolicy) -> VmDataPlane:
         """What the kernel should hold for this entry now.
@@ -185,6 +188,8 @@ class Entry:
         plugged, forwarding = DATA_PLANE[self.phase]
         if self.phase is Phase.SWITCHED and not self.turned:
             forwarding = Forwarding.LOCAL
+        if self.fenced and self.phase is Phase.SERVING:
+            forwarding = Forwarding.NONE  # its standby may be about to take over
         if self.phase is Phase.REDIRECTING:
             plugged = not self.unplugged
         if self.claiming:

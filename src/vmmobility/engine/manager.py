@@ -32,6 +32,7 @@ from vmmobility.engine.manager_lifecycle import ManagerLifecycle
 from vmmobility.engine.manager_liveness import ManagerLiveness
 from vmmobility.engine.manager_moves import ManagerMoves
 from vmmobility.engine.manager_onboarding import ManagerOnboarding
+from vmmobility.engine.manager_protection import ManagerProtection
 from vmmobility.engine.manager_provision import ManagerProvision
 from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
@@ -72,6 +73,7 @@ RIGHTS = {
         Purpose.DEREGISTER,
         Purpose.SWITCH,
         Purpose.HEARTBEAT,
+        Purpose.PROTECT,
     )
 } | {Purpose.SIGHT: frozenset({Role.DEFAULT_ROUTER, Role.BORDER_ROUTER})}
 EXPIRY_SCAN_S = 1.0  # lifetimes are looked at so often
@@ -94,6 +96,7 @@ class ManagerEngine(
     ManagerRouteLimits,
     ManagerTrace,
     ManagerLiveness,
+    ManagerProtection,
     Flushing,
 ):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
@@ -147,6 +150,7 @@ class ManagerEngine(
         self._load_liveness(state, now)
         self._load_drains(state, now)
         self._load_lives(state, now)
+        self._load_protection(state, now)
 
     # ---- inputs --------------------------------------------------------------------------------
 
@@ -160,6 +164,7 @@ class ManagerEngine(
         self._resume_provisions(now)
         self._resume_lives(now)
         self._resume_routes(now)
+        self._resume_protection(now)
 
     def datagram_received(
         self, data: bytes, source: Endpoint, local: Address | None, now: float
@@ -174,6 +179,7 @@ class ManagerEngine(
             Purpose.SWITCH: self._switch_reported,
             Purpose.SIGHT: self._sighted,
             Purpose.HEARTBEAT: self._heartbeat,
+            Purpose.PROTECT: self._protect_reported,
         }[received.message.purpose]
         try:
             handler(received, now)
@@ -189,6 +195,7 @@ class ManagerEngine(
             self._drain_due,
         ]
         due += [*self._redirect_retry.values(), self._next_route_timer()]
+        due.append(self._next_protection_timer())
         due += [self._check_at, *(q.deadline for q in self._questions.values())]
         due += [asking.deadline for asking in self._askings.values()]
         due.append(self._liveness_at)
@@ -199,6 +206,7 @@ class ManagerEngine(
         self._liveness_timer(now)
         self._move_timer(now)
         self._drain_timer(now)
+        self._protection_timer(now)
         for vm in [vm for vm, due in self._redirect_retry.items() if due <= now]:
             del self._redirect_retry[vm]
             if vm in self.cache.bindings:
@@ -231,6 +239,14 @@ class ManagerEngine(
             return
         attach_id = message.need(AttachId).attach_id
         binding = self.cache.bindings.get(vm)
+        shown = message.find(Ticket)
+        if self._takes_over(vm):
+            epoch = self._protection_epoch(vm, shown.ticket if shown else b"", peer.node_id)
+            if epoch is None:
+                self._reject(received, Status.TRY_AGAIN, "its standby is taking over")
+            else:
+                self._bind(received, binding, attach_id, epoch, now)
+            return
         if binding and binding.nve.nve_id == peer.node_id and binding.attach_id == attach_id:
             # A repeated attach gets the same epoch again, also after a crash of either side.
             binding.boot = received.boot
@@ -368,6 +384,7 @@ class ManagerEngine(
         self._redirect_previous(binding, now)
         self._attached(binding, message, now)
         self._settle_member(binding.vm, now)
+        self._protection_bound(binding, old, now)
         self._grant(received, binding)
         self.outbox.emit(
             Event(
@@ -435,6 +452,10 @@ class ManagerEngine(
             options = (VmId(binding.vm), ServingNve(binding.nve), Epoch(binding.epoch))
             self._reject(received, Status.SUPERSEDED, f"{binding.nve.nve_id} serves it", options)
             return
+        if self._takes_over(binding.vm):
+            self._reject(received, Status.TRY_AGAIN, "its standby is taking over")
+            return
         self._extend(binding, message, now)
         self._hear_guest(binding, message, now)
+        self._lease_refreshed(binding, message, now)
         self._grant(received, binding)

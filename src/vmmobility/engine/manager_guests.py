@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import BindingCache
     from vmmobility.engine.channel import Channel
+    from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.manager_provision import Provision
     from vmmobility.engine.outputs import Outbox
 
@@ -70,6 +71,7 @@ class ManagerGuests:
         cache: BindingCache
         channel: Channel
         outbox: Outbox
+        protected: dict[VmKey, ProtectedVm]
         provisions: dict[VmKey, Provision]
         cancel_provision: Callable[[VmKey], None]
         _current: dict[VmKey, Move]
@@ -134,6 +136,13 @@ class ManagerGuests:
             why = f"VM {vm} is being moved to {move.destination.nve_id}"
             remedy = f"wait for move {move.move_id}, or give it up: `vmmob move abort`"
             raise GuestRefused("conflict", why, remedy)
+        if vm in self.protected:
+            standby = self.protected[vm].standby.nve_id
+            raise GuestRefused(
+                "conflict",
+                f"VM {vm} has a standby at {standby}, which would take over",
+                "`vmmob vm unprotect` it first",
+            )
         return binding
 
     @staticmethod

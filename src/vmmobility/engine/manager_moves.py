@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmmobility.engine.channel import Peer, Received
+    from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
@@ -89,6 +90,8 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         _is_cordoned: Callable[[str], bool]
         _drain_moved: Callable[[float], None]
         _check_room: Callable[[Binding, str], None]
+        protected: dict[VmKey, ProtectedVm]
+        _takes_over: Callable[[VmKey], bool]
 
     moves: dict[str, Move]
     _current: dict[VmKey, Move]
@@ -152,6 +155,12 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
             self._refuse_held(binding)
         if binding.nve.nve_id == to:
             raise MoveRefused("conflict", f"VM {vm} is already at {to}", "choose another NVE")
+        if vm in self.protected:
+            raise MoveRefused(
+                "conflict",
+                f"VM {vm} has a standby at {self.protected[vm].standby.nve_id}",
+                "move it there with --mode warm, or `vmmob vm unprotect` it first",
+            )
         if binding.released:
             raise MoveRefused(
                 "conflict",
@@ -350,7 +359,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         """Whether a move is where its guest may be at either end: nobody else may attach it."""
         move = self._current.get(vm)
         unclear = (MoveState.SWITCHING, MoveState.ENDING_GUEST, MoveState.TURNING_BACK)
-        return move is not None and move.state in unclear
+        return (move is not None and move.state in unclear) or self._takes_over(vm)
 
     def _attached(self, binding: Binding, message: Message, now: float) -> None:
         """A binding was made; was it a move's end?"""

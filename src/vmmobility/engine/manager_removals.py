@@ -42,6 +42,8 @@ class ManagerRemovals:
         _settle_member: Callable[[VmKey, float], None]
         _is_led_to: Callable[[VmKey, Peer, float], bool]
         _may_lead: Callable[[VmKey, str, float], bool]
+        _lost_its_guest: Callable[[Binding, float], bool]
+        _protection_removed: Callable[[VmKey, float], None]
 
     def _deregister(self, received: Received, now: float) -> None:
         """From the serving NVE: the VM is no more.  From a previous one (Phase REDIRECTING): its
@@ -79,6 +81,9 @@ class ManagerRemovals:
             self._is_led_to(message.vm, received.peer, now)  # then it redirects from now on
             self._reject(received, Status.NOT_OWNER, f"{binding.nve.nve_id} serves it")
             return
+        if self._lost_its_guest(binding, now):
+            self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
+            return
         self._deregistering[binding.vm] = received
         if not binding.ending:
             self._void_move(binding.vm, now)
@@ -98,6 +103,7 @@ class ManagerRemovals:
         self.outbox.record(BindingCache.key(binding.vm), None)
         self._end_routes(binding.vm, now)
         self._settle_member(binding.vm, now)
+        self._protection_removed(binding.vm, now)
         detail = {"vm": binding.vm.vm_id, "vni": binding.vm.vni, "nve": binding.nve.nve_id}
         self.outbox.emit(Event("binding.removed", detail))
         received = self._deregistering.pop(binding.vm, None)

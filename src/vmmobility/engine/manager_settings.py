@@ -23,7 +23,9 @@ class ManagerSettings:
     its destination, and gate_policy ("abort", "proceed") what then; max_host_routes: as many VM
     prefixes may a data centre's routers announce, 0 is any number.
     shortest_ipv4, shortest_ipv6: length in bits of the shortest prefixes that a VM may have.
-    napts: NAPT boxes by name, and their public addresses; offer_s: an offer is held so long."""
+    napts: NAPT boxes by name, and their public addresses; offer_s: an offer is held so long.
+    protect_lease_s: how long a protected VM's refresh counts at its NVE; protect_margin_s: so much
+    longer its standby waits, besides the clocks' rate."""
 
     node_id: str
     lifetime_s: float = 120.0
@@ -44,3 +46,5 @@ class ManagerSettings:
     retransmission: Retransmission = field(default_factory=Retransmission)
     napts: Napts = ()
     offer_s: float = 60.0
+    protect_lease_s: float = 10.0
+    protect_margin_s: float = 5.0

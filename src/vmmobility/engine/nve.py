@@ -37,6 +37,7 @@ from vmmobility.engine.outputs import (
     Outbox,
     SetDataPlane,
 )
+from vmmobility.engine.protection_record import load_guarded, load_standbys
 from vmmobility.errors import DecodeError
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
@@ -60,6 +61,7 @@ RIGHTS = {
         Purpose.DEREGISTER,
         Purpose.CHECK,
         Purpose.GUEST,
+        Purpose.PROTECT,
     )
 }
 
@@ -85,7 +87,7 @@ GUEST_TRIGGERS: Mapping[GuestState, Trigger] = {
 # Requests that must show the ticket of the move that the entry is in.
 TICKETED = frozenset(REQUEST_TRIGGERS.values()) - {Trigger.REDIRECT, Trigger.REMOVE}
 IN_A_MOVE = frozenset(Phase) - {
-    Phase.NONE, Phase.SERVING, Phase.STOPPED, Phase.REDIRECTING, Phase.DEPARTED,
+    Phase.NONE, Phase.SERVING, Phase.STOPPED, Phase.REDIRECTING, Phase.DEPARTED, Phase.STANDBY,
 }  # fmt: skip
 
 
@@ -140,6 +142,8 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
         )
         self.channel.restore(state)
         self.entries: BindingUpdateList = bul.load(state)
+        self.guarded, self.standbys = load_guarded(state), load_standbys(state)
+        self._fence_at_start()
         self.jitter = jitter
         self.counts: Counter[str] = Counter()
         self._retry: dict[VmKey, float] = {}
@@ -169,6 +173,7 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
             self._recover(entry, running.get(entry.vm), now)
             self._plan_check(entry, now)
         self._begin_heartbeats(now)
+        self._recover_protection(now)
 
     def start_vm(
         self,
@@ -231,6 +236,10 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
             held = entry.phase.name.lower() if entry and entry.phase else "not here"
             self._command_failed(command, f"VM {vm} is {held}", "see `vmmob nve list`")
             return
+        if vm in self.guarded:
+            what = f"VM {vm} is protected: its end here would let its standby take over"
+            self._command_failed(command, what, "`vmmob vm unprotect` it first")
+            return
         if not entry.ending:
             self._commands_failed(entry, f"VM {vm} is being stopped", "start it again after that")
         entry.commands.append(command)
@@ -241,6 +250,7 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
         due += self._until.values()
         due += [e.refresh_at for e in self.entries.values()]
         due += [e.check_at for e in self.entries.values()]
+        due += self._protection_timers()
         due += [
             e.quiet_since + self.settings.drain_s
             for e in self.entries.values()
@@ -251,6 +261,7 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
     def timer(self, now: float) -> None:
         self._beat(now)
         self._relocation_timer(now)
+        self._protection_timer(now)
         self.channel.timer(now)
         for vm in [vm for vm, due in self._retry.items() if due <= now]:
             del self._retry[vm]
@@ -293,6 +304,9 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
         if message.purpose is Purpose.CHECK:
             self._check_requested(received, self.entries.entry(message.vm))
             return
+        if message.purpose is Purpose.PROTECT:
+            self._protect_requested(received, now)
+            return
         trigger = self._trigger_of(message)
         if message.vm.vni != 0:
             self.channel.reply(received, Status.VNI_NOT_SUPPORTED)
@@ -307,6 +321,7 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
             return
         if guest and self._put_off(entry, received):
             return
+        self._yield_if_fenced(entry, trigger, message)
         if self._stale(entry, trigger, message):
             self._answer(received, entry, Status.STALE_EPOCH)
         elif self._of_another_move(entry, trigger, message):
@@ -389,6 +404,7 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
         self._save(entry)
 
     def _save(self, entry: Entry) -> None:
+        self._look_at_guard(entry)
         self.outbox.record(bul.BindingUpdateList.key(entry.vm), bul.entry_to_json(entry))
 
     def _answer(

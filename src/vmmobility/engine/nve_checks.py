@@ -241,7 +241,8 @@ class NveChecks(NveUnmanaged):
             return
         self._plan_check(entry, now)
         self._check(entry)
-        if entry.phase in (Phase.PREPARED, Phase.CONVERGED, Phase.DELIVERING, Phase.FAILED):
+        in_a_move = (Phase.PREPARED, Phase.CONVERGED, Phase.DELIVERING, Phase.FAILED)
+        if entry.phase in in_a_move and not self._takes_over(entry):
             self._ask_for_move(entry, now)
         if entry.phase in (Phase.REDIRECTING, Phase.DEPARTED):
             self._ask_standing(entry, now)

@@ -17,6 +17,7 @@ from vmmobility.engine.nve_checks import NveChecks
 from vmmobility.engine.nve_guests import NveGuests
 from vmmobility.engine.nve_moves import NveMoves
 from vmmobility.engine.nve_parts import RETRY_S
+from vmmobility.engine.nve_protection import NveProtection
 from vmmobility.engine.nve_registration import NveRegistration
 from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_transitions import Trigger
@@ -28,7 +29,7 @@ from vmmobility.wire.values import VmKey
 LAST_ORDERS = {(Order.RESUME, Phase.SERVING), (Order.CANCEL, Phase.FAILED)}
 
 
-class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
+class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtection):
     """The host's reports and what goes on with them; a part of NveEngine."""
 
     # ---- the hypervisor ------------------------------------------------------------------------
@@ -40,6 +41,8 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
 
         result of PREPARE_INCOMING: address, port.
         """
+        if self._protection_order_done(vm, order, result, error, now):
+            return
         entry = self.entries.get(vm)
         if entry is None:
             return
@@ -113,6 +116,8 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
 
     def guest_report(self, vm: VmKey, event: str, detail: Mapping[str, Any], now: float) -> None:
         """What a hypervisor reports: the name of a GuestEvent and its measurements."""
+        if self._protection_reported(vm, event, detail, now):
+            return
         entry = self.entries.get(vm)
         if entry is None:
             return
@@ -151,7 +156,9 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks):
 
     def _applied(self, entry: Entry, failure: str, now: float) -> None:
         """The data plane holds what the phase wants; what was waiting for it goes on."""
-        if failure:
+        if self._activate_if_plugged(entry, failure, now):
+            self.outbox.emit(CountTraffic(entry.vm, "delivering"))
+        elif failure:
             self._data_plane_failed(entry, failure, now)
         elif entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
             self._attach(entry, now)

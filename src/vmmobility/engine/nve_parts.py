@@ -97,6 +97,10 @@ class NveParts:
         _recover_guest: Callable[[Entry, bool | None, float], bool]
         _queried: Callable[[Entry, Mapping[str, Any], str, float], None]
         _check: Callable[[Entry], Check]
+        _takes_over: Callable[[Entry], bool]
+        _lease_options: Callable[[Entry, float], tuple[Option, ...]]
+        _refresh_interval: Callable[[Entry, float], float]
+        _lease_extended: Callable[[Entry, float, float], None]
         _plan_check: Callable[[Entry, float], None]
         _drift: Callable[[Entry, str, str, str, bool], dict[str, Any]]
 

@@ -147,7 +147,8 @@ class NveRegistration(NveParts):
         """Section 5: the manager's final value is equal to or less than the suggested one."""
         granted = min(reply.lifetime * LIFETIME_UNIT_S, self.settings.lifetime_s)
         entry.lifetime_s = max(granted, LIFETIME_UNIT_S)
-        entry.refresh_at = now + entry.lifetime_s / 2 * self.jitter.uniform(0.9, 1.0)
+        usual = entry.lifetime_s / 2 * self.jitter.uniform(0.9, 1.0)
+        entry.refresh_at = now + self._refresh_interval(entry, usual)
 
     def _refused(self, entry: Entry, reply: Message, now: float) -> None:
         """The attach of a guest not yet booted is given up; a guest that runs is never given up
@@ -187,7 +188,8 @@ class NveRegistration(NveParts):
             entry.refresh_at = None  # it is repeated until it is answered
             self._attach(entry, now)
             return
-        entry.refresh_at = now + max(entry.lifetime_s, LIFETIME_UNIT_S) / 2
+        usual = max(entry.lifetime_s, LIFETIME_UNIT_S) / 2
+        entry.refresh_at = now + self._refresh_interval(entry, usual)
         self.channel.request(
             self.manager,
             Purpose.REFRESH,
@@ -196,18 +198,21 @@ class NveRegistration(NveParts):
                 AttachId(entry.attach_id),
                 Epoch(entry.granted),
                 *self._guest_options(entry),
+                *self._lease_options(entry, now),
             ],
             now,
-            lambda reply, at: self._refresh_replied(entry, reply, at),
+            lambda reply, at: self._refresh_replied(entry, reply, now, at),
             lifetime=self._units(self.settings.lifetime_s),
             subject=(entry.vm, "registration"),
         )
 
-    def _refresh_replied(self, entry: Entry, reply: Message, now: float) -> None:
+    def _refresh_replied(self, entry: Entry, reply: Message, sent: float, now: float) -> None:
+        """sent: when the request first left, in monotonic seconds; a lease counts from there."""
         if reply.status.accepted:
             if entry.refresh_at is not None:
                 self._granted(entry, reply, now)
                 self._raised(entry, reply)
+                self._lease_extended(entry, sent, now)
         elif reply.status is Status.SUPERSEDED:
             self._yield(entry, reply, now)
         elif reply.status is Status.UNKNOWN_BINDING:

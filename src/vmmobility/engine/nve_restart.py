@@ -43,6 +43,8 @@ class NveRestart(NveParts):
             self._order(entry, Order.CANCEL)
             self._fire(entry, Trigger.FAILED, {"reason": "the NVE restarted"}, now)
             phase = entry.phase
+        if entry.fenced and running:
+            self._order(entry, Order.PAUSE)  # before anything else: its lease is not known
         if phase in (Phase.ATTACHING, Phase.SERVING):
             if entry.claiming and running is not None:
                 # Its own guest is booted once that is granted: what is here is what `_start` was
@@ -53,7 +55,7 @@ class NveRestart(NveParts):
                 self._fire(entry, Trigger.GONE, None, now)
                 return
             entry.refresh_at = now
-            if phase is Phase.SERVING and not running:
+            if phase is Phase.SERVING and not running and not entry.fenced:
                 entry.rolling_back = True  # it was told to serve again and did not get so far
                 self._set_data_plane(entry)
         elif phase is Phase.PREPARED:
@@ -61,7 +63,7 @@ class NveRestart(NveParts):
         elif phase is Phase.DELIVERING:
             if running:
                 self._fire(entry, Trigger.RESUMED, {}, now)
-            elif running is None:
+            elif running is None and not self._takes_over(entry):
                 self._fire(entry, Trigger.FAILED, {"reason": "the waiting guest is gone"}, now)
         elif phase is Phase.FAILED:
             # Not yet answered that the waiting guest has ended, if it runs (_give_up).

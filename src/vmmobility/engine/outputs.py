@@ -121,6 +121,12 @@ class Order(Enum):
     QUERY = "query"
     WATCH = "watch"
     UNWATCH = "unwatch"
+    RECEIVE = "receive-checkpoints"
+    CHECKPOINT = "checkpoint"
+    ACTIVATE = "activate"
+    UNPROTECT = "unprotect"
+    DROP_STANDBY = "drop-checkpoints"
+    ARM = "arm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,9 @@ class HypervisorOrder:
     """One order for one guest.  arguments: definition, address, port, terms (a MoveTerms, if any
     are asked) as the order needs.
 
-    QUERY's result is {"life": the name of a GuestLife in small letters}.
+    QUERY's result is {"life": the name of a GuestLife in small letters}; RECEIVE's is address,
+    port, token, number.  ARM has until: monotonic seconds at which the guest is paused whatever
+    becomes of the daemon, or None: not any more.
     """
 
     order: Order

@@ -180,6 +180,31 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
+class Protection:
+    """PROTECT: how a VM is protected by a warm standby (Section 2).
+
+    fail_over:   the standby takes over when the primary's lease has ended: the primary pauses its
+                 guest before that
+    interval_ms: from the beginning of one checkpoint to that of the next
+    lease_ms:    how long an accepted REFRESH counts, from its sending
+    token:       what the standby's door wants to see, UTF-8; "" where none is known yet
+    """
+
+    fail_over: bool
+    interval_ms: int
+    lease_ms: int
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The last complete checkpoint at the standby: its number (0: none), and its age."""
+
+    number: int
+    age_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class OriginAuthentication:
     """The originator's seal for the receiver itself, over the message as it was before any box
     (Section 9); `boot` is the originator's towards its own neighbour."""
@@ -284,6 +309,8 @@ Option = (
     | GuestStateOption
     | Route
     | Sight
+    | Protection
+    | Checkpoint
     | OriginAuthentication
     | Translation
     | Mapping

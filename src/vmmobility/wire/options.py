@@ -28,6 +28,7 @@ from vmmobility.wire.move_terms import OCTETS, MoveTerms, take_terms, terms_octe
 from vmmobility.wire.option_values import (
     AttachId,
     Capacity,
+    Checkpoint,
     Definition,
     Endpoint,
     Epoch,
@@ -46,6 +47,7 @@ from vmmobility.wire.option_values import (
     OriginAuthentication,
     PhaseOption,
     PreviousNve,
+    Protection,
     Reason,
     Route,
     ServingNve,
@@ -70,6 +72,7 @@ __all__ = [
     "RECEIVER_TYPE",
     "AttachId",
     "Capacity",
+    "Checkpoint",
     "Declaration",
     "Definition",
     "Endpoint",
@@ -90,6 +93,7 @@ __all__ = [
     "OriginAuthentication",
     "PhaseOption",
     "PreviousNve",
+    "Protection",
     "Reason",
     "Route",
     "ServingNve",
@@ -144,6 +148,16 @@ def _sight(cursor: Cursor) -> Sight:
     if flags > 3:
         raise DecodeError("bad-value", f"sight {flags}")
     return Sight(bool(flags & 1), bool(flags & 2))
+
+
+def _protection(cursor: Cursor) -> Protection:
+    flags, interval_ms, lease_ms = cursor.uint(1), cursor.uint(4), cursor.uint(4)
+    token = cursor.rest()
+    if flags > 1 or not interval_ms or not lease_ms:
+        raise DecodeError("bad-value", "a protection's flags, interval or lease")
+    if not token.isalnum() and token:
+        raise DecodeError("bad-value", "a protection's token is letters and digits")
+    return Protection(bool(flags), interval_ms, lease_ms, token.decode("ascii"))
 
 
 def _endpoint_octets(option: Endpoint) -> bytes:
@@ -336,6 +350,17 @@ OPTIONS: tuple[Declaration, ...] = (
         lambda o: bytes([o.state, o.kept]) + o.grace_s.to_bytes(2, "big")
         + o.ordered.to_bytes(8, "big"),
         _guest_state,
+    ),
+    Declaration(
+        30, "Protection", True, False, (9, 73), Protection,
+        lambda o: bytes([o.fail_over]) + o.interval_ms.to_bytes(4, "big")
+        + o.lease_ms.to_bytes(4, "big") + o.token.encode(),
+        _protection,
+    ),
+    Declaration(
+        31, "Checkpoint", False, False, (12, 12), Checkpoint,
+        lambda o: o.number.to_bytes(8, "big") + o.age_ms.to_bytes(4, "big"),
+        lambda c: Checkpoint(c.uint(8), c.uint(4)),
     ),
     Declaration(
         32, "Group", True, False, (11, 74), GroupOption,

@@ -40,6 +40,7 @@ class Purpose(IntEnum):
     HANDOVER = 12  # NAPT box: this VM's mapping, and its flows, are yours from now on
     GUEST = 13  # the VM's guest is to run, to be suspended, to stop, or to be no more (Section 8.1)
     HEARTBEAT = 14  # an NVE lives, and so much room for VMs is left at it
+    PROTECT = 15  # warm standby: be it, be protected, take over - or no more (the Phase option)
 
 
 class Phase(IntEnum):
@@ -58,6 +59,7 @@ class Phase(IntEnum):
     RELOCATING = 13  # moves from one of its NVE's servers to another; others are told SERVING
     DEPARTED = 10  # the guest was moved away by other hands; its new place is not yet known
     STOPPED = 11  # accepted, and the guest does not run: it is suspended in memory, or stopped
+    STANDBY = 12  # warm: keeps checkpoints of a guest that runs elsewhere
 
 
 class Status(IntEnum):

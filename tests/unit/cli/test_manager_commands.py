@@ -48,6 +48,7 @@ def test_json_is_the_apis_answer(vmmob: Vmmob):
         **BINDING,
         "move": None,
         "lifecycle": None,
+        "protection": None,
     }
 
 

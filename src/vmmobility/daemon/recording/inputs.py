@@ -47,6 +47,9 @@ INPUTS: dict[Role, tuple[str, ...]] = {
         "abort_drain",
         "declare_group",
         "delete_group",
+        "protect",
+        "unprotect",
+        "hand_over",
     ),
     Role.NVE: (
         *_BOTH,

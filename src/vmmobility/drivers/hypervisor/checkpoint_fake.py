@@ -48,6 +48,7 @@ class FakeCheckpoints:
     def __init__(self) -> None:
         self.standbys: dict[VmKey, Standby] = {}
         self.values: dict[VmKey, Any] = {}
+        self.armed: dict[VmKey, float | None] = {}
         self.full = ""
         self._open = True
 
@@ -89,14 +90,30 @@ class FakeCheckpoints:
         else:
             reason = reason or there.full
         if reason or standby is None:
-            self._report(vm, GuestEvent.CHECKPOINT, {"ok": False, "reason": reason, "age_ms": 0})
+            self._report(
+                vm,
+                GuestEvent.CHECKPOINT,
+                {"ok": False, "final": final, "reason": reason, "age_ms": 0},
+            )
             return
         full = not standby.number
         standby.number += 1
         standby.value = self.values.get(vm)
         there._report(vm, GuestEvent.CHECKPOINT_HELD, {"number": standby.number})
-        figures = {"pause_ms": 0.0, "memory_bytes": 0, "disk_bytes": 0, "total_ms": 0.0}
-        detail = {"ok": True, "number": standby.number, "full": full, **figures, "age_ms": 0}
+        figures: dict[str, Any] = {
+            "pause_ms": 0.0,
+            "memory_bytes": 0,
+            "disk_bytes": 0,
+            "total_ms": 0.0,
+        }
+        detail = {
+            "ok": True,
+            "number": standby.number,
+            "full": full,
+            **figures,
+            "age_ms": 0,
+            "final": final,
+        }
         self._report(vm, GuestEvent.CHECKPOINT, detail)
 
     async def unprotect(self, vm: VmKey) -> None:
@@ -120,6 +137,11 @@ class FakeCheckpoints:
         self.run_loaded(definition)
         del self.standbys[vm]
         self._report(vm, GuestEvent.RESUMED)
+
+    def arm(self, vm: VmKey, until: float | None) -> None:
+        """Note it in `armed`."""
+        self._may_fail("arm", vm)
+        self.armed[vm] = until
 
     async def drop_checkpoints(self, definition: VmDefinition) -> None:
         """Be no standby any more."""

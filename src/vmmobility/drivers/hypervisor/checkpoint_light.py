@@ -65,9 +65,9 @@ class LightCheckpoints:
             await self.pause(vm)
         target = CheckpointTarget(address, port, token)
         loop = asyncio.get_running_loop()
-        self._taking[vm] = loop.create_task(self._take(vm, target), name=f"checkpoint {vm}")
+        self._taking[vm] = loop.create_task(self._take(vm, target, final), name=f"checkpoint {vm}")
 
-    async def _take(self, vm: VmKey, target: CheckpointTarget) -> None:
+    async def _take(self, vm: VmKey, target: CheckpointTarget, final: bool) -> None:
         begun = time.monotonic()
         connection = CheckpointConnection(str(vm), target, STALL_LIMIT_S)
         nothing = self._folder / MEMORY
@@ -84,7 +84,7 @@ class LightCheckpoints:
             connection.close()
             self._taking.pop(vm, None)
         took_ms = round((time.monotonic() - begun) * 1000, 1)
-        detail |= {"age_ms": round(took_ms), "total_ms": took_ms}
+        detail |= {"age_ms": round(took_ms), "total_ms": took_ms, "final": final}
         self._listener(GuestReport(vm, GuestEvent.CHECKPOINT, detail))
 
     async def unprotect(self, vm: VmKey) -> None:
@@ -105,6 +105,9 @@ class LightCheckpoints:
         await self._launch(definition, ports, "")
         self._listener(GuestReport(vm, GuestEvent.RESUMED))
         await asyncio.to_thread(store.drop)
+
+    def arm(self, vm: VmKey, until: float | None) -> None:
+        """The lab's light VMs have no guard: their daemon alone pauses them."""
 
     async def drop_checkpoints(self, definition: VmDefinition) -> None:
         """Be no standby any more."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmmobility.drivers.hypervisor import lease_guard
 from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
 from vmmobility.drivers.hypervisor.checkpoint_send import CheckpointTarget
 from vmmobility.drivers.hypervisor.checkpoint_store import CheckpointStore
@@ -21,6 +22,7 @@ from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.guest import QemuGuest
 from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.drivers.hypervisor.migration import CAPABILITIES, set_capabilities
+from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.values import VmKey
 
@@ -32,6 +34,7 @@ FD_NAME = "vmmobility-standby"
 class QemuCheckpoints:
     """See Hypervisor (interface.py) for each method."""
 
+    _state_dir: Path
     _standbys: Standbys
     _guests: dict[VmKey, QemuGuest]
     _locks: defaultdict[VmKey, asyncio.Lock]
@@ -102,6 +105,19 @@ class QemuCheckpoints:
             await guest.execute("cont")
             await guest.announce()
             await asyncio.to_thread(store.drop)
+
+    def arm(self, vm: VmKey, until: float | None) -> None:
+        """Pause it then, whatever becomes of this daemon."""
+        folder = GuestFolder.of(self._state_dir, vm)
+        if until is None:
+            lease_guard.disarm(folder.path)
+            return
+        try:
+            lease_guard.arm(folder.path, self._guest(vm).pid, until)
+        except OSError as error:
+            raise HypervisorError(
+                f"{vm}: no guard of its lease can be started: {error.strerror}"
+            ) from None
 
     async def drop_checkpoints(self, definition: VmDefinition) -> None:
         """Be no standby any more."""

@@ -68,7 +68,7 @@ class CheckpointTake:
         self._folder = folder
         self._settings = settings
         self._memory_mib = memory_mib
-        self._final = final
+        self.final = final
         self._connection: CheckpointConnection | None = None
         self._aborted = ""
         self._may_run = True  # else somebody has paused the guest meanwhile
@@ -151,7 +151,7 @@ class CheckpointTake:
 
     @property
     def _pause_ms(self) -> float | None:
-        if self._final or not self._resumed_ns:
+        if self.final or not self._resumed_ns:
             return None
         return round((self._resumed_ns - self._stopped_ns) / 1e6, 1)
 
@@ -207,7 +207,7 @@ class CheckpointTake:
 
     async def _snapshot(self, prefix: str, number: int, base: int | None) -> None:
         """The moment itself, and all until its files are whole."""
-        await set_snapshot(self._session, on=not self._final)
+        await set_snapshot(self._session, on=not self.final)
         memory = os.open(
             self._folder / MEMORY, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
         )
@@ -216,7 +216,7 @@ class CheckpointTake:
         finally:
             os.close(memory)
         actions = self._disk_actions(prefix, number, base)
-        if not self._final and not (await self._session.execute("query-status"))["running"]:
+        if not self.final and not (await self._session.execute("query-status"))["running"]:
             raise Broken("the guest does not run")  # QEMU would start it
         self._check()
         self._window.clear()
@@ -226,7 +226,7 @@ class CheckpointTake:
             if actions:
                 await self._session.execute("transaction", {"actions": actions})
             await self._session.execute("migrate", {"uri": f"fd:{FD_NAME}"})
-            if not self._final:
+            if not self.final:
                 await self._let_go_on()
         finally:
             self._window.set()
@@ -292,7 +292,7 @@ class CheckpointTake:
             async with asyncio.timeout(CLEAN_LIMIT_S):
                 await cancel_snapshot(self._session)
                 await remove_checkpoints(self._session)
-        if self._may_run and not self._final and self.stopped_at:
+        if self._may_run and not self.final and self.stopped_at:
             with contextlib.suppress(HypervisorError):
                 if not (await self._session.execute("query-status"))["running"]:
                     await self._session.execute("cont")

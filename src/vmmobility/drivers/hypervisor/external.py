@@ -67,6 +67,9 @@ class RunByOthers:
     async def activate(self, definition: VmDefinition, ports: Sequence[str]) -> None:
         _refuse(definition.vm)
 
+    def arm(self, vm: VmKey, until: float | None) -> None:
+        pass  # it never was protected
+
     async def drop_checkpoints(self, definition: VmDefinition) -> None:
         pass  # there are none
 

@@ -250,6 +250,7 @@ class QemuGuest(GuestPostCopy):
         except (HypervisorError, Broken) as error:
             detail = {"ok": False, "reason": str(error)}
         self.taking = None
+        detail["final"] = taking.final
         if taking.stopped_at:
             detail["age_ms"] = round((time.monotonic() - taking.stopped_at) * 1000)
         self.report(GuestEvent.CHECKPOINT, detail)

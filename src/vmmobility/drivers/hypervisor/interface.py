@@ -197,6 +197,10 @@ class Hypervisor(Protocol):
         """Be no standby of the VM any more, and remove what was kept.  No error if there is none;
         a guest that was activated, and its disks, stay."""
 
+    def arm(self, vm: VmKey, until: float | None) -> None:
+        """Let somebody who outlives this daemon pause the guest at `until` (CLOCK_MONOTONIC),
+        unless it is armed anew before; None: not any more.  At once, beside all other orders."""
+
     async def watch(self, definition: VmDefinition, ports: Sequence[str]) -> None:
         """Report what other hands do with this guest (ARRIVED, DEPARTED, GONE) from now on, whether
         it is here yet or not; it is to be plugged into these taps.  Only for kind "external"."""

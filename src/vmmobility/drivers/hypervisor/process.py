@@ -48,6 +48,11 @@ class GuestFolder:
         return self.path / "qmp"
 
     @property
+    def second_monitor(self) -> Path:
+        """QEMU's monitor for the guard of a lease (lease_guard.py)."""
+        return self.path / "qmp2"
+
+    @property
     def pid_file(self) -> Path:
         """The pid that QEMU has written itself."""
         return self.path / "pid"
@@ -103,6 +108,8 @@ def command_line(
         words += ["-initrd", str(machine["initrd"])]
     words += ["-pidfile", str(folder.pid_file)]
     words += ["-qmp", f"unix:{_escaped(str(folder.monitor))},server=on,wait=off"]
+    guard = _escaped(str(folder.second_monitor))
+    words += ["-qmp", f"unix:{guard},server=on,wait=off"]
     words += ["-serial", f"file:{folder.console}"]
     for index, (interface, port) in enumerate(zip(definition.interfaces, ports, strict=True)):
         words += ["-netdev", f"tap,id=net{index},ifname={port},script=no,downscript=no"]
@@ -150,7 +157,13 @@ def _exists(pid: int) -> bool:
 
 def _spawn(folder: GuestFolder, definition: VmDefinition, command: list[str]) -> int:
     folder.path.mkdir(parents=True, exist_ok=True)
-    for stale in (folder.monitor, folder.pid_file, folder.console, folder.log):
+    for stale in (
+        folder.monitor,
+        folder.second_monitor,
+        folder.pid_file,
+        folder.console,
+        folder.log,
+    ):
         stale.unlink(missing_ok=True)
     (folder.path / "definition.json").write_bytes(encode(definition))
     log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)

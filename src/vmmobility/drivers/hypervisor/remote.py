@@ -185,6 +185,14 @@ class RemoteHypervisor:
         await self._bring_up("activate", definition, ports)
         self._stages[definition.vm] = Stage.HERE
 
+    def arm(self, vm: VmKey, until: float | None) -> None:
+        """A server's agent has no guard yet: nothing there outlives both daemons and the path."""
+        if until is not None:
+            raise HypervisorError(
+                f"{vm}: a server apart has no guard that pauses its guests",
+                "protect it with --no-fail-over",
+            )
+
     async def drop_checkpoints(self, definition: VmDefinition) -> None:
         """See Hypervisor.drop_checkpoints."""
         await self.link.end(self.link.begin("drop-checkpoints", self._adoption([definition])))

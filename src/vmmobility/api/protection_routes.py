@@ -1,0 +1,84 @@
+"""The manager's routes of warm standbys; a part of manager_api.ManagerRoutes.
+
+Not here: decisions.  Rests on http.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from vmmobility.api import http
+from vmmobility.api.declared import VNI_QUERY, ApiRole, declared
+from vmmobility.api.protection_schemas import NEW_PROTECTION, PROTECTION
+from vmmobility.api.schema import listed
+
+if TYPE_CHECKING:
+    from vmmobility.api.service import ProtectionService
+
+EVERY_S = 5.0  # between two checkpoints unless the asker says otherwise
+COLD_FROM_S = 60.0  # from such an interval on nobody takes over unless the asker says so
+
+
+class ProtectionRoutes:
+    """Routes to ProtectionService."""
+
+    if TYPE_CHECKING:
+        _protections: ProtectionService
+
+    @declared(
+        "GET",
+        "/v1/protected",
+        ApiRole.READ,
+        "the VMs that have a warm standby, and how old its last checkpoint is",
+        answer=listed(PROTECTION),
+    )
+    async def protected(self, _: Request) -> Response:
+        return JSONResponse(self._protections.protected())
+
+    @declared(
+        "POST",
+        "/v1/vms/{vm}/protection",
+        ApiRole.OPERATE,
+        "keep checkpoints of a VM at another NVE; with `fail_over` that takes over, should it fail",
+        answer=PROTECTION,
+        status=202,
+        body=NEW_PROTECTION,
+        refusals=(404, 409),
+    )
+    async def protect(self, request: Request) -> Response:
+        body = await http.body(request)
+        vm = http.vm_key(request.path_params["vm"], body.get("vni", 0))
+        to = http.name_of(body.get("to"), "to", "give the standby's name")
+        every = float(body.get("every_s", EVERY_S))
+        fail_over = bool(body.get("fail_over", every < COLD_FROM_S))
+        lease = body.get("lease_s")
+        made = await self._protections.protect(vm, to, every, fail_over, lease)
+        return JSONResponse(made, 202)
+
+    @declared(
+        "DELETE",
+        "/v1/vms/{vm}/protection",
+        ApiRole.OPERATE,
+        "protect it no more; 409 while its standby takes over",
+        answer=PROTECTION,
+        query=(VNI_QUERY,),
+        refusals=(404, 409),
+    )
+    async def unprotect(self, request: Request) -> Response:
+        return JSONResponse(await self._protections.unprotect(http.vm_of(request)))
+
+    @declared(
+        "POST",
+        "/v1/vms/{vm}/protection/hand-over",
+        ApiRole.OPERATE,
+        "a planned warm move to the standby: one last checkpoint, with the guest stopped",
+        answer=PROTECTION,
+        status=202,
+        query=(VNI_QUERY,),
+        refusals=(404, 409),
+    )
+    async def hand_over(self, request: Request) -> Response:
+        return JSONResponse(await self._protections.hand_over(http.vm_of(request)), 202)

@@ -1,0 +1,233 @@
+"""Warm standbys: who runs a protected VM, whatever is cut off, dies or starts again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.engine import safety
+from tests.engine.conversation import interfaces_of, vm_key
+from tests.engine.fake_hypervisor import Life
+from tests.engine.network import MANAGER, World
+from vmmobility.engine.manager_move import CommandRefused, MoveRefused
+from vmmobility.engine.manager_protection_record import ProtectionState
+from vmmobility.engine.outputs import Order
+from vmmobility.wire.registry import Phase
+
+VM = vm_key("vm1")
+MARGIN_S = 2.0
+
+
+def protected(*, fail_over: bool = True) -> World:
+    """A VM at a, its standby at b, and a first checkpoint there."""
+    world = World(manager_settings={"protect_margin_s": MARGIN_S})
+    world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: safety.running(world, VM) == ["a"])
+    world.protect(VM, "b", fail_over=fail_over)
+    world.run_until(lambda: number(world) >= 2)
+    return world
+
+
+def number(world: World) -> int:
+    found = world.manager.protected.get(VM)
+    return found.number if found else 0
+
+
+def at(world: World, name: str) -> Callable[[], bool]:
+    """It runs there, and everybody knows."""
+
+    def there() -> bool:
+        binding = world.manager.cache.bindings[VM]
+        entry = world.edge(name).entries.get(VM)
+        serving = entry is not None and entry.phase is Phase.SERVING
+        return binding.nve.nve_id == name and serving and safety.running(world, VM) == [name]
+
+    return there
+
+
+def cut(world: World, one: str, other: str = MANAGER) -> None:
+    world.cut.add(frozenset((one, other)))
+
+
+def state(world: World) -> ProtectionState | None:
+    found = world.manager.protected.get(VM)
+    return found.state if found else None
+
+
+def test_checkpoints_are_taken_and_their_age_is_known() -> None:
+    world = protected()
+    record = world.manager.protected[VM]
+    assert record.state is ProtectionState.ACTIVE
+    before = record.number
+    world.run(5.0)
+    assert record.number >= before + 3
+    age = record.staleness_s(world.now)
+    assert age is not None
+    assert age < 2.0
+    assert at(world, "a")()
+
+
+def test_a_dead_primary_is_replaced_by_its_standby() -> None:
+    world = protected()
+    value = world.nodes["a"].hypervisor.guests[VM].value  # type: ignore[union-attr]
+    world.power_cut("a")
+    world.run_until(at(world, "b"), 20.0)
+    assert world.nodes["b"].hypervisor.guests[VM].value >= value - 1  # type: ignore[union-attr]
+    assert VM not in world.manager.protected
+    world.restart("a")
+    world.run(20.0)
+    assert at(world, "b")()
+    assert world.edge("a").entries[VM].phase in (Phase.REDIRECTING, Phase.NONE)
+
+
+def test_a_primary_that_is_cut_off_pauses_its_guest_before_the_standby_runs() -> None:
+    world = protected()
+    cut(world, "a")
+    world.run_until(lambda: safety.running(world, VM) == [], 20.0)
+    paused = world.now
+    assert world.nodes["a"].hypervisor.guests[VM].life is Life.PAUSED  # type: ignore[union-attr]
+    world.run_until(at(world, "b"), 20.0)
+    assert world.now - paused >= MARGIN_S
+    world.cut.clear()
+    world.run(10.0)
+    assert at(world, "b")()
+    assert VM not in world.edge("a").guarded
+
+
+def test_a_primary_whose_daemon_is_dead_is_paused_by_its_guard() -> None:
+    world = protected()
+    world.crash("a")
+    world.run_until(at(world, "b"), 20.0)
+    world.restart("a")
+    world.run(10.0)
+    assert at(world, "b")()
+
+
+def test_a_short_cut_pauses_nobody_for_long() -> None:
+    world = protected()
+    cut(world, "a")
+    world.run_until(lambda: safety.running(world, VM) == [], 20.0)
+    world.cut.clear()
+    world.run_until(at(world, "a"), 5.0)
+    world.run(10.0)
+    assert at(world, "a")()
+    assert state(world) is ProtectionState.ACTIVE
+
+
+def test_a_dead_manager_pauses_protected_guests_and_lets_them_go_on() -> None:
+    world = protected()
+    world.crash(MANAGER)
+    world.run_until(lambda: safety.running(world, VM) == [], 20.0)
+    world.run(60.0)
+    assert safety.running(world, VM) == []
+    world.restart(MANAGER)
+    world.run_until(at(world, "a"), 5.0)
+
+
+def test_a_restarted_manager_waits_a_full_lifetime() -> None:
+    world = protected()
+    world.power_cut("a")
+    world.restart(MANAGER)
+    world.run(100.0)
+    assert safety.running(world, VM) == []
+    world.run_until(at(world, "b"), 40.0)
+
+
+def test_without_fail_over_nobody_pauses_and_nobody_takes_over() -> None:
+    world = protected(fail_over=False)
+    cut(world, "a")
+    world.run(60.0)
+    assert safety.running(world, VM) == ["a"]
+    world.cut.clear()
+    world.run(5.0)
+    assert at(world, "a")()
+
+
+def test_a_planned_move_loses_nothing() -> None:
+    world = protected()
+    world.hand_over(VM)
+    world.run_until(at(world, "b"), 20.0)
+    world.run(10.0)
+    assert at(world, "b")()
+    assert VM not in world.manager.protected
+
+
+def test_a_last_checkpoint_that_fails_leaves_it_where_it_was() -> None:
+    world = protected()
+    hypervisor = world.nodes["b"].hypervisor
+    assert hypervisor is not None
+    world.run_until(lambda: not world.edge("a").guarded[VM].taking)
+    hypervisor.close_doors()
+    world.hand_over(VM)
+    world.run_until(lambda: state(world) is not ProtectionState.HANDING, 10.0)
+    world.run_until(at(world, "a"), 10.0)
+
+
+def test_a_standby_that_cannot_take_over_says_so_and_the_primary_serves_on() -> None:
+    world = protected()
+    hypervisor = world.nodes["b"].hypervisor
+    assert hypervisor is not None
+    hypervisor.fail_next[Order.ACTIVATE] = ["out of memory"]
+    world.hand_over(VM)
+    world.run_until(at(world, "a"), 20.0)
+    world.run(10.0)
+    assert at(world, "a")()
+    assert any(event.name == "protection.lost" for _, _, event in world.events)
+    assert state(world) is ProtectionState.ACTIVE
+
+
+def test_a_guest_that_dies_is_taken_over_at_once() -> None:
+    world = protected()
+    world.nodes["a"].hypervisor.kill(VM)  # type: ignore[union-attr]
+    world.run_until(at(world, "b"), 3.0)
+
+
+def test_every_daemon_restarts_and_the_protection_goes_on() -> None:
+    world = protected()
+    for name in ("a", "b", MANAGER):
+        world.restart(name)
+        world.run(5.0)
+    assert at(world, "a")()
+    assert state(world) is ProtectionState.ACTIVE
+    before = number(world)
+    world.run(5.0)
+    assert number(world) > before
+
+
+def test_unprotected_it_runs_on_without_a_manager() -> None:
+    world = protected()
+    world.unprotect(VM)
+    world.run_until(lambda: VM not in world.manager.protected, 10.0)
+    assert VM not in world.edge("a").guarded
+    assert VM not in world.edge("b").standbys
+    world.crash(MANAGER)
+    world.run(60.0)
+    assert safety.running(world, VM) == ["a"]
+
+
+def test_refusals_say_what_to_do() -> None:
+    world = protected()
+    with pytest.raises(CommandRefused, match="has a standby") as refused:
+        world.protect(VM, "c")
+    assert refused.value.remedy
+    with pytest.raises(MoveRefused, match="has a standby"):
+        world.move(VM, "c")
+    stopping = world.stop_vm(VM, "a")
+    assert "protected" in world.results[stopping].error
+    world.unprotect(VM)
+    world.run_until(lambda: VM not in world.manager.protected, 10.0)
+    with pytest.raises(CommandRefused, match="runs at a"):
+        world.protect(VM, "a")
+    with pytest.raises(CommandRefused, match="no NVE x"):
+        world.protect(VM, "x")
+    with pytest.raises(CommandRefused, match="not protected"):
+        world.hand_over(VM)
+
+
+def test_a_vm_that_is_no_more_has_no_standby() -> None:
+    world = protected(fail_over=False)
+    world.nodes["a"].hypervisor.kill(VM)  # type: ignore[union-attr]
+    world.run_until(lambda: VM not in world.manager.protected, 20.0)
+    world.run(5.0)
+    assert VM not in world.edge("b").standbys
