@@ -135,9 +135,7 @@ def test_who_says_that_it_is_a_member_must_be_that_one(vm: VmKey, member: int, w
     world.declare_group("web", (WEB1, WEB2))
     definition = json.dumps({"member": member}).encode()
     addresses = ADDRESSES if vm in (WEB1, WEB2) else interfaces_of("vm3", 2, 1)
-    number = world._give(
-        "b", lambda edge, n: edge.start_vm(n, vm, addresses, definition, world.now)
-    )
+    number = world._give("b", lambda edge, n, now: edge.start_vm(n, vm, addresses, definition, now))
     world.run_until(lambda: number in world.results)
     error = world.results[number].error
     assert words in error if words else not error
