@@ -89,9 +89,16 @@ class Pair:
         await self.source.hypervisor.start(self.definition, [self.source.port])
         await self.source.next(GuestEvent.STARTED)
 
-    async def prepare(self, terms: MoveTerms = NO_TERMS) -> tuple[str, int]:
+    async def prepare(self, terms: MoveTerms = NO_TERMS, *, held: bool = False) -> tuple[str, int]:
         node = self.destination
-        return await node.hypervisor.prepare_incoming(self.definition, [node.port], LOOPBACK, terms)
+        return await node.hypervisor.prepare_incoming(
+            self.definition, [node.port], LOOPBACK, terms, held=held
+        )
+
+    async def hold_what_is_held(self) -> None:
+        """A guest that does not run, with a converged, held copy."""
+        await self.source.hypervisor.copy_out(VM, *await self.prepare(held=True))
+        await self.source.next(GuestEvent.CONVERGED)
 
     async def copy_slowly(self, terms: MoveTerms) -> None:
         """A started guest whose copy does not converge within the terms' time."""

@@ -424,3 +424,90 @@ def test_a_guest_is_asked_to_shut_itself_down(run: Run) -> None:
         assert await pair.runs_at(pair.source)
 
     run(scenario)
+
+
+def test_a_guest_that_does_not_run_is_moved_and_stays_so(run: Run) -> None:
+    async def scenario(pair: Pair) -> None:
+        source, destination = pair.source, pair.destination
+        await pair.start()
+        await source.hypervisor.pause(VM)
+        await pair.hold_what_is_held()
+        await pair.hand_over()
+        arrived = await destination.next(GuestEvent.RESUMED)
+        assert arrived.detail["held"] is True
+        assert not await pair.runs_at(destination)
+        await destination.hypervisor.keep(pair.definition)
+        await destination.hypervisor.keep(pair.definition)
+        assert await destination.hypervisor.query(VM) is GuestLife.HELD
+        await source.hypervisor.stop(VM)
+        await destination.hypervisor.cancel(VM)  # what is kept is no move's any more
+        await destination.hypervisor.resume(VM)
+        assert await pair.runs_at(destination)
+
+    run(scenario)
+
+
+def test_a_held_copy_that_came_is_ended_and_the_one_that_was_sent_is_kept(run: Run) -> None:
+    async def scenario(pair: Pair) -> None:
+        source, destination = pair.source, pair.destination
+        await pair.start()
+        await source.hypervisor.pause(VM)
+        await pair.hold_what_is_held()
+        await pair.hand_over()
+        await destination.next(GuestEvent.RESUMED)
+        await destination.hypervisor.cancel(VM)
+        assert await destination.hypervisor.query(VM) is GuestLife.NONE
+        await source.hypervisor.keep(pair.definition)
+        assert await source.hypervisor.query(VM) is GuestLife.HELD
+        assert not await pair.runs_at(source)
+        await source.hypervisor.resume(VM)
+        assert await pair.runs_at(source)
+
+    run(scenario)
+
+
+def test_a_guest_that_never_ran_lends_its_copying(run: Run) -> None:
+    """Of a VM that is stopped: nothing of it runs at either end."""
+
+    async def scenario(pair: Pair) -> None:
+        source, destination = pair.source, pair.destination
+        hypervisor = source.hypervisor
+        await hypervisor.start(pair.definition, [source.port], held=True)
+        await hypervisor.start(pair.definition, [source.port], held=True)
+        assert await hypervisor.query(VM) is GuestLife.HELD
+        await pair.hold_what_is_held()
+        await hypervisor.cancel(VM)
+        failed = await source.next(GuestEvent.FAILED)
+        assert failed.detail["running"] is False
+        await destination.next(GuestEvent.FAILED)
+        await destination.next(GuestEvent.GONE)
+        await hypervisor.keep(pair.definition)
+        await hypervisor.stop(VM)  # QEMU copies nobody twice that has not run in between
+        await hypervisor.start(pair.definition, [source.port], held=True)
+        await pair.hold_what_is_held()
+        await pair.hand_over()
+        await destination.next(GuestEvent.RESUMED)
+        await destination.hypervisor.keep(pair.definition)
+        await destination.hypervisor.stop(VM)
+        await hypervisor.stop(VM)
+        await destination.hypervisor.start(pair.definition, [destination.port])
+        assert await pair.runs_at(destination)
+
+    run(scenario)
+
+
+def test_a_daemon_that_was_away_hears_of_a_held_copy_that_came(run: Run) -> None:
+    async def scenario(pair: Pair) -> None:
+        source, destination = pair.source, pair.destination
+        await pair.start()
+        await source.hypervisor.pause(VM)
+        await pair.hold_what_is_held()
+        await pair.hand_over()
+        await destination.next(GuestEvent.RESUMED)
+        await destination.restart()
+        assert await destination.hypervisor.adopt([pair.definition]) == {VM: False}
+        assert (await destination.next(GuestEvent.RESUMED)).detail["held"] is True
+        await destination.hypervisor.keep(pair.definition)
+        assert await destination.hypervisor.query(VM) is GuestLife.HELD
+
+    run(scenario)

@@ -142,9 +142,9 @@ class Conversation(FabricTalk, HandTalk):
         while number not in self.world.results and self.world.now < end:
             self.world.run(0.001)
 
-    def do_move(self, vm: str, to: str) -> None:
+    def do_move(self, vm: str, to: str, mode: str = "") -> None:
         try:
-            self._moves[vm_key(vm)] = self.world.move(vm_key(vm), to)
+            self._moves[vm_key(vm)] = self.world.move(vm_key(vm), to, mode=mode)
         except MoveRefused as refused:
             self._say(MANAGER, f"refuses ({refused.kind}): {refused.message}; {refused.remedy}")
 

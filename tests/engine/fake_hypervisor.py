@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from ipaddress import ip_address
 from typing import Any, Protocol
 
@@ -34,11 +35,13 @@ class Guest:
     """One guest process.  copy_to: the waiting guest at the other end of its outgoing copy.
     by_hand: brought or started by other hands; migrated: brought by them from another host;
     loading: all its memory is here, it runs soon; forced: its copy ends in post-copy;
-    fetched_from: the guest whose memory it still fetches; fetched: it went on elsewhere so."""
+    fetched_from: the guest whose memory it still fetches; fetched: it went on elsewhere so.
+    held: it was not running when it was copied, or is not to run; arrived: so it came, and nobody
+    has said yet that it is to be kept."""
 
     __slots__ = (
-        "_life", "at", "by_hand", "copy_to", "fetched", "fetched_from", "forced", "loading",
-        "migrated", "port", "value", "vm",
+        "_life", "arrived", "at", "by_hand", "copy_to", "fetched", "fetched_from", "forced", "held",
+        "loading", "migrated", "port", "value", "vm",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +52,7 @@ class Guest:
         self.loading = self.migrated = self.forced = self.fetched = False
         self.fetched_from: Guest | None = None
         self.value = 0
+        self.held = self.arrived = False
         self._life = life
 
     @property
@@ -196,6 +200,13 @@ class Hypervisor(FakeCheckpoints):
     def new_daemon(self) -> None:
         """What the last one was about to start is not started any more: it was its child."""
         self._daemon += 1
+        for guest in self.guests.values():
+            if guest.arrived:
+                self._later(self._pace.order_s, partial(self._tell_arrived, guest))
+
+    def _tell_arrived(self, guest: Guest) -> None:
+        if self.guests.get(guest.vm) is guest and guest.arrived:
+            self._report(guest.vm, "resumed", {"held": True})
 
     def _carry_out(self, order: HypervisorOrder, powered: int, daemon: int) -> None:
         starts = order.order in (
@@ -215,8 +226,11 @@ class Hypervisor(FakeCheckpoints):
 
     def _start(self, vm: VmKey, arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
         guest = self.guests.get(vm)
-        if guest is not None and guest.life is not Life.RUNNING:
+        held = arguments.get("held", False)
+        if guest is not None and guest.life is not (Life.PAUSED if held else Life.RUNNING):
             return {}, f"it lives here already: {guest.life.value}"
+        if guest is None and held:
+            guest = self.guests[vm] = Guest(vm, Life.PAUSED, self)
         if guest is None:
             self.guests[vm] = Guest(vm, Life.RUNNING, self)
             self._later(0.0, lambda: self._report(vm, "started", {}))
@@ -253,7 +267,13 @@ class Hypervisor(FakeCheckpoints):
         if guest.fetched:
             return {}, "it went on elsewhere in post-copy"
         guest.life, guest.copy_to = Life.RUNNING, None
+        guest.held = guest.arrived = False
         return None
+
+    def _keep(self, vm: VmKey, arguments: dict[str, Any]) -> None:
+        guest = self.guests.get(vm)
+        if guest is not None and guest.life is not Life.WAITING:
+            guest.life, guest.copy_to, guest.arrived = Life.PAUSED, None, False
 
     def _prepare_incoming(
         self, vm: VmKey, arguments: dict[str, Any]
@@ -270,8 +290,8 @@ class Hypervisor(FakeCheckpoints):
 
     def _copy_out(self, vm: VmKey, arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
         guest = self.guests.get(vm)
-        if guest is None or guest.life is not Life.RUNNING:
-            return {}, "no guest runs here"
+        if guest is None or guest.life not in (Life.RUNNING, Life.PAUSED):
+            return {}, "no guest is here that could be copied"
         waiting = self._find(arguments["address"], arguments["port"])
         if waiting is None:
             return {}, "connection refused"
@@ -279,6 +299,7 @@ class Hypervisor(FakeCheckpoints):
             return {}, "it went on elsewhere in post-copy"
         guest.copy_to = waiting
         guest.forced = arguments.get("terms", NO_TERMS).forces
+        guest.held = guest.life is Life.PAUSED
         self._later(self._pace.copy_s, lambda: self._stage(guest, waiting, "copy"))
         return None
 
@@ -308,7 +329,7 @@ class Hypervisor(FakeCheckpoints):
         guest = self.guests.get(vm)
         if guest is None:
             return
-        if guest.life is Life.WAITING:
+        if guest.life is Life.WAITING or guest.arrived:
             del self.guests[vm]
         elif guest.copy_to is not None and not guest.fetched:
             self._break(guest, "cancelled")
@@ -379,6 +400,7 @@ class Hypervisor(FakeCheckpoints):
         else:
             guest.copy_to = None
             self._report(guest.vm, "completed", {"downtime_ms": 10})
+            waiting.held = guest.held
             waiting.at.load(waiting)
 
     def _fetched(self, guest: Guest, heir: Guest) -> None:
@@ -410,14 +432,16 @@ class Hypervisor(FakeCheckpoints):
             del self.guests[guest.vm]
             self._report(guest.vm, "failed", {"reason": "broken at load", "running": False})
             return
-        guest.life, guest.loading = Life.RUNNING, False
-        self._report(guest.vm, "resumed", {})
+        guest.life, guest.loading = Life.PAUSED if guest.held else Life.RUNNING, False
+        guest.arrived = guest.held
+        self._report(guest.vm, "resumed", {"held": True} if guest.held else {})
 
     def _break(self, guest: Guest, reason: str) -> None:
         """The copy is over and the guest runs on here; the waiting one ends with it."""
         waiting, guest.copy_to = guest.copy_to, None
-        guest.life = Life.RUNNING
-        self._report(guest.vm, "failed", {"reason": reason, "running": True})
+        guest.life = Life.PAUSED if guest.held else Life.RUNNING
+        running = not guest.held
+        self._report(guest.vm, "failed", {"reason": reason, "running": running})
         if waiting is not None:
             waiting.at.lost_source(waiting)
 

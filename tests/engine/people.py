@@ -120,10 +120,10 @@ class People(Pump):
         finally:
             self._pump(self.nodes[MANAGER])
 
-    def move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> str:
+    def move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "") -> str:
         """Begin a move; returns its id.  MoveRefused comes through."""
         try:
-            move = self.manager.start_move(vm, to, self.now, 0, terms)
+            move = self.manager.start_move(vm, to, self.now, 0, terms, mode)
         finally:
             self._pump(self.nodes[MANAGER])
         return move.move_id

@@ -103,8 +103,8 @@ def test_a_ticket_that_was_taken_back_registers_nothing() -> None:
 def test_a_vm_that_does_not_run_is_not_moved_hot_and_says_what_to_do() -> None:
     world = a_world("start")
     with pytest.raises(MoveRefused, match="is stopped") as refused:
-        world.move(VM, "b")
-    assert "vmmob vm" in refused.value.remedy
+        world.move(VM, "b", mode="hot")
+    assert "--mode cold" in refused.value.remedy
 
 
 def test_an_order_waits_for_no_move_and_no_move_for_an_order() -> None:

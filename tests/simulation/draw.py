@@ -74,7 +74,9 @@ class _Draw:
         self._manager_loses_records()
         hosts = drawn(self.seed, self.nves, until)
         shared = DrawGroups(self.seed, self.nves, self.vms, until, self.operations)
-        ours = [vm for vm in self.vms if vm not in self.by_hand]
+        # (A member of a group that is stopped has its taps, and so what its own NVE sends to it.)
+        shares = {vm for group in shared.groups for vm in group.split(",")}
+        ours = [vm for vm in self.vms if vm not in self.by_hand and vm not in shares]
         guests = DrawGuests(self.seed, self.nves, ours, until)
         forgets = any("lose-manager" in (o.verb, *o.words) for o in self.operations)
         guarded = () if forgets or guests.operations or shared.operations else tuple(ours)

@@ -15,6 +15,8 @@ from tests.simulation.schedule import Operation
 
 SHARE = 0.6  # of the schedules
 THERE = "there"
+ORDERS = ("start", "stop", "pause", "resume", "keep", "copy-out", "prepare-incoming", "cancel")
+STAGES = ("copy", "moment", "switch", "load")
 PAIRS = (("stop", "start"), ("suspend", "resume"), ("suspend", "stop"), ("stop", "start"))
 
 
@@ -40,6 +42,14 @@ class DrawGuests:
             self._add(at + after, "guest", second, vm, *(force if second == "stop" else ()))
             if self._chance.random() < 0.15:
                 self._add(at + after + 1.0, "guest", "delete", vm, "force")
+        if self._chance.random() < 0.5:  # moved as it is, between the two
+            self._add(
+                at + self._chance.choice((0.0, 0.2)), "move", vm, self._chance.choice(self._nves)
+            )
+        if self._chance.random() < 0.3:
+            cold = self._chance.uniform(0.5, self._until)
+            self._add(cold, "move", vm, self._chance.choice(self._nves), "cold")
+            self._fault(vm, cold)
         for _ in range(self._chance.choice((0, 1, 1, 2))):
             self._fault(vm, at)
 
@@ -58,7 +68,9 @@ class DrawGuests:
                 ("start", vm, nve),
                 ("stop", vm, THERE),
                 ("kill", vm, THERE),
-                ("fail-order", nve, self._chance.choice(("start", "stop", "pause", "resume"))),
+                ("fail-order", nve, self._chance.choice(ORDERS)),
+                ("break", nve, self._chance.choice(STAGES)),
+                ("abort", vm),
             )
         )
         self._add(at, verb, *words)

@@ -75,6 +75,8 @@ def check(world: World, fates: Fates) -> None:
     for vm in sorted(set(world.interfaces) - open_still):
         places = safety.running(world, vm)
         binding = manager.cache.bindings.get(vm)
+        if binding is not None and not fates.manager_forgot:
+            _check_awake(world, vm, binding)
         if binding is not None and binding.guest is not GuestState.RUNNING:
             if not binding.lost:
                 _check_bound(world, vm, binding)
@@ -87,6 +89,16 @@ def check(world: World, fates: Fates) -> None:
             _check_forgotten(world, vm)
         elif places and not safety.has_failed(manager, binding):
             _check_bound(world, vm, binding)
+
+
+def _check_awake(world: World, vm: VmKey, binding: Binding) -> None:
+    """A guest that was suspended for a move alone goes on when that has ended."""
+    if binding.guest is not GuestState.SUSPENDED or binding.guest_error or binding.lost:
+        return
+    for move in world.manager.moves.values():
+        ended = move.vm == vm and move.wakes and move.ok is not None
+        if ended and max(binding.guest_epoch, binding.epoch) <= max(move.epoch, move.back_epoch):
+            raise Violation("left suspended", f"{vm} at {binding.nve.nve_id}: {move.reason}")
 
 
 def _check_bound(world: World, vm: VmKey, binding: Binding) -> None:

@@ -18,12 +18,13 @@ from tests.simulation.draw import draw
 from tests.simulation.mutations import MUTANTS as OTHER_MUTANTS
 from tests.simulation.mutations_fabric import FABRIC_MUTANTS
 from tests.simulation.mutations_groups import GROUP_MUTANTS
+from tests.simulation.mutations_guests import GUEST_MUTANTS
 from tests.simulation.runner import run
 from tests.simulation.schedule import Schedule, parse
 
 __all__ = ["KNOWN", "MUTANTS", "applied", "find", "hunt"]
 
-MUTANTS = {**OTHER_MUTANTS, **FABRIC_MUTANTS, **GROUP_MUTANTS}
+MUTANTS = {**OTHER_MUTANTS, **FABRIC_MUTANTS, **GROUP_MUTANTS, **GUEST_MUTANTS}
 
 # Mutant -> the seed of a schedule that kills it (`make simulate MUTANTS=1` prints them).
 KNOWN: dict[str, int] = {
@@ -34,23 +35,23 @@ KNOWN: dict[str, int] = {
     "go on with a full disk": 90,
     "forget moves at a restart": 223,
     "leave moves at a restart": 9,
-    "forget the turn at a restart": 41,
-    "relay a relayed packet": 1,
-    "switch before it delivers": 0,
+    "forget the turn at a restart": 88,
+    "relay a relayed packet": 4,
+    "switch before it delivers": 4,
     "stop before the redirect": 5,
     "turn back at once": 112,
     "turn back though it runs": 432,
     "give up before it has ended": 397,
     "boot before it is accepted": 1,
     "grant without asking": 1,
-    "take silence for death": 106,
+    "take silence for death": 1,
     "ask nobody after a loss": 102,
     "take replayed datagrams": 231,
     "serving NVE lets go first": 807,
     "a chain, not a star": 4,
-    "drain alone": 0,
-    "drain on silence alone": 11,
-    "skip the gate": 104,
+    "drain alone": 4,
+    "drain on silence alone": 41,
+    "skip the gate": 5,
     "say it once": 1,
     "never withdraw": 2,
     "drain though a router leads there": 6,
@@ -58,6 +59,11 @@ KNOWN: dict[str, int] = {
     "tell no router of members": 3,
     "lead to members far away": 3,
     "a group is blind to its moves": 46,
+    "confirm before it has stopped": 0,
+    "boot what was stopped": 0,
+    "keep nothing": 0,
+    "forget what it is": 0,
+    "leave it suspended": 1,
 }
 
 

@@ -288,10 +288,10 @@ class Operations(FabricOperations, HostOperations, ProtectionOperations):
 
     def do_force_move(self, vm: str, to: str) -> None:
         """One that ends in post-copy."""
-        self.do_move(vm, to, FORCED)
+        self.do_move(vm, to, terms=FORCED)
 
-    def do_move(self, vm: str, to: str, terms: MoveTerms = NO_TERMS) -> None:
-        """Where the VM is there already, to the next NVE."""
+    def do_move(self, vm: str, to: str, mode: str = "", terms: MoveTerms = NO_TERMS) -> None:
+        """Where the VM is there already, to the next NVE.  One that does not run moves cold."""
         manager = self._manager()
         if manager is not None:
             binding = manager.cache.bindings.get(vm_key(vm))
@@ -299,7 +299,7 @@ class Operations(FabricOperations, HostOperations, ProtectionOperations):
                 nves = self.schedule.nves
                 to = nves[nves.index(to) - 1]
             try:
-                self.world.move(vm_key(vm), to, terms)
+                self.world.move(vm_key(vm), to, terms, mode)
             except CommandRefused:
                 self.hit("move refused", MANAGER)
 

@@ -262,6 +262,7 @@ class FakeManager(FakeEvents, FakeDrains, FakeProtections):
         self.waiting = asyncio.Event()
         self.compared: dict[str, Any] = {"checked": 3, "drift": [], "repaired": 0, "unanswered": []}
         self.pause_s = 0.0
+        self.modes: list[str] = []
         self.ordered: list[tuple[str, bool, int | None]] = []
         self.records: dict[VmKey, dict[str, Any]] = {}
         self.raised: list[dict[str, Any]] = []
@@ -420,7 +421,10 @@ class FakeManager(FakeEvents, FakeDrains, FakeProtections):
     def move(self, id: str) -> dict[str, Any] | None:
         return next((move for move in self.started if move["id"] == id), None)
 
-    async def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> dict[str, Any]:
+    async def start_move(
+        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = ""
+    ) -> dict[str, Any]:
+        self.modes.append(mode)
         if to == "nve-a":
             raise Conflict("the VM is at nve-a already", "name another NVE")
         if to == "down":

@@ -43,7 +43,9 @@ class SlowHypervisor(FakeHypervisor):
         self.notes: list[str] = []
         self.ports: list[str] = []
 
-    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+    async def start(
+        self, definition: VmDefinition, ports: Sequence[str], *, held: bool = False
+    ) -> None:
         self.notes.append(f"begin start {definition.vm.vm_id}")
         self.ports = list(ports)
         await self.gate.wait()

@@ -26,6 +26,8 @@ from vmmobility.lab.step_types import (
 )
 
 HEAD = 'fabric = "three-racks-light"\n'
+# Their VM does not run while it is moved, by commands; what reaches it is judged after its start.
+COLD = {"cold-move", "cold-move-light"}
 AWAY = {
     "unmanaged-move",
     "unmanaged-inter-dc",
@@ -51,10 +53,10 @@ def test_every_built_in_scenario_is_right_and_judges(name):
     found = scenarios.load_scenario(scenarios.find(name))
     assert found.description
     judged = {step.what for step in found.steps if isinstance(step, Assertion)}
-    assert {"no-loss", "no-broken-tcp"} <= judged
+    assert {"no-loss", "no-broken-tcp"} <= judged or name in COLD
 
 
-@pytest.mark.parametrize("name", sorted(set(scenarios.built_in()) - AWAY - SHARED))
+@pytest.mark.parametrize("name", sorted(set(scenarios.built_in()) - AWAY - SHARED - COLD))
 def test_scenarios_that_the_manager_moves_in_end_at_home(name):
     found = scenarios.load_scenario(scenarios.find(name))
     assert [move.to for move in found.moves()][-1] == found.fabric.vm("vm1").home

@@ -260,8 +260,10 @@ class ManagerClient(_Client):
             answer = self._ask("GET", f"{path}?wait={wait_s:g}", timeout_s=ANSWER_S + wait_s)
         return answer
 
-    def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> Json:
+    def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "") -> Json:
+        """mode: "hot", "cold"; "": by what its guest is."""
         body = {"vm": vm.vm_id, "vni": vm.vni, "to": to, **terms_to_json(terms)}
+        body |= {"mode": mode} if mode else {}
         answer: Json = self._ask("POST", "/v1/moves", json=body)
         return answer
 

@@ -272,10 +272,11 @@ class ManagerRoutes(
         vm = http.vm_key(body.get("vm"), body.get("vni", 0))
         to = http.name_of(body.get("to"), "to", "give the destination's name")
         try:
+            mode = str(body.pop("mode", ""))
             terms = move_terms.terms_from_json(body)
         except ValueError as error:
             raise BadRequest(f"terms of a move: {error}", "see docs/architecture.md, API") from None
-        return JSONResponse(await self._service.start_move(vm, to, terms), 202)
+        return JSONResponse(await self._service.start_move(vm, to, terms, mode), 202)
 
     @declared(
         "POST",

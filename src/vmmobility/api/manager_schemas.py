@@ -100,7 +100,7 @@ MOVE = named(
         }
     ),
 )
-NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI, **_TERMS})
+NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI, "mode": choice("hot", "cold"), **_TERMS})
 
 _RESOURCES = {"vcpus": COUNT, "memory_mib": COUNT, "storage_mib": COUNT, "threads": COUNT}
 _PLACEMENT = {"nves": listed(NAME), "dc": TEXT, "anti_affinity": listed(NAME)}

@@ -151,8 +151,10 @@ class ManagerService(DrainService, EventService, ProtectionService, Protocol):
 
     def move(self, id: str) -> Json | None: ...
 
-    async def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> Json:
-        """The new move, once it is durable."""
+    async def start_move(
+        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = ""
+    ) -> Json:
+        """The new move, once it is durable.  mode: "hot", "cold"; "": by the guest's state."""
 
     async def abort_move(self, id: str) -> Json:
         """The move, once it is durable that it is being given up."""

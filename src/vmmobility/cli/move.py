@@ -59,7 +59,7 @@ class _Move(DefaultCommand):
 
 @click.group(cls=_Move, subcommand_metavar="VM NVE | list | show MOVE | watch MOVE | abort MOVE")
 def move() -> None:
-    """Move a running VM to another NVE, follow moves, or give one up.
+    """Move a VM to another NVE, follow moves, or give one up.
 
     `vmmob move VM NVE --help` shows more.  A VM that is called like a command is written with its
     VNI: 0/abort, 0/list.
@@ -69,15 +69,15 @@ def move() -> None:
 @move.command(START)
 @click.argument("name", metavar="VM", type=VM_NAME)
 @click.argument("to", metavar="NVE")
-@click.option("--wait", is_flag=True, help="Wait for the end and show the phases.")
-@wait_timeout_option
 @click.option(
     "--mode",
-    type=click.Choice(["hot", "warm"]),
-    default="hot",
-    show_default=True,
-    help="warm: to its standby, with one last checkpoint (`vmmob vm protect`).",
+    type=click.Choice(["hot", "warm", "cold"]),
+    help="hot: while it runs.  cold: one that is suspended or stopped stays so where it comes to "
+    "be; one that runs is suspended for the move and goes on there.  warm: to its standby, with "
+    "one last checkpoint (`vmmob vm protect`).  Unless given: hot or cold, by its state.",
 )
+@click.option("--wait", is_flag=True, help="Wait for the end and show the phases.")
+@wait_timeout_option
 @terms_options
 @vni_option
 @manager_socket
@@ -85,15 +85,15 @@ def move() -> None:
 def start(
     name: VmKey,
     to: str,
+    mode: str | None,
     wait: bool,
     wait_s: float | None,
-    mode: str,
     terms: MoveTerms,
     vni: int | None,
     socket_path: Path,
     json_output: bool,
 ) -> None:
-    """Move a running VM to another NVE."""
+    """Move a VM to another NVE."""
     if mode == "warm":
         limit_s = wait_s if wait_s is not None else (WARM_WAIT_S if wait else None)
         with ManagerClient(socket_path) as client:
@@ -102,7 +102,7 @@ def start(
             output.print_json(found)
         return
     with ManagerClient(socket_path) as client:
-        begun = client.start_move(chosen_vm(name, vni), to, terms)
+        begun = client.start_move(chosen_vm(name, vni), to, terms, mode or "")
         if not json_output:
             click.echo(f"move {which(begun)}")
         if wait or wait_s is not None:

@@ -28,7 +28,7 @@ Done = Callable[[VmKey, Order, Mapping[str, Any], str], None]
 # What needs nothing to be done where nothing was ever brought up.
 IN_VAIN = (Order.STOP, Order.CANCEL, Order.UNWATCH, Order.UNPROTECT, Order.DROP_STANDBY)
 BRINGING_UP = (
-    Order.START, Order.PREPARE_INCOMING, Order.WATCH, Order.RECEIVE, Order.ACTIVATE
+    Order.START, Order.KEEP, Order.PREPARE_INCOMING, Order.WATCH, Order.RECEIVE, Order.ACTIVATE
 )  # fmt: skip
 
 
@@ -259,8 +259,12 @@ class HypervisorDesk:
         if order.order is Order.WATCH:
             await hypervisor.watch(definition, ports)
             return {"ports": ports}
+        held = {"held": True} if order.arguments.get("held") else {}
         if order.order is Order.START:
-            await hypervisor.start(definition, ports)
+            await hypervisor.start(definition, ports, **held)
+            return {}
+        if order.order is Order.KEEP:
+            await hypervisor.keep(definition)
             return {}
         if order.order is Order.ACTIVATE:
             await hypervisor.activate(definition, ports)
@@ -272,7 +276,7 @@ class HypervisorDesk:
             return {"address": address, "port": port, "token": token, "number": number}
         terms = order.arguments.get("terms", NO_TERMS)
         address, port = await hypervisor.prepare_incoming(
-            definition, ports, order.arguments["address"], terms
+            definition, ports, order.arguments["address"], terms, **held
         )
         return {"address": address, "port": port}
 

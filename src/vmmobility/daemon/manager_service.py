@@ -184,9 +184,11 @@ class Manager(DrainService, ProtectionService):
         move = self._engine.moves.get(id)
         return None if move is None else move_view(move)
 
-    async def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS) -> dict[str, Any]:
+    async def start_move(
+        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = ""
+    ) -> dict[str, Any]:
         move = self._command(
-            lambda now: self._engine.start_move(vm, to, now, time.time_ns(), terms)
+            lambda now: self._engine.start_move(vm, to, now, time.time_ns(), terms, mode)
         )
         return move_view(move)
 
@@ -377,7 +379,7 @@ def move_view(move: Move) -> dict[str, Any]:
         "vm": move.vm.vm_id,
         "from": move.source.nve_id,
         "to": move.destination.nve_id,
-        "mode": "hot",
+        "mode": move.mode,
         "state": move.state.value,
         "ok": move.ok,
         "reason": move.reason,

@@ -120,6 +120,11 @@ class Binding:
         return "serving"
 
     @property
+    def is_cold(self) -> bool:
+        """Whether it came where it is by a cold move."""
+        return self.mobility is Mobility.COLD
+
+    @property
     def previous_nves(self) -> tuple[Nve, ...]:
         return tuple(p.nve for p in self.previous.values())
 

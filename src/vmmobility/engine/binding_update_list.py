@@ -249,6 +249,11 @@ class Entry:
         return max(self.epoch, self.move_epoch)
 
     @property
+    def resting(self) -> Phase:
+        """Its phase at the serving NVE when no move is under way."""
+        return Phase.SERVING if self.guest is GuestState.RUNNING else Phase.STOPPED
+
+    @property
     def words(self) -> str:
         """Where it stands, for people: of a VM that does not run, what its guest is."""
         named = self.guest if self.phase is Phase.STOPPED else self.phase

@@ -23,6 +23,7 @@ from vmmobility.engine.binding_cache import (
 from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.channel import Channel, Peer, Received
 from vmmobility.engine.manager_checks import ManagerChecks
+from vmmobility.engine.manager_cold import ManagerCold
 from vmmobility.engine.manager_contests import ManagerContests
 from vmmobility.engine.manager_drains import ManagerDrains
 from vmmobility.engine.manager_groups import ManagerGroups
@@ -83,6 +84,7 @@ class ManagerEngine(
     ManagerLifecycle,
     ManagerMoves,
     ManagerDrains,
+    ManagerCold,
     ManagerGuests,
     ManagerProvision,
     ManagerRedirects,

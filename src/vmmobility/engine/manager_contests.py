@@ -15,8 +15,8 @@ from vmmobility.engine.admission import MAX_PREVIOUS
 from vmmobility.engine.manager_checks import HOLDS
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message
-from vmmobility.wire.options import Epoch, Guest, PhaseOption, Route, ServingNve
-from vmmobility.wire.registry import GuestLife, Phase, Role, RouteState, Status
+from vmmobility.wire.options import Epoch, Guest, GuestStateOption, PhaseOption, Route, ServingNve
+from vmmobility.wire.registry import GuestLife, GuestState, Phase, Role, RouteState, Status
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ class ManagerContests:
             why = f"{incumbent}, which serves it, does not answer"
             self._reject(received, Status.TRY_AGAIN, why)
             return
-        if asker in RUNS and _moved_there(received.message, reply):
+        has_it = asker in RUNS or _is_held(received.message)
+        if has_it and _moved_there(received.message, reply):
             self._take_over(received, binding, now)
         elif _life(reply) in CANNOT_RUN:
             if asker is GuestLife.NONE and self._in_doubt(binding, reply, now):
@@ -222,6 +223,12 @@ class ManagerContests:
             self._take_over(received, binding, now)
         else:
             self._take(received, binding, now)
+
+
+def _is_held(attach: Message) -> bool:
+    """Whether the asker has the VM, and its guest does not run."""
+    told = attach.find(GuestStateOption)
+    return told is not None and told.state in (GuestState.SUSPENDED, GuestState.STOPPED)
 
 
 def _moved_there(attach: Message, incumbent: Message) -> bool:

@@ -75,6 +75,8 @@ class ManagerGuests:
         provisions: dict[VmKey, Provision]
         cancel_provision: Callable[[VmKey], None]
         _current: dict[VmKey, Move]
+        _guest_settled: Callable[..., None]
+        _settle_groups: Callable[..., None]
         _save_binding: Callable[[Binding], None]
         _redirect_previous: Callable[[Binding, float], None]
         _try_removal: Callable[[Binding, float], None]
@@ -215,6 +217,7 @@ class ManagerGuests:
             self._note_guest(binding, reply)
             self._save_binding(binding)
             self._guest_event("guest.refused", binding, order.state, binding.guest_error)
+            self._guest_settled(binding, now, binding.guest_error)
             return
         if order.state is GuestState.NONE:
             if not binding.ending:  # its NVE had nothing of it
@@ -226,7 +229,9 @@ class ManagerGuests:
         binding.guest, binding.guest_epoch, binding.guest_error = order.state, order.epoch, ""
         self._save_binding(binding)
         self._guest_event("guest.state", binding, order.state)
+        self._settle_groups(now, binding.nve.nve_id)
         self._guest_changed(binding, now)
+        self._guest_settled(binding, now)
 
     def _note_guest(self, binding: Binding, message: Message) -> bool:
         """What the NVE says of the guest; whether that is news.  While an order is under way, and
@@ -251,6 +256,7 @@ class ManagerGuests:
             self._save_binding(binding)
             if binding.guest is not before:
                 self._guest_event("guest.state", binding, binding.guest)
+                self._settle_groups(now, binding.nve.nve_id)
                 self._guest_changed(binding, now)
 
     def _guest_bound(self, binding: Binding, old: Binding | None, message: Message) -> None:

@@ -49,6 +49,8 @@ class Move:
     sure:    begun in this manager's life, or its source has told since that it has not switched;
              one that was set back into a move would else turn it back though its guest runs
     terms:   what whoever asked for it has asked besides
+    mode:    "hot", or "cold": the guest does not run while it is moved
+    wakes:   it ran, was suspended for the move, and is let go on where it is then
     progress: how far its copies have come, in octets, as the source said last (not durable)
     """
 
@@ -74,6 +76,8 @@ class Move:
     release: Release = Release.HOLDING
     silent: frozenset[str] = frozenset()
     terms: MoveTerms = NO_TERMS
+    mode: str = "hot"
+    wakes: bool = False
     progress: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -128,6 +132,8 @@ def move_to_json(move: Move) -> dict[str, Any]:
         "home": move.home,
         "relaying": move.relaying,
         "release": move.release.value,
+        "mode": move.mode,
+        "wakes": move.wakes,
         "terms": terms_to_json(move.terms),
     }
 
@@ -153,5 +159,7 @@ def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
         home=value.get("home", False),
         relaying=value.get("relaying", False),
         release=Release(value.get("release", 0)),
+        mode=value.get("mode", "hot"),
+        wakes=value.get("wakes", False),
         terms=terms_from_json(value.get("terms", {})),
     )

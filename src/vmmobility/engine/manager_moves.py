@@ -44,6 +44,7 @@ KEPT_MOVES = 1000  # ended moves that `vmmob move list` still knows
 
 # What people read when a state is entered (docs/architecture.md, Events).
 PHASE_NAMES = {
+    MoveState.SUSPENDING: "suspending",
     MoveState.PREPARING: "ticketed",
     MoveState.COPYING: "prepared",
     MoveState.ANNOUNCING: "announcing",
@@ -84,6 +85,9 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         _is_led_to: Callable[[VmKey, Peer, float], bool]
         _redirect_anew: Callable[[VmKey, str, float], None]
         _try_gate: Callable[[Move, float], None]
+        _mode_of: Callable[[Binding, str], str]
+        _ask_suspend: Callable[[Move, float], None]
+        _wake: Callable[[Move, float], None]
         _move_over_limit: Callable[[Binding, str], str]
         _mate_there: Callable[[VmKey, str], tuple[Status, str] | None]
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
@@ -99,14 +103,23 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
     # ---- people --------------------------------------------------------------------------------
 
     def start_move(
-        self, vm: VmKey, to: str, now: float, wall_ns: int, terms: MoveTerms = NO_TERMS
+        self,
+        vm: VmKey,
+        to: str,
+        now: float,
+        wall_ns: int,
+        terms: MoveTerms = NO_TERMS,
+        mode: str = "",
     ) -> Move:
-        """Begin a hot move; raises MoveRefused.  wall_ns is CLOCK_REALTIME, for display."""
+        """Begin a move; raises MoveRefused.  wall_ns is CLOCK_REALTIME, for display.  mode: "hot",
+        "cold", or "": by the guest's state."""
         try:
             check(terms)
         except ValueError as error:
             raise MoveRefused("bad-terms", str(error), "see `vmmob move VM NVE --help`") from None
         binding, peer = self._movable(vm, to)
+        mode = self._mode_of(binding, mode)
+        wakes = mode == "cold" and binding.guest is GuestState.RUNNING
         move = Move(
             f"{self.jitter.getrandbits(48):012x}",
             vm,
@@ -116,12 +129,14 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
             self._new_epoch(),
             started_ns=wall_ns,
             began=now,
-            cleared=False,
+            cleared=wakes,
             terms=terms,
+            mode=mode,
+            wakes=wakes,
         )
         self.moves[move.move_id] = self._current[vm] = move
         self._phase(move, "requested", now)
-        self._enter(move, MoveState.PREPARING, now)
+        self._enter(move, MoveState.SUSPENDING if wakes else MoveState.PREPARING, now)
         return move
 
     def _movable(self, vm: VmKey, to: str) -> tuple[Binding, Peer]:
@@ -151,8 +166,6 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
                 f"VM {vm} is already being moved to {other.destination.nve_id}",
                 f"wait for move {other.move_id}",
             )
-        if binding.order is not None or binding.guest is not GuestState.RUNNING:
-            self._refuse_held(binding)
         if binding.nve.nve_id == to:
             raise MoveRefused("conflict", f"VM {vm} is already at {to}", "choose another NVE")
         if vm in self.protected:
@@ -186,15 +199,6 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
                 "wait until they have drained, or move it back to one of them",
             )
         return binding, peer
-
-    @staticmethod
-    def _refuse_held(binding: Binding) -> None:
-        vm, order = binding.vm, binding.order
-        if order is not None:
-            what = f"VM {vm} is to be {order.state.name.lower()}, which is not done yet"
-            raise MoveRefused("conflict", what, "wait for that: see `vmmob vm show`")
-        remedy = "`vmmob vm resume` or `vmmob vm start` it first"
-        raise MoveRefused("conflict", f"VM {vm} is {binding.guest.name.lower()}", remedy)
 
     def abort_move(self, move: Move, now: float) -> None:
         """Give a move up; raises MoveRefused where that is too late or already under way."""
@@ -233,6 +237,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         move.deadline = None if state in FINAL else now + limit
         self._phase(move, PHASE_NAMES[state], now)
         enter: Callable[[Move, float], None] | None = {
+            MoveState.SUSPENDING: self._ask_suspend,
             MoveState.PREPARING: self._ask_prepare,
             MoveState.COPYING: self._ask_copy,
             MoveState.ANNOUNCING: self._prepare_fabric,
@@ -246,6 +251,8 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         }.get(state)
         if state is MoveState.DONE:
             move.cleared = True
+        elif state is MoveState.PREPARING:
+            move.cleared = False
         self._save_move(move)
         if enter is not None:
             enter(move, now)
@@ -267,6 +274,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
             del self._current[move.vm]
         self._drain_moved(now)
         binding = self.cache.bindings.get(move.vm)
+        self._wake(move, now)
         if not move.cleared:
             self._clear(move, now)
         if binding is not None:
@@ -368,6 +376,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
             self._measure(move, message)
             move.reason = ""  # whatever seemed to go wrong, it went well
             self._happen(move, Happening.ATTACHED, now)
+            self._wake(move, now)
 
     def _previous_acknowledged(
         self, binding: Binding, node: str, reply: Message, now: float
@@ -389,6 +398,8 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         last."""
         move = self._current.get(binding.vm)
         if move is None or move.state is not MoveState.REDIRECTING or binding.unacknowledged:
+            return
+        if not self._is_awake(move):
             return
         self._phase(move, "redirected", now)
         self._happen(move, Happening.ACKNOWLEDGED, now)

@@ -15,6 +15,7 @@ from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     Epoch,
     InterfaceGroup,
+    MobilityKind,
     PreviousNve,
     ServingNve,
     Sight,
@@ -22,6 +23,7 @@ from vmmobility.wire.options import (
 )
 from vmmobility.wire.registry import (
     LIFETIME_UNIT_S,
+    Mobility,
     Purpose,
     Status,
 )
@@ -80,6 +82,7 @@ class ManagerRedirects:
                     Epoch(binding.epoch),
                     *(PreviousNve(n) for n in others),
                     *((Sight(True, False),) if binding.fabric_direct else ()),
+                    *((MobilityKind(Mobility.COLD),) if binding.is_cold else ()),
                 ],
                 now,
                 partial(self._redirected, binding, peer.node_id, binding.epoch),

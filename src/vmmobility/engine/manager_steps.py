@@ -16,9 +16,7 @@ from vmmobility.wire.move_terms import NO_TERMS
 from vmmobility.wire.options import (
     Endpoint,
     Epoch,
-    GuestStateOption,
     InterfaceGroup,
-    MobilityKind,
     Option,
     PhaseOption,
     PreviousNve,
@@ -67,6 +65,8 @@ class ManagerSteps:
         def _save_binding(self, binding: Binding) -> None: ...
         def _new_epoch(self) -> int: ...
         def _follow_routes(self, binding: Binding, now: float) -> None: ...
+        def _is_awake(self, move: Move) -> bool: ...
+        def _held_options(self, move: Move, binding: Binding) -> tuple[Option, ...]: ...
         def _is_routed(self, move: Move) -> bool: ...
         def _redirects_on(self, move: Move, now: float) -> bool: ...
         def _announce(self, move: Move, now: float) -> None: ...
@@ -183,8 +183,7 @@ class ManagerSteps:
             *(InterfaceGroup(i) for i in binding.interfaces),
             *binding.mappings,
             *(PreviousNve(n) for n in (binding.nve, *previous)),
-            MobilityKind(binding.mobility),
-            *((GuestStateOption(binding.guest, binding.kept),) if binding.kept else ()),
+            *self._held_options(move, binding),
             *definition_options(binding.definition),
             *_terms(move),
         )
@@ -217,7 +216,7 @@ class ManagerSteps:
         self._withdraw(move, move.source)
         self._withdraw(move, move.destination)
         binding = self.cache.bindings.get(move.vm)
-        if binding is None or not binding.unacknowledged:
+        if binding is None or (not binding.unacknowledged and self._is_awake(move)):
             self._phase(move, "redirected", now)
             self._happen(move, Happening.ACKNOWLEDGED, now)
 

@@ -1,6 +1,7 @@
 """A move at the manager as a table: what each happening does to a move in each state.
 
-Forward, a hot move goes PREPARING, COPYING, ANNOUNCING, WITHDRAWING, DELIVERING, SWITCHING,
+A cold move of a VM that runs begins with SUSPENDING.  Forward, a move goes PREPARING, COPYING,
+ANNOUNCING, WITHDRAWING, DELIVERING, SWITCHING,
 REDIRECTING, DONE; where no router takes part ANNOUNCING and WITHDRAWING are passed over.  The
 destination relays before any router leads there: else it would send back to its router what the
 fabric brings early.
@@ -20,6 +21,7 @@ from enum import Enum
 class MoveState(Enum):
     """Where a move stands; durable before the next request leaves."""
 
+    SUSPENDING = "suspending"
     PREPARING = "preparing"
     COPYING = "copying"
     DELIVERING = "delivering"
@@ -66,6 +68,12 @@ class Step:
 _S, _H = MoveState, Happening
 
 TABLE: dict[tuple[MoveState, Happening], Step] = {
+    # a cold move of a VM that runs: until then nobody but the source has done anything
+    (_S.SUSPENDING, _H.ACCEPTED): Step(_S.PREPARING),
+    (_S.SUSPENDING, _H.REFUSED): Step(_S.ABORTED, "the guest was not suspended"),
+    (_S.SUSPENDING, _H.TIMEOUT): Step(_S.ABORTED, "the source does not answer"),
+    (_S.SUSPENDING, _H.ABORT): Step(_S.ABORTED, "given up"),
+    (_S.SUSPENDING, _H.VOIDED): Step(_S.ABORTED, "another attach was accepted"),
     # forward
     (_S.PREPARING, _H.ACCEPTED): Step(_S.COPYING),
     (_S.COPYING, _H.CONVERGED): Step(_S.ANNOUNCING),

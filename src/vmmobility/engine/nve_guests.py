@@ -15,7 +15,7 @@ from typing import Any
 from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
-from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.nve_parts import RESUMES, RETRY_S, NveParts
 from vmmobility.engine.outputs import Order
 from vmmobility.errors import DecodeError
 from vmmobility.wire.options import GuestStateOption, Option, Ticket
@@ -24,12 +24,14 @@ from vmmobility.wire.registry import GuestState, Phase, Purpose, Status
 _S = GuestState
 
 # What the hypervisor is told, to make of a guest that is held (or runs) what is wanted.
+# (KEEP: what is here is the VM's, whatever a copy was to become.  Of one that is stopped STOP comes
+# after it: its process was lent for a copy.)
 ORDERS = {
     (_S.RUNNING, _S.SUSPENDED): Order.PAUSE,
-    (_S.SUSPENDED, _S.SUSPENDED): Order.PAUSE,
+    (_S.SUSPENDED, _S.SUSPENDED): Order.KEEP,
     (_S.RUNNING, _S.STOPPED): Order.STOP,
     (_S.SUSPENDED, _S.STOPPED): Order.STOP,
-    (_S.STOPPED, _S.STOPPED): Order.STOP,
+    (_S.STOPPED, _S.STOPPED): Order.KEEP,
     (_S.SUSPENDED, _S.RUNNING): Order.RESUME,
     (_S.STOPPED, _S.RUNNING): Order.START,
 }
@@ -155,7 +157,9 @@ class NveGuests(NveParts):
 
     def _answer_guest(self, entry: Entry, status: Status, why: str = "") -> None:
         """The order that waits, if one does."""
-        if self._guest_waits(entry):
+        waits, held = entry.request, entry.phase is Phase.STOPPED
+        turns_back = held and waits is not None and waits.message.purpose is Purpose.SWITCH
+        if turns_back or self._guest_waits(entry):
             self._answer_waiting(entry, status, self._guest_options(entry), why)
 
     # ---- carrying them out ---------------------------------------------------------------------
@@ -164,7 +168,7 @@ class NveGuests(NveParts):
         """Durable, then ordered: a restart finds what is wanted (_recover_guest)."""
         entry.wanted, entry.settled = wanted, False
         order = ORDERS[entry.guest, wanted]
-        if order is Order.START:
+        if order in (Order.START, Order.KEEP):
             self._order(entry, order, definition=entry.definition)
         elif order is Order.STOP and entry.grace_s:
             self._order(entry, order, grace_s=entry.grace_s)
@@ -175,6 +179,7 @@ class NveGuests(NveParts):
         """The guest is so, and that is durable before anybody hears of it."""
         changed, entry.guest = entry.guest is not state, state
         entry.wanted, entry.settled, entry.grace_s = state, True, 0
+        entry.rolling_back, entry.resumes = False, 0
         entry.started = state is not GuestState.STOPPED
         entry.phase = Phase.SERVING if state is GuestState.RUNNING else Phase.STOPPED
         if entry.request is None:
@@ -188,17 +193,30 @@ class NveGuests(NveParts):
         """An order to the hypervisor has ended; whether it was one of these."""
         if entry.settled or entry.ending or entry.phase not in (Phase.SERVING, Phase.STOPPED):
             return False
-        if order is not ORDERS[entry.guest, entry.wanted]:
+        expected = ORDERS[entry.guest, entry.wanted]
+        lent = expected is Order.KEEP and entry.wanted is GuestState.STOPPED
+        if order is not expected and not (lent and order is Order.STOP):
             return False  # of an earlier one, which this one has overtaken
+        if order is Order.KEEP and lent and not error:
+            self._order(entry, Order.STOP)
+            return True
         if not error:
             wanted = entry.wanted
+            if wanted is GuestState.SUSPENDED and not entry.started:
+                self._memory_lost(entry)  # it went while its copy was on its way
+                wanted = GuestState.STOPPED
             self._settle(entry, wanted, now)
             if order is Order.START:
                 self._order(entry, Order.ANNOUNCE)
             return True
         entry.wanted, entry.settled, entry.grace_s = entry.guest, True, 0
-        self._answer_guest(entry, Status.HYPERVISOR_FAILURE, error)
         self._save(entry)
+        if order is Order.KEEP and entry.resumes < RESUMES:
+            # A whole copy is here: it is asked again before the manager hears that none is.
+            entry.rolling_back, entry.resumes = True, entry.resumes + 1
+            self._retry[entry.vm] = now + RETRY_S
+            return True
+        self._answer_guest(entry, Status.HYPERVISOR_FAILURE, error)
         return True
 
     def _ended_as_wished(self, entry: Entry, now: float) -> bool:
@@ -222,6 +240,19 @@ class NveGuests(NveParts):
                 return  # it is being booted: the order's end says how that went
             self._memory_lost(entry)
         self._settle(entry, GuestState.STOPPED, now)
+
+    def _held_copy_gone(self, entry: Entry, now: float) -> bool:
+        """The process of a VM that does not run, or is kept, is gone while it is copied: the copy
+        is over, and the VM stopped."""
+        copying = entry.phase in (Phase.COPYING, Phase.CONVERGED)
+        if not copying or (entry.guest is GuestState.RUNNING and not entry.kept):
+            return False
+        if entry.guest is not GuestState.STOPPED:
+            lost = entry.guest is GuestState.SUSPENDED
+            self._event("guest.memory-lost" if lost else "guest.ended", entry)
+        self._copy_failed(entry, {"reason": "the guest is gone"}, now)
+        self._settle(entry, GuestState.STOPPED, now)
+        return True
 
     def _memory_lost(self, entry: Entry) -> None:
         self._answer_guest(entry, Status.HYPERVISOR_FAILURE, "the suspended guest is gone")
@@ -258,7 +289,7 @@ class NveGuests(NveParts):
                 entry.wanted, entry.settled = GuestState.RUNNING, True
                 return False
             self._settle(entry, GuestState.STOPPED, now)
-        elif running is None:
+        elif running is None and entry.wanted is not GuestState.STOPPED:
             self._held_gone(entry, None, now)
         else:
             entry.grace_s = entry.grace_s if running else 0

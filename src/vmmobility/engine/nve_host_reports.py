@@ -74,7 +74,7 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
             self._prepared(entry, result, error, now)
         elif order is Order.COPY_OUT and entry.phase in (Phase.COPYING, Phase.CONVERGED):
             if error:
-                self._fail_request(entry, Phase.SERVING, Status.HYPERVISOR_FAILURE, error, now)
+                self._fail_request(entry, entry.resting, Status.HYPERVISOR_FAILURE, error, now)
             else:
                 self._answer_waiting(entry)
         elif error and order in (Order.SWITCH_OVER, Order.PROCEED):
@@ -99,6 +99,9 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
 
     def _start_done(self, entry: Entry, error: str, now: float) -> None:
         entry.booting = False
+        if entry.phase in (Phase.COPYING, Phase.CONVERGED):
+            entry.started = not error  # of a VM that is stopped: if it failed, so will the copy
+            return
         if entry.ending or entry.phase in (Phase.NONE, Phase.STOPPED):
             entry.started = (entry.ending or entry.phase is Phase.STOPPED) and not error
             return  # stopped meanwhile: that order follows
@@ -138,6 +141,8 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
         at = detail.get("server")
         if at is not None and at != entry.server and entry.phase is not Phase.RELOCATING:
             return  # of what is left at a server that it was at
+        if trigger is Trigger.RESUMED and detail.get("held") and entry.phase is Phase.FAILED:
+            return  # a copy that is being ended, and never runs
         unmanaged = trigger in (Trigger.ARRIVED, Trigger.DEPARTED)
         if trigger is not None and (entry.expected or not unmanaged):
             self._fire(entry, trigger, dict(detail), now)
@@ -170,6 +175,7 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
                 Order.PREPARE_INCOMING,
                 definition=entry.definition,
                 address=str(self._listen_address(entry)),
+                **({} if entry.guest is GuestState.RUNNING else {"held": True}),
                 **self._terms(entry.request),
             )
         elif entry.phase is Phase.DELIVERING:
@@ -192,6 +198,11 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
             entry.rolling_back = False
             self._order(entry, Order.CANCEL)
             self._order(entry, Order.RESUME)
+        elif entry.phase is Phase.STOPPED and entry.rolling_back:
+            entry.rolling_back = False
+            self._order(entry, Order.CANCEL)
+            self._pursue(entry, entry.guest)
+            self._save(entry)
         elif entry.phase in (Phase.NONE, Phase.ATTACHING):
             self._answer_waiting(entry)
             self._watch(entry)
@@ -205,7 +216,7 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
     def _data_plane_failed(self, entry: Entry, failure: str, now: float) -> None:
         if entry.unwatched:
             self._watch_done(entry, failure)
-        if entry.phase is Phase.SERVING and entry.rolling_back:
+        if entry.phase in (Phase.SERVING, Phase.STOPPED) and entry.rolling_back:
             return  # it is tried again: the destination must not turn before this node has
         if entry.phase is Phase.RELOCATING:
             self._relocation_applied(entry, failure)

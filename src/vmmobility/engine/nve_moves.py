@@ -17,7 +17,7 @@ from typing import Any
 from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
-from vmmobility.engine.nve_parts import RETRY_S
+from vmmobility.engine.nve_parts import RESUMES, RETRY_S
 from vmmobility.engine.nve_progress import NveProgress
 from vmmobility.engine.nve_redirects import NveRedirects
 from vmmobility.engine.nve_restart import NveRestart
@@ -29,6 +29,7 @@ from vmmobility.wire.options import (
     Endpoint,
     Epoch,
     GuestStateOption,
+    MobilityKind,
     MoveTerms,
     Option,
     PhaseOption,
@@ -37,9 +38,7 @@ from vmmobility.wire.options import (
     Ticket,
     VmId,
 )
-from vmmobility.wire.registry import Phase, Purpose, Status
-
-RESUMES = 3  # a guest that is to serve again is let go on so often once more, if that fails
+from vmmobility.wire.registry import GuestState, Mobility, Phase, Purpose, Status
 
 
 class NveMoves(NveRedirects, NveRestart, NveProgress):
@@ -55,6 +54,8 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         if phase is Phase.NONE:
             self._forget(entry)
             return
+        if phase is Phase.STOPPED:
+            self._pursue(entry, entry.guest)
         entry.started = entry.started or kept
         entry.unplugged = phase is Phase.REDIRECTING and not kept
         self._set_data_plane(entry)
@@ -100,7 +101,11 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         entry.measured = {}
         self._reset_guest(entry)
         told = message.find(GuestStateOption)
-        entry.kept = told is not None and told.kept
+        if told is not None and told.state is not GuestState.NONE:
+            entry.guest = entry.wanted = told.state
+            entry.kept = told.kept
+        kind = message.find(MobilityKind)
+        entry.mobility = kind.mobility if kind else Mobility.HOT
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
         self._set_data_plane(entry)
@@ -149,7 +154,8 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         self._attach(entry, now)
         # Section 5: "The virtual machine after the move sends IPv4 gratuitous Address Resolution
         # Protocol or IPv6 unsolicited Neighbor Advertisement message upstream."
-        self._order(entry, Order.ANNOUNCE)
+        if entry.guest is GuestState.RUNNING:
+            self._order(entry, Order.ANNOUNCE)
 
     def _incoming_failed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         """The waiting guest is dead and never ran; packets wait until the manager turns back."""
@@ -196,6 +202,8 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         entry.measured, entry.turned = {}, False
         self._await_with(entry, received)
         self._set_data_plane(entry)
+        if entry.guest is GuestState.STOPPED:  # a process that never runs lends its copying
+            self._order(entry, Order.START, definition=entry.definition, held=True)
         at: dict[str, Any] = {"address": str(endpoint.address), "port": endpoint.port}
         self._order(entry, Order.COPY_OUT, **at, **self._terms(received))
 
@@ -223,8 +231,11 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
     def _copy_failed(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         reason = str(detail.get("reason", "the copy broke"))
         self._end_progress(entry)
+        entry.phase = entry.resting
         self._set_data_plane(entry)
         self._order(entry, Order.CANCEL)
+        if entry.phase is Phase.STOPPED:
+            self._pursue(entry, entry.guest)
         if entry.request is not None:
             self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, reason=reason)
         self._report(entry, Phase.FAILED, now, reason)
@@ -239,6 +250,7 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
     def _roll_back(self, entry: Entry, received: Received, now: float) -> None:
         """Serve again: under a fresh epoch, before the destination turns (invariant 3)."""
         self._end_progress(entry)
+        entry.phase = entry.resting
         entry.epoch = received.message.epoch
         entry.granted = received.message.epoch
         sends = received.message.previous  # routers may still lead to the destination
@@ -263,6 +275,7 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
     def _serve_on(self, entry: Entry, _: None, now: float) -> None:
         """Nobody knows the move any more: packets come here again, and the next refresh makes this
         node attach anew."""
+        entry.phase = entry.resting
         entry.ticket, entry.turned, entry.target, entry.move_epoch = b"", False, None, 0
         entry.refresh_at = now
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vmmobility.wire.message import Message
 
 RETRY_S = 1.0  # what failed in the kernel or at the hypervisor is tried again after so long
+RESUMES = 3  # a guest that is to serve again is let go on so often once more, if that fails
 
 
 def _lies_in(prefix: Prefix, home: Prefix) -> bool:
@@ -91,6 +92,9 @@ class NveParts:
         _guest_options: Callable[[Entry], tuple[Option, ...]]
         _answer_guest: Callable[..., None]
         _guest_waits: Callable[[Entry], bool]
+        _copy_failed: Callable[[Entry, Mapping[str, Any], float], None]
+        _held_copy_gone: Callable[[Entry, float], bool]
+        _held_gone: Callable[[Entry, Any, float], None]
         _ended_as_wished: Callable[[Entry, float], bool]
         _reset_guest: Callable[[Entry], None]
         _pursue: Callable[[Entry, GuestState], None]

@@ -16,12 +16,13 @@ from vmmobility.engine.outputs import Order
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     Epoch,
+    MobilityKind,
     PhaseOption,
     ServingNve,
     Sight,
     VmId,
 )
-from vmmobility.wire.registry import Phase, Purpose
+from vmmobility.wire.registry import Mobility, Phase, Purpose
 from vmmobility.wire.values import VmKey
 
 
@@ -109,7 +110,8 @@ class NveRedirects(NveParts):
         Request message received from the management node"."""
         message = received.message
         serving = message.need(ServingNve).nve
-        was_local = entry.started
+        was_local, kind = entry.started, message.find(MobilityKind)
+        may_go = message.epoch > entry.epoch and not was_local
         entry.epoch, entry.granted, entry.move_epoch = message.epoch, 0, 0
         entry.target, entry.accept = serving, message.previous
         sight = message.find(Sight)
@@ -125,6 +127,11 @@ class NveRedirects(NveParts):
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
         self._watch_traffic(entry, now)
+        cold = kind is not None and kind.mobility is Mobility.COLD
+        if cold and may_go and entry.quiet_since is not None:
+            # Section 7.1: a cold move "allows all previous source NVEs to delete" their entries:
+            # nobody was there to be spoken to.  The manager is asked at once.
+            entry.quiet_since = now - self.settings.drain_s
 
     def _redirect_prepared(self, entry: Entry, received: Received, now: float) -> None:
         """Of the binding before the move: the relay keeps it.  Of one after it: the move is off."""

@@ -28,7 +28,15 @@ from vmmobility.wire.options import (
     Ticket,
     VmId,
 )
-from vmmobility.wire.registry import LIFETIME_UNIT_S, GuestLife, Mobility, Phase, Purpose, Status
+from vmmobility.wire.registry import (
+    LIFETIME_UNIT_S,
+    GuestLife,
+    GuestState,
+    Mobility,
+    Phase,
+    Purpose,
+    Status,
+)
 
 REMEDIES = {
     Status.BOUND_ELSEWHERE: "move it with `vmmob move`, or stop it there first",
@@ -95,7 +103,7 @@ class NveRegistration(NveParts):
             # What a manager that has lost its state must know again.
             options.extend([Epoch(entry.heeded)] if entry.heeded else [])
             options.extend(PreviousNve(nve) for nve in entry.accept)
-            if entry.arrived or (entry.started and entry.phase is not Phase.STOPPED):
+            if entry.arrived or (entry.started and entry.guest is GuestState.RUNNING):
                 options.append(Guest(entry.arrived or GuestLife.RUNNING))
         options.extend(self._measured_options(entry))
         self.channel.request(
@@ -127,6 +135,9 @@ class NveRegistration(NveParts):
             entry.refresh_at = None
             if not entry.started:
                 self._deregister(entry, now)
+        elif entry.guest is not GuestState.RUNNING:
+            entry.phase = Phase.STOPPED  # a VM that came suspended, or stopped, stays so
+            self._pursue(entry, entry.guest)
         elif entry.paused:
             self._order(
                 entry, Order.RESUME
@@ -313,6 +324,8 @@ class NveRegistration(NveParts):
     def _guest_gone(self, entry: Entry, _: Any, now: float) -> None:
         entry.started = False
         if entry.ending or self._ended_as_wished(entry, now):
+            return
+        if self._held_copy_gone(entry, now):
             return
         self._event("guest.lost", entry)
         if entry.arrived:

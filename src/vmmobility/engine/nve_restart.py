@@ -9,7 +9,7 @@ from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.nve_parts import RETRY_S, NveParts
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import Order
-from vmmobility.wire.registry import Phase
+from vmmobility.wire.registry import GuestState, Phase
 
 IDLE = (Phase.NONE, Phase.REDIRECTING)
 DEPARTED = Phase.DEPARTED
@@ -17,6 +17,12 @@ DEPARTED = Phase.DEPARTED
 
 class NveRestart(NveParts):
     """Recovery of entries; a part of NveEngine."""
+
+    def _recover_stopped(self, entry: Entry, running: bool | None, now: float) -> None:
+        """A VM that does not run, of which a copy was being made."""
+        entry.refresh_at = now
+        if running is None and entry.guest is GuestState.SUSPENDED:
+            self._held_gone(entry, None, now)
 
     def _recover(self, entry: Entry, running: bool | None, now: float) -> None:
         """After a restart.  running: True runs, False is held (waiting, paused, moved out), None
@@ -45,6 +51,9 @@ class NveRestart(NveParts):
             phase = entry.phase
         if entry.fenced and running:
             self._order(entry, Order.PAUSE)  # before anything else: its lease is not known
+        if phase is Phase.STOPPED:  # its copy was being made
+            self._recover_stopped(entry, running, now)
+            return
         if phase in (Phase.ATTACHING, Phase.SERVING):
             if entry.claiming and running is not None:
                 # Its own guest is booted once that is granted: what is here is what `_start` was

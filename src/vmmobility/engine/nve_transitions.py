@@ -66,7 +66,8 @@ class Otherwise(Enum):
 class Rule:
     """In these phases the trigger runs `action`, which leaves the entry in `becomes`.
 
-    becomes None: the action leaves the phase as it is, or finds it in the entry (fall_back).
+    becomes None: the action leaves the phase as it is, or finds it in the entry (fall_back; and, of
+    a VM that serves or is stopped, Entry.resting).
     """
 
     trigger: Trigger
@@ -85,14 +86,14 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.RELOCATE, "SERVING", "relocate", Phase.RELOCATING),
     _rule(Trigger.PREPARE_IN, "NONE REDIRECTING", "prepare_in", Phase.PREPARED),
     _rule(Trigger.PREPARE_IN, "PREPARED DELIVERING FAILED", "prepare_in_again", Phase.PREPARED),
-    _rule(Trigger.PREPARE_OUT, "SERVING", "prepare_out", Phase.COPYING),
+    _rule(Trigger.PREPARE_OUT, "SERVING STOPPED", "prepare_out", Phase.COPYING),
     _rule(Trigger.PREPARE_OUT, "COPYING CONVERGED", "acknowledge_again"),
     _rule(Trigger.RELAY, "PREPARED", "relay"),
     _rule(Trigger.DELIVER, "PREPARED", "deliver", Phase.DELIVERING),
     _rule(Trigger.DELIVER, "DELIVERING ATTACHING SERVING STOPPED", "acknowledge_again"),
     _rule(Trigger.TURN, "CONVERGED", "turn", Phase.SWITCHED),
     _rule(Trigger.TURN, "SWITCHED", "acknowledge_again"),
-    _rule(Trigger.ROLL_BACK, "SERVING COPYING CONVERGED SWITCHED", "roll_back", Phase.SERVING),
+    _rule(Trigger.ROLL_BACK, "SERVING COPYING CONVERGED SWITCHED STOPPED", "roll_back"),
     _rule(Trigger.GIVE_UP, "PREPARED DELIVERING FAILED", "give_up", Phase.FAILED),
     _rule(Trigger.GIVE_UP, "NONE REDIRECTING", "off_already"),
     _rule(Trigger.REDIRECT, "SWITCHED REDIRECTING NONE DEPARTED", "redirect", Phase.REDIRECTING),
@@ -126,7 +127,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.SUPERSEDED, "RELOCATING", "superseded_relocating", Phase.REDIRECTING),
     _rule(Trigger.UNKNOWN, "SERVING COPYING CONVERGED STOPPED RELOCATING", "attach_again"),
     _rule(Trigger.DRAIN_ACCEPTED, "SWITCHED REDIRECTING", "remove", Phase.NONE),
-    _rule(Trigger.FORGOTTEN, "SWITCHED", "serve_on", Phase.SERVING),
+    _rule(Trigger.FORGOTTEN, "SWITCHED", "serve_on"),
     _rule(Trigger.CONVERGED, "COPYING", "converged", Phase.CONVERGED),
     _rule(Trigger.CONVERGED, "RELOCATING", "relocation_converged"),
     _rule(Trigger.ABOUT_TO_STOP, "SWITCHED", "redirect_now"),
@@ -136,7 +137,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.GONE, "RELOCATING", "relocation_gone"),
     _rule(Trigger.RESUMED, "PREPARED DELIVERING FAILED", "resumed", Phase.ATTACHING),
     _rule(Trigger.FAILED, "PREPARED DELIVERING", "incoming_failed", Phase.FAILED),
-    _rule(Trigger.FAILED, "COPYING CONVERGED", "copy_failed", Phase.SERVING),
+    _rule(Trigger.FAILED, "COPYING CONVERGED", "copy_failed"),
     _rule(Trigger.FAILED, "SWITCHED", "switch_failed"),
     _rule(Trigger.GONE, "ATTACHING SERVING COPYING CONVERGED", "guest_gone"),
     _rule(Trigger.GONE, "STOPPED", "held_gone", Phase.STOPPED),

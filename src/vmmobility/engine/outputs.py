@@ -112,6 +112,7 @@ class Order(Enum):
     STOP = "stop"
     PAUSE = "pause"
     RESUME = "resume"
+    KEEP = "keep"
     PREPARE_INCOMING = "prepare-incoming"
     COPY_OUT = "copy-out"
     SWITCH_OVER = "switch-over"

@@ -39,3 +39,10 @@ def test_what_runs_is_deleted_only_with_force(vmmob: Vmmob, manager: FakeManager
 def test_nobody_asks_for_what_is_no_verb(vmmob: Vmmob, manager: FakeManager):
     assert vmmob("vm", "reboot", "vm1").code == 2
     assert vmmob("vm", "start", "vm1", "--force").code == 2
+
+
+def test_a_vm_is_moved_cold_if_people_say_so(vmmob: Vmmob, manager: FakeManager):
+    assert vmmob("move", "vm1", "nve-b", "--mode", "cold").code == 0
+    assert vmmob("move", "vm1", "nve-b").code == 0
+    assert vmmob("move", "vm1", "nve-b", "--mode", "warm-ish").code == 2
+    assert manager.modes == ["cold", ""]

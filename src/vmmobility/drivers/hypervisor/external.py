@@ -28,7 +28,12 @@ def _refuse(vm: VmKey) -> NoReturn:
 class RunByOthers:
     """What only a guest's owner does is refused."""
 
-    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+    async def start(
+        self, definition: VmDefinition, ports: Sequence[str], *, held: bool = False
+    ) -> None:
+        _refuse(definition.vm)
+
+    async def keep(self, definition: VmDefinition) -> None:
         _refuse(definition.vm)
 
     async def prepare_incoming(
@@ -37,6 +42,8 @@ class RunByOthers:
         ports: Sequence[str],
         listen_address: str,
         terms: MoveTerms = NO_TERMS,
+        *,
+        held: bool = False,
     ) -> tuple[str, int]:
         _refuse(definition.vm)
 

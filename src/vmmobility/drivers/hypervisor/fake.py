@@ -64,6 +64,8 @@ class _Guest:
     listening: tuple[str, int] | None = None
     target: tuple[str, int] | None = None
     phase: _Phase | None = None
+    held: bool = False
+    arrived: bool = False
     terms: MoveTerms = NO_TERMS
     forced: bool = False  # its time was up: it is moved in post-copy
     fetched: bool = False  # and was
@@ -98,18 +100,26 @@ class FakeHypervisor(FakeCheckpoints):
         self._may_fail("adopt", None)
         self._open = True
         known = [d.vm for d in definitions if d.vm in self._guests]
+        for vm in known:
+            if self._guests[vm].arrived:
+                self._report(vm, GuestEvent.RESUMED, {"held": True})
         return {vm: self._guests[vm].state is _State.RUNNING for vm in known}
 
-    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
-        """Boot the guest.  Reports STARTED."""
+    async def start(
+        self, definition: VmDefinition, ports: Sequence[str], *, held: bool = False
+    ) -> None:
+        """Boot the guest.  Reports STARTED, unless it is held."""
         self._may_fail("start", definition.vm)
         self._check_ports(definition, ports)
         guest = self._guests.get(definition.vm)
         if guest is not None and guest.state is _State.INCOMING:
             raise HypervisorError(f"{definition.vm}: it waits for an incoming copy")
-        if guest is not None and guest.state is not _State.RUNNING:
+        wanted = _State.PAUSED if held else _State.RUNNING
+        if guest is not None and guest.state is not wanted:
             raise HypervisorError(f"{definition.vm}: it lives here already: {guest.state.value}")
-        if guest is None:
+        if guest is None and held:
+            self._guests[definition.vm] = _Guest(definition, _State.PAUSED)
+        elif guest is None:
             self._guests[definition.vm] = _Guest(definition, _State.RUNNING)
             self._report(definition.vm, GuestEvent.STARTED)
 
@@ -131,6 +141,15 @@ class FakeHypervisor(FakeCheckpoints):
         if guest.state is _State.RUNNING:
             guest.state = _State.PAUSED
 
+    async def keep(self, definition: VmDefinition) -> None:
+        """It is the VM's, and does not run."""
+        self._may_fail("keep", definition.vm)
+        guest = self._guests.get(definition.vm)
+        if guest is not None and guest.state is _State.INCOMING and not guest.arrived:
+            raise HypervisorError(f"{definition.vm}: its copy has not arrived")
+        if guest is not None:
+            guest.state, guest.arrived, guest.listening = _State.PAUSED, False, None
+
     async def resume(self, vm: VmKey) -> None:
         """Let a paused or moved-out guest run here."""
         self._may_fail("resume", vm)
@@ -149,6 +168,8 @@ class FakeHypervisor(FakeCheckpoints):
         ports: Sequence[str],
         listen_address: str,
         terms: MoveTerms = NO_TERMS,
+        *,
+        held: bool = False,
     ) -> tuple[str, int]:
         """Start a waiting guest."""
         self._may_fail("prepare_incoming", definition.vm)
@@ -161,7 +182,9 @@ class FakeHypervisor(FakeCheckpoints):
         place = (listen_address, self._world.next_port)
         self._world.next_port += 1
         self._world.listening[place] = self
-        self._guests[definition.vm] = _Guest(definition, _State.INCOMING, listening=place)
+        self._guests[definition.vm] = _Guest(
+            definition, _State.INCOMING, listening=place, held=held
+        )
         return place
 
     async def copy_out(
@@ -327,6 +350,10 @@ class FakeHypervisor(FakeCheckpoints):
         guest = self._guest(vm)
         if guest.listening is not None:
             self._world.listening.pop(guest.listening, None)
+        if guest.held:
+            guest.arrived, guest.listening = True, None
+            self._report(vm, GuestEvent.RESUMED, {"held": True})
+            return
         guest.state, guest.listening = _State.RUNNING, None
         self._report(vm, GuestEvent.RESUMED)
 

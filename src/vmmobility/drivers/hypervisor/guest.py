@@ -96,7 +96,9 @@ class QemuGuest(GuestPostCopy):
         """Connect to the monitor and begin to report; the answer of query-status."""
         await self._connect()
         status: dict[str, Any] = await self.session.execute("query-status")
-        self.incoming = status["status"] == "inmigrate"
+        waits = status["status"] == "inmigrate"
+        arrived = not waits and self.folder.held.exists()
+        self.incoming = waits or arrived
         if status["running"]:
             await asyncio.to_thread(self.images.in_use)
         ready = asyncio.Event()
@@ -105,6 +107,8 @@ class QemuGuest(GuestPostCopy):
         self._runner = loop.create_task(self._run(ready), name=f"guest {self._name}")
         await ready.wait()
         await self._find_postcopy()
+        if arrived:  # while nobody looked
+            self._arrived()
         return status
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
@@ -183,9 +187,12 @@ class QemuGuest(GuestPostCopy):
     async def life(self) -> GuestLife:
         """What is here of it, as QEMU has it now."""
         status = (await self.execute("query-status"))["status"]
-        if status != HANDING_OVER:
-            return life_of(status)
-        return life_of(status, (await self.execute("query-migrate")).get("status", ""))
+        copy = ""
+        if status == HANDING_OVER:
+            copy = (await self.execute("query-migrate")).get("status", "")
+        life = life_of(status, copy)
+        kept = life is GuestLife.DEPARTED and self.folder.kept.exists()
+        return GuestLife.HELD if kept else life
 
     async def announce(self) -> None:
         """Let the guest (virtio) and QEMU send their announcements."""
@@ -351,6 +358,8 @@ class QemuGuest(GuestPostCopy):
             self._heed_postcopy(status)
             if self.move is not None:
                 self.move.on_status(status)
+            elif self.incoming and status == "completed" and self.folder.held.exists():
+                self._arrived()
             elif self.incoming and status == "failed":
                 self._load_failed = True
                 self._fail_incoming("the incoming copy broke")
@@ -365,6 +374,24 @@ class QemuGuest(GuestPostCopy):
         self.incoming = False
         self.report(GuestEvent.RESUMED, time_ns=time_ns)
         self._settle_in()
+
+    def _arrived(self) -> None:
+        """All of a guest that is not to run has come.  It stays `incoming`: keep() takes it for
+        good, and until then cancel() ends it."""
+        self.report(GuestEvent.RESUMED, {"held": True})
+
+    async def keep(self) -> None:
+        """It is this node's, whatever was copied from or to here, and does not run."""
+        status: str = (await self.execute("query-status"))["status"]
+        if status == "inmigrate":
+            raise HypervisorError(f"{self._name}: its copy has not arrived", "cancel the move")
+        await self._close_door()
+        await asyncio.to_thread(self.images.in_use)
+        if status == "postmigrate":
+            self.folder.kept.touch()
+        await self.execute("stop")
+        self.incoming = False
+        self.folder.held.unlink(missing_ok=True)
 
     def _settle_in(self) -> None:
         """It runs here: nobody copies its disks to here any more, and they are its own."""

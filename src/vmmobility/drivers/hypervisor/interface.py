@@ -111,10 +111,16 @@ class Hypervisor(Protocol):
         incoming, not paused).  Guests that are not there are absent from the answer; one that lives
         but does not answer is a HypervisorError."""
 
-    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+    async def start(
+        self, definition: VmDefinition, ports: Sequence[str], *, held: bool = False
+    ) -> None:
         """Boot the guest with these tap names (one an interface), which exist.  Reports STARTED.
         Nothing, and no report, if it runs already; HypervisorError if it waits, is paused or has
-        moved out."""
+        moved out.  held: it is brought up and never runs: only its copying is wanted."""
+
+    async def keep(self, definition: VmDefinition) -> None:
+        """What is here of the guest, and of its disks, is the VM's, and does not run: a copy that
+        was sent away is none, one that came held is taken for good.  Its process may be absent."""
 
     async def stop(self, vm: VmKey) -> None:
         """End the guest and its process (not a graceful shutdown).  No error if it is absent."""
@@ -137,10 +143,13 @@ class Hypervisor(Protocol):
         ports: Sequence[str],
         listen_address: str,
         terms: MoveTerms = NO_TERMS,
+        *,
+        held: bool = False,
     ) -> tuple[str, int]:
         """Start a waiting guest; returns the (address, TCP port) where its memory is expected.
-        It reports RESUMED when it runs, FAILED if the incoming copy breaks.  terms: both ends get
-        the same; HypervisorError if its disks cannot be copied as they say."""
+        It reports RESUMED when it runs, FAILED if the incoming copy breaks.  held: it is not to run
+        when all has come: RESUMED has detail["held"] then, and keep() or cancel() follows.
+        terms: both ends get the same; HypervisorError if its disks cannot be copied as they say."""
 
     async def copy_out(
         self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS

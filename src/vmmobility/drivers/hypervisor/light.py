@@ -44,6 +44,7 @@ _LIVES = {
     **dict.fromkeys(_RUNNING, GuestLife.RUNNING),
     "waiting": GuestLife.HELD,
     "paused": GuestLife.HELD,
+    "arrived": GuestLife.HELD,
     "handed": GuestLife.DEPARTED,
 }
 
@@ -101,7 +102,7 @@ class _CardClient(asyncio.Protocol):
     def _report(self, message: dict[str, Any]) -> None:
         event = GuestEvent(message["event"])
         if event is GuestEvent.RESUMED:
-            self.state = "running"
+            self.state = "arrived" if message["detail"].get("held") else "running"
         if event is GuestEvent.FAILED and self.state == "waiting":
             self.state = "ended"  # a waiting card ends with its move
         self._listener(GuestReport(self.vm, event, message["detail"], message["time_ns"]))
@@ -173,18 +174,23 @@ class LightHypervisor(LightCheckpoints):
                     raise
                 continue
             self._cards[definition.vm] = client
+            if client.state == "arrived":  # while nobody looked, perhaps
+                self._listener(GuestReport(definition.vm, GuestEvent.RESUMED, {"held": True}))
             found[definition.vm] = client.state in _RUNNING
         return found
 
-    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
-        """Start a card that runs at once.  Reports STARTED."""
+    async def start(
+        self, definition: VmDefinition, ports: Sequence[str], *, held: bool = False
+    ) -> None:
+        """Start a card that runs at once.  Reports STARTED, unless it is held."""
         client = self._living(definition.vm)
         if client is None:
-            await self._launch(definition, ports, "")
-            self._listener(GuestReport(definition.vm, GuestEvent.STARTED))
+            await self._launch(definition, ports, "", held=held)
+            if not held:
+                self._listener(GuestReport(definition.vm, GuestEvent.STARTED))
             return
         await client.refresh()
-        if client.state not in _RUNNING:
+        if client.state not in (("paused",) if held else _RUNNING):
             raise HypervisorError(
                 f"{definition.vm}: it lives here already, but is {client.state}",
                 "resume it, or stop it and start it again",
@@ -207,6 +213,12 @@ class LightHypervisor(LightCheckpoints):
         """Stop copying frames."""
         await self._card(vm).order("pause")
 
+    async def keep(self, definition: VmDefinition) -> None:
+        """It is the VM's, and copies no frames."""
+        client = await self._found(definition.vm)
+        if client is not None:
+            await client.order("keep")
+
     async def resume(self, vm: VmKey) -> None:
         """Copy frames again, and announce."""
         await self._card(vm).order("resume")
@@ -217,11 +229,13 @@ class LightHypervisor(LightCheckpoints):
         ports: Sequence[str],
         listen_address: str,
         terms: MoveTerms = NO_TERMS,
+        *,
+        held: bool = False,
     ) -> tuple[str, int]:
         """Start a card that waits for a move; where it waits."""
         client = self._living(definition.vm)
         if client is None:
-            client = await self._launch(definition, ports, listen_address)
+            client = await self._launch(definition, ports, listen_address, held=held)
         return listen_address, client.port
 
     async def copy_out(
@@ -243,7 +257,7 @@ class LightHypervisor(LightCheckpoints):
         client = self._living(vm)
         if client is None:
             return
-        if client.state == "waiting":
+        if client.state in ("waiting", "arrived"):
             await self.stop(vm)
         else:
             await client.order("cancel")
@@ -331,17 +345,19 @@ class LightHypervisor(LightCheckpoints):
         return client
 
     async def _launch(
-        self, definition: VmDefinition, ports: Sequence[str], listen: str
+        self, definition: VmDefinition, ports: Sequence[str], listen: str, *, held: bool = False
     ) -> _CardClient:
         vm = definition.vm
-        control = self._specify(definition, ports, listen)
+        control = self._specify(definition, ports, listen, held=held)
         process = self._spawn(control)
         client = self._client(vm)
         await self._await_card(client, process)
         self._cards[vm] = client
         return client
 
-    def _specify(self, definition: VmDefinition, ports: Sequence[str], listen: str) -> Path:
+    def _specify(
+        self, definition: VmDefinition, ports: Sequence[str], listen: str, *, held: bool
+    ) -> Path:
         """Write down what the card needs to know; the path of its control socket."""
         vm = definition.vm
         namespace = definition.machine.get("namespace")
@@ -354,7 +370,8 @@ class LightHypervisor(LightCheckpoints):
         addresses = [[str(p.network_address) for p in i.prefixes] for i in interfaces]
         macs = [interface.mac_text for interface in interfaces]
         ports = list(ports)
-        spec = Spec(str(control), namespace, ports, macs, addresses, listen, (vm.vni, vm.vm_id))
+        key = (vm.vni, vm.vm_id)
+        spec = Spec(str(control), namespace, ports, macs, addresses, listen, key, held)
         control.with_suffix(".json").write_text(json.dumps(asdict(spec)))
         return control
 

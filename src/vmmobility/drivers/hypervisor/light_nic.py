@@ -39,17 +39,18 @@ from vmmobility.drivers.hypervisor.light_tap import (
 _HANDOVER_S = 5.0
 
 
-_ANY = ("waiting", "running", "converged", "about-to-stop", "paused", "handed")
+_ANY = ("waiting", "running", "converged", "about-to-stop", "paused", "handed", "arrived")
 # order -> the states in which it is obeyed, and those in which nothing is left to do
 _ALLOWED = {
     "state": _ANY,
     "stop": _ANY,
     "announce": _ANY,
-    "copy-out": ("running",),
+    "copy-out": ("running", "paused"),
     "switch-over": ("converged",),
     "proceed": ("about-to-stop",),
-    "cancel": ("waiting", "converged", "about-to-stop"),
+    "cancel": ("waiting", "arrived", "converged", "about-to-stop"),
     "pause": ("running",),
+    "keep": ("running", "handed", "arrived"),
     "resume": ("paused", "handed"),
 }
 _NOTHING_TO_DO = {
@@ -58,6 +59,7 @@ _NOTHING_TO_DO = {
     "proceed": ("handed",),
     "cancel": ("running", "paused", "handed"),
     "pause": ("paused",),
+    "keep": ("paused",),
     "resume": ("running", "converged", "about-to-stop"),
 }
 
@@ -70,6 +72,7 @@ class Spec:
     ports:     the NVE's taps, one an interface  macs, addresses: one list an interface
     listen:    address to await a move on; empty: run at once
     vm:        VNI and VM-ID, for a daemon that knows nothing of this card
+    held:      it copies no frames before it is told to
     """
 
     control: str
@@ -79,6 +82,7 @@ class Spec:
     addresses: list[list[str]]
     listen: str = ""
     vm: tuple[int, str] = (0, "")
+    held: bool = False
 
 
 class Card:
@@ -96,7 +100,8 @@ class Card:
         self._buffer = b""
         self._begun_ns = 0
         self._setup_ms = 0.0
-        self.state = "waiting" if spec.listen else "running"
+        self._held = spec.held
+        self.state = "waiting" if spec.listen else self._at_rest
         self.port = 0
         self._control = _unix_server(spec.control)
         self._watch(self._control, self._accept_client)
@@ -106,7 +111,13 @@ class Card:
             self._inner = in_namespace(
                 spec.namespace, lambda: [open_tap(f"eth{i}") for i in range(len(spec.ports))]
             )
-            self._copy()
+            if not self._held:
+                self._copy()
+
+    @property
+    def _at_rest(self) -> str:
+        """What it is when no move is under way."""
+        return "paused" if self._held else "running"
 
     def run(self) -> None:
         """Serve until ended."""
@@ -188,15 +199,15 @@ class Card:
             self._event("about-to-stop")
         elif do == "proceed":
             self._hand_over()
-        elif do == "cancel" and self.state != "waiting":
+        elif do == "cancel" and self.state not in ("waiting", "arrived"):
             self._drop_peer()
-            self.state = "running"
-            self._event("failed", reason="cancelled", running=True)
-        elif do == "pause":
+            self.state = self._at_rest
+            self._event("failed", reason="cancelled", running=not self._held)
+        elif do in ("pause", "keep"):
             self._halt()
-            self.state = "paused"
+            self.state, self._held = "paused", True
         elif do == "resume":
-            self.state = "running"
+            self.state, self._held = "running", False
             self._copy()
             self._announce()
         elif do == "announce":
@@ -218,8 +229,9 @@ class Card:
     def _peer_spoke(self) -> None:
         """Before the hand-over the destination says nothing: this is its end."""
         self._drop_peer()
-        self.state = "running"
-        self._event("failed", reason="the destination closed the connection", running=True)
+        self.state = self._at_rest
+        running = not self._held
+        self._event("failed", reason="the destination closed the connection", running=running)
 
     def _hand_over(self) -> None:
         peer = self._peer
@@ -227,7 +239,7 @@ class Card:
         self._unwatch(peer)
         self._halt()
         for outer, inner in zip(self._outer, self._inner, strict=True):
-            while pump(outer, inner):
+            while not self._held and pump(outer, inner):
                 pass  # what had come before the redirect still reaches the VM
         stop_ns = time.monotonic_ns()
         self._event("stopped")
@@ -257,9 +269,10 @@ class Card:
                 transferred_bytes=0,
             )
         elif sure:
-            self.state = "running"
-            self._copy()
-            self._event("failed", reason="the destination broke off", running=True)
+            self.state = self._at_rest
+            if not self._held:
+                self._copy()
+            self._event("failed", reason="the destination broke off", running=not self._held)
         else:
             self.state = "paused"
             self._event("failed", reason="no word of the destination", running=False)
@@ -305,10 +318,14 @@ class Card:
             self._event("failed", reason=str(error), running=False)
             self.state = "ended"
             return
-        self.state = "running"
-        self._event("resumed")
-        self._announce()
-        self._copy()
+        if self._held:
+            self.state = "arrived"
+            self._event("resumed", held=True)
+        else:
+            self.state = "running"
+            self._event("resumed")
+            self._announce()
+            self._copy()
         self._drop_peer()
         self._unlink_door()
 

@@ -98,6 +98,7 @@ class OutgoingMove(PreCopy):
     def on_stop(self, time_ns: int) -> None:
         """QEMU's STOP event.  Before proceed() it is pause(), or a guest with nothing to copy."""
         if self.phase is Phase.SWITCHING:
+            self._told_stop = True
             self._report(GuestEvent.STOPPED, {}, time_ns)
         self._stopped_ns = time_ns
 
@@ -149,6 +150,7 @@ class OutgoingMove(PreCopy):
     async def _finish(self) -> None:
         self.phase = Phase.SWITCHING
         if self._waiting.is_set():
+            self._told_stop = True
             self._report(GuestEvent.STOPPED, {"early": True}, self._stopped_ns)
         if self._forced:
             await self._session.execute("migrate-start-postcopy")
@@ -160,6 +162,9 @@ class OutgoingMove(PreCopy):
         try:
             async with asyncio.timeout(self._settings.switch_limit_s):
                 await self._waiting.wait()
+            if not self._told_stop and not self._over.is_set():
+                self._told_stop = True  # one that does not run: QEMU has nothing to stop
+                self._report(GuestEvent.STOPPED, {"early": True})
             if self._disks is not None and not self._over.is_set():
                 await self._disks.finish()
             async with asyncio.timeout(self._settings.switch_limit_s):

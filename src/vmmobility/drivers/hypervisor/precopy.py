@@ -99,6 +99,7 @@ class PreCopy:
         self._sent = asyncio.Event()  # the stream has ended
         self._stream_error = ""
         self._stopped_ns: int | None = None
+        self._told_stop = False  # STOPPED was reported
         self._handing_over = False  # migrate-continue is sent: the destination may get the whole
         self._outcome = ""
         self._reason = ""

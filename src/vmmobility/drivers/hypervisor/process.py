@@ -63,6 +63,16 @@ class GuestFolder:
         return self.path / "nbd"
 
     @property
+    def held(self) -> Path:
+        """Is there while a guest that is not to run is on its way here, and until it is kept."""
+        return self.path / "held"
+
+    @property
+    def kept(self) -> Path:
+        """Is there if a guest whose memory was sent away is this node's all the same."""
+        return self.path / "kept"
+
+    @property
     def console(self) -> Path:
         """What the guest has written to its serial console."""
         return self.path / "console.log"
@@ -90,10 +100,11 @@ def command_line(
     accelerator: str,
     incoming: bool,
     disks: Sequence[str] = (),
+    held: bool = False,
 ) -> list[str]:
     """QEMU's argument list.  Source and destination must get the same machine.
 
-    disks: the words for its disk images (DiskImages.arguments)
+    disks: the words for its disk images (DiskImages.arguments); held: it does not run by itself
     """
     machine = definition.machine
     words = [find_binary(binary), "-nodefaults", "-no-user-config", "-display", "none"]
@@ -119,6 +130,8 @@ def command_line(
     words += disks
     if incoming:
         words += ["-incoming", "defer"]
+    if held:
+        words += ["-S"]
     return words
 
 

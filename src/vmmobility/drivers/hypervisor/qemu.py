@@ -76,8 +76,10 @@ class QemuHypervisor(QemuCheckpoints):
                     found[definition.vm] = await guest.running()
         return found
 
-    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
-        """Boot the guest.  Reports STARTED; nothing more if it runs already."""
+    async def start(
+        self, definition: VmDefinition, ports: Sequence[str], *, held: bool = False
+    ) -> None:
+        """Boot the guest.  Reports STARTED; nothing more if it runs already, or is to be held."""
         async with self._locks[definition.vm]:
             guest = await self._known(definition)
             if guest is not None:
@@ -86,15 +88,16 @@ class QemuHypervisor(QemuCheckpoints):
                     raise HypervisorError(
                         f"{definition.vm}: it waits for an incoming copy", "cancel that first"
                     )
-                if state != "running":
+                if state != ("paused" if held else "running"):
                     raise HypervisorError(
                         f"{definition.vm}: it lives here already, but is {state}",
                         "resume it, or stop it and start it again",
                     )
                 return
             images = self._images(definition)
-            guest = await self._launch(definition, ports, images, incoming=False)
-            guest.report(GuestEvent.STARTED)
+            guest = await self._launch(definition, ports, images, incoming=False, held=held)
+            if not held:
+                guest.report(GuestEvent.STARTED)
 
     async def stop(self, vm: VmKey) -> None:
         """End the guest and its process."""
@@ -129,6 +132,16 @@ class QemuHypervisor(QemuCheckpoints):
             await guest.taking.hold_off()
         await guest.execute("stop")
 
+    async def keep(self, definition: VmDefinition) -> None:
+        """It is the VM's, and does not run."""
+        vm = definition.vm
+        async with self._locks[vm]:
+            guest = await self._known(definition)
+            if guest is None:
+                await asyncio.to_thread(self._images(definition).in_use)
+            else:
+                await guest.keep()
+
     async def resume(self, vm: VmKey) -> None:
         """Let a paused or moved-out guest run here, then announce it.  Nothing if it runs."""
         guest = self._guest(vm)
@@ -139,6 +152,7 @@ class QemuHypervisor(QemuCheckpoints):
             raise HypervisorError(f"{vm}: it is being handed over", "cancel the move first")
         # Whoever lets it run, its disks are its own again.
         await asyncio.to_thread(guest.images.in_use)
+        guest.folder.kept.unlink(missing_ok=True)
         if await guest.running():
             return
         await guest.drop_stale_migration()
@@ -152,6 +166,8 @@ class QemuHypervisor(QemuCheckpoints):
         ports: Sequence[str],
         listen_address: str,
         terms: MoveTerms = NO_TERMS,
+        *,
+        held: bool = False,
     ) -> tuple[str, int]:
         """Start a waiting guest; (address, TCP port) of its memory."""
         async with self._locks[definition.vm]:
@@ -169,7 +185,7 @@ class QemuHypervisor(QemuCheckpoints):
             images = self._images(definition)
             tokens = await asyncio.to_thread(images.make_room, terms.copy_storage)
             try:
-                guest = await self._launch(definition, ports, images, incoming=True)
+                guest = await self._launch(definition, ports, images, incoming=True, held=held)
                 at = await self._listen(guest, listen_address, terms)
                 if definition.disks:
                     at = await guest.open_door(tokens, *at)
@@ -321,6 +337,7 @@ class QemuHypervisor(QemuCheckpoints):
         images: DiskImages,
         *,
         incoming: bool,
+        held: bool = False,
     ) -> QemuGuest:
         if len(ports) != len(definition.interfaces):
             raise HypervisorError(
@@ -344,8 +361,11 @@ class QemuHypervisor(QemuCheckpoints):
             accelerator=await self._accelerator(),
             incoming=incoming,
             disks=images.arguments(),
+            held=held,
         )
         pid = await process.spawn(folder, definition, command)
+        if held and incoming:
+            folder.held.touch()
         try:
             return await self._attach(folder, definition, pid, images)
         except HypervisorError:

@@ -86,10 +86,18 @@ class RemoteHypervisor:
                 self._stages.setdefault(definition.vm, stage)
         return found
 
-    async def start(self, definition: VmDefinition, ports: Sequence[str]) -> None:
+    async def start(
+        self, definition: VmDefinition, ports: Sequence[str], *, held: bool = False
+    ) -> None:
         """See Hypervisor.start."""
-        await self._bring_up("start", definition, ports)
+        await self._bring_up("start", definition, ports, {"held": held})
         self._stages[definition.vm] = Stage.HERE
+
+    async def keep(self, definition: VmDefinition) -> None:
+        """See Hypervisor.keep."""
+        await self.link.end(self.link.begin("keep", self._adoption([definition])))
+        if definition.vm in self._stages:
+            self._stages[definition.vm] = Stage.HERE
 
     async def stop(self, vm: VmKey) -> None:
         """See Hypervisor.stop.  Waits for the agent: what it was told may live until it answers."""
@@ -117,9 +125,11 @@ class RemoteHypervisor:
         ports: Sequence[str],
         listen_address: str,
         terms: MoveTerms = NO_TERMS,
+        *,
+        held: bool = False,
     ) -> tuple[str, int]:
         """See Hypervisor.prepare_incoming; the address is the server's own, whatever is asked."""
-        told = {"terms": asdict(terms)}
+        told = {"terms": asdict(terms), "held": held}
         address, port = await self._bring_up("prepare-incoming", definition, ports, told)
         self._stages.setdefault(definition.vm, Stage.WAITING)
         return str(address), int(port)

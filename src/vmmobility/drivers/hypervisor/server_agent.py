@@ -196,12 +196,18 @@ class ServerAgent:
             self._kinds[vm] = definition.kind
             driver = self._driver(vm, definition.kind)
             self._busy.update(ports)
+            held = {"held": True} if arguments.get("held") else {}
             try:
                 self._circuits.ensure(ports)
                 if act == "prepare-incoming":
                     terms = MoveTerms(**arguments["terms"])
                     names = list(ports)
-                    return await driver.prepare_incoming(definition, names, self._listen, terms)
+                    return await driver.prepare_incoming(
+                        definition, names, self._listen, terms, **held
+                    )
+                if act == "start":
+                    await driver.start(definition, list(ports), **held)
+                    return None
                 await getattr(driver, act)(definition, list(ports))
                 return None
             except BaseException:
@@ -249,6 +255,11 @@ class ServerAgent:
         definition = definitions.decode(arguments["definitions"][0].encode())
         driver = self._driver(definition.vm, definition.kind)
         return await driver.receive_checkpoints(definition, self._listen)
+
+    async def _keep(self, arguments: Any) -> Any:
+        definition = definitions.decode(arguments["definitions"][0].encode())
+        async with self._locks[definition.vm]:
+            await self._driver(definition.vm, definition.kind).keep(definition)
 
     async def _drop_checkpoints(self, arguments: Any) -> Any:
         definition = definitions.decode(arguments["definitions"][0].encode())
@@ -347,6 +358,7 @@ class ServerAgent:
         "start": _start,
         "prepare-incoming": _prepare_incoming,
         "watch": _watch,
+        "keep": _keep,
         "activate": _activate,
         "receive-checkpoints": _receive_checkpoints,
         "drop-checkpoints": _drop_checkpoints,
