@@ -185,10 +185,11 @@ class NveChecks(NveUnmanaged):
         self._fire(entry, trigger, cause, now)
         return [row]
 
-    @staticmethod
-    def _should_run(entry: Entry) -> bool:
-        """Whether a guest of ours serves here, at rest, and nobody wants it stopped."""
+    def _should_run(self, entry: Entry) -> bool:
+        """Whether a guest of ours serves here, at rest, and nobody wants it stopped.  A protected
+        one may be stopped for a checkpoint, for good as it is handed over, or by its lease's end."""
         kept = entry.paused or entry.rolling_back or entry.booting or entry.expected
+        kept = kept or entry.fenced or entry.vm in self.guarded
         at_rest = entry.phase is Phase.SERVING and entry.started and not entry.ticket
         return at_rest and not kept and entry.wanted is GuestState.RUNNING
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.channel import Channel, Peer
     from vmmobility.engine.nve import NveSettings
     from vmmobility.engine.outputs import Order, Outbox
+    from vmmobility.engine.protection_record import Guarded
     from vmmobility.wire.message import Message
 
 RETRY_S = 1.0  # what failed in the kernel or at the hypervisor is tried again after so long
@@ -47,6 +48,7 @@ class NveParts:
     if TYPE_CHECKING:
         settings: NveSettings
         entries: BindingUpdateList
+        guarded: dict[VmKey, Guarded]
         channel: Channel
         manager: Peer
         outbox: Outbox

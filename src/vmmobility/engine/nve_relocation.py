@@ -153,9 +153,9 @@ class NveRelocation(NveParts):
         self, entry: Entry, order: Order, result: Mapping[str, Any], error: str, now: float
     ) -> bool:
         """Whether an order's end was a relocation's."""
-        step, at = self._steps.get(entry.vm), result.get("server")
+        step = self._steps.get(entry.vm)
         if entry.phase is not Phase.RELOCATING or step is None:
-            return self._cleared(entry, order, at, error, now)
+            return self._cleared(entry, order, result, error, now)
         if order is Order.PREPARE_INCOMING and step is Step.PREPARING:
             if error:
                 self._resolve(entry, error)
@@ -168,7 +168,7 @@ class NveRelocation(NveParts):
         elif order is Order.PROCEED and step is Step.HANDING:
             self._until[entry.vm] = now + HAND_OVER_S
         elif step in RESOLVING and order in (Order.CANCEL, Order.QUERY):
-            if order is Order.QUERY and at != entry.server_to:
+            if order is Order.QUERY and result.get("server") != entry.server_to:
                 return False  # a comparison's
             self._resolving(entry, step, result, error, now)
         else:
@@ -213,9 +213,13 @@ class NveRelocation(NveParts):
         self._steps.pop(entry.vm, None)
         self._until.pop(entry.vm, None)
 
-    def _cleared(self, entry: Entry, order: Order, at: str | None, error: str, now: float) -> bool:
+    def _cleared(
+        self, entry: Entry, order: Order, result: Mapping[str, Any], error: str, now: float
+    ) -> bool:
         """What was left of it at the server before has ended."""
-        if order is not Order.STOP or not entry.server_to or at != entry.server_to:
+        if order is not Order.STOP or not entry.server_to:
+            return False
+        if result.get("server") != entry.server_to:
             return False
         if error:
             self._retry[entry.vm] = now + RETRY_S
