@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vmmobility.engine.binding_cache import Binding, GuestOrder
 from vmmobility.engine.manager_move import Move, MoveRefused
 from vmmobility.engine.manager_transitions import Happening, MoveState
+from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.options import GuestStateOption, MobilityKind, Option
 from vmmobility.wire.registry import GuestState, Mobility
 from vmmobility.wire.values import VmKey
@@ -43,7 +44,7 @@ class ManagerCold:
         def _phase(self, move: Move, name: str, now: float) -> None: ...
 
     @staticmethod
-    def _mode_of(binding: Binding, mode: str) -> str:
+    def _mode_of(binding: Binding, mode: str, terms: MoveTerms) -> str:
         """The mode of a move: as it was asked for, else by the guest's state.  MoveRefused."""
         vm, order, state = binding.vm, binding.order, binding.guest.name.lower()
         if order is not None:
@@ -57,7 +58,11 @@ class ManagerCold:
             raise MoveRefused(
                 "conflict", f"VM {vm} is {state}, and only what runs moves hot", remedy
             )
-        return mode or ("hot" if runs else "cold")
+        mode = mode or ("hot" if runs else "cold")
+        if mode == "cold" and terms.forces:
+            what = f"VM {vm} moves cold, and only a guest that runs can be forced"
+            raise MoveRefused("bad-terms", what, "leave --on-timeout force out")
+        return mode
 
     @staticmethod
     def _held_options(move: Move, binding: Binding) -> tuple[Option, ...]:

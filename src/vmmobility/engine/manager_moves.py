@@ -85,7 +85,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         _is_led_to: Callable[[VmKey, Peer, float], bool]
         _redirect_anew: Callable[[VmKey, str, float], None]
         _try_gate: Callable[[Move, float], None]
-        _mode_of: Callable[[Binding, str], str]
+        _mode_of: Callable[[Binding, str, MoveTerms], str]
         _ask_suspend: Callable[[Move, float], None]
         _wake: Callable[[Move, float], None]
         _move_over_limit: Callable[[Binding, str], str]
@@ -118,7 +118,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         except ValueError as error:
             raise MoveRefused("bad-terms", str(error), "see `vmmob move VM NVE --help`") from None
         binding, peer = self._movable(vm, to)
-        mode = self._mode_of(binding, mode)
+        mode = self._mode_of(binding, mode, terms)
         wakes = mode == "cold" and binding.guest is GuestState.RUNNING
         move = Move(
             f"{self.jitter.getrandbits(48):012x}",

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
 # A refusal from such a phase means that there is nothing to do: the destination has ended the
 # waiting guest; the source never began (it does not know yet that its attach was accepted), or has
-# given the VM away later, of which a manager that was set back knows nothing.
+# given the VM away later, of which a manager that was set back knows nothing, or other hands have
+# taken it from there.
 NOTHING_TO_DO = {
     MoveState.ENDING_GUEST: (Phase.NONE, Phase.REDIRECTING),
-    MoveState.TURNING_BACK: (Phase.ATTACHING, Phase.REDIRECTING),
+    MoveState.TURNING_BACK: (Phase.ATTACHING, Phase.REDIRECTING, Phase.DEPARTED),
 }
 
 NOT_SWITCHED = (

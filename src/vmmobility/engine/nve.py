@@ -314,9 +314,11 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
         entry = self.entries.entry(message.vm)
         guest = message.purpose is Purpose.GUEST
         changing = entry.phase is Phase.ATTACHING or not entry.settled
-        if trigger is Trigger.PREPARE_OUT and changing:
+        ended = entry.ending and entry.phase is Phase.STOPPED
+        if trigger is Trigger.PREPARE_OUT and (changing or ended):
             # The manager serves us already: the answer to our attach is on its way, or is lost.
             # Or the guest is about to stop, of which a manager that was set back does not know.
+            # Or people have ended the VM here: its deregistration is under way.
             self.channel.disregard(received)
             return
         if guest and self._put_off(entry, received):

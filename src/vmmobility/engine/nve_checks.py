@@ -187,7 +187,7 @@ class NveChecks(NveUnmanaged):
 
     def _should_run(self, entry: Entry) -> bool:
         """Whether a guest of ours serves here, at rest, and nobody wants it stopped.  A protected
-        one may be stopped for a checkpoint, for good as it is handed over, or by its lease's end."""
+        one stops for checkpoints, for good as it is handed over, or by its lease's end."""
         kept = entry.paused or entry.rolling_back or entry.booting or entry.expected
         kept = kept or entry.fenced or entry.vm in self.guarded
         at_rest = entry.phase is Phase.SERVING and entry.started and not entry.ticket
