@@ -25,7 +25,7 @@ MESSAGES = 10_000  # for each seed
 EVERYBODY = {purpose: frozenset(Role) for purpose in Purpose}
 
 
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", [3, 4])
 def test_no_message_without_the_right_changes_anything(seed):
     tally = campaign.attack(seed, MESSAGES)
     assert not tally.changes, "\n".join(tally.changes)

@@ -49,9 +49,10 @@ def drawn(seed: int, nves: tuple[str, ...], until: float) -> list[Operation]:
         return []
     found = []
     for _ in range(chance.choice((1, 1, 2))):
-        name, at = chance.choice(nves), chance.uniform(0.0, until)
+        name, at = chance.choice(nves), round(chance.uniform(0.0, until), 3)
         words = (name, chance.choice("1248"), chance.choice(("yes", "no")))
         found.append(Operation(at, "empty", words))
         if chance.random() < 0.5:
-            found.append(Operation(chance.uniform(at, until + 2.0), "admit", (name,)))
+            later = round(chance.uniform(at, until + 2.0), 3)
+            found.append(Operation(later, "admit", (name,)))
     return found
