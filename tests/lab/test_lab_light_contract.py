@@ -68,7 +68,7 @@ class LightPair(Pair):
 
 def light_node(port: str, folder: Path) -> Node:
     node = Node(port)
-    node.reopen = partial(LightHypervisor, folder, node.reports.put_nowait)
+    node.reopen = partial(LightHypervisor, folder, node.hear)
     node.hypervisor = node.reopen()
 
     def kill() -> None:
