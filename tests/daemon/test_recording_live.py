@@ -75,7 +75,7 @@ def test_both_daemons_recordings_replay_to_the_same(host: Host):
         (path,) = recordings(host, node)
         assert path.stat().st_mode & 0o777 == 0o600
         replayed = host.vmmob("replay", path)
-        assert (replayed.code, replayed.err) == (0, ""), replayed.out[-2000:]
+        assert (replayed.code, replayed.err) == (0, ""), replayed.err + replayed.out[-1500:]
         assert replayed.out.endswith("same (the daemon stopped)\n")
         for word in words:
             assert word in replayed.out, (word, replayed.out)

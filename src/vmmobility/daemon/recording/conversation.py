@@ -26,6 +26,7 @@ from vmmobility.engine.outputs import (
     Explain,
     Halt,
     HypervisorOrder,
+    MeasureHost,
     Output,
     Persist,
     Send,
@@ -151,6 +152,8 @@ class Narrator:
                 what, detail = f"explains {', '.join(map(str, addresses))}", True
             case Audit(vm):
                 what, detail = f"audits {vm}", True
+            case MeasureHost():
+                what, detail = "measures its host", True
             case Halt(reason):
                 what = f"halts: {reason}"
         return Line(at, self._own, what, detail=detail)
