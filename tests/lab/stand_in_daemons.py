@@ -16,7 +16,7 @@ import time
 from functools import partial
 from typing import Any
 
-from vmmobility.drivers.hypervisor.definition import decode
+from vmmobility.daemon.nve_service import read_definition
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     GuestReport,
@@ -71,7 +71,7 @@ class StandInDaemons(Daemons):
         if path == ["status"]:
             return {"tunnels": {"back_end": "relay"}}
         if path[0] == "vms" and method == "PUT":
-            return self._do(self._start(node, decode(json.dumps(body).encode())))
+            return self._do(self._start(node, read_definition(body)))
         if path[0] == "vms":
             return self._entries(node)
         if path == ["bindings"]:
