@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import Binding
     from vmmobility.engine.manager_onboarding import Onboarded
+    from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.manager_provision import Provision
     from vmmobility.engine.outputs import Outbox
     from vmmobility.wire.values import Interface
@@ -50,6 +51,7 @@ class ManagerLifecycle(ManagerAdmission):
     if TYPE_CHECKING:
         outbox: Outbox
         onboarded: dict[VmKey, Onboarded]
+        protected: dict[VmKey, ProtectedVm]
         provisions: dict[VmKey, Provision]
         provision: Callable[..., Provision]
         cancel_provision: Callable[[VmKey], None]
@@ -320,8 +322,8 @@ class ManagerLifecycle(ManagerAdmission):
     # ---- what there is -------------------------------------------------------------------------
 
     def _is_protected(self, vm: VmKey) -> bool:
-        """Whether a standby has its state."""
-        return False
+        """Whether a standby is kept for it."""
+        return vm in self.protected
 
     def life_state(self, vm: VmKey, now: float) -> str:
         """Where a VM's life stands now; "" if it has no request on record."""
