@@ -27,7 +27,6 @@ from tests.contract.router_planes import (
     gateways,
     routes,
 )
-from vmmobility.drivers.fake_router_plane import FakeRouterPlane
 from vmmobility.drivers.linux import sysctl
 from vmmobility.drivers.linux.router_environment import SETTINGS
 from vmmobility.engine.fabric_routes import RouteAction, VmRoutes
@@ -137,10 +136,10 @@ def test_the_fabric_may_lead_to_any_member(router: Router, case: str) -> None:
     assert router.sight(alone) == (case == "to itself", True)
 
 
+@pytest.mark.netns
+@pytest.mark.parametrize("router", ["linux"], indirect=True)
 def test_a_flow_takes_one_of_several_next_hops(router: Router) -> None:
     """The kernel hashes addresses and ports: set at the start, mended by the audit."""
-    if isinstance(router.plane, FakeRouterPlane):
-        pytest.skip("the twin has no kernel")
     keys = [key for key in SETTINGS if key.endswith("fib_multipath_hash_policy")]
     assert len(keys) == 2
 
