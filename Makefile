@@ -140,8 +140,8 @@ AS_ROOT := $(SUDO) env CI="$(CI)" HOME="$(HOME)" XDG_CACHE_HOME="$(XDG_CACHE_HOM
 PYTEST := $(AS_ROOT) $(BIN)/pytest -p no:cacheprovider
 endif
 
-# Two processes: tests of the kernel, of guests and the lab follow each other in one; the daemons', and
-# all that is pure, run in the other (tests/conftest.py).
+# Two processes: tests of the lab and of the kernel guest follow each other in one; the drivers' and the
+# daemons', and all that is pure, run in the other (tests/conftest.py).
 SHARED := -n 2
 
 # pytest comes last, so that its closing line is the last one.

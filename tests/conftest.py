@@ -52,7 +52,7 @@ def lack_of_qemu() -> str:
     return ""
 
 
-OF_MACHINE = (("tests/contract/", "tests/kernel_guest/", "tests/lab/"), ("tests/daemon/",))
+OF_MACHINE = (("tests/kernel_guest/", "tests/lab/"), ("tests/contract/", "tests/daemon/"))
 """Tests of the machine itself, in two parts that do not meet; in a part one follows the other."""
 LACKS = {"netns": [lack_of_namespaces], "qemu": [lack_of_qemu], "lab": [lack_of_namespaces]}
 
