@@ -15,14 +15,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from vmmobility.drivers.hypervisor.byte_pipe import BytePipe, watch_path
+from vmmobility.drivers.hypervisor.byte_pipe import BytePipe
 from vmmobility.drivers.hypervisor.disk_images import DiskImages, node_name
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 
-CONNECT_LIMIT_S = 3.0
+ASK_LIMIT_S = 3.0
 END_LIMIT_S = 12.0  # with the guest stopped; the door's own limit comes first
 CLEAN_LIMIT_S = 5.0
 POLL_S = 0.002
@@ -67,8 +68,11 @@ class DiskCopy:
         self._door = await asyncio.to_thread(self._connect)
         self._door.setblocking(False)
         try:
-            async with asyncio.timeout(CONNECT_LIMIT_S):
+            async with asyncio.timeout(ASK_LIMIT_S):
                 said = await self._exchange("disks")
+            if "error" in said:
+                where = f"{self._guest}: {address} port {port}"
+                raise HypervisorError(f"{where}: {said['error']}", str(said.get("remedy", "")))
             self._tokens = [str(name) for name in said["seen"]]
             memory = int(said["memory"])
         except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
@@ -241,16 +245,7 @@ class DiskCopy:
         return said
 
     def _connect(self) -> socket.socket:
-        try:
-            connection = socket.create_connection(self._target, timeout=CONNECT_LIMIT_S)
-        except OSError as error:
-            raise HypervisorError(
-                f"{self._guest}: cannot connect to {self._target[0]} port {self._target[1]}: "
-                f"{error}",
-                "see that the destination waits there and the path is open",
-            ) from None
-        watch_path(connection, self._settings.stall_limit_s)
-        return connection
+        return Streams.of(self._settings).connect(self._guest, *self._target)
 
     async def _join(self, index: int) -> None:
         """Give QEMU the destination's disk as a node: its NBD client speaks to a socket here.

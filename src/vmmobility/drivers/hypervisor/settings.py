@@ -32,6 +32,8 @@ class QemuSettings:
     ports:                      first and last TCP port where an incoming guest's memory may arrive
     disks:                      folder of the disk images whose path is relative; None: inside the
                                 driver's state folder
+    tls:                        folder of the certificates of the streams between hosts
+                                (stream_tls.py); None: in the clear
     """
 
     binary: str = "qemu-system-x86_64"
@@ -48,6 +50,7 @@ class QemuSettings:
     stop_limit_s: float = 3.0
     ports: tuple[int, int] = (49152, 49407)
     disks: Path | None = None
+    tls: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
