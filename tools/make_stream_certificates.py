@@ -1,4 +1,4 @@
-"""Certificates for the streams between hosts ([hypervisor] tls), made with openssl: to try them out.
+"""Certificates for the streams between hosts ([hypervisor] tls), by openssl: to try them out.
 
     python tools/make_stream_certificates.py FOLDER NODE=ADDRESS[,ADDRESS] ...
 

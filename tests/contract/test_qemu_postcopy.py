@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.hypervisor_nodes import VM
+from tests.contract.hypervisor_nodes import LOOPBACK, VM
 from tests.contract.qemu_scene import Run, Scene, scenes
 from tests.contract.waiting import until, until_true
+from tools.make_stream_certificates import Authority
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
@@ -32,10 +33,13 @@ USUAL = QemuSettings(accelerator="tcg", stall_limit_s=1.0, recover_limit_s=20.0)
 FETCHES_SLOWLY = replace(USUAL, postcopy_bytes_per_s=6 * MIB)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
+@pytest.fixture(params=["clear", pytest.param("tls", marks=pytest.mark.slow)])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
+    tls = None
+    if request.param == "tls":
+        tls = Authority(tmp_path / "ca").issue(tmp_path / "tls", [LOOPBACK])
     with scenes(tmp_path, mem_mib=24, dirty_mibps=24) as run_it:
-        yield run_it
+        yield lambda settings, test: run_it(replace(settings, tls=tls), test)
 
 
 async def copied_until_the_time_is_up(scene: Scene, terms: MoveTerms) -> None:

@@ -110,6 +110,7 @@ addresses = ["192.0.2.10", "2001:db8::10"]
 [hypervisor]
 accelerator = "auto"  # auto | kvm | tcg
 # disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
+# tls = "/etc/vmmobility/tls"  # certificates; memory, disks, checkpoints go by TLS: all or none
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
 
 # What VMs may have of this host; the manager gives out no more.
@@ -230,6 +231,7 @@ keys_dir = "/etc/vmmobility/keys"  # the pair's key: `vmmob key new nve-a:nve se
 [hypervisor]
 accelerator = "auto"  # auto | kvm | tcg
 # disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
+# tls = "/etc/vmmobility/tls"  # certificates; memory, disks, checkpoints go by TLS: all or none
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
 """
 

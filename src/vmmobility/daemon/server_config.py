@@ -33,7 +33,7 @@ class ServerPeer:
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """server.toml.  name: this server's; nve: its NVE's; address, nve_address: the two ends of
-    their access link, of one IP version; disks, copy_mib_per_s: as in nve.toml."""
+    their access link, of one IP version; disks, tls, copy_mib_per_s: as in nve.toml."""
 
     file: Path
     name: str
@@ -46,6 +46,7 @@ class ServerConfig:
     log_file: Path | None
     accelerator: str
     disks: Path | None
+    tls: Path | None
     copy_mib_per_s: int
 
     @property
@@ -94,6 +95,7 @@ def load_server(path: Path) -> ServerConfig:
         log_file=server.optional_path("log_file"),
         accelerator=hypervisor.choice("accelerator", ACCELERATORS, "auto"),
         disks=hypervisor.optional_path("disks"),
+        tls=hypervisor.optional_path("tls"),
         copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, 200),
     )
     for table in (server, hypervisor, top):
