@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -73,7 +74,8 @@ class Relay:
     def cut(self) -> None:
         """Both hosts see the end of the connection, which no host has said."""
         for end in self._ends:
-            end.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def meet(
