@@ -103,6 +103,7 @@ class NveDaemon(NveService):
             copy_bytes_per_s=config.copy_mib_per_s * MIB,
             disks=config.disks,
             tls=config.tls,
+            disk_hang_limit_s=config.disk_hang_s,
         )
         refused = refused_to(log.note)
         guests = config.state_dir / "guests"

@@ -19,7 +19,7 @@ from vmmobility.drivers.hypervisor.byte_pipe import BytePipe
 from vmmobility.drivers.hypervisor.disk_images import DiskImages, node_name
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
-from vmmobility.drivers.hypervisor.stall import Broken
+from vmmobility.drivers.hypervisor.stall import Answers, Broken
 from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 
@@ -27,6 +27,7 @@ ASK_LIMIT_S = 3.0
 END_LIMIT_S = 12.0  # with the guest stopped; the door's own limit comes first
 CLEAN_LIMIT_S = 5.0
 POLL_S = 0.002
+LOOK_S = 0.5
 _JOB, _TARGET = "mirror", "copy"  # with the disk's number: of QEMU's jobs and nodes, all ours
 _GOING_ON = ("created", "running", "ready", "standby")
 
@@ -57,6 +58,7 @@ class DiskCopy:
         self._pipes: list[BytePipe] = []
         self._tokens: list[str] = []
         self._aborted = False
+        self._answers = Answers(settings.disk_hang_limit_s)
         self.done = self.total = 0  # octets
 
     async def ask(self, address: str, port: int) -> int:
@@ -117,7 +119,8 @@ class DiskCopy:
 
     async def look(self) -> bool:
         """See how far it is (`done`, `total`); whether all of it is there, and every further write
-        goes to both ends.  Raises Broken if a mirror has failed, HypervisorError."""
+        goes to both ends.  Raises Broken if a mirror has failed, or what was written is not taken,
+        HypervisorError."""
         jobs = await _jobs(self._session)
         mine = [jobs.get(f"{_JOB}{index}", {}) for index in self._copied]
         for index, job in zip(self._copied, mine, strict=True):
@@ -126,15 +129,26 @@ class DiskCopy:
                 raise Broken(f"disk {index} was not copied: {why}")
         self.done = sum(int(job["current-progress"]) for job in mine)
         self.total = sum(int(job["total-progress"]) for job in mine)
+        self._answers.seen(self.done, self.total)
         return all(job["status"] == "ready" for job in mine)
 
     async def sync(self) -> None:
         """Have the destination put what it has on its disk, so that little is left for the switch.
 
-        Raises Broken.
+        Raises Broken, HypervisorError.
         """
-        if self._copied:
-            await self._tell("sync", self._settings.disk_stall_limit_s)
+        if not self._copied:
+            return
+        telling = asyncio.get_running_loop().create_task(
+            self._tell("sync", self._settings.disk_stall_limit_s)
+        )
+        try:
+            while not (await asyncio.wait({telling}, timeout=LOOK_S))[0]:
+                await self.look()
+            await telling
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
     async def finish(self) -> None:
         """With the guest stopped: end the mirrors; on return the destination has all of it, on its
