@@ -6,6 +6,7 @@ the time is up in it: whatever is dirtied, the round does not end in time at thi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,13 @@ def test_it_is_forced_and_its_memory_is_whole(run: Run) -> None:
         await forced(scene)
         assert not await scene.pair.runs_at(scene.source)
         await scene.source.next(GuestEvent.COMPLETED)
+        assert await scene.pair.runs_at(scene.destination)
+        await scene.check_memory()
+        # Its memory is whole: whoever says that the rest is lost ends nothing.
+        reader, writer = await asyncio.open_connection(*scene.place)
+        writer.write(b"lost\n")
+        await reader.read()
+        writer.close()
         assert await scene.pair.runs_at(scene.destination)
         await scene.check_memory()
         # What the source has is old: the guest has gone on elsewhere.

@@ -409,6 +409,21 @@ def test_a_file_that_is_no_use_is_named(files: Path, tmp_path: Path, name: str, 
     assert caught.value.remedy
 
 
+def test_a_door_whose_files_are_no_use_is_not_opened(files: Path, tmp_path: Path):
+    """So a move that could not come about is refused before anything is prepared."""
+    broken = copy_of(files, tmp_path)
+    (broken / "server-key.pem").unlink()
+
+    async def enter(connection: socket.socket) -> None:
+        raise AssertionError("let in")
+
+    async def scenario() -> None:
+        with pytest.raises(HypervisorError, match=r"server-key.pem cannot be read"):
+            Doorway(Streams(STALL_S, broken), enter).open(LOOPBACK, PORTS)
+
+    asyncio.run(scenario())
+
+
 def test_a_key_that_everyone_can_read_is_refused(files: Path, tmp_path: Path):
     broken = copy_of(files, tmp_path)
     (broken / "client-key.pem").chmod(0o644)

@@ -29,7 +29,7 @@ WANTED = "TLS is wanted here"
 BOTH_OR_NONE = "set [hypervisor] tls at both ends, or at neither"
 NO_TLS = json.dumps({"error": WANTED, "remedy": BOTH_OR_NONE}).encode() + b"\n"
 UNREAD = 64 * 1024
-_REFUSALS = ("ALERT", "REVOKED")  # of OpenSSL's words for what the other end has said
+ALERT = "ALERT"  # in OpenSSL's words for what the other end has said
 
 
 class StreamTls:
@@ -42,10 +42,10 @@ class StreamTls:
         """See that two nodes with these files would believe each other, and that the server's names
         each of these addresses.  Raises HypervisorError, naming the file and the remedy."""
         for address in addresses or ("localhost",):
-            client_context = self._context("client")
+            client_context = self.context("client")
             client_context.check_hostname = bool(addresses)
             to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-            server = self._context("server").wrap_bio(to_server, to_client, server_side=True)
+            server = self.context("server").wrap_bio(to_server, to_client, server_side=True)
             client = client_context.wrap_bio(to_client, to_server, server_hostname=address)
             try:
                 for _ in range(3):
@@ -79,7 +79,7 @@ class StreamTls:
         """
         peer = f"{address} port {port}"
         try:
-            context = self._context("client")
+            context = self.context("client")
             secured = context.wrap_socket(
                 connection, server_hostname=address, do_handshake_on_connect=False
             )
@@ -114,12 +114,15 @@ class StreamTls:
                 f"it must be signed by the authority of {ca}, be in force, and name {address} "
                 "(subjectAltName)",
             )
-        if isinstance(error, ssl.SSLError) and any(w in (error.reason or "") for w in _REFUSALS):
+        if isinstance(error, ssl.SSLError) and ALERT in (error.reason or ""):
             return HypervisorError(
                 f"{who}: {peer} does not take {self.folder / 'client-cert.pem'}: {_why(error)}",
                 "see that both ends have the same authority, and that the certificate is in force",
             )
-        return HypervisorError(f"{who}: {peer} does not speak TLS: {_why(error)}", BOTH_OR_NONE)
+        return HypervisorError(
+            f"{who}: {peer} does not speak TLS: {_why(error)}",
+            f"{BOTH_OR_NONE}; the log of the other may say more (stream.refused)",
+        )
 
     def answer(self, connection: socket.socket) -> Generator[bool, None, ssl.SSLSocket]:
         """The server's handshake over a connection that does not block.
@@ -127,7 +130,7 @@ class StreamTls:
         Yields what it waits for, True: until it can write, False: until it can read.  Its result
         takes the connection's place.  Raises HypervisorError, OSError.
         """
-        context = self._context("server")
+        context = self.context("server")
         while True:
             try:
                 first = connection.recv(1, socket.MSG_PEEK)
@@ -154,7 +157,7 @@ class StreamTls:
                     yield True
         except ssl.SSLError as error:
             secured.close()
-            told = "ALERT" in (error.reason or "")
+            told = ALERT in (error.reason or "")
             shown = f"it does not believe {self.folder / 'server-cert.pem'}"
             raise HypervisorError(
                 f"{shown if told else 'its certificate is not believed'}: {_why(error)}",
@@ -167,7 +170,7 @@ class StreamTls:
 
     # -- files -----------------------------------------------------------------------------------
 
-    def _context(self, end: str) -> ssl.SSLContext:
+    def context(self, end: str) -> ssl.SSLContext:
         """Of a "server" or a "client".  Raises HypervisorError."""
         server = end == "server"
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)

@@ -58,6 +58,11 @@ class Streams:
         """Whether they go by TLS."""
         return self._tls is not None
 
+    def check_door(self) -> None:
+        """Raises HypervisorError where TLS is wanted and its files are no use to a door."""
+        if self._tls is not None:
+            self._tls.context("server")
+
     def connect(self, who: str, address: str, port: int) -> socket.socket:
         """To another host's door, of which `who` needs something.  Blocks.
 
@@ -65,12 +70,12 @@ class Streams:
         """
         try:
             connection = socket.create_connection((address, port), timeout=CONNECT_LIMIT_S)
+            watch_path(connection, self.stall_limit_s)
         except OSError as error:
             raise HypervisorError(
                 f"{who}: cannot connect to {address} port {port}: {error}",
                 "see that the other end waits there and the path is open",
             ) from None
-        watch_path(connection, self.stall_limit_s)
         if self._tls is not None:
             connection.settimeout(HANDSHAKE_LIMIT_S)
             secured = self._tls.dial(connection, who, address, port)
@@ -165,6 +170,7 @@ class Doorway:
 
     def open(self, address: str, ports: tuple[int, int]) -> tuple[str, int]:
         """Listen on the first free port of the range; where.  Raises HypervisorError."""
+        self._streams.check_door()
         server = listen(address, ports)
         server.setblocking(False)
         self._runner = asyncio.get_running_loop().create_task(self._listen(server))
