@@ -35,7 +35,8 @@ class MemoryDoor:
     """open() once QEMU waits, or when it is found again; close() when nobody may come any more.
 
     socket_path: a name for QEMU's socket;  on_lost: called when the source says `lost`
-    begun: QEMU has its copy, or has had it;  again: the source may come again, as in post-copy
+    begun: QEMU has its copy, or has had it;  again: the source may come again, as in post-copy;
+    else nobody is let in when QEMU has its copy
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class MemoryDoor:
         if self._pipe is not None:
             self._pipe.abort()
 
-    async def _enter(self, connection: socket.socket) -> None:
+    async def _enter(self, connection: socket.socket) -> bool:
         """One connection, one after another.  Raises what ends it."""
         async with self._turn:
             if not self._begun:
@@ -78,6 +79,7 @@ class MemoryDoor:
                 self._begun = True
             elif self._again:
                 await self._come_again(connection)
+        return not self._again
 
     async def _come_again(self, connection: socket.socket) -> None:
         async with asyncio.timeout(LINE_LIMIT_S):

@@ -159,10 +159,13 @@ class Doorway:
     """Where a door lets people in.  open(), then close().
 
     enter(connection): called for each in a task of its own; it does not block, and is closed
-    afterwards.  Who goes away, or talks nonsense (ValueError), is let go of.
+    afterwards.  Who goes away, or talks nonsense (ValueError), is let go of.  Its
+    answer may be True: nobody else is let in.
     """
 
-    def __init__(self, streams: Streams, enter: Callable[[socket.socket], Awaitable[None]]) -> None:
+    def __init__(
+        self, streams: Streams, enter: Callable[[socket.socket], Awaitable[bool | None]]
+    ) -> None:
         self._streams = streams
         self._enter = enter
         self._runner: asyncio.Task[None] | None = None
@@ -204,7 +207,9 @@ class Doorway:
                 self._tell(peer, error)
                 return
             with plain:
-                await self._enter(plain)
+                last = await self._enter(plain)
+            if last and self._runner is not None:
+                self._runner.cancel()
 
     def _tell(self, peer: str, error: HypervisorError) -> None:
         now = time.monotonic()
