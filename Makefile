@@ -30,7 +30,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 
 # qemu, busybox, gcc + libc: the lab's guests; qemu-system-common has the virtiofsd by which the kernel
 # guest (tests/kernel_guest) sees this machine's files.  nftables, iproute2, ping: the data plane and probes.
-# qemu-utils: images of disks.  frr: the lab's routers; its Python tools check a configuration.  bird2, gobgpd: routers and
+# openssl: certificates of tests.  qemu-utils: images of disks.  frr: the lab's routers; its Python tools check a configuration.  bird2, gobgpd: routers and
 # collectors of other makes; tshark decodes what goes over the wires.
 DEBIAN_PACKAGES := \
 	bird2 \
@@ -43,6 +43,7 @@ DEBIAN_PACKAGES := \
 	iputils-ping \
 	libc6-dev \
 	nftables \
+	openssl \
 	procps \
 	python3-venv \
 	qemu-system-common \
@@ -202,9 +203,9 @@ in-guest: setup ## run CMD='...' in Debian's own kernel, in LIMIT=3600 seconds
 # GUEST=1: in Debian's own kernel, which has tunnels of its own.  .build/tunnels.json has the figures.
 ROUNDS ?= 5
 .PHONY: bench-disks
-bench-disks: setup ## a raw GiB over loopback: our driver and qemu-img convert, ROUNDS=5 in turn
+bench-disks: setup ## a raw GiB over loopback: our driver (clear, TLS) and qemu-img convert, ROUNDS=5 in turn
 	mkdir -p $(BUILD)
-	$(BIN)/python tools/bench_disk_move.py --rounds $(ROUNDS) --json $(BUILD)/disks.json
+	$(BIN)/python tools/bench_disk_move.py --rounds $(ROUNDS) --tls --json $(BUILD)/disks.json
 
 .PHONY: bench-tunnels
 bench-tunnels: setup ## TCP by plain route, relay and kernel tunnel, ROUNDS=5 in turn (GUEST=1)

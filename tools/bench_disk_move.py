@@ -1,12 +1,12 @@
 """How fast a disk is moved: our driver against `qemu-img convert` to `qemu-nbd`, in turn.
 
-    python tools/bench_disk_move.py [--mib 1024] [--rounds 5] [--folder DIR] [--json FILE]
+    python tools/bench_disk_move.py [--mib 1024] [--rounds 5] [--tls] [--folder DIR] [--json FILE]
 
 Both copy the same raw image of random octets over this machine's loopback, in the same run; each
 round takes both.  Ours is a whole copy by QEMU's mirror through the driver, from copy_out() until
 every further write goes to both ends, of a guest that runs (without an operating system); theirs
-is qemu-img's whole run.  Nothing is flushed to the disk in the measured time.  Needs QEMU, qemu-img
-and qemu-nbd; no rights.
+is qemu-img's whole run.  With --tls each round takes ours by TLS, too.  Nothing is flushed to the
+disk in the measured time.  Needs QEMU, qemu-img and qemu-nbd; no rights.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
+from tools.make_stream_certificates import Authority  # noqa: E402
 from vmmobility.drivers.hypervisor.interface import (  # noqa: E402
     Disk,
     GuestEvent,
@@ -56,9 +57,8 @@ class Ours:
     def __init__(self, folder: Path, mib: int) -> None:
         self.image = folder / "a/disks/vm.img"
         self._copied = asyncio.Event()
-        settings = QemuSettings(accelerator="tcg", copy_bytes_per_s=UNLIMITED)
-        self._source = QemuHypervisor(folder / "a", self._hear, settings)
-        self._destination = QemuHypervisor(folder / "b", lambda report: None, settings)
+        self._folder = folder
+        self._open(None)
         self._definition = VmDefinition(
             VM, "qemu", (), memory_mib=64, disks=(Disk("vm.img", "raw", mib),)
         )
@@ -70,6 +70,21 @@ class Ours:
             self._copied.set()
         elif report.event is GuestEvent.FAILED and not self._copied.is_set():
             raise SystemExit(f"error: the copy failed: {report.detail}")
+
+    def _open(self, tls: Path | None) -> None:
+        settings = QemuSettings(accelerator="tcg", copy_bytes_per_s=UNLIMITED, tls=tls)
+        self._source = QemuHypervisor(self._folder / "a", self._hear, settings)
+        self._destination = QemuHypervisor(self._folder / "b", lambda report: None, settings)
+
+    async def go_by(self, tls: Path | None) -> None:
+        """The streams go by TLS with these certificates from now on, or in the clear."""
+        await self._close()
+        self._open(tls)
+        await self._source.adopt([self._definition])
+
+    async def _close(self) -> None:
+        for hypervisor in (self._source, self._destination):
+            await hypervisor.close()
 
     async def start(self) -> None:
         await self._source.start(self._definition, [])
@@ -90,7 +105,7 @@ class Ours:
     async def end(self) -> None:
         for hypervisor in (self._source, self._destination):
             await hypervisor.stop(VM)
-            await hypervisor.close()
+        await self._close()
 
 
 def free_port() -> int:
@@ -119,28 +134,38 @@ def theirs(image: Path, target: Path, mib: int) -> float:
     return took
 
 
-async def measure(folder: Path, mib: int, rounds: int) -> dict[str, object]:
+async def measure(folder: Path, mib: int, rounds: int, *, tls: bool) -> dict[str, object]:
     ours = Ours(folder, mib)
     fill(ours.image, mib)
     await ours.start()
     speeds: dict[str, list[float]] = {"ours": [], "qemu_img": []}
+    certificates = folder / "tls"
+    if tls:
+        speeds["ours_tls"] = []
+        Authority(folder / "ca").issue(certificates, [LOOPBACK])
     try:
         for number in range(rounds):
             speeds["ours"].append(mib * MIB / 1e6 / await ours.copy())
             took = await asyncio.to_thread(theirs, ours.image, folder / "copy.img", mib)
             speeds["qemu_img"].append(mib * MIB / 1e6 / took)
+            if tls:
+                await ours.go_by(certificates)
+                speeds["ours_tls"].append(mib * MIB / 1e6 / await ours.copy())
+                await ours.go_by(None)
             said = ", ".join(f"{name} {found[-1]:.0f} MB/s" for name, found in speeds.items())
             sys.stdout.write(f"round {number + 1}: {said}\n")
             sys.stdout.flush()
     finally:
         await ours.end()
     medians = {name: round(statistics.median(found), 1) for name, found in speeds.items()}
+    ratio_tls = {"ratio_tls": round(medians["ours_tls"] / medians["ours"], 3)} if tls else {}
     return {
         "mib": mib,
         "rounds": rounds,
         "megabytes_per_s": {n: [round(s, 1) for s in found] for n, found in speeds.items()},
         "median_megabytes_per_s": medians,
         "ratio": round(medians["ours"] / medians["qemu_img"], 3),
+        **ratio_tls,
     }
 
 
@@ -150,17 +175,20 @@ def main() -> int:
     )
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tls", action="store_true", help="by TLS, too (needs openssl)")
     parser.add_argument("--folder", type=Path, help="where the images lie (default: a new folder)")
     parser.add_argument("--json", type=Path, help="write all figures there, too")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vmd", dir=words.folder) as folder:
-        found = asyncio.run(measure(Path(folder), words.mib, words.rounds))
+        found = asyncio.run(measure(Path(folder), words.mib, words.rounds, tls=words.tls))
     medians = found["median_megabytes_per_s"]
     assert isinstance(medians, dict)
     sys.stdout.write(
         f"median: ours {medians['ours']} MB/s, qemu-img {medians['qemu_img']} MB/s; "
         f"ours / qemu-img = {found['ratio']}\n"
     )
+    if words.tls:
+        sys.stdout.write(f"by TLS {medians['ours_tls']} MB/s; TLS / clear = {found['ratio_tls']}\n")
     if words.json:
         words.json.write_text(json.dumps(found, indent=2) + "\n")
     return 0

@@ -10,6 +10,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ import pytest
 from tests.contract.checkpoint_talk import Protected
 from tests.contract.hypervisor_nodes import (
     INTERFACE,
+    LOOPBACK,
+    TCG,
     VM,
     Pair,
     PairTest,
@@ -25,18 +28,23 @@ from tests.contract.hypervisor_nodes import (
     guest_machine,
     qemu_node,
 )
+from tools.make_stream_certificates import Authority
 from vmmobility.drivers.hypervisor.interface import GuestEvent, VmDefinition
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import GuestLife
 
 QEMU = pytest.param("qemu", marks=[pytest.mark.qemu, pytest.mark.netns, pytest.mark.slow])
+BY_TLS = pytest.param("qemu-tls", marks=QEMU.marks)
 
 
-@pytest.fixture(params=["fake", QEMU])
+@pytest.fixture(params=["fake", QEMU, BY_TLS])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
     """Runs a coroutine with a Pair, and ends all its guests afterwards."""
     taps = [f"vmk{os.getpid() % 100000}{end}" for end in "ab"]
-    real = request.param == "qemu"
+    real = request.param != "fake"
+    settings = TCG
+    if request.param == "qemu-tls":
+        settings = replace(TCG, tls=Authority(tmp_path / "ca").issue(tmp_path / "tls", [LOOPBACK]))
     for tap in taps if real else ():
         subprocess.run(["ip", "tuntap", "add", "dev", tap, "mode", "tap"], check=True)
 
@@ -44,7 +52,8 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
         machine = {"kernel": "/vmlinuz"}
         nodes = fake_nodes()
         if real:
-            nodes = qemu_node(taps[0], tmp_path / "a"), qemu_node(taps[1], tmp_path / "b")
+            source, standby = ((taps[0], tmp_path / "a"), (taps[1], tmp_path / "b"))
+            nodes = qemu_node(*source, settings), qemu_node(*standby, settings)
             machine = guest_machine()
         pair = Pair(VmDefinition(VM, "qemu", (INTERFACE,), machine=machine), *nodes)
         try:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from tests.contract.hypervisor_nodes import (
     INTERFACE,
     LOOPBACK,
+    TCG,
     VM,
     Pair,
     PairTest,
@@ -26,6 +28,7 @@ from tests.contract.hypervisor_nodes import (
     qemu_node,
 )
 from tests.contract.server_nodes import at_servers
+from tools.make_stream_certificates import Authority
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     VmDefinition,
@@ -40,6 +43,7 @@ PARAMS = [
     "fake-apart",
     pytest.param("qemu", marks=REAL),
     pytest.param("qemu-apart", marks=[*REAL, pytest.mark.slow]),
+    pytest.param("qemu-tls", marks=[*REAL, pytest.mark.slow]),
 ]
 
 
@@ -47,7 +51,10 @@ PARAMS = [
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
     """Runs a coroutine with a Pair, and ends all its guests afterwards."""
     taps = [f"vmc{os.getpid() % 100000}{end}" for end in "ab"]
-    kind, _, apart = request.param.partition("-")
+    kind, _, way = request.param.partition("-")
+    settings = TCG
+    if way == "tls":
+        settings = replace(TCG, tls=Authority(tmp_path / "ca").issue(tmp_path / "tls", [LOOPBACK]))
     if kind == "qemu":
         for tap in taps:
             subprocess.run(["ip", "tuntap", "add", "dev", tap, "mode", "tap"], check=True)
@@ -57,12 +64,12 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
             source, destination = fake_nodes()
             machine = {"kernel": "/vmlinuz"}
         else:
-            source = qemu_node(taps[0], tmp_path / "a")
-            destination = qemu_node(taps[1], tmp_path / "b")
+            source = qemu_node(taps[0], tmp_path / "a", settings)
+            destination = qemu_node(taps[1], tmp_path / "b", settings)
             machine = guest_machine()
         definition = VmDefinition(VM, "qemu", (INTERFACE,), machine=machine)
         try:
-            if apart:
+            if way == "apart":
                 async with at_servers(definition, source, destination) as pair:
                     await test(pair)
             else:

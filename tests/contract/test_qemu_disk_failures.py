@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,60 @@ def test_a_destination_that_dies_leaves_the_guest_and_its_disk_here(
         await gone(destination)
         await move(source, destination, pair)
         await machines.end_soundly(pair, "b")
+
+    disk_run(scenario)
+
+
+@pytest.mark.parametrize("moment", ["copying", "held", "about to stop"])
+def test_a_destination_that_hangs_holds_the_guests_writes_no_longer_than_it_may(
+    disk_run: Run, moment: str
+) -> None:
+    """Its kernel acknowledges all that comes, so nothing is broken but its answers."""
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        settings = replace(SLOW if moment == "copying" else USUAL, disk_hang_limit_s=1.0)
+        pair = machines.pair(disk, settings)
+        source, destination = pair.source, pair.destination
+        make_image(machines.image("a", disk), disk.format, filled_mib=8)
+        await pair.start()
+        await machines.writes("a")
+        if moment == "copying":
+            await source.hypervisor.copy_out(VM, *await pair.prepare())
+            await until_true(lambda: source.progress)
+        else:
+            await hold(pair, moment)
+        destination.hang()
+        try:
+            async with asyncio.timeout(8.0):  # far below a minute, or a step's 15 s
+                failed = await source.next(GuestEvent.FAILED)
+            assert "no octet of the disks was taken for 1 s" in failed.detail["reason"]
+            assert failed.detail["running"] is True
+            await machines.writes("a")
+        finally:
+            destination.unhang()
+        await destination.hypervisor.cancel(VM)
+        await machines.end_soundly(pair, "a")
+
+    disk_run(scenario)
+
+
+def test_a_guest_that_writes_nothing_is_held_for_as_long_as_it_takes(disk_run: Run) -> None:
+    """Nothing is waited for: that is no hanging storage."""
+    disk = Disk("vm.img", "raw", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk, replace(USUAL, disk_hang_limit_s=0.1))
+        pair.definition = replace(pair.definition, machine={}, memory_mib=64)
+        make_image(machines.image("a", disk), disk.format, filled_mib=8)
+        await pair.start()
+        await hold(pair, "about to stop")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3.0):
+                await pair.source.reports.get()
+        await pair.source.hypervisor.cancel(VM)
+        await pair.source.next(GuestEvent.FAILED)
+        await ended(pair)
 
     disk_run(scenario)
 

@@ -6,15 +6,17 @@ the time is up in it: whatever is dirtied, the round does not end in time at thi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.contract.hypervisor_nodes import VM
+from tests.contract.hypervisor_nodes import LOOPBACK, VM
 from tests.contract.qemu_scene import Run, Scene, scenes
 from tests.contract.waiting import until, until_true
+from tools.make_stream_certificates import Authority
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
@@ -32,10 +34,13 @@ USUAL = QemuSettings(accelerator="tcg", stall_limit_s=1.0, recover_limit_s=20.0)
 FETCHES_SLOWLY = replace(USUAL, postcopy_bytes_per_s=6 * MIB)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
+@pytest.fixture(params=["clear", pytest.param("tls", marks=pytest.mark.slow)])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
+    tls = None
+    if request.param == "tls":
+        tls = Authority(tmp_path / "ca").issue(tmp_path / "tls", [LOOPBACK])
     with scenes(tmp_path, mem_mib=24, dirty_mibps=24) as run_it:
-        yield run_it
+        yield lambda settings, test: run_it(replace(settings, tls=tls), test)
 
 
 async def copied_until_the_time_is_up(scene: Scene, terms: MoveTerms) -> None:
@@ -84,6 +89,13 @@ def test_it_is_forced_and_its_memory_is_whole(run: Run) -> None:
         await forced(scene)
         assert not await scene.pair.runs_at(scene.source)
         await scene.source.next(GuestEvent.COMPLETED)
+        assert await scene.pair.runs_at(scene.destination)
+        await scene.check_memory()
+        # Its memory is whole: whoever says that the rest is lost ends nothing.
+        reader, writer = await asyncio.open_connection(*scene.place)
+        writer.write(b"lost\n")
+        await reader.read()
+        writer.close()
         assert await scene.pair.runs_at(scene.destination)
         await scene.check_memory()
         # What the source has is old: the guest has gone on elsewhere.

@@ -12,6 +12,7 @@ import click
 from vmmobility.cli import output
 from vmmobility.daemon import config_files as files
 from vmmobility.daemon.config_template import template
+from vmmobility.daemon.stream_certificates import check_certificates
 from vmmobility.errors import ConfigError
 
 file_argument = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
@@ -25,8 +26,10 @@ def config() -> None:
 @config.command()
 @file_argument
 def check(file: Path) -> None:
-    """Check a file; exit code 0 if a daemon would take it."""
+    """Check a file, and the certificates that it names for streams; exit code 0 if a daemon would
+    take it."""
     loaded = files.load(file)
+    check_certificates(loaded)
     click.echo(f"{file}: is the configuration of {files.role_of(loaded)} {loaded.node_id}")
 
 

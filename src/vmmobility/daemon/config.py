@@ -28,6 +28,7 @@ from vmmobility.daemon.node_config import (
 from vmmobility.daemon.server_config import ServerPeer, servers_of
 from vmmobility.daemon.toml_table import Table
 from vmmobility.daemon.via_config import check_via
+from vmmobility.drivers.hypervisor.settings import DISK_HANG_S
 from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.drivers.linux.outside import collapsed
 from vmmobility.engine.dataplane import RedirectPolicy
@@ -105,7 +106,9 @@ class NveConfig(EndConfig):
     """nve.toml.  nve: its NVE-ID and locators, where it listens too; dc_prefixes: of all hosts in
     the data centres, VMs too, empty if not configured: then every sender counts as one of them;
     tunnel: who carries packets that are tunnelled; disks: folder of the disk images whose path in a
-    VM's definition is relative; copy_mib_per_s: pace at which memory and each disk are sent away;
+    VM's definition is relative; tls: folder of the certificates of the streams between hosts, which
+    go in the clear without; disk_hang_s: storage that takes nothing for so long ends a move;
+    copy_mib_per_s: pace at which memory and each disk are sent away;
     capacity: what VMs may have of this host; servers: those that it stands apart from, if any.
     """
 
@@ -118,6 +121,8 @@ class NveConfig(EndConfig):
     dc_prefixes: tuple[Prefix, ...] = ()
     tunnel: Tunnel = "auto"
     disks: Path | None = None
+    tls: Path | None = None
+    disk_hang_s: float = DISK_HANG_S
     copy_mib_per_s: int = COPY_MIB_PER_S
     capacity: CapacityLimits = _LIMITS
     servers: tuple[ServerPeer, ...] = ()
@@ -174,6 +179,8 @@ def load_nve(path: Path) -> NveConfig:
         dc_prefixes=_dc_prefixes(node, nve),
         tunnel=cast(Tunnel, node.choice("tunnel", TUNNELS, "auto")),
         disks=hypervisor.optional_path("disks"),
+        tls=hypervisor.optional_path("tls"),
+        disk_hang_s=hypervisor.seconds("disk_hang_s", 1, 600, DISK_HANG_S),
         copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, COPY_MIB_PER_S),
         capacity=_capacity(top.table("capacity")),
         servers=servers_of(top, nve.nve_id),

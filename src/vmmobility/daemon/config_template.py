@@ -9,6 +9,7 @@ from __future__ import annotations
 from vmmobility.daemon.config import COPY_MIB_PER_S, ManagerTimers, NveTimers
 from vmmobility.daemon.napt_config import NaptTimers
 from vmmobility.daemon.node_config import RECORD_MIB, NodeTimers
+from vmmobility.drivers.hypervisor.settings import DISK_HANG_S
 from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import UDP_PORT
@@ -110,7 +111,9 @@ addresses = ["192.0.2.10", "2001:db8::10"]
 [hypervisor]
 accelerator = "auto"  # auto | kvm | tcg
 # disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
+# tls = "/etc/vmmobility/tls"  # certificates; memory, disks, checkpoints go by TLS: all or none
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
+# disk_hang_s = {disk_hang_s:g}  # storage that takes nothing for so long ends a move
 
 # What VMs may have of this host; the manager gives out no more.
 [capacity]
@@ -230,7 +233,9 @@ keys_dir = "/etc/vmmobility/keys"  # the pair's key: `vmmob key new nve-a:nve se
 [hypervisor]
 accelerator = "auto"  # auto | kvm | tcg
 # disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
+# tls = "/etc/vmmobility/tls"  # certificates; memory, disks, checkpoints go by TLS: all or none
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
+# disk_hang_s = {disk_hang_s:g}  # storage that takes nothing for so long ends a move
 """
 
 
@@ -245,6 +250,7 @@ def template(role: str) -> str:
             record_mib=RECORD_MIB,
             timers=NveTimers(),
             copy_mib_per_s=COPY_MIB_PER_S,
+            disk_hang_s=DISK_HANG_S,
             limits=CapacityLimits(),
         )
     if role == "router":
@@ -252,7 +258,9 @@ def template(role: str) -> str:
     if role == "napt":
         return _NAPT.format(port=UDP_PORT, timers=NaptTimers())
     if role == "server":
-        return _SERVER.format(port=SERVER_PORT, copy_mib_per_s=COPY_MIB_PER_S)
+        return _SERVER.format(
+            port=SERVER_PORT, copy_mib_per_s=COPY_MIB_PER_S, disk_hang_s=DISK_HANG_S
+        )
     raise ConfigError(
         f"no configuration for the role {role!r}", "use manager, nve, router, napt or server"
     )

@@ -43,6 +43,7 @@ from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_recorder
 from vmmobility.daemon.server_links import ServerLinks, ends_of
+from vmmobility.daemon.stream_certificates import refused_to, tell_certificates
 from vmmobility.drivers.dataplane import Drift, Traffic
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.external import ExternalHypervisor
@@ -50,6 +51,7 @@ from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor
 from vmmobility.drivers.hypervisor.light import LightHypervisor
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.host_capacity import measure
 from vmmobility.drivers.linux.link_watch import LinkWatch
@@ -100,11 +102,16 @@ class NveDaemon(NveService):
             accelerator=config.accelerator,
             copy_bytes_per_s=config.copy_mib_per_s * MIB,
             disks=config.disks,
+            tls=config.tls,
+            disk_hang_limit_s=config.disk_hang_s,
         )
+        refused = refused_to(log.note)
         guests = config.state_dir / "guests"
         self._hypervisors: dict[str, Hypervisor] = {
-            "qemu": QemuHypervisor(guests, self._guest_report, self._qemu_settings),
-            "netns": LightHypervisor(guests, self._guest_report),
+            "qemu": QemuHypervisor(guests, self._guest_report, self._qemu_settings, refused),
+            "netns": LightHypervisor(
+                guests, self._guest_report, Streams.of(self._qemu_settings, refused)
+            ),
             "external": ExternalHypervisor(self._guest_report, log.note),
         }
         self._servers = ServerLinks(config, log, self._guest_report, self._data_plane.circuit)
@@ -172,6 +179,7 @@ class NveDaemon(NveService):
     async def begin(self) -> None:
         """Resync the kernel, find the guests again, and begin to speak."""
         await self._data_plane.start()
+        tell_certificates(self._config, self._log.note)
         if (choice := self._data_plane.tunnel_choice) is not None:
             self._log.note("tunnels", back_end=choice.back_end, reason=choice.why)
         for failure in await self._data_plane.resync(self.engine.desired()):

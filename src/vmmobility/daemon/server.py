@@ -15,12 +15,14 @@ from vmmobility.daemon.config import Accelerator
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.keys import load_keys
 from vmmobility.daemon.server_config import ServerConfig, load_server
+from vmmobility.daemon.stream_certificates import refused_to, tell_certificates
 from vmmobility.drivers.hypervisor.external import ExternalHypervisor
 from vmmobility.drivers.hypervisor.interface import Hypervisor
 from vmmobility.drivers.hypervisor.light import LightHypervisor
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.server_agent import ServerAgent
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.drivers.linux.server_circuits import ServerCircuits
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import Role
@@ -76,11 +78,14 @@ async def serve(config: ServerConfig) -> None:
             accelerator=cast(Accelerator, config.accelerator),
             copy_bytes_per_s=config.copy_mib_per_s * MIB,
             disks=config.disks,
+            tls=config.tls,
+            disk_hang_limit_s=config.disk_hang_s,
         )
+        refused = refused_to(log.note)
         guests = config.state_dir / "guests"
         hypervisors |= {
-            "qemu": QemuHypervisor(guests, agent.report, settings),
-            "netns": LightHypervisor(guests, agent.report),
+            "qemu": QemuHypervisor(guests, agent.report, settings, refused),
+            "netns": LightHypervisor(guests, agent.report, Streams.of(settings, refused)),
             "external": ExternalHypervisor(agent.report, log.note),
         }
         agent.hypervisors = hypervisors
@@ -89,6 +94,7 @@ async def serve(config: ServerConfig) -> None:
             with on_signals(stopped.set, keys.reload):
                 task = group.create_task(agent.run(server), name="agent")
                 log.note("started", role="server", nve=config.nve)
+                tell_certificates(config, log.note)
                 await stopped.wait()
                 task.cancel()
             raise Stopped

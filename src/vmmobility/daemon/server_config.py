@@ -12,6 +12,7 @@ from pathlib import Path
 from vmmobility.daemon.keys import MAX_NODE_NAME
 from vmmobility.daemon.node_config import parse_file
 from vmmobility.daemon.toml_table import Table
+from vmmobility.drivers.hypervisor.settings import DISK_HANG_S
 from vmmobility.errors import ConfigError
 from vmmobility.wire.server_frames import SERVER_PORT
 from vmmobility.wire.values import Address
@@ -33,7 +34,8 @@ class ServerPeer:
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """server.toml.  name: this server's; nve: its NVE's; address, nve_address: the two ends of
-    their access link, of one IP version; disks, copy_mib_per_s: as in nve.toml."""
+    their access link, of one IP version; disks, tls, disk_hang_s,
+    copy_mib_per_s: as in nve.toml."""
 
     file: Path
     name: str
@@ -46,6 +48,8 @@ class ServerConfig:
     log_file: Path | None
     accelerator: str
     disks: Path | None
+    tls: Path | None
+    disk_hang_s: float
     copy_mib_per_s: int
 
     @property
@@ -94,6 +98,8 @@ def load_server(path: Path) -> ServerConfig:
         log_file=server.optional_path("log_file"),
         accelerator=hypervisor.choice("accelerator", ACCELERATORS, "auto"),
         disks=hypervisor.optional_path("disks"),
+        tls=hypervisor.optional_path("tls"),
+        disk_hang_s=hypervisor.seconds("disk_hang_s", 1, 600, DISK_HANG_S),
         copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, 200),
     )
     for table in (server, hypervisor, top):

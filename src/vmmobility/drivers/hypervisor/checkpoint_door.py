@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from vmmobility.drivers.hypervisor.byte_pipe import watch_path
 from vmmobility.drivers.hypervisor.checkpoint_store import CHUNK, CheckpointStore, Part, Summed
+from vmmobility.drivers.hypervisor.streams import Doorway, Streams
 from vmmobility.errors import HypervisorError
 
 LINE_LIMIT = 64 * 1024
@@ -35,13 +34,12 @@ class CheckpointDoor:
     """open(), then close().  on_complete(number): called in the event loop for each checkpoint."""
 
     def __init__(
-        self, store: CheckpointStore, stall_limit_s: float, on_complete: Callable[[int], None]
+        self, store: CheckpointStore, streams: Streams, on_complete: Callable[[int], None]
     ) -> None:
         self._store = store
-        self._stall_limit_s = stall_limit_s
         self._on_complete = on_complete
         self._loop = asyncio.get_running_loop()
-        self._server: socket.socket | None = None
+        self._doorway = Doorway(streams, self._enter)
         self._current: socket.socket | None = None
         self._turn = threading.Lock()  # who writes to the store
         self._closed = False
@@ -50,53 +48,28 @@ class CheckpointDoor:
 
     def open(self, address: str, ports: tuple[int, int]) -> tuple[str, int]:
         """Listen on the first free port of the range; where.  Raises HypervisorError."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        for port in range(ports[0], ports[1] + 1):
-            try:
-                self._server = socket.create_server((address, port), family=family)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    continue
-                raise HypervisorError(
-                    f"cannot listen at {address} port {port}: {error.strerror}"
-                ) from None
-            self.at = (address, port)
-            self._start(self._accept)
-            return self.at
-        raise HypervisorError(
-            f"the ports {ports[0]} to {ports[1]} of {address} are all in use",
-            "widen the range of ports for incoming guests",
-        )
+        self.at = self._doorway.open(address, ports)
+        return self.at
 
     async def close(self) -> None:
         """Let nobody in, and break off what is under way; on return the store is at rest."""
         self._closed = True
-        for end in (self._server, self._current):
-            if end is not None:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+        await self._doorway.close()
+        if self._current is not None:
+            with contextlib.suppress(OSError):
+                self._current.shutdown(socket.SHUT_RDWR)
         for thread in list(self._threads):
             await asyncio.to_thread(thread.join)
-        if self._server is not None:
-            self._server.close()
-            self._server = None
 
-    # -- threads ---------------------------------------------------------------------------------
-
-    def _start(self, run: Callable[..., None], *arguments: Any) -> None:
-        thread = threading.Thread(target=run, args=arguments, name="checkpoints", daemon=True)
+    async def _enter(self, connection: socket.socket) -> None:
+        """One connection: from here on a thread's, with a descriptor of its own."""
+        ends = (connection.dup(),)
+        thread = threading.Thread(target=self._serve, args=ends, name="checkpoints", daemon=True)
         self._threads = [t for t in self._threads if t.is_alive()]
         self._threads.append(thread)
         thread.start()
 
-    def _accept(self) -> None:
-        assert self._server is not None
-        while not self._closed:
-            try:
-                connection, _ = self._server.accept()
-            except OSError:
-                return
-            self._start(self._serve, connection)
+    # -- in threads ------------------------------------------------------------------------------
 
     def _serve(self, connection: socket.socket) -> None:
         """One connection.  Strangers are let go of; the store tells the others what went wrong."""
@@ -110,7 +83,6 @@ class CheckpointDoor:
                     with contextlib.suppress(OSError):
                         before.shutdown(socket.SHUT_RDWR)
                 connection.settimeout(None)
-                watch_path(connection, self._stall_limit_s)
                 with self._turn:
                     record = self._store.record
                     _say(connection, {"store": record.store, "last": record.number})

@@ -17,6 +17,7 @@ from vmmobility.drivers.hypervisor.interface import (
     Listener,
     VmDefinition,
 )
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.wire.values import VmKey
 
 
@@ -29,13 +30,13 @@ class Standbys:
         disks: Path,
         listener: Listener,
         ports: tuple[int, int],
-        stall_limit_s: float,
+        streams: Streams,
     ) -> None:
         self._folder = folder
         self._disks = disks
         self._listener = listener
         self._ports = ports
-        self._stall_limit_s = stall_limit_s
+        self._streams = streams
         self._open: dict[VmKey, tuple[CheckpointStore, CheckpointDoor]] = {}
 
     async def receive(self, definition: VmDefinition, address: str) -> tuple[str, int, str, int]:
@@ -49,7 +50,7 @@ class Standbys:
                 report = GuestReport(vm, GuestEvent.CHECKPOINT_HELD, {"number": number})
                 self._listener(report)
 
-            door = CheckpointDoor(store, self._stall_limit_s, held)
+            door = CheckpointDoor(store, self._streams, held)
             door.open(address, self._ports)
             self._open[vm] = (store, door)
         store, door = self._open[vm]

@@ -21,11 +21,11 @@ from vmmobility.drivers.hypervisor.interface import (
     Listener,
     VmDefinition,
 )
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
 
-STALL_LIMIT_S = 5.0
 BYTES_PER_S = 1 << 30
 
 
@@ -35,6 +35,7 @@ class LightCheckpoints:
     _folder: Path
     _listener: Listener
     _standbys: Standbys
+    _streams: Streams
     _taking: dict[VmKey, asyncio.Task[None]]
 
     if TYPE_CHECKING:  # of LightHypervisor
@@ -69,7 +70,7 @@ class LightCheckpoints:
 
     async def _take(self, vm: VmKey, target: CheckpointTarget, final: bool) -> None:
         begun = time.monotonic()
-        connection = CheckpointConnection(str(vm), target, STALL_LIMIT_S)
+        connection = CheckpointConnection(str(vm), target, self._streams)
         nothing = self._folder / MEMORY
         try:
             nothing.touch()

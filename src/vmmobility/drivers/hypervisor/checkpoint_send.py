@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmmobility.drivers.hypervisor.byte_pipe import watch_path
 from vmmobility.drivers.hypervisor.checkpoint_store import CHUNK
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 
-CONNECT_LIMIT_S = 3.0
 HELLO_LIMIT_S = 30.0  # the standby may be merging an earlier one
 COMPLETE_LIMIT_S = 120.0  # its disks may be slow
 
@@ -38,32 +37,28 @@ class CheckpointTarget:
 class CheckpointConnection:
     """hello(), then send() for each checkpoint; close().  Raise HypervisorError."""
 
-    def __init__(self, guest: str, target: CheckpointTarget, stall_limit_s: float) -> None:
+    def __init__(self, guest: str, target: CheckpointTarget, streams: Streams) -> None:
         self._guest = guest
         self._target = target
-        self._stall_limit_s = stall_limit_s
+        self._streams = streams
         self._connection: socket.socket | None = None
         self._aborted = False
 
     def hello(self) -> tuple[str, int]:
         """The store's name, and the number of its last complete checkpoint (0: none)."""
         where = f"{self._target.address} port {self._target.port}"
-        try:
-            connection = socket.create_connection(
-                (self._target.address, self._target.port), timeout=CONNECT_LIMIT_S
-            )
-        except OSError as error:
-            raise HypervisorError(
-                f"{self._guest}: cannot connect to its standby at {where}: {error}",
-                "see that the standby's NVE runs and the path is open",
-            ) from None
-        self._connection = connection
+        name = f"{self._guest}'s checkpoints"
+        self._connection = self._streams.connect(name, self._target.address, self._target.port)
         if self._aborted:
             self.abort()
-        watch_path(connection, self._stall_limit_s)
         try:
             self._say({"token": self._target.token})
             said = self._hear(HELLO_LIMIT_S)
+            if "error" in said:
+                raise HypervisorError(
+                    f"{self._guest}: its standby at {where}: {said['error']}",
+                    str(said.get("remedy", "")),
+                )
             return str(said["store"]), int(said["last"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HypervisorError(

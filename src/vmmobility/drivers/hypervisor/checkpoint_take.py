@@ -30,6 +30,7 @@ from vmmobility.drivers.hypervisor.disk_images import QEMU_IMG, DiskImages, node
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 
 POLL_S = 0.01
@@ -83,7 +84,7 @@ class CheckpointTake:
         """All of it; figures, once it is complete at the standby.  Raises HypervisorError, Broken:
         then the guest runs on, unless it was final or paused meanwhile."""
         begun = time.monotonic()
-        self._connection = CheckpointConnection(self._guest, target, self._settings.stall_limit_s)
+        self._connection = CheckpointConnection(self._guest, target, Streams.of(self._settings))
         try:
             store, last = await asyncio.to_thread(self._connection.hello)
             base = await self._choose_base(store, last)

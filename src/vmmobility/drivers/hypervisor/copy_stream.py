@@ -18,13 +18,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from vmmobility.drivers.hypervisor.byte_pipe import watch_path
-from vmmobility.errors import HypervisorError
+from vmmobility.drivers.hypervisor.stream_tls import refusal_in
+from vmmobility.drivers.hypervisor.streams import Streams, is_broken
 
 CHUNK = 64 * 1024  # octets a turn: no more passes once the copy is held
 BUFFER = 64 * 1024  # of the pair: what QEMU has written that was not yet taken
-CONNECT_LIMIT_S = 3.0
-ESTABLISHED = 1  # tcp_info.tcpi_state
 SLACK_S = 0.05  # a pace that fell back further does not catch up
 SILENCE_S = 0.2  # QEMU has written everything when it has written nothing for so long
 GRACE_S = 1.0  # between the destination's last word and QEMU's end of the stream
@@ -35,7 +33,7 @@ _SHUT = bytes((0, 1, 0, 4, 0, 0, 0, 0))
 class CopyStream:
     """One move's stream.  connect(), hand `qemu_end` to QEMU, start().
 
-    stall_limit_s: the path is broken when nothing was acknowledged for so long
+    streams: by which it goes
     two_way: the destination may answer, as in post-copy: see let_back(), say_over()
     on_end(error): called in the thread when all was sent and QEMU has closed its end ("") or the
     path broke (why)
@@ -44,13 +42,13 @@ class CopyStream:
     def __init__(
         self,
         guest: str,
-        stall_limit_s: float,
+        streams: Streams,
         on_end: Callable[[str], None],
         *,
         two_way: bool = False,
     ) -> None:
         self._guest = guest
-        self._stall_limit_s = stall_limit_s
+        self._streams = streams
         self._on_end = on_end
         self._flow = threading.Event()
         self._flow.set()
@@ -68,16 +66,8 @@ class CopyStream:
         self.failed = ""  # in post-copy: why the path was lost
 
     def connect(self, address: str, port: int) -> None:
-        """Open the TCP connection; blocks up to CONNECT_LIMIT_S.  Raises HypervisorError."""
-        try:
-            self._far = socket.create_connection((address, port), timeout=CONNECT_LIMIT_S)
-        except OSError as error:
-            raise HypervisorError(
-                f"{self._guest}: cannot connect to {address} port {port}: {error}",
-                "see that the destination waits there and the path is open",
-            ) from None
-        self._far.settimeout(None)
-        watch_path(self._far, self._stall_limit_s)
+        """Open the connection; blocks.  Raises HypervisorError."""
+        self._far = self._streams.connect(self._guest, address, port)
 
     def start(self) -> None:
         """Begin to send.  QEMU has its end by now; ours of it is closed."""
@@ -90,11 +80,8 @@ class CopyStream:
     @property
     def broken(self) -> bool:
         """Whether the path has been given up, or the destination has closed it."""
-        try:
-            assert self._far is not None
-            return self._far.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != ESTABLISHED
-        except OSError:
-            return True
+        assert self._far is not None
+        return is_broken(self._far)
 
     def pace(self, bytes_per_s: float | None) -> None:
         """Take so much a second; None is all there is."""
@@ -152,6 +139,8 @@ class CopyStream:
             self._copy()
         except OSError as problem:
             error = problem.strerror or str(problem)
+            if self._far is not None:
+                error = refusal_in(self._far) or error
         # What the destination has said and nobody has read would, closed over, take with it what
         # it has not read itself.
         far = self._far if self._two_way and not error and not self._aborted else None
@@ -160,7 +149,7 @@ class CopyStream:
         self._close()
         self._on_end(error)
         if far is not None:
-            _read_out(far, self._stall_limit_s)
+            _read_out(far, self._streams.stall_limit_s)
 
     def _copy(self) -> None:
         assert self._far is not None

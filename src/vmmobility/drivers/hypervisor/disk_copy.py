@@ -15,17 +15,19 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from vmmobility.drivers.hypervisor.byte_pipe import BytePipe, watch_path
+from vmmobility.drivers.hypervisor.byte_pipe import BytePipe
 from vmmobility.drivers.hypervisor.disk_images import DiskImages, node_name
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
-from vmmobility.drivers.hypervisor.stall import Broken
+from vmmobility.drivers.hypervisor.stall import Answers, Broken
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 
-CONNECT_LIMIT_S = 3.0
+ASK_LIMIT_S = 3.0
 END_LIMIT_S = 12.0  # with the guest stopped; the door's own limit comes first
 CLEAN_LIMIT_S = 5.0
 POLL_S = 0.002
+LOOK_S = 0.5
 _JOB, _TARGET = "mirror", "copy"  # with the disk's number: of QEMU's jobs and nodes, all ours
 _GOING_ON = ("created", "running", "ready", "standby")
 
@@ -56,6 +58,7 @@ class DiskCopy:
         self._pipes: list[BytePipe] = []
         self._tokens: list[str] = []
         self._aborted = False
+        self._answers = Answers(settings.disk_hang_limit_s)
         self.done = self.total = 0  # octets
 
     async def ask(self, address: str, port: int) -> int:
@@ -67,8 +70,11 @@ class DiskCopy:
         self._door = await asyncio.to_thread(self._connect)
         self._door.setblocking(False)
         try:
-            async with asyncio.timeout(CONNECT_LIMIT_S):
+            async with asyncio.timeout(ASK_LIMIT_S):
                 said = await self._exchange("disks")
+            if "error" in said:
+                where = f"{self._guest}: {address} port {port}"
+                raise HypervisorError(f"{where}: {said['error']}", str(said.get("remedy", "")))
             self._tokens = [str(name) for name in said["seen"]]
             memory = int(said["memory"])
         except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
@@ -113,7 +119,8 @@ class DiskCopy:
 
     async def look(self) -> bool:
         """See how far it is (`done`, `total`); whether all of it is there, and every further write
-        goes to both ends.  Raises Broken if a mirror has failed, HypervisorError."""
+        goes to both ends.  Raises Broken if a mirror has failed, or what was written is not taken,
+        HypervisorError."""
         jobs = await _jobs(self._session)
         mine = [jobs.get(f"{_JOB}{index}", {}) for index in self._copied]
         for index, job in zip(self._copied, mine, strict=True):
@@ -122,15 +129,26 @@ class DiskCopy:
                 raise Broken(f"disk {index} was not copied: {why}")
         self.done = sum(int(job["current-progress"]) for job in mine)
         self.total = sum(int(job["total-progress"]) for job in mine)
+        self._answers.seen(self.done, self.total)
         return all(job["status"] == "ready" for job in mine)
 
     async def sync(self) -> None:
         """Have the destination put what it has on its disk, so that little is left for the switch.
 
-        Raises Broken.
+        Raises Broken, HypervisorError.
         """
-        if self._copied:
-            await self._tell("sync", self._settings.disk_stall_limit_s)
+        if not self._copied:
+            return
+        telling = asyncio.get_running_loop().create_task(
+            self._tell("sync", self._settings.disk_stall_limit_s)
+        )
+        try:
+            while not (await asyncio.wait({telling}, timeout=LOOK_S))[0]:
+                await self.look()
+            await telling
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
     async def finish(self) -> None:
         """With the guest stopped: end the mirrors; on return the destination has all of it, on its
@@ -241,16 +259,7 @@ class DiskCopy:
         return said
 
     def _connect(self) -> socket.socket:
-        try:
-            connection = socket.create_connection(self._target, timeout=CONNECT_LIMIT_S)
-        except OSError as error:
-            raise HypervisorError(
-                f"{self._guest}: cannot connect to {self._target[0]} port {self._target[1]}: "
-                f"{error}",
-                "see that the destination waits there and the path is open",
-            ) from None
-        watch_path(connection, self._settings.stall_limit_s)
-        return connection
+        return Streams.of(self._settings).connect(self._guest, *self._target)
 
     async def _join(self, index: int) -> None:
         """Give QEMU the destination's disk as a node: its NBD client speaks to a socket here.

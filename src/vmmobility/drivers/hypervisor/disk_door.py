@@ -18,21 +18,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmmobility.drivers.hypervisor.byte_pipe import BytePipe, watch_path
+from vmmobility.drivers.hypervisor.byte_pipe import BytePipe
 from vmmobility.drivers.hypervisor.disk_images import DiskImages, node_name
 from vmmobility.drivers.hypervisor.qmp import QmpSession
+from vmmobility.drivers.hypervisor.streams import Doorway, Streams
 from vmmobility.errors import HypervisorError
 
 LINE_LIMIT = 256  # octets
 LINE_LIMIT_S = 5.0
 END_LIMIT_S = 10.0
-ACCEPT_RETRY_S = 0.1
 
 
 class DiskDoor:
@@ -47,20 +46,20 @@ class DiskDoor:
         images: DiskImages,
         tokens: Sequence[str],
         nbd: Path,
-        stall_limit_s: float,
+        streams: Streams,
     ) -> None:
         self._session = session
         self._images = images
         self._tokens = list(tokens)
         self._missing = {index for index, token in enumerate(tokens) if not token}
         self._nbd = nbd
-        self._stall_limit_s = stall_limit_s
         self._loop = asyncio.get_running_loop()
         self._pipes: list[BytePipe] = []
         self._open = 0
         self._quiet = asyncio.Event()
         self._files: asyncio.Future[None] | None = None  # work on files, which no timeout ends
-        self._runner: asyncio.Task[None] | None = None
+        self._doorway = Doorway(streams, self._enter)
+        self._memory_port = 0
 
     async def open(self, address: str, ports: tuple[int, int], memory_port: int) -> tuple[str, int]:
         """Export the disks that are to be copied, and listen; where.  Raises HypervisorError."""
@@ -71,63 +70,27 @@ class DiskDoor:
             node = node_name(index)
             export = {"type": "nbd", "id": node, "node-name": node, "name": node}
             await self._session.execute("block-export-add", {**export, "writable": True})
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        for port in range(ports[0], ports[1] + 1):
-            try:
-                server_socket = socket.create_server((address, port), family=family)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    continue
-                raise HypervisorError(
-                    f"cannot listen at {address} port {port}: {error.strerror}"
-                ) from None
-            server_socket.setblocking(False)
-            self._runner = self._loop.create_task(self._listen(server_socket, memory_port))
-            return address, port
-        raise HypervisorError(
-            f"the ports {ports[0]} to {ports[1]} of {address} are all in use",
-            "widen the range of ports for incoming guests",
-        )
+        self._memory_port = memory_port
+        return self._doorway.open(address, ports)
 
     async def close(self) -> None:
         """Let nobody in, break off what is under way, wait for work on files.  Idempotent."""
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
-            self._runner = None
+        await self._doorway.close()
         for pipe in self._pipes:
             pipe.abort()
         if self._files is not None:
             await asyncio.gather(self._files, return_exceptions=True)
 
-    async def _listen(self, server: socket.socket, memory_port: int) -> None:
-        with server:
-            async with asyncio.TaskGroup() as group:
-                while True:
-                    try:
-                        connection, _ = await self._loop.sock_accept(server)
-                    except OSError:  # too many open files: later, perhaps
-                        await asyncio.sleep(ACCEPT_RETRY_S)
-                        continue
-                    group.create_task(self._enter(connection, memory_port))
-
-    async def _enter(self, connection: socket.socket, memory_port: int) -> None:
-        """One connection.  Strangers, and a source that goes away, are let go of."""
-        connection.setblocking(False)
-        try:
-            async with asyncio.timeout(LINE_LIMIT_S):
-                words = (await self._line(connection)).split()
-            if words == ["disks"]:
-                watch_path(connection, self._stall_limit_s)
-                await self._say(connection, {"seen": self._tokens, "memory": memory_port})
-                while True:
-                    await self._say(connection, await self._told(await self._line(connection)))
-            elif len(words) == 2 and words[0] == "disk" and words[1].isdecimal():
-                self._join(int(words[1]), connection)
-        except (TimeoutError, OSError, ValueError, RuntimeError):
-            pass
-        finally:
-            connection.close()
+    async def _enter(self, connection: socket.socket) -> None:
+        """One connection.  Raises what ends it."""
+        async with asyncio.timeout(LINE_LIMIT_S):
+            words = (await self._line(connection)).split()
+        if words == ["disks"]:
+            await self._say(connection, {"seen": self._tokens, "memory": self._memory_port})
+            while True:
+                await self._say(connection, await self._told(await self._line(connection)))
+        elif len(words) == 2 and words[0] == "disk" and words[1].isdecimal():
+            self._join(int(words[1]), connection)
 
     async def _line(self, connection: socket.socket) -> str:
         line = b""
@@ -174,7 +137,6 @@ class DiskDoor:
         """Let the connection's octets flow to and from QEMU's server, by threads of their own."""
         if index >= len(self._tokens) or self._tokens[index]:
             raise ValueError(index)
-        watch_path(far, self._stall_limit_s)
         near = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             near.connect(str(self._nbd))

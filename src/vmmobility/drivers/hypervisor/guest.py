@@ -34,6 +34,7 @@ from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.registry import GuestLife
@@ -59,6 +60,7 @@ class QemuGuest(GuestPostCopy):
         listener: Listener,
         settings: QemuSettings,
         images: DiskImages,
+        streams: Streams,
     ) -> None:
         self.definition = definition
         self.images = images
@@ -72,6 +74,7 @@ class QemuGuest(GuestPostCopy):
         self._name = str(definition.vm)
         self._listener = listener
         self._settings = settings
+        self._streams = streams
         self.session = QmpSession(self._name, folder.monitor)
         self._runner: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -293,9 +296,7 @@ class QemuGuest(GuestPostCopy):
         self, tokens: Sequence[str], address: str, memory_port: int
     ) -> tuple[str, int]:
         """Let the source of a move in copy its disks; where.  Raises HypervisorError."""
-        door = DiskDoor(
-            self.session, self.images, tokens, self.folder.nbd, self._settings.stall_limit_s
-        )
+        door = DiskDoor(self.session, self.images, tokens, self.folder.nbd, self._streams)
         self.door = door
         return await door.open(address, self._settings.ports, memory_port)
 

@@ -19,6 +19,7 @@ from vmmobility.drivers.hypervisor.postcopy import FetchedMark
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.move_terms import MoveTerms
 
@@ -36,6 +37,7 @@ class GuestPostCopy:
     move: OutgoingMove | None
     _name: str
     _settings: QemuSettings
+    _streams: Streams
     _group: asyncio.TaskGroup | None
     _leaving: bool
     _memory_door: MemoryDoor | None
@@ -51,10 +53,15 @@ class GuestPostCopy:
             time_ns: int | None = None,
         ) -> None: ...
 
-    async def open_memory_door(self, address: str) -> tuple[str, int]:
-        """Let the source of a move that may be forced come; where.  Raises HypervisorError."""
-        at = self._new_memory_door(begun=False).open(address, self._settings.ports)
-        (self.folder.path / "door").write_text(json.dumps(at))
+    async def open_memory_door(self, address: str, *, again: bool) -> tuple[str, int]:
+        """Let the source come, and once more if its move may be forced; where.
+
+        Raises HypervisorError.
+        """
+        door = self._new_memory_door(begun=False, again=again)
+        at = door.open(address, self._settings.ports)
+        if again:
+            (self.folder.path / "door").write_text(json.dumps(at))
         return at
 
     @property
@@ -101,13 +108,14 @@ class GuestPostCopy:
             found.open(address, (port, port))
             self._heed_postcopy(status)
 
-    def _new_memory_door(self, *, begun: bool) -> MemoryDoor:
+    def _new_memory_door(self, *, begun: bool, again: bool = True) -> MemoryDoor:
         self._memory_door = MemoryDoor(
             self.session,
             self.folder.path / "memory",
-            self._settings.stall_limit_s,
+            self._streams,
             lambda: self._give_up("its source has ended before all of its memory was here"),
             begun=begun,
+            again=again,
         )
         return self._memory_door
 

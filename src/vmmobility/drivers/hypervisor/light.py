@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
-from vmmobility.drivers.hypervisor.checkpoint_light import STALL_LIMIT_S, LightCheckpoints
+from vmmobility.drivers.hypervisor.checkpoint_light import LightCheckpoints
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     GuestReport,
@@ -31,6 +31,7 @@ from vmmobility.drivers.hypervisor.interface import (
 )
 from vmmobility.drivers.hypervisor.light_nic import Spec
 from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.registry import GuestLife
@@ -148,15 +149,16 @@ class _CardClient(asyncio.Protocol):
 class LightHypervisor(LightCheckpoints):
     """Light VMs of this node.  Reports go to `listener`, called in the event loop."""
 
-    def __init__(self, state_dir: Path, listener: Listener) -> None:
+    def __init__(self, state_dir: Path, listener: Listener, streams: Streams | None = None) -> None:
         self._folder = state_dir.absolute() / "light"
         self._listener = listener
         self._cards: dict[VmKey, _CardClient] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._taking = {}
         stores = self._folder / "standby"
-        ports = QemuSettings().ports
-        self._standbys = Standbys(stores, stores, listener, ports, STALL_LIMIT_S)
+        usual = QemuSettings()
+        self._streams = streams or Streams.of(usual)
+        self._standbys = Standbys(stores, stores, listener, usual.ports, self._streams)
 
     async def adopt(self, definitions: Sequence[VmDefinition]) -> dict[VmKey, bool]:
         """Reconnect to the cards that live; VM -> is it running here."""

@@ -1,4 +1,4 @@
-"""The destination's door for the memory of a guest that may be moved in post-copy.
+"""The destination's door for the memory of a guest that may be moved in post-copy, or by TLS.
 
 The first connection is the source's copy: QEMU gets it as it is.  If that path breaks when the
 guest runs here already, both QEMUs pause and keep what they have.  A later connection says on one
@@ -16,16 +16,14 @@ Not here: the source's side (postcopy.py).  Rests on qmp.py, byte_pipe.py.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from vmmobility.drivers.hypervisor.byte_pipe import BytePipe, watch_path
+from vmmobility.drivers.hypervisor.byte_pipe import BytePipe
 from vmmobility.drivers.hypervisor.postcopy import AGAIN, GO, LINE_LIMIT, LOST, WHOLE
 from vmmobility.drivers.hypervisor.qmp import QmpSession
-from vmmobility.errors import HypervisorError
+from vmmobility.drivers.hypervisor.streams import Doorway, Streams
 
 FD_NAME = "vmmobility-incoming"
 LINE_LIMIT_S = 5.0
@@ -37,78 +35,56 @@ class MemoryDoor:
     """open() once QEMU waits, or when it is found again; close() when nobody may come any more.
 
     socket_path: a name for QEMU's socket;  on_lost: called when the source says `lost`
+    begun: QEMU has its copy, or has had it;  again: the source may come again, as in post-copy;
+    else nobody is let in when QEMU has its copy
     """
 
     def __init__(
         self,
         session: QmpSession,
         socket_path: Path,
-        stall_limit_s: float,
+        streams: Streams,
         on_lost: Callable[[], None],
         *,
         begun: bool = False,
+        again: bool = True,
     ) -> None:
         self.status = ""  # of QEMU's migration, as its events tell
         self._session = session
         self._socket_path = socket_path
-        self._stall_limit_s = stall_limit_s
         self._on_lost = on_lost
-        self._begun = begun  # QEMU has its copy, or has had it
+        self._again = again
+        self._begun = begun
         self._pipe: BytePipe | None = None
         self._loop = asyncio.get_running_loop()
-        self._runner: asyncio.Task[None] | None = None
+        self._doorway = Doorway(streams, self._enter)
+        self._turn = asyncio.Lock()
 
     def open(self, address: str, ports: tuple[int, int]) -> tuple[str, int]:
         """Listen; where.  Raises HypervisorError."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        for port in range(ports[0], ports[1] + 1):
-            try:
-                server = socket.create_server((address, port), family=family)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    continue
-                raise HypervisorError(
-                    f"cannot listen at {address} port {port}: {error.strerror}"
-                ) from None
-            server.setblocking(False)
-            self._runner = self._loop.create_task(self._listen(server))
-            return address, port
-        raise HypervisorError(
-            f"the ports {ports[0]} to {ports[1]} of {address} are all in use",
-            "widen the range of ports for incoming guests",
-        )
+        return self._doorway.open(address, ports)
 
     async def close(self) -> None:
         """Let nobody in.  Idempotent."""
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
-            self._runner = None
+        await self._doorway.close()
         if self._pipe is not None:
             self._pipe.abort()
 
-    async def _listen(self, server: socket.socket) -> None:
-        with server:
-            while True:
-                try:
-                    connection, _ = await self._loop.sock_accept(server)
-                except OSError:
-                    await asyncio.sleep(RETRY_S)
-                    continue
-                with contextlib.suppress(OSError, TimeoutError, HypervisorError), connection:
-                    await self._enter(connection)
+    async def _enter(self, connection: socket.socket) -> bool:
+        """One connection, one after another.  Raises what ends it."""
+        async with self._turn:
+            if not self._begun:
+                await self._session.give_descriptor(FD_NAME, connection.fileno())
+                await self._session.execute("migrate-incoming", {"uri": f"fd:{FD_NAME}"})
+                self._begun = True
+            elif self._again:
+                await self._come_again(connection)
+        return not self._again
 
-    async def _enter(self, connection: socket.socket) -> None:
-        watch_path(connection, self._stall_limit_s)
-        if not self._begun:
-            await self._session.give_descriptor(FD_NAME, connection.fileno())
-            await self._session.execute("migrate-incoming", {"uri": f"fd:{FD_NAME}"})
-            self._begun = True
-            return
-        connection.setblocking(False)
+    async def _come_again(self, connection: socket.socket) -> None:
         async with asyncio.timeout(LINE_LIMIT_S):
             word = await self._line(connection)
-        if word == LOST:
+        if word == LOST and self.status != "completed":
             self._on_lost()
         elif word == AGAIN and self.status == "completed":
             await self._loop.sock_sendall(connection, WHOLE)

@@ -228,7 +228,9 @@ class OutgoingMove(PreCopy):
                 await self._complete()  # breaking it off came too late
                 return
             said = (await self._query()).get("error-desc", "")
-            detail = detail or said or reason or f"the copy to {self.target[0]} broke off"
+            broke = f"the copy to {self.target[0]} broke off"
+            why = f"{broke}: {self._stream_error}" if self._stream_error else said
+            detail = detail or why or reason or broke
             running = self._outcome != "completed" and await self._settled()
             if running and self._disks is not None:
                 await self._disks.taken_back()

@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vmmobility.drivers.hypervisor.byte_pipe import watch_path
-from vmmobility.drivers.hypervisor.copy_stream import CONNECT_LIMIT_S, CopyStream
+from vmmobility.drivers.hypervisor.copy_stream import CopyStream
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 
 LOOK_S = 0.2
@@ -124,7 +124,7 @@ class Fetch:
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 said, connection = await asyncio.to_thread(self._knock, AGAIN)
-        except (OSError, TimeoutError):
+        except (OSError, HypervisorError):
             return False
         with connection:
             if said == WHOLE:
@@ -143,16 +143,16 @@ class Fetch:
         """Tell the destination that what it lacks will never come."""
         try:
             _, connection = await asyncio.to_thread(self._knock, LOST)
-        except OSError:
+        except (OSError, HypervisorError):
             return
         connection.close()
 
     def _knock(self, word: bytes) -> tuple[bytes, socket.socket]:
-        """Say a word at the door; its answer.  Blocks.  Raises OSError."""
-        connection = socket.create_connection(self._at, timeout=CONNECT_LIMIT_S)
+        """Say a word at the door; its answer.  Blocks.  Raises OSError, HypervisorError."""
+        connection = Streams.of(self._settings).connect(self._guest, *self._at)
         try:
-            connection.sendall(word)
             connection.settimeout(ANSWER_LIMIT_S)
+            connection.sendall(word)
             said = b""
             while not said.endswith(b"\n") and len(said) < LINE_LIMIT:
                 octet = connection.recv(1)  # not one more: QEMU reads on
@@ -160,7 +160,6 @@ class Fetch:
                     break
                 said += octet
             connection.settimeout(None)
-            watch_path(connection, self._settings.stall_limit_s)
         except BaseException:
             connection.close()
             raise

@@ -21,6 +21,7 @@ from vmmobility.drivers.hypervisor.postcopy import FetchedMark
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken, Progress
+from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.errors import HypervisorError
 
 POLL_FAR_S = 0.010
@@ -88,7 +89,7 @@ class PreCopy:
         self._disks = disks
         self._memory_begun = False
         self._stream = CopyStream(
-            guest, settings.stall_limit_s, self._stream_ended, two_way=goal.terms.forces
+            guest, Streams.of(settings), self._stream_ended, two_way=goal.terms.forces
         )
         self._loop = asyncio.get_running_loop()
         self._switch = asyncio.Event()

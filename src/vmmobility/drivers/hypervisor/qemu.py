@@ -35,6 +35,7 @@ from vmmobility.drivers.hypervisor.migration import (
 from vmmobility.drivers.hypervisor.move import Phase
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.settings import QemuSettings
+from vmmobility.drivers.hypervisor.streams import Refused, Streams
 from vmmobility.errors import EnvironmentProblem, HypervisorError
 from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.registry import GuestLife
@@ -50,12 +51,22 @@ FETCHED_LIMIT_S = 5.0  # a guest is not ended while its destination fetches its 
 
 
 class QemuHypervisor(QemuCheckpoints):
-    """QEMU guests of this node.  Reports go to `listener`, called in the event loop."""
+    """QEMU guests of this node.  Reports go to `listener`, called in the event loop.
 
-    def __init__(self, state_dir: Path, listener: Listener, settings: QemuSettings) -> None:
+    refused(peer, error): called when TLS has not let somebody in
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        listener: Listener,
+        settings: QemuSettings,
+        refused: Refused = lambda peer, error: None,
+    ) -> None:
         self._state_dir = state_dir.absolute()
         self._listener = listener
         self._settings = settings
+        self._streams = Streams.of(settings, refused)
         self._guests: dict[VmKey, QemuGuest] = {}
         self._locks: defaultdict[VmKey, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._standbys = Standbys(
@@ -63,7 +74,7 @@ class QemuHypervisor(QemuCheckpoints):
             settings.disks or self._state_dir / "disks",
             listener,
             settings.ports,
-            settings.stall_limit_s,
+            self._streams,
         )
 
     async def adopt(self, definitions: Sequence[VmDefinition]) -> dict[VmKey, bool]:
@@ -319,7 +330,9 @@ class QemuHypervisor(QemuCheckpoints):
         images: DiskImages | None = None,
     ) -> QemuGuest:
         images = images or self._images(definition)
-        guest = QemuGuest(folder, definition, pid, self._listener, self._settings, images)
+        guest = QemuGuest(
+            folder, definition, pid, self._listener, self._settings, images, self._streams
+        )
         try:
             await guest.attach()
             if guest.incoming and not definition.disks:  # a door ends with its daemon
@@ -392,8 +405,8 @@ class QemuHypervisor(QemuCheckpoints):
         """Let the waiting guest listen on the first free port of the range."""
         await set_capabilities(guest.execute, capabilities(terms))
         await guest.delay_announcements()
-        if terms.forces:
-            return await guest.open_memory_door(address)
+        if terms.forces or self._streams.secured:
+            return await guest.open_memory_door(address, again=terms.forces)
         first, last = self._settings.ports
         for port in range(first, last + 1):
             try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1024 * 1024
+DISK_HANG_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class QemuSettings:
     stall_limit_s:              a copy without any progress for that long has failed
     disk_stall_limit_s:         the same of disks, where a flush may take long; a path that is cut
                                 breaks after stall_limit_s all the same
+    disk_hang_limit_s:          a destination that takes nothing of a disk for so long has failed:
+                                until then the guest's writes wait
     switch_limit_s:             from proceed() to completion; then the move is broken off
     postcopy_bytes_per_s:       pace in post-copy of what the guest does not ask for; 0: as it comes
     recover_limit_s:            in post-copy, a source that has lost its destination looks for it so
@@ -32,6 +35,8 @@ class QemuSettings:
     ports:                      first and last TCP port where an incoming guest's memory may arrive
     disks:                      folder of the disk images whose path is relative; None: inside the
                                 driver's state folder
+    tls:                        folder of the certificates of the streams between hosts
+                                (stream_tls.py); None: in the clear
     """
 
     binary: str = "qemu-system-x86_64"
@@ -41,6 +46,7 @@ class QemuSettings:
     converge_limit_s: float = 120.0
     stall_limit_s: float = 5.0
     disk_stall_limit_s: float = 60.0
+    disk_hang_limit_s: float = DISK_HANG_S
     switch_limit_s: float = 3.0
     postcopy_bytes_per_s: int = 0
     recover_limit_s: float = 120.0
@@ -48,6 +54,7 @@ class QemuSettings:
     stop_limit_s: float = 3.0
     ports: tuple[int, int] = (49152, 49407)
     disks: Path | None = None
+    tls: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,3 +30,24 @@ class Progress:
             raise Broken(f"the copy has stood still for {self._stall_limit_s:.0f} s")
         if now - self._begun > self._converge_limit_s:
             raise Broken(f"the copy has not converged within {self._converge_limit_s:.0f} s")
+
+
+class Answers:
+    """Notices that what was sent is not taken: the other end lives, and its storage hangs."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._done, self._since = -1, 0.0
+
+    def seen(self, done: int, total: int) -> None:
+        """So many of so many octets are done.  Raises Broken."""
+        now = time.monotonic()
+        if done >= total:
+            self._done = -1  # nothing is waited for
+        elif done != self._done:
+            self._done, self._since = done, now
+        elif now - self._since > self._limit_s:
+            raise Broken(
+                f"no octet of the disks was taken for {self._limit_s:.0f} s, and the guest's "
+                "writes wait: the storage of an end hangs"
+            )
