@@ -212,12 +212,11 @@ class FakeDrains:
 
 
 class FakeProtections:
-    """Warm standbys: a protection is as it was asked for, until it is handed over."""
+    """Warm standbys: a protection is as it was asked for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.guarded: list[dict[str, Any]] = []
-        self.handed: list[str] = []
 
     def protected(self) -> list[dict[str, Any]]:
         return self.guarded
@@ -241,11 +240,6 @@ class FakeProtections:
                 self.guarded.remove(row)
                 return {**row, "state": "ending"}
         raise NotFound(f"VM {vm} is not protected", "see `vmmob show protected`")
-
-    async def hand_over(self, vm: VmKey) -> dict[str, Any]:
-        row = await self.unprotect(vm)
-        self.handed.append(vm.vm_id)
-        return {**row, "state": "handing"}
 
 
 class FakeManager(FakeEvents, FakeDrains, FakeProtections):
@@ -433,13 +427,15 @@ class FakeManager(FakeEvents, FakeDrains, FakeProtections):
             raise ZeroDivisionError("deliberately")
         if self.binding(vm) is None:
             raise NotFound(f"no binding for VM {vm}", "list them with `vmmob vm list`")
+        if mode == "warm" and to not in [row["standby"] for row in self.guarded]:
+            raise Conflict(f"VM {vm} has no standby at {to}", "`vmmob vm protect` it first")
         move: dict[str, Any] = {
             "id": f"m{len(self.started) + 1}",
             "vni": vm.vni,
             "vm": vm.vm_id,
             "from": "nve-a",
             "to": to,
-            "mode": "hot",
+            "mode": mode or "hot",
             "state": "requested",
             "ok": None,
             "reason": "",

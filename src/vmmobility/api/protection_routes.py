@@ -69,16 +69,3 @@ class ProtectionRoutes:
     )
     async def unprotect(self, request: Request) -> Response:
         return JSONResponse(await self._protections.unprotect(http.vm_of(request)))
-
-    @declared(
-        "POST",
-        "/v1/vms/{vm}/protection/hand-over",
-        ApiRole.OPERATE,
-        "a planned warm move to the standby: one last checkpoint, with the guest stopped",
-        answer=PROTECTION,
-        status=202,
-        query=(VNI_QUERY,),
-        refusals=(404, 409),
-    )
-    async def hand_over(self, request: Request) -> Response:
-        return JSONResponse(await self._protections.hand_over(http.vm_of(request)), 202)

@@ -83,8 +83,6 @@ class ProtectionService(Protocol):
 
     async def unprotect(self, vm: VmKey) -> Json: ...
 
-    async def hand_over(self, vm: VmKey) -> Json: ...
-
 
 class ManagerService(DrainService, EventService, ProtectionService, Protocol):
     """The manager, as its API sees it."""
@@ -154,7 +152,7 @@ class ManagerService(DrainService, EventService, ProtectionService, Protocol):
     async def start_move(
         self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = ""
     ) -> Json:
-        """The new move, once it is durable.  mode: "hot", "cold"; "": by the guest's state."""
+        """The new move, once it is durable.  mode: "hot", "warm", "cold"; "": by the guest."""
 
     async def abort_move(self, id: str) -> Json:
         """The move, once it is durable that it is being given up."""

@@ -6,7 +6,6 @@ Speaks to the manager's API alone.
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
-from vmmobility.errors import ApiError
 from vmmobility.wire.values import VmKey
 
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-LOOK_S = 0.2
 PROTECTED: list[Column] = [
     ("VM", output.vm_name),
     ("NVE", lambda row: row["nve"]),
@@ -131,38 +128,3 @@ def protected(socket_path: Path, json_output: bool) -> None:
     with ManagerClient(socket_path) as client:
         rows = client.protected()
     output.print_json(rows) if json_output else output.print_table(rows, PROTECTED)
-
-
-def move_warm(
-    client: ManagerClient, vm: VmKey, to: str, wait_s: float | None, *, quiet: bool
-) -> dict[str, Any]:
-    """A planned warm move to the VM's standby; what is known of the VM afterwards.
-
-    wait_s: None: do not wait.  Raises ApiError if it has no standby there, or the move failed.
-    """
-    row = next((r for r in client.protected() if (r["vni"], r["vm"]) == (vm.vni, vm.vm_id)), None)
-    if row is None or row["standby"] != to:
-        raise ApiError(
-            f"VM {vm} has no standby at {to}",
-            f"`vmmob vm protect {vm} --to {to}` first; without one it is moved --mode hot",
-        )
-    found = client.hand_over(vm)
-    begun, told = time.monotonic(), ""
-    while wait_s is not None and time.monotonic() - begun < wait_s:
-        rows = client.protected()
-        row = next((r for r in rows if (r["vni"], r["vm"]) == (vm.vni, vm.vm_id)), None)
-        if row is None:
-            if not quiet:
-                click.echo(f"VM {vm} runs at {to} after {time.monotonic() - begun:.1f} s")
-            return client.vm(vm)
-        found = row
-        if not quiet and row["state"] != told:
-            told = row["state"]
-            click.echo(f"  {told}")
-        if row["state"] not in ("handing", "taking-over"):
-            raise ApiError(
-                f"VM {vm} was not moved: {row['reason'] or row['state']}",
-                "it runs where it was; mend that, and try again",
-            )
-        time.sleep(LOOK_S)
-    return found

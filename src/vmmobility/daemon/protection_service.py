@@ -51,9 +51,6 @@ class ProtectionService:
     async def unprotect(self, vm: VmKey) -> dict[str, Any]:
         return self._protection(self._command(lambda now: self._engine.unprotect(vm, now)))
 
-    async def hand_over(self, vm: VmKey) -> dict[str, Any]:
-        return self._protection(self._command(lambda now: self._engine.hand_over(vm, now)))
-
     def _protection(self, protected: ProtectedVm) -> dict[str, Any]:
         binding = self._engine.cache.bindings.get(protected.vm)
         age = protected.staleness_s(time.monotonic())

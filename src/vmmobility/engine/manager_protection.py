@@ -61,6 +61,7 @@ class ManagerProtection(ManagerFailover):
         _current: dict[VmKey, Move]
         _new_epoch: Callable[[], int]
         _off_record: Callable[..., str]
+        _warm_follows: Callable[[ProtectedVm, float], None]
 
     # ---- people's commands ---------------------------------------------------------------------
 
@@ -135,18 +136,6 @@ class ManagerProtection(ManagerFailover):
             )
         return protected
 
-    def hand_over(self, vm: VmKey, now: float) -> ProtectedVm:
-        """A planned warm move to the standby: nothing acknowledged is lost.  Raises
-        ProtectRefused."""
-        protected = self._protected(vm)
-        if vm in self._current or not self._protection_happens(protected, Happened.HAND_OVER, now):
-            raise ProtectRefused(
-                "conflict",
-                f"the protection of VM {vm} is {protected.state.value}",
-                "wait until it is active: see `vmmob show protected`",
-            )
-        return protected
-
     def _protected(self, vm: VmKey) -> ProtectedVm:
         if vm not in self.protected:
             raise ProtectRefused(
@@ -161,6 +150,7 @@ class ManagerProtection(ManagerFailover):
         becomes = TABLE.get((protected.state, what))
         if becomes is None:
             return False
+        protected.handed = what is Happened.HANDED
         self._enter_protection(protected, becomes, now)
         return True
 
@@ -171,6 +161,7 @@ class ManagerProtection(ManagerFailover):
             protected.epoch = self._new_epoch()
             protected.ticket = self.jitter.getrandbits(128).to_bytes(16, "big")
         self._save_protected(protected)
+        self._warm_follows(protected, now)
         self._protection_event(f"protection.{state.value}", protected, binding)
         self._protection_retry.pop(vm, None)
         for node in {protected.standby.nve_id, *([binding.nve.nve_id] if binding else [])}:

@@ -77,6 +77,7 @@ class ProtectedVm:
     fencing:  the primary of this binding has agreed to pause its guest when its lease ends: without
               that nobody takes over when it is silent
     epoch, ticket: of the order to take over
+    handed:   TAKING_OVER: the primary has stopped its guest for its last checkpoint, which is whole
     number:   of the last complete checkpoint; taken_at: the moment of which it is (monotonic)
     lease_at: when the primary's last refresh was accepted (monotonic; a restart grants a lifetime)
     trouble:  why the last checkpoint, or step, came to nothing
@@ -95,6 +96,7 @@ class ProtectedVm:
     epoch: int = 0
     ticket: bytes = b""
     number: int = 0
+    handed: bool = False
     # not durable
     taken_at: float | None = None
     lease_at: float = 0.0
@@ -116,6 +118,7 @@ def protected_to_json(protected: ProtectedVm) -> dict[str, Any]:
         "lease_s": protected.lease_s,
         "state": protected.state.value,
         "fencing": protected.fencing,
+        "handed": protected.handed,
         "door": endpoint_to_json(protected.door),
         "token": protected.token,
         "epoch": protected.epoch,
@@ -138,6 +141,7 @@ def protected_from_json(vm: VmKey, value: Mapping[str, Any]) -> ProtectedVm:
         value["epoch"],
         bytes.fromhex(value["ticket"]),
         value["number"],
+        value.get("handed", False),
     )
 
 

@@ -190,7 +190,8 @@ class NveGuarding(NveParts):
             self._set_data_plane(entry)
             self._save(entry)
             if received is not None:
-                self._answer(received, entry, options=(Checkpoint(guarded.number),))
+                age_ms = round((now - (guarded.taken_at or now)) * 1000)
+                self._answer(received, entry, options=(Checkpoint(guarded.number, age_ms),))
             return
         guarded.handed = False
         self._save_guarded(guarded)

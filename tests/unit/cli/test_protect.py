@@ -33,8 +33,20 @@ def test_a_warm_move_goes_to_the_standby_alone(vmmob: Vmmob, manager: FakeManage
     assert "has no standby at nve-b" in ran.err
     assert "remedy:" in ran.err
     vmmob("vm", "protect", "vm1", "--to", "nve-b")
-    assert vmmob("move", "vm1", "nve-b", "--mode", "warm", "--wait").code == 0
-    assert manager.handed == ["vm1"]
+    manager.endings = [
+        {
+            "state": "done",
+            "ok": True,
+            "phases": [{"name": "requested", "at_ms": 0.0}, {"name": "handing", "at_ms": 0.1}],
+            "measured": {"stopped_ms": 812.0},
+        }
+    ]
+    ran = vmmob("move", "vm1", "nve-b", "--mode", "warm", "--wait")
+    assert ran.code == 0
+    assert "handing" in ran.out
+    assert "812.0" in ran.out
+    assert manager.modes == ["warm", "warm"]
+    assert [row["mode"] for row in vmmob("move", "list", "--json").json] == ["warm"]
 
 
 def test_what_cannot_be_is_said(vmmob: Vmmob, manager: FakeManager):

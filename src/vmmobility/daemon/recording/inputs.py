@@ -49,7 +49,6 @@ INPUTS: dict[Role, tuple[str, ...]] = {
         "delete_group",
         "protect",
         "unprotect",
-        "hand_over",
     ),
     Role.NVE: (
         *_BOTH,
