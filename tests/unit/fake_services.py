@@ -222,13 +222,20 @@ class FakeProtections:
         return self.guarded
 
     async def protect(
-        self, vm: VmKey, to: str, every_s: float, fail_over: bool, lease_s: float | None
+        self,
+        vm: VmKey,
+        to: str,
+        every_s: float,
+        fail_over: bool,
+        lease_s: float | None,
+        at: str | None,
     ) -> dict[str, Any]:
         if to == "nowhere":
             raise NotFound("no NVE nowhere is known", "see `vmmob show nves`")
         row: dict[str, Any] = {
             "vni": vm.vni, "vm": vm.vm_id, "nve": "nve-a", "standby": to, "state": "active",
-            "every_s": every_s, "fail_over": fail_over, "lease_s": lease_s or 10.0,
+            "every_s": every_s, "at": at, "next_s": 2.5, "fail_over": fail_over,
+            "lease_s": lease_s or 10.0,
             "checkpoint": 3, "staleness_s": 1.25, "reason": "",
         }  # fmt: skip
         self.guarded.append(row)

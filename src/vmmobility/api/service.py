@@ -77,9 +77,15 @@ class ProtectionService(Protocol):
     def protected(self) -> list[Json]: ...
 
     async def protect(
-        self, vm: VmKey, to: str, every_s: float, fail_over: bool, lease_s: float | None
+        self,
+        vm: VmKey,
+        to: str,
+        every_s: float,
+        fail_over: bool,
+        lease_s: float | None,
+        at: str | None,
     ) -> Json:
-        """The protection, once it is durable."""
+        """The protection, once it is durable.  at: daily at this time of day, "03:00", UTC."""
 
     async def unprotect(self, vm: VmKey) -> Json: ...
 

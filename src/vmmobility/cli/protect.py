@@ -6,6 +6,7 @@ Speaks to the manager's API alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,37 @@ from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
 from vmmobility.wire.values import VmKey
 
+EVERY_S = 5.0
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 PROTECTED: list[Column] = [
     ("VM", output.vm_name),
     ("NVE", lambda row: row["nve"]),
     ("STANDBY", lambda row: row["standby"]),
     ("STATE", lambda row: row["state"]),
-    ("EVERY S", lambda row: row["every_s"]),
+    ("EVERY", lambda row: every_words(row)),
     ("FAIL-OVER", lambda row: row["fail_over"]),
     ("CHECKPOINT", lambda row: row["checkpoint"]),
     ("STALE S", lambda row: row["staleness_s"]),
+    ("NEXT S", lambda row: row["next_s"]),
     ("REASON", lambda row: row["reason"] or None),
 ]
+
+
+def every_words(row: Mapping[str, Any]) -> str:
+    """When checkpoints are taken."""
+    return f"daily at {row['at']} UTC" if row["at"] else f"every {row['every_s']:g} s"
+
+
+class TimeOfDay(click.ParamType[str]):
+    """A time of day, as "03:00" or "3:00"."""
+
+    name = "time of day"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        found = re.fullmatch(r"(\d{1,2}):(\d\d)", str(value))
+        if found is None or int(found[1]) > 23 or int(found[2]) > 59:
+            self.fail(f"{value!r} is no time of day such as 03:00 (UTC)", param, ctx)
+        return f"{int(found[1]):02}:{found[2]}"
 
 
 class Duration(click.ParamType[float]):
@@ -53,10 +73,14 @@ class Duration(click.ParamType[float]):
 @click.option(
     "--every",
     type=Duration(),
-    default="5s",
-    show_default=True,
     metavar="TIME",
-    help="From one checkpoint to the next: 5s, 10m, 1h.",
+    help="From one checkpoint to the next: 5s (unless given), 10m, 1h.",
+)
+@click.option(
+    "--at",
+    type=TimeOfDay(),
+    metavar="HH:MM",
+    help="In the place of --every: one checkpoint a day, at this time, UTC; the first at once.",
 )
 @click.option(
     "--fail-over/--no-fail-over",
@@ -76,7 +100,8 @@ class Duration(click.ParamType[float]):
 def protect(
     name: VmKey,
     to: str,
-    every: float,
+    every: float | None,
+    at: str | None,
     fail_over: bool | None,
     lease: float | None,
     vni: int | None,
@@ -91,7 +116,10 @@ def protect(
     pauses it, and nobody takes over: a copy to fall back to, at long intervals the draft's cold
     standby.
     """
-    wanted: dict[str, Any] = {"to": to, "every_s": every}
+    if every is not None and at is not None:
+        raise click.UsageError("--every and --at exclude each other: give one of them")
+    when = {"every_s": EVERY_S if every is None else every} if at is None else {"at": at}
+    wanted: dict[str, Any] = {"to": to, **when}
     if fail_over is not None:
         wanted["fail_over"] = fail_over
     if lease is not None:
@@ -102,7 +130,7 @@ def protect(
         output.print_json(found)
         return
     words = "takes over" if found["fail_over"] else "does not take over by itself"
-    click.echo(f"VM {output.vm_name(found)}: standby at {to}, every {every:g} s; it {words}")
+    click.echo(f"VM {output.vm_name(found)}: standby at {to}, {every_words(found)}; it {words}")
 
 
 @click.command("unprotect")

@@ -52,6 +52,7 @@ INPUTS: dict[Role, tuple[str, ...]] = {
     ),
     Role.NVE: (
         *_BOTH,
+        "tell_time",
         "start_vm",
         "stop_vm",
         "relocate_vm",
