@@ -188,6 +188,7 @@ def every_option() -> Json:
         **{f"guest {life.name}": Guest(life) for life in GuestLife},
         **{f"guest state {state.name}": GuestStateOption(state) for state in GuestState},
         "guest state, all": GuestStateOption(GuestState.STOPPED, True, 60, 7),
+        "guest state, crashed": GuestStateOption(GuestState.STOPPED, True, 0, 7, True),
         **{f"route {state.name}": Route(state) for state in RouteState},
         "sight, neither": Sight(False, False),
         "sight, direct": Sight(True, False),

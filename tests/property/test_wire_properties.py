@@ -130,8 +130,18 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     Nonce: st.builds(Nonce, st.binary(min_size=16, max_size=16)),
     KnownBoot: st.builds(KnownBoot, uints(64)),
     Guest: st.builds(Guest, st.sampled_from(GuestLife)),
-    GuestStateOption: st.builds(
-        GuestStateOption, st.sampled_from(GuestState), st.booleans(), uints(16), uints(64)
+    GuestStateOption: st.one_of(
+        st.builds(
+            GuestStateOption, st.sampled_from(GuestState), st.booleans(), uints(16), uints(64)
+        ),
+        st.builds(
+            GuestStateOption,
+            st.just(GuestState.STOPPED),
+            st.booleans(),
+            uints(16),
+            uints(64),
+            st.just(True),
+        ),
     ),
     Route: st.builds(Route, st.sampled_from(RouteState)),
     Sight: st.builds(Sight, st.booleans(), st.booleans()),

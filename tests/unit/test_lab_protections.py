@@ -219,14 +219,14 @@ def test_the_report_has_the_figures(tmp_path):
     assert row["pause_ms"] == {"least": 40.0, "median": 60.0, "most": 80.0}
     assert (row["checkpoints"], row["failed"], row["whole"]) == (2, 1, 1)
     over = row["fail_over"]
-    assert (over["checkpoint"], over["staleness_ms"]) == (2, 500.0)
+    assert (over["checkpoint"], over["staleness_ms"]) == (2, 504.0)
     assert (over["primary_last_ms"], over["standby_first_ms"]) == (4.0, 2000.0)
     assert over["serving_ms"] == {"far ipv4": 2060.0, "far ipv6": 2060.0}
     assert over["records"] == {"at_strike": 100, "in_checkpoint": 90, "first_after": 91,
                                "missing": 0, "of_one_moment": True}  # fmt: skip
     text = "\n".join(report.lines())
     assert "2 checkpoints (1 whole, 1 came to nothing); pause min/p50/max 40.0 / 60.0" in text
-    assert "from checkpoint 2, 500 ms old" in text
+    assert "from checkpoint 2, 504 ms old" in text
     assert ProtectionsReport().as_json() == {}
 
 

@@ -320,6 +320,17 @@ def test_words_for_people_never_spoil_a_message():
     assert option.text.startswith("a?")
 
 
+def test_a_guest_that_has_crashed():
+    crashed = GuestStateOption(GuestState.STOPPED, True, 0, 7, True)
+    data = encode_option(crashed)
+    assert data[5] == 3
+    assert decode(data) == (crashed,)
+    running = bytearray(data)
+    running[4] = GuestState.RUNNING
+    assert reason_of(bytes(running)) == "bad-value"
+    assert reason_of(data.replace(b"\x03", b"\x07", 1)) == "bad-value"
+
+
 def test_a_protection_at_a_time_of_day():
     daily = Protection(False, 86_400_000, 10_000, "ab", 180)
     data = bytes.fromhex("801e 000d 02 05265c00 00002710 00b4 6162".replace(" ", ""))

@@ -16,7 +16,7 @@ from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_protection_record import ProtectedVm, ProtectionState
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.nve import NveEngine
-from vmmobility.wire.registry import Phase
+from vmmobility.wire.registry import GuestState, Phase
 from vmmobility.wire.values import VmKey
 
 # States that only an answer ends: nothing may be guessed there.
@@ -141,6 +141,8 @@ def _of_protection(
             f"its standby at {standby} could not take over{why}; it runs only if {nve} comes back",
             f"start {nve}; or `vmmob vm unprotect {protected.vm}`, and start it anew",
         )
+    if binding is not None and binding.guest is not GuestState.RUNNING:
+        return None  # there is nothing to take a checkpoint of
     age = protected.staleness_s(now)
     if age is None:
         age = now - protected.lease_at if protected.trouble else 0.0

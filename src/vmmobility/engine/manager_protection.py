@@ -26,6 +26,7 @@ from vmmobility.engine.outputs import Event
 from vmmobility.wire.message import Message, definition_options
 from vmmobility.wire.options import (
     Epoch,
+    GuestStateOption,
     InterfaceGroup,
     Option,
     PhaseOption,
@@ -215,6 +216,7 @@ class ManagerProtection(ManagerFailover):
                 Epoch(protected.epoch),
                 PhaseOption(Phase.ATTACHING),
                 Ticket(protected.ticket),
+                *((GuestStateOption(GuestState.RUNNING, True),) if binding.kept else ()),
             ]
             self._ask_node(protected, protected.standby.nve_id, options, now)
 

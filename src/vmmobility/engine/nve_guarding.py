@@ -248,7 +248,8 @@ class NveGuarding(NveParts):
         manager's word that another serves the VM, or that it is no more: as one that has switched.
         """
         later = trigger in (Trigger.REDIRECT, Trigger.REMOVE) and message.epoch > entry.granted
-        if later and entry.fenced and entry.phase is Phase.SERVING:
+        crashed = entry.crashed and entry.phase is Phase.STOPPED
+        if later and (crashed or (entry.fenced and entry.phase is Phase.SERVING)):
             if trigger is Trigger.REDIRECT:
                 message.need(ServingNve)
             entry.phase, entry.turned = Phase.SWITCHED, True
@@ -266,6 +267,18 @@ class NveGuarding(NveParts):
         self._order(entry, Order.STOP)
         entry.started = False
 
+    def _guard_crashed(self, entry: Entry, now: float) -> bool:
+        """Its guest has ended by itself.  Whether the manager is to hear of that as a crash, which
+        its standby takes over; a lease has no object any more."""
+        guarded = self.guarded.get(entry.vm)
+        if guarded is None:
+            return False
+        guarded.fenced_at = guarded.fenced_at if entry.fenced else now
+        if entry.fenced:
+            entry.fenced = False
+            self._set_data_plane(entry)
+        return True
+
     def _end_guard(self, guarded: Guarded) -> None:
         """Nobody protects the guest here any more; it, or what is left of it, stays as it is."""
         del self.guarded[guarded.vm]
@@ -275,7 +288,8 @@ class NveGuarding(NveParts):
 
     def _arm(self, guarded: Guarded) -> None:
         """Have somebody who outlives this daemon pause the guest when its lease ends."""
-        if guarded.terms.fail_over and guarded.lease_until is not None:
+        runs = self.entries.entry(guarded.vm).started
+        if runs and guarded.terms.fail_over and guarded.lease_until is not None:
             until = guarded.lease_until - guarded.slack_s / 2
             self._order_of(guarded.vm, Order.ARM, until=until)
 
@@ -304,7 +318,8 @@ class NveGuarding(NveParts):
         """Before anything else after a restart: no guest runs whose lease is not known."""
         for guarded in self.guarded.values():
             entry = self.entries.entry(guarded.vm)
-            entry.fenced = guarded.terms.fail_over or guarded.handed
+            stopped = entry.phase is Phase.STOPPED
+            entry.fenced = (guarded.terms.fail_over or guarded.handed) and not stopped
 
     def _save_guarded(self, guarded: Guarded) -> None:
         self.outbox.record(record_key("guarded", guarded.vm), guarded_to_json(guarded))

@@ -28,6 +28,7 @@ from vmmobility.wire.options import (
     Checkpoint,
     Endpoint,
     Epoch,
+    GuestStateOption,
     Option,
     PhaseOption,
     Protection,
@@ -101,6 +102,8 @@ class NveStandby(NveParts):
         entry.move_epoch = entry.epoch = epoch
         entry.accept, entry.mobility = (), Mobility.WARM
         entry.started = entry.unplugged = entry.turned = entry.relaying = False
+        told = message.find(GuestStateOption)
+        entry.kept, entry.crashed = told is not None and told.kept, False
         entry.quiet_since, entry.draining, entry.measured = None, False, {}
         entry.phase = Phase.DELIVERING
         standby.ticket, standby.request, standby.ordered = ticket, received, False

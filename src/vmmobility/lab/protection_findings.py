@@ -84,7 +84,7 @@ def _fail_over(
         protection.strike,
         struck,
         used,
-        _ms(struck - moments[used]) if used in moments else None,
+        _ms((ran.primary_last_ns or struck) - moments[used]) if used in moments else None,
         _ms(min(fenced) - struck) if fenced else None,
         _ms(ran.primary_last_ns - struck) if ran.primary_last_ns else None,
         _ms(begin - struck) if begin else None,

@@ -36,7 +36,8 @@ class Spread:
 class FailOver:
     """What came after the strike; times in ms since it, None: it did not happen, or is not known.
 
-    checkpoint:        from which the standby went on; staleness_ms: how old it was at the strike
+    checkpoint:        from which the standby went on
+    staleness_ms:      how old that was when the primary ran last: what came after it is lost
     fenced_ms:         the primary has paused its guest by itself
     primary_last_ms, standby_first_ms: when a CPU of theirs has run last, and first
     both_ms:           for how long both ran at a time

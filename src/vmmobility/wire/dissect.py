@@ -185,7 +185,11 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     KnownBoot: lambda e: KnownBoot(int(e["boot"])),
     Guest: lambda e: Guest(GuestLife[e["life"]]),
     GuestStateOption: lambda e: GuestStateOption(
-        GuestState[e["state"]], bool(e["kept"]), e["grace_s"], int(e["ordered"])
+        GuestState[e["state"]],
+        bool(e["kept"]),
+        e["grace_s"],
+        int(e["ordered"]),
+        bool(e["crashed"]),
     ),
     Route: lambda e: Route(RouteState[e["state"]]),
     Sight: lambda e: Sight(bool(e["direct"]), bool(e["covered"])),

@@ -152,12 +152,15 @@ class GuestStateOption:
     kept:    a guest that ends by itself leaves its VM stopped; else its binding ends, too
     grace_s: so long may a guest take to shut itself down; 0: it is ended at once
     ordered: the epoch of the last GUEST that made it so; 0: none did
+    crashed: STOPPED, of a protected VM: it has ended, and neither was it told to nor has it shut
+             itself down
     """
 
     state: GuestState
     kept: bool = False
     grace_s: int = 0
     ordered: int = 0
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,11 +207,15 @@ def _take_capacity(cursor: Cursor) -> Capacity:
     return made
 
 
+_CRASHED = 2
+
+
 def _guest_state(cursor: Cursor) -> GuestStateOption:
-    state, kept = formats.member(GuestState, cursor.uint(1)), cursor.uint(1)
-    if kept > 1:
-        raise DecodeError("bad-value", f"a guest is kept or not, 0 or 1, not {kept}")
-    return GuestStateOption(state, bool(kept), cursor.uint(2), cursor.uint(8))
+    state, flags = formats.member(GuestState, cursor.uint(1)), cursor.uint(1)
+    if flags > 3 or (flags & _CRASHED and state is not GuestState.STOPPED):
+        raise DecodeError("bad-value", f"a {state.name.lower()} guest's flags are not {flags}")
+    kept, crashed = bool(flags & 1), bool(flags & _CRASHED)
+    return GuestStateOption(state, kept, cursor.uint(2), cursor.uint(8), crashed)
 
 
 def _take_flow(cursor: Cursor) -> FlowOption:
@@ -365,7 +369,7 @@ OPTIONS: tuple[Declaration, ...] = (
     ),
     Declaration(
         29, "Guest State", True, False, (12, 12), GuestStateOption,
-        lambda o: bytes([o.state, o.kept]) + o.grace_s.to_bytes(2, "big")
+        lambda o: bytes([o.state, o.kept | o.crashed * _CRASHED]) + o.grace_s.to_bytes(2, "big")
         + o.ordered.to_bytes(8, "big"),
         _guest_state,
     ),
