@@ -73,7 +73,7 @@ def test_a_standby_that_cannot_run_it_aborts_the_move() -> None:
     assert "out of memory" in move.reason
 
 
-def test_a_source_that_dies_in_its_last_checkpoint_makes_it_a_failed_move() -> None:
+def test_a_source_that_dies_in_its_last_checkpoint_makes_it_a_fail_over() -> None:
     world = protected()
     world.run_until(lambda: not world.edge("a").guarded[VM].taking)
     identity = world.hand_over(VM)
@@ -81,8 +81,8 @@ def test_a_source_that_dies_in_its_last_checkpoint_makes_it_a_failed_move() -> N
     world.run_until(at(world, "b"), 30.0)
     world.run(30.0)
     move = world.manager.moves[identity]
-    assert (move.state, move.ok) == (MoveState.FAILED, False)
-    assert "from its last complete checkpoint" in move.reason
+    assert (move.state, move.ok) == (MoveState.ABORTED, False)
+    assert "its standby takes over" in move.reason
     assert "stopped_ms" not in move.measured
 
 

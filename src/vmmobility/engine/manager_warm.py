@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.manager_settings import ManagerSettings
 
-LOST_IN_IT = "its NVE was lost in the move: it goes on from its last complete checkpoint"
+LOST_IN_IT = "its NVE was lost in the move: its standby takes over from the last whole checkpoint"
 UNANSWERED = "a previous NVE has not yet answered"
 
 
@@ -105,10 +105,12 @@ class ManagerWarm:
         if state is ProtectionState.HANDING:
             self._phase(move, "handing", now)
             self._save_move(move)
+        elif state is ProtectionState.TAKING_OVER and not protected.handed:
+            # That is a fail-over, and what a planned move promises is not kept.
+            move.reason = LOST_IN_IT
+            self._end_warm(move, MoveState.ABORTED, now)
         elif state is ProtectionState.TAKING_OVER:
             move.state, move.epoch = MoveState.SWITCHING, protected.epoch
-            if not protected.handed:
-                move.reason = LOST_IN_IT
             self._phase(move, "taking-over", now)
             self._save_move(move)
         else:
@@ -122,7 +124,7 @@ class ManagerWarm:
             return
         move.state, move.deadline = MoveState.REDIRECTING, now + self.settings.step_s
         self._phase(move, "registered", now)
-        if protected.handed and protected.taken_at is not None:
+        if protected.taken_at is not None:
             # From the moment of the last checkpoint; as the manager hears of both ends.
             move.measured["stopped_ms"] = round((now - protected.taken_at) * 1000, 3)
         self._save_move(move)
@@ -137,9 +139,7 @@ class ManagerWarm:
         self._end_warm(move, MoveState.DONE, now)
 
     def _end_warm(self, move: Move, state: MoveState, now: float) -> None:
-        # Where writes were lost it is no good move, wherever the VM is now.
-        lossy = state is MoveState.DONE and move.reason.startswith(LOST_IN_IT)
-        move.state, move.deadline = MoveState.FAILED if lossy else state, None
+        move.state, move.deadline = state, None
         self._phase(move, move.state.value, now)
         self._save_move(move)
         del self._warm[move.vm]
