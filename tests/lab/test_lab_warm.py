@@ -35,6 +35,19 @@ def test_a_standby_serves_when_its_primarys_host_has_died(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["warm-move-light", pytest.param("warm-move", marks=pytest.mark.qemu)],
+)
+def test_a_planned_move_to_the_standby_has_a_figure(lab: Lab, name: str) -> None:
+    report = lab.run(name)
+    (move,) = report["moves"]
+    assert (move["mode"], move["ok"], move["to"]) == ("warm", True, "nve-2a")
+    assert 0 < move["measured"]["stopped_ms"] < 30_000
+    assert move["guest"]["sound"]
+
+
+@pytest.mark.slow
 def test_a_primary_that_is_cut_off_pauses_before_its_standby_serves(lab: Lab) -> None:
     row, over = fail_over_of(lab.run("warm-partition-light"))
     assert over["fenced_ms"] <= 1000 * row["lease_s"] < over["standby_first_ms"]

@@ -19,7 +19,7 @@ from vmmobility.lab.fault_eyes import Eye, Eyes
 from vmmobility.lab.guest.disk_records import SECTOR, first_acknowledged
 from vmmobility.lab.guest_disks import disk_of
 from vmmobility.lab.logbook import LogEvent
-from vmmobility.lab.protection_assertions import runs_at, taken_over
+from vmmobility.lab.protection_assertions import records_go_on, runs_at, taken_over
 from vmmobility.lab.protection_findings import protections_report
 from vmmobility.lab.protections import Protection, Protections, StandbyLook, about, look_at
 from vmmobility.lab.report_protections import ProtectionsReport, Spread
@@ -122,6 +122,20 @@ def test_a_fail_over_is_judged_by_who_ran(tmp_path):
     assert taken_over(run_of(tmp_path, home), elsewhere) == "the standby of vm1 is at nve-2a"
     assert runs_at(run_of(tmp_path, both), WHAT) == ""
     assert runs_at(run_of(tmp_path, home), WHAT) == "it runs at nve-1a"
+
+
+def test_after_a_planned_move_no_acknowledged_record_is_lost(tmp_path):
+    spans = [("nve-1a", 0, 1004), ("nve-2a", 3000, None)]
+
+    def judged(first):
+        said = {"nve-1a": told(99, 100), "nve-2a": told(first)}
+        return records_go_on(run_of(tmp_path, spans, said), WHAT)
+
+    assert [judged(first) for first in (99, 100, 101)] == ["", "", ""]
+    assert judged(90) == "100 was acknowledged, and it went on with 90"
+    assert judged(102) == "100 was acknowledged, and it went on with 102"
+    mute = run_of(tmp_path, spans, {"nve-1a": told(100)})
+    assert records_go_on(mute, WHAT) == "vm1 has written nothing at nve-2a yet"
 
 
 def event(node, name, at_ms, **fields):

@@ -260,5 +260,6 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "flows-at": flow_assertions.flows_at,
     "taken-over": protection_assertions.taken_over,
     "runs-at": protection_assertions.runs_at,
+    "records-go-on": protection_assertions.records_go_on,
     "disk-writes": disk_assertions.disk_writes,
 }

@@ -191,6 +191,7 @@ class LabRun:
         self.moves.append(record)
         self.lab.say(f"move {number}: {step.vm} from {source or '?'} to {step.to}")
         body = {"vm": step.vm, "vni": 0, "to": step.to}
+        body |= {"mode": step.mode} if step.mode else {}
         try:
             record.answer = daemons.ask(daemons.manager, "POST", "/v1/moves", body)
             record.move_id = str(record.answer["id"])

@@ -6,8 +6,9 @@ Each judge answers "" if it is so, else what it saw instead.  Not here: what was
 
 from __future__ import annotations
 
+from vmmobility.lab.guest.disk_records import acknowledged, first_acknowledged
 from vmmobility.lab.lab_run import LabRun
-from vmmobility.lab.protections import Protection, records, who_ran
+from vmmobility.lab.protections import ONE_MOMENT, Protection, records, who_ran
 from vmmobility.lab.step_types import Assertion
 
 
@@ -61,3 +62,17 @@ def runs_at(run: LabRun, what: Assertion) -> str:
             rows = run.lab.daemons.ask(nve.name, "GET", "/v1/vms")
             found += [nve.name for r in rows if (r["vm"], r["forwarding"]) == (what.vm, "local")]
     return "" if found == [what.node] else f"{', '.join(found) or 'no NVE'} delivers to it"
+
+
+def records_go_on(run: LabRun, what: Assertion) -> str:
+    """After a planned move: the standby's guest goes on with the record after the last of which the
+    primary's was told; no acknowledged one is lost."""
+    protection, eyes = run.protections.of(what.vm), run.lab.eyes
+    if eyes is None:
+        return "no QEMU is looked at"
+    last = acknowledged(eyes.console_of(protection.primary))
+    first = first_acknowledged(eyes.console_of(protection.standby))
+    if not first:
+        return f"{what.vm} has written nothing at {protection.standby} yet"
+    gone_on = ONE_MOMENT[0] <= first - last <= ONE_MOMENT[1]
+    return "" if gone_on else f"{last} was acknowledged, and it went on with {first}"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vmmobility.lab.lab_run import LabRun
 
 _POLL_S = 0.02
+ONE_MOMENT = (-2, 1)  # records from the disk's last to the first that is told of afterwards
 Span = tuple[str, int, int | None]
 
 
@@ -180,7 +181,7 @@ class Records:
         that it was told of may still have waited for the console."""
         if self.first_after is None:
             return None
-        return -2 <= self.first_after - self.in_checkpoint <= 1
+        return ONE_MOMENT[0] <= self.first_after - self.in_checkpoint <= ONE_MOMENT[1]
 
 
 def records(run: LabRun, protection: Protection) -> Records | None:

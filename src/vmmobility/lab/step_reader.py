@@ -54,12 +54,13 @@ ASSERTIONS = (
     "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
     "redirects", "direct-path", "no-host-routes", "drained", "routes-at-most",
     "collected", "external-not-tunnelled", "disk-writes", "flows-stay", "flows-spread", "flows-at",
-    "taken-over", "runs-at", *SIZE_ASSERTIONS,
+    "taken-over", "runs-at", "records-go-on", *SIZE_ASSERTIONS,
 )  # fmt: skip
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
 COLLECTED_STATES = ("away", "home")
 GUEST_STATES = ("running", "paused", "none")
+MODES = ("", "hot", "warm", "cold")
 PHASES = ("before", "during", "after")
 _PATIENT = ("only-serving-route", "direct-path", "no-host-routes", "drained", "packet-size")
 _PLAIN = ("no-broken-tcp", "flows-stay", "no-broken-bulk", "moves-done", "bindings-unchanged",
@@ -83,7 +84,7 @@ def _step(entry: Table, fabric: Fabric) -> Step:
         return Move(
             vm_of(entry, fabric), _nve(entry, fabric, "to"), entry.take("wait", bool, True),
             entry.choice("expect", ("ok", "fail", "any"), "ok"),
-            entry.take("timeout_s", float, 60.0),
+            entry.take("timeout_s", float, 60.0), entry.choice("mode", MODES, ""),
         )  # fmt: skip
     if do == "protect":
         return _protect(entry, fabric)
@@ -227,6 +228,8 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
         return Assertion(what, within_s, vm_of(entry, fabric), node, state=state)
     if what in ("direct-path", "no-host-routes", "drained", "routes-at-most"):
         return _of_fabric(entry, fabric, what, within_s)
+    if what == "records-go-on":
+        return Assertion(what, within_s, _with_records(entry, fabric))
     if what in ("only-serving-route", "sound", "disk-writes"):
         return Assertion(what, within_s, vm_of(entry, fabric))
     if what == "route":

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Ask the manager to move `vm` to the NVE `to`."""
+    """Ask the manager to move `vm` to the NVE `to`.  mode: "": hot or cold, by its state."""
 
     vm: str
     to: str
     wait: bool = True
     expect: str = "ok"
     timeout_s: float = 60.0
+    mode: str = ""
 
 
 @dataclass(frozen=True, slots=True)
