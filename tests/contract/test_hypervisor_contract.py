@@ -336,7 +336,8 @@ def test_a_guest_that_ends_is_reported(run: Run) -> None:
     async def scenario(pair: Pair) -> None:
         await pair.start()
         pair.source.kill()
-        await pair.source.next(GuestEvent.GONE)
+        gone = await pair.source.next(GuestEvent.GONE)
+        assert "clean" not in gone.detail  # it has not shut itself down
         with pytest.raises(HypervisorError, match="contract"):
             await pair.source.hypervisor.pause(VM)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,19 @@ def test_a_path_that_is_cut_before_the_switch_brings_the_guest_back(run: Run) ->
         await scene.the_source_runs()
 
     run(HASTY, scenario)
+
+
+def test_a_guest_that_ends_itself_is_told_from_one_that_is_killed(run: Run) -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.source.kill()
+        gone = await scene.source.next(GuestEvent.GONE)
+        assert "clean" not in gone.detail
+        machine = scene.pair.definition.machine
+        ends = {**machine, "append": f"{machine['append']} rdinit=/nothing"}  # it resets itself
+        definition = replace(scene.pair.definition, machine=ends)
+        await scene.destination.hypervisor.start(definition, [scene.destination.port])
+        await scene.destination.next(GuestEvent.STARTED)
+        gone = await scene.destination.next(GuestEvent.GONE)
+        assert gone.detail["clean"] is True
+
+    run(PATIENT, scenario)

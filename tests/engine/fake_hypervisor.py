@@ -188,6 +188,11 @@ class Hypervisor(FakeCheckpoints):
         if guest is not None:
             self._report(vm, "gone", {})
 
+    def power_off(self, vm: VmKey) -> None:
+        """The guest shuts itself down."""
+        if self.guests.pop(vm, None) is not None:
+            self._report(vm, "gone", {"clean": True})
+
     def order(self, order: HypervisorOrder) -> None:
         """Take an order; it is carried out and answered a little later."""
         self.heard(order)

@@ -40,6 +40,8 @@ from vmmobility.engine.router import RouterEngine, RouterSettings
 from vmmobility.wire.registry import UDP_PORT, Role
 from vmmobility.wire.values import Nve, VmKey
 
+WALL_S = 1_800_000_000.0  # CLOCK_REALTIME at the beginning: 2027-01-15, 08:00 UTC
+
 __all__ = ["MANAGER", "Node", "Weather", "World", "a_secret"]
 
 
@@ -75,6 +77,7 @@ class World(People):
         self.nve_settings = nve_settings or {}
         self.cut: set[frozenset[str]] = set()
         self.lossless: set[VmKey] = set()
+        self.last_values: dict[VmKey, int] = {}  # of guests, at the last checkpoint of a warm move
         self.overheard: list[tuple[Node, bytes, Endpoint, Any]] | None = None  # to say again later
         self.secrets: dict[frozenset[str], tuple[dict[int, bytes], dict[str, int]]] = {}
         self.unconfigured: set[str] = set()  # NVEs that the manager's next start does not know
@@ -110,6 +113,7 @@ class World(People):
             node.hypervisor.rate = lambda: node.rate
             node.hypervisor.find_door = self._door
             node.hypervisor.lost_checkpoint = self._lost_checkpoint
+            node.hypervisor.took_last = self.last_values.__setitem__
 
     def _add_fabric(
         self, sites: tuple[RouterSite, ...], seed: int, delay_s: tuple[float, float]
@@ -154,6 +158,15 @@ class World(People):
             return None
         doors = {store.port for store in hypervisor.stores.values()}
         return hypervisor if port in doors else None
+
+    def moved_warm(self, vm: VmKey, to: str) -> None:
+        """It has registered after a planned move to its standby: nothing it had is lost."""
+        hypervisor = self.nodes[to].hypervisor
+        guest = hypervisor.guests.get(vm) if hypervisor is not None else None
+        last = self.last_values.pop(vm, 0)
+        if guest is not None and guest.value < last:
+            what = f"{self.now:.3f} {vm} has {guest.value}, and had {last}"
+            raise safety.Violation("a planned move lost writes", what)
 
     def _lost_checkpoint(self, vm: VmKey, had: int, has: int) -> None:
         what = f"{self.now:.3f} {vm} has {has}, and {had} was complete"
@@ -251,6 +264,8 @@ class World(People):
             node.hypervisor.new_daemon()
             node.hypervisor.watched = {entry.vm for entry in entries if entry.expected}
             node.hypervisor.sweep(known)
+            wall_s = WALL_S + self.now
+            node.edge.tell_time(int(wall_s * 1e9), self.clock(node))
             node.edge.started(node.hypervisor.running(), self.clock(node))
         self._pump(node)
 

@@ -130,8 +130,18 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     Nonce: st.builds(Nonce, st.binary(min_size=16, max_size=16)),
     KnownBoot: st.builds(KnownBoot, uints(64)),
     Guest: st.builds(Guest, st.sampled_from(GuestLife)),
-    GuestStateOption: st.builds(
-        GuestStateOption, st.sampled_from(GuestState), st.booleans(), uints(16), uints(64)
+    GuestStateOption: st.one_of(
+        st.builds(
+            GuestStateOption, st.sampled_from(GuestState), st.booleans(), uints(16), uints(64)
+        ),
+        st.builds(
+            GuestStateOption,
+            st.just(GuestState.STOPPED),
+            st.booleans(),
+            uints(16),
+            uints(64),
+            st.just(True),
+        ),
     ),
     Route: st.builds(Route, st.sampled_from(RouteState)),
     Sight: st.builds(Sight, st.booleans(), st.booleans()),
@@ -140,12 +150,22 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     ),
     Translation: st.builds(Translation, names(32), any_ipv4, any_ipv4),
     Mapping: st.builds(Mapping, names(32), any_ipv4, any_ipv4),
-    Protection: st.builds(
-        Protection,
-        st.booleans(),
-        st.integers(1, 2**32 - 1),
-        st.integers(1, 2**32 - 1),
-        st.text("0123456789abcdef", max_size=64),
+    Protection: st.one_of(
+        st.builds(
+            Protection,
+            st.booleans(),
+            st.integers(1, 2**32 - 1),
+            st.integers(1, 2**32 - 1),
+            st.text("0123456789abcdef", max_size=64),
+        ),
+        st.builds(
+            Protection,
+            st.booleans(),
+            st.just(86_400_000),
+            st.integers(1, 2**32 - 1),
+            st.text("0123456789abcdef", max_size=64),
+            st.integers(0, 1439),
+        ),
     ),
     GroupOption: st.builds(GroupOption, uints(64), st.integers(1, 2**16 - 1), names(64)),
     GroupMember: st.builds(GroupMember, st.integers(1, 2**16 - 1), nves),

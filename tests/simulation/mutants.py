@@ -19,12 +19,19 @@ from tests.simulation.mutations import MUTANTS as OTHER_MUTANTS
 from tests.simulation.mutations_fabric import FABRIC_MUTANTS
 from tests.simulation.mutations_groups import GROUP_MUTANTS
 from tests.simulation.mutations_guests import GUEST_MUTANTS
+from tests.simulation.mutations_protection import PROTECTION_MUTANTS
 from tests.simulation.runner import run
 from tests.simulation.schedule import Schedule, parse
 
 __all__ = ["KNOWN", "MUTANTS", "applied", "find", "hunt"]
 
-MUTANTS = {**OTHER_MUTANTS, **FABRIC_MUTANTS, **GROUP_MUTANTS, **GUEST_MUTANTS}
+MUTANTS = {
+    **OTHER_MUTANTS,
+    **FABRIC_MUTANTS,
+    **GROUP_MUTANTS,
+    **GUEST_MUTANTS,
+    **PROTECTION_MUTANTS,
+}
 
 # Mutant -> the seed of a schedule that kills it (`make simulate MUTANTS=1` prints them).
 KNOWN: dict[str, int] = {

@@ -228,6 +228,11 @@ class Runner:
                 raise Violation("cannot be moved again", f"{key} is at {where}, not {at_last}")
         liveness.check(world, self.operations.fates)
 
+    def _is_warm(self, event: Event) -> bool:
+        manager = self.world.nodes[MANAGER].manager
+        move = manager.moves.get(event.detail["move"]) if manager is not None else None
+        return move is not None and move.mode == "warm"
+
     def _not_failed(self, event: Event) -> None:
         """A move may fail only if no whole copy is left."""
         if event.name == "move.failed":
@@ -271,6 +276,8 @@ class Runner:
                     self.operations.entered(told["vm"], phase, parts)
                 self._not_failed(value)
                 self.operations.protection_told(value)
+                if value.name == "move.registered" and self._is_warm(value):
+                    self.world.moved_warm(vm_key(value.detail["vm"]), value.detail["to"])
                 self.records.event(value)
                 if value.name == "guest.state" and node.node_id == MANAGER:
                     self._check_held()

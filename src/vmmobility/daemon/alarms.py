@@ -16,7 +16,7 @@ from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_protection_record import ProtectedVm, ProtectionState
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.nve import NveEngine
-from vmmobility.wire.registry import Phase
+from vmmobility.wire.registry import GuestState, Phase
 from vmmobility.wire.values import VmKey
 
 # States that only an answer ends: nothing may be guessed there.
@@ -27,6 +27,7 @@ ASKED_ON = {
 
 NEARLY_FULL = 0.8  # of max_host_routes
 STALE_INTERVALS, STALE_LEAST_S = 3, 20.0  # a checkpoint is stale after so many, and so long
+STALE_MOST_MORE_S = 3600.0  # ... and at long intervals when it is late by so much
 
 
 def _row(
@@ -140,10 +141,13 @@ def _of_protection(
             f"its standby at {standby} could not take over{why}; it runs only if {nve} comes back",
             f"start {nve}; or `vmmob vm unprotect {protected.vm}`, and start it anew",
         )
+    if binding is not None and binding.guest is not GuestState.RUNNING:
+        return None  # there is nothing to take a checkpoint of
     age = protected.staleness_s(now)
     if age is None:
         age = now - protected.lease_at if protected.trouble else 0.0
-    if age > max(STALE_INTERVALS * protected.interval_s, STALE_LEAST_S):
+    limit = min(STALE_INTERVALS * protected.interval_s, protected.interval_s + STALE_MOST_MORE_S)
+    if age > max(limit, STALE_LEAST_S):
         return _row(
             "protection.stale",
             protected.vm,

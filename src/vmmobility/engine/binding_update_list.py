@@ -99,6 +99,8 @@ class Entry:
     wanted:     what the manager wants it to be; settled: that is so, and nothing is under way
     guest_epoch: of the manager's last order about the guest, 0 if there was none
     grace_s:    so long may the guest that is to stop take to shut itself down
+    crashed:    of a protected VM, STOPPED or about to be deregistered: its guest has ended, and
+                neither was it told to nor has it shut itself down
     kept:       when the guest ends by itself the VM stays here, stopped
     commands:   people's commands that wait for the guest to start, or (ending) to stop
     unended:    claiming, PREPARED: the guest that was here before could not be ended yet
@@ -151,6 +153,7 @@ class Entry:
     guest_epoch: int = 0
     grace_s: int = 0
     kept: bool = False
+    crashed: bool = False
     # not durable
     started: bool = False
     booting: bool = False
@@ -358,6 +361,7 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         "guest_epoch": entry.guest_epoch,
         "grace_s": entry.grace_s,
         "kept": entry.kept,
+        "crashed": entry.crashed,
     }
 
 
@@ -399,6 +403,7 @@ def entry_from_json(vm: VmKey, value: Mapping[str, Any]) -> Entry:
         guest_epoch=value.get("guest_epoch", 0),
         grace_s=value.get("grace_s", 0),
         kept=value.get("kept", False),
+        crashed=value.get("crashed", False),
     )
 
 

@@ -27,12 +27,13 @@ from vmmobility.wire.options import (
     Checkpoint,
     Endpoint,
     Epoch,
+    GuestStateOption,
     PhaseOption,
     Protection,
     Reason,
     VmId,
 )
-from vmmobility.wire.registry import Phase, Purpose, Status
+from vmmobility.wire.registry import GuestState, Phase, Purpose, Status
 from vmmobility.wire.values import VmKey
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class ManagerFailover:
         _ask_protection: Callable[[ProtectedVm, float], None]
         _save_protected: Callable[[ProtectedVm], None]
         _forget_protection: Callable[[ProtectedVm], None]
+        _warm_registered: Callable[[Binding, ProtectedVm, float], None]
         _protection_event: Callable[[str, ProtectedVm, Binding | None], None]
 
     protected: dict[VmKey, ProtectedVm]
@@ -107,7 +109,10 @@ class ManagerFailover:
         if message.find(Protection) is not None:
             words = message.find(Reason)
             protected.trouble = words.text if words else ""
-        self._protection_happens(protected, Happened.RETURNED, now)
+        if not self._crashed(message):
+            self._protection_happens(protected, Happened.RETURNED, now)
+        elif self._can_take_over(protected):
+            self._protection_happens(protected, Happened.LOST, now)
 
     def _end_unknown(self, binding: Binding, now: float) -> None:
         """Its NVE takes checkpoints for a standby of which nothing is on record here."""
@@ -138,6 +143,7 @@ class ManagerFailover:
             return
         if protected.state is ProtectionState.TAKING_OVER:
             self._protection_event("protection.taken-over", protected, binding)
+            self._warm_registered(binding, protected, now)
             self._forget_protection(protected)  # it is not protected there
         elif old is not None and old.nve.nve_id == binding.nve.nve_id:
             protected.fencing, protected.lease_at = False, now
@@ -147,16 +153,25 @@ class ManagerFailover:
             protected.told_primary = True  # what was there knows nothing of it any more
             self._protection_happens(protected, Happened.END, now)
 
-    def _lost_its_guest(self, binding: Binding, now: float) -> bool:
+    def _lost_its_guest(self, binding: Binding, message: Message, now: float) -> bool:
         """The primary deregisters the VM: its guest has ended without an order.  Whether the
-        standby takes over."""
+        standby takes over: not one that has shut itself down."""
         protected = self.protected.get(binding.vm)
         if protected is None:
             return False
-        able = protected.fail_over and protected.number > 0 and protected.state in GUARDED
-        if able and self._protection_happens(protected, Happened.LOST, now):
-            return True
+        if self._crashed(message) and self._can_take_over(protected):
+            return self._protection_happens(protected, Happened.LOST, now)
         return protected.state is ProtectionState.TAKING_OVER
+
+    @staticmethod
+    def _crashed(message: Message) -> bool:
+        """Whether its guest has ended, and neither was it told to nor has it shut itself down."""
+        told = message.find(GuestStateOption)
+        return told is not None and told.crashed
+
+    @staticmethod
+    def _can_take_over(protected: ProtectedVm) -> bool:
+        return protected.fail_over and protected.number > 0 and protected.state in GUARDED
 
     def _protection_removed(self, vm: VmKey, now: float) -> None:
         """The VM is no more: its standby keeps nothing of it."""
@@ -171,6 +186,9 @@ class ManagerFailover:
         """When a silent primary has certainly paused its guest."""
         if not (protected.fencing and protected.state in GUARDED):
             return None
+        binding = self.cache.bindings.get(protected.vm)
+        if binding is not None and binding.guest is not GuestState.RUNNING:
+            return None  # it was shut down before: whoever did that does not want it back
         lease = protected.lease_s * (1 + CLOCK_RATE)
         return protected.lease_at + lease + self.settings.protect_margin_s
 

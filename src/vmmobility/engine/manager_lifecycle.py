@@ -28,6 +28,7 @@ from vmmobility.engine.lifecycle_record import (
 from vmmobility.engine.lifecycle_transitions import LIVE, TABLE, LifeEvent, LifeState
 from vmmobility.engine.manager_admission import ManagerAdmission
 from vmmobility.engine.manager_move import CommandRefused
+from vmmobility.engine.manager_protection_record import ProtectionState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.registry import GuestState, Role, Status
 from vmmobility.wire.values import VmKey
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.binding_cache import Binding
+    from vmmobility.engine.manager_move import Move
     from vmmobility.engine.manager_onboarding import Onboarded
     from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.manager_provision import Provision
@@ -53,6 +55,8 @@ class ManagerLifecycle(ManagerAdmission):
         onboarded: dict[VmKey, Onboarded]
         protected: dict[VmKey, ProtectedVm]
         provisions: dict[VmKey, Provision]
+        _warm: dict[VmKey, Move]
+        _takes_over: Callable[[VmKey], bool]
         provision: Callable[..., Provision]
         cancel_provision: Callable[[VmKey], None]
         onboard: Callable[..., Onboarded]
@@ -322,8 +326,10 @@ class ManagerLifecycle(ManagerAdmission):
     # ---- what there is -------------------------------------------------------------------------
 
     def _is_protected(self, vm: VmKey) -> bool:
-        """Whether a standby is kept for it."""
-        return vm in self.protected
+        """Whether a standby has its state: not before the first checkpoint is whole there."""
+        found = self.protected.get(vm)
+        over = (ProtectionState.FAILED, ProtectionState.ENDING)
+        return found is not None and found.number > 0 and found.state not in over
 
     def life_state(self, vm: VmKey, now: float) -> str:
         """Where a VM's life stands now; "" if it has no request on record."""
@@ -374,7 +380,7 @@ class ManagerLifecycle(ManagerAdmission):
         nve_id = binding.nve.nve_id
         if binding.ending:
             return None  # it will be gone
-        if vm in self._current:
+        if vm in self._current or vm in self._warm or self._takes_over(vm):
             return LifeEvent.MOVES, ""
         if self._silent_since(nve_id) is not None:
             return LifeEvent.IS_LOST, f"{nve_id} is dead: its heartbeats have ceased"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmmobility.engine.binding_cache import Binding, BindingCache
 from vmmobility.engine.outputs import Event
+from vmmobility.wire.message import Message
 from vmmobility.wire.options import AttachId, PhaseOption, VmId
 from vmmobility.wire.registry import Phase, Status
 from vmmobility.wire.values import VmKey
@@ -42,7 +43,7 @@ class ManagerRemovals:
         _settle_member: Callable[[VmKey, float], None]
         _is_led_to: Callable[[VmKey, Peer, float], bool]
         _may_lead: Callable[[VmKey, str, float], bool]
-        _lost_its_guest: Callable[[Binding, float], bool]
+        _lost_its_guest: Callable[[Binding, Message, float], bool]
         _protection_removed: Callable[[VmKey, float], None]
 
     def _deregister(self, received: Received, now: float) -> None:
@@ -81,7 +82,7 @@ class ManagerRemovals:
             self._is_led_to(message.vm, received.peer, now)  # then it redirects from now on
             self._reject(received, Status.NOT_OWNER, f"{binding.nve.nve_id} serves it")
             return
-        if self._lost_its_guest(binding, now):
+        if self._lost_its_guest(binding, message, now):
             self.channel.reply(received, Status.ACCEPTED, [VmId(message.vm)])
             return
         self._deregistering[binding.vm] = received

@@ -148,7 +148,8 @@ class NveGuests(NveParts):
         """What the guest is; nothing of one that runs, and of which nothing was ever ordered."""
         if entry.guest is GuestState.RUNNING and not entry.guest_epoch and not entry.kept:
             return ()
-        return (GuestStateOption(entry.guest, entry.kept, 0, entry.guest_epoch),)
+        told = GuestStateOption(entry.guest, entry.kept, 0, entry.guest_epoch, entry.crashed)
+        return (told,)
 
     @staticmethod
     def _guest_waits(entry: Entry) -> bool:
@@ -175,8 +176,11 @@ class NveGuests(NveParts):
         else:
             self._order(entry, order)
 
-    def _settle(self, entry: Entry, state: GuestState, now: float) -> None:
+    def _settle(
+        self, entry: Entry, state: GuestState, now: float, *, crashed: bool = False
+    ) -> None:
         """The guest is so, and that is durable before anybody hears of it."""
+        entry.crashed = crashed or (entry.crashed and state is GuestState.STOPPED)
         changed, entry.guest = entry.guest is not state, state
         entry.wanted, entry.settled, entry.grace_s = state, True, 0
         entry.rolling_back, entry.resumes = False, 0
@@ -219,7 +223,7 @@ class NveGuests(NveParts):
         self._answer_guest(entry, Status.HYPERVISOR_FAILURE, error)
         return True
 
-    def _ended_as_wished(self, entry: Entry, now: float) -> bool:
+    def _ended_as_wished(self, entry: Entry, now: float, *, clean: bool) -> bool:
         """A guest that runs here has ended: as it was told to, or by itself, and its VM is kept."""
         if entry.phase is not Phase.SERVING or entry.booting:
             return False
@@ -227,8 +231,9 @@ class NveGuests(NveParts):
         if not (told or (entry.kept and entry.settled)):
             return False
         if not told:
-            self._event("guest.ended", entry)
-        self._settle(entry, GuestState.STOPPED, now)
+            self._event("guest.ended", entry, **({} if clean else {"crashed": True}))
+        crashed = not (told or clean) and self._guard_crashed(entry, now)
+        self._settle(entry, GuestState.STOPPED, now, crashed=crashed)
         return True
 
     def _held_gone(self, entry: Entry, _: Any, now: float) -> None:
@@ -265,6 +270,7 @@ class NveGuests(NveParts):
             self._answer_guest(entry, Status.WRONG_PHASE, "it is served here no more")
         entry.guest = entry.wanted = GuestState.RUNNING
         entry.settled, entry.guest_epoch, entry.grace_s, entry.kept = True, 0, 0, False
+        entry.crashed = False
 
     # ---- after a restart -----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from vmmobility.wire.options import (
     AttachId,
     Epoch,
     Guest,
+    GuestStateOption,
     InterfaceGroup,
     MobilityKind,
     Option,
@@ -321,9 +322,11 @@ class NveRegistration(NveParts):
         """Whether its guest has run here, and the manager has not said so yet."""
         return entry.phase is Phase.ATTACHING and bool(entry.ticket) and not entry.claiming
 
-    def _guest_gone(self, entry: Entry, _: Any, now: float) -> None:
+    def _guest_gone(self, entry: Entry, detail: Any, now: float) -> None:
+        """clean: it has shut itself down.  What nobody has seen, as across a restart, was not."""
+        clean = isinstance(detail, dict) and bool(detail.get("clean"))
         entry.started = False
-        if entry.ending or self._ended_as_wished(entry, now):
+        if entry.ending or self._ended_as_wished(entry, now, clean=clean):
             return
         if self._held_copy_gone(entry, now):
             return
@@ -339,6 +342,7 @@ class NveRegistration(NveParts):
             entry.phase = Phase.FAILED
             self._incoming_failed(entry, {"reason": "the guest ended"}, now)
         else:
+            entry.crashed = not clean and self._guard_crashed(entry, now)
             self._stop(entry, None, now)
 
     def _deregister(self, entry: Entry, now: float) -> None:
@@ -347,7 +351,10 @@ class NveRegistration(NveParts):
         self.channel.request(
             self.manager,
             Purpose.DEREGISTER,
-            [VmId(entry.vm), AttachId(entry.attach_id), Epoch(entry.granted)],
+            [
+                *(VmId(entry.vm), AttachId(entry.attach_id), Epoch(entry.granted)),
+                *((GuestStateOption(GuestState.STOPPED, crashed=True),) if entry.crashed else ()),
+            ],
             now,
             lambda reply, at: self._deregistered(entry, reply, at),
             subject=(entry.vm, "registration"),

@@ -8,6 +8,7 @@ the guest that resumes attaches.  Not here: the primary (nve_guarding.py), how c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from vmmobility.wire.options import (
     Checkpoint,
     Endpoint,
     Epoch,
+    GuestStateOption,
     Option,
     PhaseOption,
     Protection,
@@ -100,6 +102,8 @@ class NveStandby(NveParts):
         entry.move_epoch = entry.epoch = epoch
         entry.accept, entry.mobility = (), Mobility.WARM
         entry.started = entry.unplugged = entry.turned = entry.relaying = False
+        told = message.find(GuestStateOption)
+        entry.kept, entry.crashed = told is not None and told.kept, False
         entry.quiet_since, entry.draining, entry.measured = None, False, {}
         entry.phase = Phase.DELIVERING
         standby.ticket, standby.request, standby.ordered = ticket, received, False
@@ -133,8 +137,7 @@ class NveStandby(NveParts):
 
     def _door_options(self, standby: Standby) -> tuple[Option, ...]:
         assert standby.door is not None
-        terms = standby.terms
-        told = Protection(terms.fail_over, terms.interval_ms, terms.lease_ms, standby.token)
+        told = replace(standby.terms, token=standby.token)
         return standby.door, told, Checkpoint(standby.number)
 
     def _tell_door(self, standby: Standby, now: float) -> None:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Ask the manager to move `vm` to the NVE `to`."""
+    """Ask the manager to move `vm` to the NVE `to`.  mode: "": hot or cold, by its state."""
 
     vm: str
     to: str
     wait: bool = True
     expect: str = "ok"
     timeout_s: float = 60.0
+    mode: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,30 @@ class Drain:
     to: tuple[str, ...] = ()
     parallel: int = 4
     timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Protect:
+    """Keep `vm`'s warm standby at the NVE `to`, and wait until it has so many checkpoints.
+
+    lease_s: None: the manager's own
+    """
+
+    vm: str
+    to: str
+    every_s: float = 5.0
+    lease_s: float | None = None
+    checkpoints: int = 3
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtStandby:
+    """Read which records the last complete checkpoint of `vm` has on its disk: its primary is
+    dead, or paused, and its standby has not taken over yet."""
+
+    vm: str
+    timeout_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +202,8 @@ class Repeat:
 Step = (
     Move
     | Drain
+    | Protect
+    | LookAtStandby
     | Pause
     | Kill
     | Start

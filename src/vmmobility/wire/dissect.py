@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
             return [_plain(v) for v in value]
         case int():  # RFC 7493: greater integers do not survive every reader of JSON
             return value if value <= _EXACT else str(value)
-        case str():
+        case str() | None:
             return value
         case _:
             return str(value)
@@ -185,7 +185,11 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     KnownBoot: lambda e: KnownBoot(int(e["boot"])),
     Guest: lambda e: Guest(GuestLife[e["life"]]),
     GuestStateOption: lambda e: GuestStateOption(
-        GuestState[e["state"]], bool(e["kept"]), e["grace_s"], int(e["ordered"])
+        GuestState[e["state"]],
+        bool(e["kept"]),
+        e["grace_s"],
+        int(e["ordered"]),
+        bool(e["crashed"]),
     ),
     Route: lambda e: Route(RouteState[e["state"]]),
     Sight: lambda e: Sight(bool(e["direct"]), bool(e["covered"])),

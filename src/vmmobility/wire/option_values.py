@@ -152,12 +152,15 @@ class GuestStateOption:
     kept:    a guest that ends by itself leaves its VM stopped; else its binding ends, too
     grace_s: so long may a guest take to shut itself down; 0: it is ended at once
     ordered: the epoch of the last GUEST that made it so; 0: none did
+    crashed: STOPPED, of a protected VM: it has ended, and neither was it told to nor has it shut
+             itself down
     """
 
     state: GuestState
     kept: bool = False
     grace_s: int = 0
     ordered: int = 0
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +191,15 @@ class Protection:
     interval_ms: from the beginning of one checkpoint to that of the next
     lease_ms:    how long an accepted REFRESH counts, from its sending
     token:       what the standby's door wants to see, UTF-8; "" where none is known yet
+    at_min:      a checkpoint begins daily, so many minutes after midnight UTC, and interval_ms is a
+                 day; None: it does not
     """
 
     fail_over: bool
     interval_ms: int
     lease_ms: int
     token: str = ""
+    at_min: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,9 +68,9 @@ def _word(option: Option, full: bool) -> str:
             return f"known boot {boot}"
         case Guest(life):
             return f"guest {life.name.lower()}"
-        case GuestStateOption(state, kept, grace_s):
+        case GuestStateOption(state, kept, grace_s, _, crashed):
             grace = f" within {grace_s} s" if grace_s else ""
-            return f"state {state.name.lower()}{grace}" + " kept" * kept
+            return f"state {state.name.lower()}{grace}" + " kept" * kept + " crashed" * crashed
         case Route(state):
             return state.name
         case GroupOption(epoch, member, name):

@@ -322,6 +322,11 @@ class FakeHypervisor(FakeCheckpoints):
             self._report(vm, GuestEvent.FAILED, {"reason": "killed", "running": False})
         self._report(vm, GuestEvent.GONE)
 
+    def power_off(self, vm: VmKey) -> None:
+        """The guest shuts itself down."""
+        self._remove(vm)
+        self._report(vm, GuestEvent.GONE, {"clean": True})
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _may_fail(self, method: str, vm: VmKey | None) -> None:

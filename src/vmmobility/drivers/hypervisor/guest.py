@@ -40,6 +40,7 @@ from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.registry import GuestLife
 
 LOAD_FAILED = "load of migration failed"
+_BY_THE_GUEST = ("guest-shutdown", "guest-reset")  # its own wish, as QEMU's SHUTDOWN says
 END_NOTICE_S = 1.0  # between a lost monitor and the end of its process
 STALE_LIMIT_S = 3.0
 _STATES = {"running": "running", "inmigrate": "incoming", "postmigrate": "moved-out"}
@@ -81,6 +82,7 @@ class QemuGuest(GuestPostCopy):
         self._leaving = False
         self._failure_told = False
         self._load_failed = False
+        self._shut_down = False
         self.fetched = FetchedMark(folder.path)
         self._memory_door = None
         self._patience = None
@@ -352,6 +354,8 @@ class QemuGuest(GuestPostCopy):
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         name = event["event"]
+        if name == "SHUTDOWN":
+            self._shut_down = str(event["data"].get("reason", "")) in _BY_THE_GUEST
         if self.taking is not None and name in ("STOP", "RESUME", "MIGRATION"):
             self.taking.on_event(event)
         elif name == "MIGRATION":
@@ -416,7 +420,8 @@ class QemuGuest(GuestPostCopy):
         words = self.folder.last_words()
         if self.incoming:
             self._fail_incoming(words or "QEMU has ended")
-        self.report(GuestEvent.GONE, {"reason": words} if words else {})
+        detail: dict[str, Any] = {"reason": words} if words else {}
+        self.report(GuestEvent.GONE, detail | ({"clean": True} if self._shut_down else {}))
 
     def _fail_incoming(self, reason: str) -> None:
         # It stays `incoming`: cancel() still has to end it, should QEMU live on.

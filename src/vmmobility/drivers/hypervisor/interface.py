@@ -72,7 +72,7 @@ class GuestEvent(Enum):
     ABOUT_TO_STOP = "about-to-stop"  # outgoing, after switch_over(): redirect now, then proceed()
     COMPLETED = "completed"  # outgoing: everything is sent; whether it runs, the destination says
     FAILED = "failed"  # a move in or out failed; detail["running"] says if the guest runs here
-    GONE = "gone"  # the guest ended (power off, crash, killed)
+    GONE = "gone"  # the guest ended (crash, killed); clean: it has shut itself down, or rebooted
     # A checkpoint has ended: detail["ok"], "reason" if not; "number", "full", "pause_ms",
     # "memory_bytes", "disk_bytes", "total_ms", "age_ms": since the moment of which it is
     CHECKPOINT = "checkpoint"
