@@ -51,6 +51,8 @@ class Move:
     terms:   what whoever asked for it has asked besides
     mode:    "hot", or "cold": the guest does not run while it is moved
     wakes:   it ran, was suspended for the move, and is let go on where it is then
+    server:  of the destination's, where it is to be; "": on its own host, or where it chooses
+    strict:  at that server or not at all; server_from: where it was
     progress: how far its copies have come, in octets, as the source said last (not durable)
     """
 
@@ -79,6 +81,14 @@ class Move:
     mode: str = "hot"
     wakes: bool = False
     progress: dict[str, int] = field(default_factory=dict)
+    server: str = ""
+    strict: bool = False
+    server_from: str = ""
+
+    @property
+    def relocates(self) -> bool:
+        """Whether it is between two servers of one NVE."""
+        return self.source.nve_id == self.destination.nve_id
 
     @property
     def ok(self) -> bool | None:
@@ -86,7 +96,8 @@ class Move:
 
 
 class CommandRefused(VmMobilityError):
-    """What people asked for cannot be.  kind: "unknown-vm", "unknown-nve", "conflict"."""
+    """What people asked for cannot be.  kind: "unknown-vm", "unknown-nve", "unknown-server",
+    "conflict"."""
 
     def __init__(self, kind: str, message: str, remedy: str) -> None:
         super().__init__(message, remedy)
@@ -135,6 +146,8 @@ def move_to_json(move: Move) -> dict[str, Any]:
         "mode": move.mode,
         "wakes": move.wakes,
         "terms": terms_to_json(move.terms),
+        **({"server": move.server, "strict": move.strict} if move.server else {}),
+        **({"server_from": move.server_from} if move.server_from else {}),
     }
 
 
@@ -162,4 +175,7 @@ def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
         mode=value.get("mode", "hot"),
         wakes=value.get("wakes", False),
         terms=terms_from_json(value.get("terms", {})),
+        server=value.get("server", ""),
+        strict=value.get("strict", False),
+        server_from=value.get("server_from", ""),
     )

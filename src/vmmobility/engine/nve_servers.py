@@ -9,6 +9,8 @@ from collections import Counter
 
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.nve_transitions import Trigger
+from vmmobility.wire.options import AtServer, Option, ServerOption
 from vmmobility.wire.values import VmKey
 
 
@@ -45,8 +47,29 @@ class NveServers(NveParts):
         if not wanted:
             return None
         if wanted not in self.settings.servers:
-            return f"this NVE has no server {wanted!r}", "see [[server]] in its configuration"
+            return self._not_a_server(wanted), "see [[server]] in its configuration"
         if (entry.started or entry.leftover) and wanted != entry.server:
             where = entry.server or "this NVE's own host"
             return f"VM {entry.vm} is at {where}", "stop it there first"
         return None
+
+    def _not_a_server(self, name: str) -> str:
+        its = self.settings.servers
+        had = f"its servers are {', '.join(its)}" if its else "its guests are on its own host"
+        return f"this NVE has no server {name!r}: {had}"
+
+    def _no_such_server(self, entry: Entry, trigger: Trigger, named: ServerOption) -> str:
+        """Why a VM of the manager's cannot be at the server that it names, in words; "" if it can.
+
+        What may still be of it elsewhere is ended there first: it cannot come to another one yet.
+        """
+        if named.name not in self.settings.servers:
+            return self._not_a_server(named.name)
+        kept = trigger is Trigger.PREPARE_IN and (entry.started or entry.leftover)
+        if kept and named.strict and entry.server != named.name:
+            return f"what is left of it is still being ended at {entry.server}: try again"
+        return ""
+
+    def _server_options(self, entry: Entry) -> tuple[Option, ...]:
+        """Where it is, for the manager."""
+        return (AtServer(entry.server),) if entry.server else ()

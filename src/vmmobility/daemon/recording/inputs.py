@@ -80,6 +80,8 @@ QUESTIONS: dict[Role, tuple[str, ...]] = {
         "life_state",
         "place_of",
         "room_of",
+        "servers_of",
+        "server_liveness",
         "taken_of",
     ),
     Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions", "places"),
