@@ -1,4 +1,4 @@
-"""The manager knows the servers of an NVE that stands apart: their room, their death, moves to one."""
+"""The manager knows the servers of an NVE apart: their room, their death, moves to one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.engine.network import MANAGER
 from tests.engine.test_restarts import settle
 from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom
 from vmmobility.engine.lifecycle_record import Life, LifeRefused, VmRequest
+from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import Move, MoveRefused
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.outputs import Event
@@ -63,7 +64,7 @@ class Rig:
         assert (binding.nve.nve_id, binding.server) == (nve, servers[0])
 
     @property
-    def manager(self) -> Any:
+    def manager(self) -> ManagerEngine:
         return self.world.manager
 
     def move(self, to: str, server: str = "", **more: Any) -> Move:
@@ -96,7 +97,8 @@ def test_one_verb_moves_to_another_server_of_the_same_nve() -> None:
     rig = Rig()
     rig.start()
     move = rig.move("a", "s2")
-    assert move.relocates and (move.server_from, move.server) == ("s1", "s2")
+    assert move.relocates
+    assert (move.server_from, move.server) == ("s1", "s2")
     epoch = rig.manager.cache.bindings[VM].epoch
     assert rig.ended(move).ok
     assert [name for name, _ in move.phases] == ["requested", "relocating", "done"]

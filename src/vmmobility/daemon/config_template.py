@@ -112,6 +112,10 @@ accelerator = "auto"  # auto | kvm | tcg
 # disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
 
+{capacity}"""
+
+
+_CAPACITY = """\
 # What VMs may have of this host; the manager gives out no more.
 [capacity]
 # vcpus = 16  # in all; vcpus_per_cpu for each CPU unless given
@@ -231,7 +235,8 @@ keys_dir = "/etc/vmmobility/keys"  # the pair's key: `vmmob key new nve-a:nve se
 accelerator = "auto"  # auto | kvm | tcg
 # disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
-"""
+
+{capacity}"""
 
 
 def template(role: str) -> str:
@@ -245,14 +250,18 @@ def template(role: str) -> str:
             record_mib=RECORD_MIB,
             timers=NveTimers(),
             copy_mib_per_s=COPY_MIB_PER_S,
-            limits=CapacityLimits(),
+            capacity=_CAPACITY.format(limits=CapacityLimits()),
         )
     if role == "router":
         return _ROUTER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NodeTimers())
     if role == "napt":
         return _NAPT.format(port=UDP_PORT, timers=NaptTimers())
     if role == "server":
-        return _SERVER.format(port=SERVER_PORT, copy_mib_per_s=COPY_MIB_PER_S)
+        return _SERVER.format(
+            port=SERVER_PORT,
+            copy_mib_per_s=COPY_MIB_PER_S,
+            capacity=_CAPACITY.format(limits=CapacityLimits()),
+        )
     raise ConfigError(
         f"no configuration for the role {role!r}", "use manager, nve, router, napt or server"
     )

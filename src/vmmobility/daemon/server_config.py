@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmobility.daemon.capacity_config import capacity_of
 from vmmobility.daemon.keys import MAX_NODE_NAME
 from vmmobility.daemon.node_config import parse_file
 from vmmobility.daemon.toml_table import Table
+from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.errors import ConfigError
 from vmmobility.wire.server_frames import SERVER_PORT
 from vmmobility.wire.values import Address
@@ -33,7 +35,7 @@ class ServerPeer:
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """server.toml.  name: this server's; nve: its NVE's; address, nve_address: the two ends of
-    their access link, of one IP version; disks, copy_mib_per_s: as in nve.toml."""
+    their access link, of one IP version; disks, copy_mib_per_s, capacity: as in nve.toml."""
 
     file: Path
     name: str
@@ -47,6 +49,7 @@ class ServerConfig:
     accelerator: str
     disks: Path | None
     copy_mib_per_s: int
+    capacity: CapacityLimits
 
     @property
     def node_id(self) -> str:
@@ -95,6 +98,7 @@ def load_server(path: Path) -> ServerConfig:
         accelerator=hypervisor.choice("accelerator", ACCELERATORS, "auto"),
         disks=hypervisor.optional_path("disks"),
         copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, 200),
+        capacity=capacity_of(top.table("capacity")),
     )
     for table in (server, hypervisor, top):
         table.finish()

@@ -2,8 +2,8 @@
 
 An NVE that stands apart says which of its servers answer: one that does not, for as long as three
 heartbeats take, is dead, its NVE is not.
-A dead NVE's, or server's, VMs are marked and people are told; no route changes, nobody expires, for the guests
-may run on behind a broken path (design, invariant 9: fail static).
+A dead NVE's, or server's, VMs are marked and people are told; no route changes, nobody expires,
+for the guests may run on behind a broken path (design, invariant 9: fail static).
 That an NVE sends heartbeats is durable; when it was heard is not: a manager that starts anew, or
 was stopped for a while, grants every NVE the whole time again.
 Not here: an NVE's heartbeats (nve_heartbeats.py), who gets its room (manager_admission.py).

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.capacity import resources_of
 from vmmobility.engine.nve_parts import NveParts
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.wire.options import AtServer, Option, ServerOption
@@ -25,6 +26,14 @@ class NveServers(NveParts):
             for entry in self.entries.values()
             if entry.server
         }
+
+    def used_vcpus(self) -> dict[str, int]:
+        """Of the guests at each server, by their definitions."""
+        used: Counter[str] = Counter()
+        for entry in self.entries.values():
+            if entry.server and (entry.leftover or not entry.is_tombstone):
+                used[entry.server] += resources_of(entry.definition).vcpus
+        return dict(used)
 
     def _place(self, entry: Entry, wanted: str = "") -> None:
         """The VM comes here: at the server that is wanted, else at the one with the fewest.

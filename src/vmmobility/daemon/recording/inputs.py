@@ -84,7 +84,7 @@ QUESTIONS: dict[Role, tuple[str, ...]] = {
         "server_liveness",
         "taken_of",
     ),
-    Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions", "places"),
+    Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions", "places", "used_vcpus"),
     Role.DEFAULT_ROUTER: ("next_timer", "desired", "watched"),
     Role.BORDER_ROUTER: ("next_timer", "desired", "watched"),
 }
