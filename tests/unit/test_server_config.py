@@ -10,7 +10,9 @@ import pytest
 from vmmobility.daemon import config_files
 from vmmobility.daemon.config import load_nve
 from vmmobility.daemon.config_template import template
+from vmmobility.daemon.server import look
 from vmmobility.daemon.server_config import ServerConfig, ServerPeer, load_server
+from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.errors import ConfigError
 from vmmobility.wire.server_frames import SERVER_PORT
 
@@ -29,6 +31,16 @@ def test_the_template_is_a_server_s(file: Path) -> None:
     assert config_files.role_of(loaded) == "server"
     assert (loaded.node_id, loaded.nve, loaded.port) == ("server-1", "nve-a", SERVER_PORT)
     assert loaded.address == ip_address("10.9.1.2")
+
+
+def test_a_server_has_limits_as_an_nve_has(file: Path) -> None:
+    text = template("server")
+    file.write_text(text.replace("# memory_mib = 8192", "memory_mib = 8192"))
+    assert load_server(file).capacity == CapacityLimits(memory_mib=8192)
+    assert look(load_server(file), used=0).host.total.memory_mib == 8192
+    file.write_text(text + "colour = 1\n")
+    with pytest.raises(ConfigError, match=r"capacity\.colour"):
+        load_server(file)
 
 
 def test_an_access_link_has_one_ip_version(file: Path) -> None:
