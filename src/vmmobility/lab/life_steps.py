@@ -28,9 +28,12 @@ class LifeSteps:
         self._run = run
         self._lab = run.lab
         self._answers: dict[str, Any] = {}
+        self._told = False
 
     def carry_out(self, step: Life) -> None:
         """LabError if it fails, is not refused as it should, or leads to another state."""
+        if not self._told:
+            self._await_rooms(step)
         begun = time.monotonic()
         said = ""
         if step.order != "await":
@@ -46,6 +49,17 @@ class LifeSteps:
         why = f" (refused: {said})" if said else ""
         self._lab.say(f"{step.vm}: {step.order:8} -> {row['state']}{where}, guest {row['guest']}, "
                       f"{took_ms:.0f} ms{why}")  # fmt: skip
+
+    def _await_rooms(self, step: Life) -> None:
+        """Until every host has told what it has: before that nobody is offered anything."""
+        daemons, deadline = self._lab.daemons, time.monotonic() + step.timeout_s
+        while not self._told:
+            rows = daemons.ask(daemons.manager, "GET", "/v1/nves")
+            late = [row["nve"] for row in rows if not (row["capacity"] or {}).get("memory_mib")]
+            if late and time.monotonic() > deadline:
+                raise LabError(f"{', '.join(late)} has not told its room", "see its log")
+            self._told = not late
+            time.sleep(LOOK_S)
 
     def _words(self, step: Life) -> tuple[str, ...]:
         if step.order == "create":
