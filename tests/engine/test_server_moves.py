@@ -12,8 +12,10 @@ from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.fake_hypervisor import Pace
 from tests.engine.fake_servers import ApartWorld
 from tests.engine.network import MANAGER
+from tests.engine.test_groups import ADDRESSES
 from tests.engine.test_restarts import settle
 from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom
+from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.lifecycle_record import Life, LifeRefused, VmRequest
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import Move, MoveRefused
@@ -22,6 +24,11 @@ from vmmobility.engine.outputs import Event
 from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.registry import Phase
 
+SITES = (
+    RouterSite("ra", border=False, serves=("a",), dc="one"),
+    RouterSite("edge", border=True, dc="one"),
+    RouterSite("rb", border=False, serves=("b", "c"), dc="two"),
+)
 VM, OTHER = vm_key("vm1"), vm_key("vm2")
 
 
@@ -261,3 +268,22 @@ def test_every_crash_in_a_relocation_ends_at_one_server_and_is_told_truly(victim
             rig.world.restart(node)
         ended = rig.ended(move)
         rig.settled("a", "s2" if ended.ok else "s1")
+
+
+def test_a_member_at_a_dead_server_is_announced_no_more_as_at_a_dead_nve() -> None:
+    rig = Rig(routers=SITES)
+    world, members = rig.world, (vm_key("web1"), vm_key("web2"))
+    world.declare_group("web", members)
+    for vm, at in zip(members, ("a", "b"), strict=True):
+        number = world.start_vm(vm, at, ADDRESSES, "s1")
+        world.run(2.0)
+        assert not world.results[number].error
+    group = rig.manager.groups["web"]
+    assert group.present == members
+    rig.rooms("a", room("s1", 1000, answers=False), room("s2", 2000))
+    world.run(11.0)
+    assert [vm.vm_id for vm in group.present] == ["web2"]
+    assert group.out == {members[0]: "s1 of a does not answer"}
+    rig.rooms("a", room("s1", 1000), room("s2", 2000))
+    world.run(7.0)
+    assert group.present == members

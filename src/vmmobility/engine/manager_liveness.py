@@ -135,6 +135,10 @@ class ManagerLiveness:
         """An NVE that was dead is heard again."""
         self._follow_lives(now)
 
+    def _servers_changed(self, nve_id: str, now: float) -> None:
+        """A server of an NVE that stands apart is dead, or answers again."""
+        self._follow_lives(now)
+
     # ---- heartbeats ----------------------------------------------------------------------------
 
     def _heartbeat(self, received: Received, now: float) -> None:
@@ -216,7 +220,7 @@ class ManagerLiveness:
                 told = {"nve": name, "server": room.name, "silent_s": round(now - seen.silent, 3)}
                 self.outbox.emit(Event("server.silent", told))
         if changed:
-            self._follow_lives(now)
+            self._servers_changed(name, now)
 
     def _liveness_timer(self, now: float) -> None:
         due = self._liveness_at
