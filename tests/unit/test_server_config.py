@@ -11,9 +11,14 @@ from vmmobility.daemon import config_files
 from vmmobility.daemon.config import load_nve
 from vmmobility.daemon.config_template import template
 from vmmobility.daemon.server import look
-from vmmobility.daemon.server_config import ServerConfig, ServerPeer, load_server
+from vmmobility.daemon.server_config import MOST_SERVERS, ServerConfig, ServerPeer, load_server
 from vmmobility.drivers.linux.host_capacity import CapacityLimits
+from vmmobility.engine.capacity import ServerRoom, to_server_option
 from vmmobility.errors import ConfigError
+from vmmobility.wire.authentication import TRAILER
+from vmmobility.wire.message import Message, encode_parts
+from vmmobility.wire.options import Capacity, KnownBoot, Option
+from vmmobility.wire.registry import MAX_DATAGRAM, MAX_PARTS, Kind, Purpose
 from vmmobility.wire.server_frames import SERVER_PORT
 
 ONE = '[[server]]\nname = "server-1"\naddress = "10.9.1.2"\nown = "10.9.1.1"\n'
@@ -55,6 +60,25 @@ def test_an_nve_names_its_servers(file: Path) -> None:
     assert load_nve(file).servers == (peer,)
     file.write_text(template("nve"))
     assert load_nve(file).servers == ()
+
+
+def test_an_nve_has_so_many_servers_as_its_heartbeat_has_room_for(file: Path) -> None:
+    def servers(count: int) -> str:
+        return "".join(
+            f'[[server]]\nname = "s{n}"\naddress = "10.9.{n // 100}.{2 * (n % 100) + 2}"\n'
+            f'own = "10.9.{n // 100}.{2 * (n % 100) + 1}"\n'
+            for n in range(count)
+        )
+
+    file.write_text(template("nve") + servers(MOST_SERVERS))
+    assert len(load_nve(file).servers) == MOST_SERVERS
+    file.write_text(template("nve") + servers(MOST_SERVERS + 1))
+    with pytest.raises(ConfigError, match="one more than the 256 servers"):
+        load_nve(file)
+    rooms = [ServerRoom("s" * 29 + f"{n:03}", True) for n in range(MOST_SERVERS)]
+    options: tuple[Option, ...] = (KnownBoot(1), Capacity(1000), *map(to_server_option, rooms))
+    beat = Message(Kind.REQUEST, Purpose.HEARTBEAT, 1, options)
+    assert len(encode_parts(beat, MAX_DATAGRAM, TRAILER)) <= MAX_PARTS
 
 
 @pytest.mark.parametrize(

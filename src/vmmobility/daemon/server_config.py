@@ -18,6 +18,7 @@ from vmmobility.errors import ConfigError
 from vmmobility.wire.server_frames import SERVER_PORT
 from vmmobility.wire.values import Address
 
+MOST_SERVERS = 256  # of one NVE: so many fit its heartbeat
 ACCELERATORS = ("auto", "kvm", "tcg")
 
 
@@ -76,6 +77,9 @@ def servers_of(top: Table, own_name: str) -> tuple[ServerPeer, ...]:
             )
         if any(address in (other.address, other.own) for other in found.values()):
             raise table.wrong("address", f"{address} is another server's", "correct one of them")
+        if len(found) >= MOST_SERVERS:
+            what = f"{name!r} is one more than the {MOST_SERVERS} servers that an NVE has"
+            raise table.wrong("name", what, "give some of them another NVE")
         found[name] = ServerPeer(name, address, own, table.integer("port", 1, 65535, SERVER_PORT))
         table.finish()
     return tuple(found.values())
