@@ -45,3 +45,18 @@ def test_a_vm_goes_from_server_to_server_and_nothing_is_lost(lab: Lab) -> None:
     assert len(ends) == 5
     assert report["summary"]["streams"]["lost"] == 0
     assert all(move["ok"] and move["guest"]["sound"] for move in report["moves"])
+
+
+@pytest.mark.slow
+@pytest.mark.qemu
+def test_a_real_guest_goes_from_server_to_server_and_nothing_is_lost(lab: Lab) -> None:
+    report = lab.run("servers-move")
+    assert len(report["moves"]) == 5
+    assert report["summary"]["streams"]["lost"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.qemu
+def test_a_real_guest_s_life(lab: Lab) -> None:
+    report = lab.run("lifecycle")
+    assert [(row["order"], row["state"]) for row in report["lives"]] == LIFE
