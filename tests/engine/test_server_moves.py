@@ -287,3 +287,15 @@ def test_a_member_at_a_dead_server_is_announced_no_more_as_at_a_dead_nve() -> No
     rig.rooms("a", room("s1", 1000), room("s2", 2000))
     world.run(7.0)
     assert group.present == members
+
+
+def test_a_vm_that_is_being_ended_at_its_nve_is_not_moved_to_another_server() -> None:
+    rig = Rig(pace=Pace(order_s=2.0))
+    rig.start()
+    rig.world.stop_vm(VM, "a")
+    assert rig.world.edge("a").entries[VM].ending
+    move = rig.ended(rig.move("a", "s2"))
+    assert move.state is MoveState.ABORTED
+    rig.world.run(20.0)
+    assert VM not in rig.manager.cache.bindings
+    assert rig.world.servers("a").running_at(VM) == []

@@ -97,7 +97,7 @@ class NveRelocation(NveParts):
             self._answer(received, entry, options=self._server_options(entry))
         elif entry.server_to or entry.rolling_back:
             self.channel.disregard(received)  # what an earlier one left is being ended
-        elif not self._whole(entry):
+        elif entry.ending or not entry.settled or not self._whole(entry):
             why = f"it is not settled at {entry.server or 'this host'}"
             self._answer(received, entry, Status.WRONG_PHASE, reason=why)
         else:
