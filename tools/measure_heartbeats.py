@@ -1,10 +1,13 @@
 """What heartbeats cost a manager: a real daemon, and so many real NVE engines in another process.
 
-    python tools/measure_heartbeats.py [--nves 1000] [--interval 1.0] [--seconds 20] [--json]
+    python tools/measure_heartbeats.py [--nves 1000] [--interval 1.0] [--seconds 20] [--servers 0]
+                                         [--json]
 
 Everything is on 127.0.0.0/8 of this machine; keys, configuration and journal are in a folder that
 goes with the run.  Printed: the manager's CPU time a second and a heartbeat, its memory, how many
-NVEs it holds for alive.  It judges nothing: a machine's figures are its own.
+NVEs it holds for alive, and how long it had not heard from the latest of them: much more than the
+interval says that the machine did not keep up.  --servers: each NVE tells of so many servers.
+It judges nothing: a machine's figures are its own.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from vmmobility.daemon.endpoint import UdpEndpoint  # noqa: E402
 from vmmobility.daemon.keys import Node, create, load_keys  # noqa: E402
 from vmmobility.engine.binding_update_list import make_nve  # noqa: E402
-from vmmobility.engine.capacity import HostCapacity, Resources  # noqa: E402
+from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom  # noqa: E402
 from vmmobility.engine.channel import Peer  # noqa: E402
 from vmmobility.engine.nve import NveEngine, NveSettings  # noqa: E402
 from vmmobility.engine.outputs import Endpoint, MeasureHost, Persist, Send  # noqa: E402
@@ -49,10 +52,12 @@ def address_of(index: int) -> IPv4Address:
 class Edge:
     """One NVE: its engine, and a socket of its own.  Nothing of it is durable."""
 
-    def __init__(self, index: int, secret: bytes, interval_s: float) -> None:
+    def __init__(self, index: int, secret: bytes, interval_s: float, servers: int) -> None:
         name, at = f"nve-{index}", address_of(index)
         peer = Peer("manager", Role.MANAGER, (Endpoint(MANAGER, UDP_PORT),), {1: secret}, 1)
-        settings = NveSettings(make_nve(name, (at,)), heartbeat_s=interval_s)
+        names = tuple(f"server-{index}-{number}" for number in range(servers))
+        self._rooms = tuple(ServerRoom(server, True, 64, HOST) for server in names)
+        settings = NveSettings(make_nve(name, (at,)), heartbeat_s=interval_s, servers=names)
         self._engine = NveEngine(settings, [peer], {}, (1 << 33) + index, random.Random(index))
         self._endpoint = UdpEndpoint([at], UDP_PORT)
         self._loop = asyncio.get_running_loop()
@@ -79,7 +84,7 @@ class Edge:
                 elif isinstance(output, Persist):
                     self._engine.persisted(output.number)
                 elif isinstance(output, MeasureHost):
-                    self._engine.host_measured(HOST, self._loop.time())
+                    self._engine.host_measured(HOST, self._loop.time(), self._rooms)
         if self._timer is not None:
             self._timer.cancel()
         due = self._engine.next_timer()
@@ -91,12 +96,12 @@ class Edge:
         self._cycle()
 
 
-async def play(keys: Path, nves: int, interval_s: float) -> None:
+async def play(keys: Path, nves: int, interval_s: float, servers: int) -> None:
     """So many NVEs, until this process is ended."""
     secrets = {}
     for name, pair in load_keys(keys, "manager").items():
         secrets[name] = pair.secrets[pair.signing]
-    edges = [Edge(index, secrets[f"nve-{index}"], interval_s) for index in range(nves)]
+    edges = [Edge(index, secrets[f"nve-{index}"], interval_s, servers) for index in range(nves)]
     for edge in edges:
         edge.start()
         await asyncio.sleep(interval_s / nves)  # spread, as hosts are
@@ -115,7 +120,7 @@ def rss_mib(process: int) -> float:
     return 0.0
 
 
-def measured(nves: int, interval_s: float, seconds: float) -> dict[str, Any]:
+def measured(nves: int, interval_s: float, seconds: float, servers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="beats") as folder:
         home = Path(folder)
         keys = home / "keys"
@@ -140,41 +145,47 @@ def measured(nves: int, interval_s: float, seconds: float) -> dict[str, Any]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
         manager = subprocess.Popen(words, env=environment)
         own = [sys.executable, __file__, "--play", str(keys)]
-        player = subprocess.Popen([*own, "--nves", str(nves), "--interval", str(interval_s)])
+        size = ["--nves", str(nves), "--interval", str(interval_s), "--servers", str(servers)]
+        player = subprocess.Popen([*own, *size])
         try:
-            return _figures(home / "manager.sock", manager.pid, nves, interval_s, seconds)
+            found = _figures(home / "manager.sock", manager.pid, nves, interval_s, seconds)
+            return {"servers": servers, **found}
         finally:
             for process in (player, manager):
                 process.terminate()
                 process.wait()
 
 
-def _alive(socket_path: Path) -> int:
+def _alive(socket_path: Path) -> tuple[int, float]:
+    """How many are, and the longest time since one was heard."""
     try:
         rows: Any = request(socket_path, "GET", "/v1/nves")
     except ApiError:
-        return -1
-    return sum(row["liveness"] == "alive" for row in rows)
+        return -1, 0.0
+    longest = max((row["silent_s"] or 0.0 for row in rows), default=0.0)
+    return sum(row["liveness"] == "alive" for row in rows), longest
 
 
 def _figures(
     socket_path: Path, manager: int, nves: int, interval_s: float, seconds: float
 ) -> dict[str, Any]:
     deadline = time.monotonic() + 120
-    while _alive(socket_path) < nves:
+    while (alive := _alive(socket_path)[0]) < nves:
         if time.monotonic() > deadline:
-            raise SystemExit(f"error: {_alive(socket_path)} of {nves} NVEs are alive")
+            raise SystemExit(f"error: {alive} of {nves} NVEs are alive")
         time.sleep(1.0)
     time.sleep(2 * interval_s)
     before, since = cpu_s(manager), time.monotonic()
     time.sleep(seconds)
     used, took = cpu_s(manager) - before, time.monotonic() - since
     beats = nves / interval_s
+    alive, longest = _alive(socket_path)
     return {
         "nves": nves,
         "interval_s": interval_s,
         "seconds": round(took, 1),
-        "alive": _alive(socket_path),
+        "alive": alive,
+        "longest_silence_s": round(longest, 2),
         "cpu_percent": round(100 * used / took, 2),
         "cpu_us_a_heartbeat": round(1e6 * used / took / beats, 1),
         "manager_rss_mib": round(rss_mib(manager), 1),
@@ -188,13 +199,14 @@ def main() -> None:
     parser.add_argument("--nves", type=int, default=1000)
     parser.add_argument("--interval", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--servers", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--play", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.play is not None:
-        asyncio.run(play(given.play, given.nves, given.interval))
+        asyncio.run(play(given.play, given.nves, given.interval, given.servers))
         return
-    found = measured(given.nves, given.interval, given.seconds)
+    found = measured(given.nves, given.interval, given.seconds, given.servers)
     if given.json:
         sys.stdout.write(json.dumps(found) + "\n")
         return

@@ -14,6 +14,7 @@ from vmmobility.wire import dissect
 from vmmobility.wire.authentication import TRAILER, Seal, seal
 from vmmobility.wire.message import Message, definition_options, encode_parts
 from vmmobility.wire.options import (
+    AtServer,
     AttachId,
     Capacity,
     Checkpoint,
@@ -39,6 +40,8 @@ from vmmobility.wire.options import (
     Protection,
     Reason,
     Route,
+    ServerCapacity,
+    ServerOption,
     ServingNve,
     Sight,
     Supported,
@@ -212,6 +215,11 @@ def every_option() -> Json:
         "group": GroupOption(12, 1, "web"),
         "group, of a long name": GroupOption(2**64 - 1, 0xFFFF, "g" * 64),
         "group member": GroupMember(2, NVE_B),
+        "server, no other": ServerOption("server-1"),
+        "server, rather than another": ServerOption("s" * 32, strict=False),
+        "at server": AtServer("server-1"),
+        "server capacity": ServerCapacity("server-1", True, 8, 64, 62, 16128, 12032, 102400, 51200),
+        "server capacity, of one that does not answer": ServerCapacity("server-2", False),
         "an unknown option that may be ignored": UnknownOption(0x1234, b"\x00\xff\x10"),
     }
     speaker = Speaker()

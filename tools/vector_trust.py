@@ -31,6 +31,7 @@ from vmmobility.wire.options import (
     PhaseOption,
     PreviousNve,
     Reason,
+    ServerCapacity,
     ServingNve,
 )
 from vmmobility.wire.registry import GuestLife, Mobility, Phase, Purpose, Status
@@ -85,8 +86,15 @@ def heartbeats() -> Json:
             Capacity(1000, 16, 12, 8192, 4096, 102400, 51200),
         ),
     )
-    for sequence, (name, known, capacity) in enumerate(cases, 0x91):
-        request = ask(Purpose.HEARTBEAT, sequence, known, capacity)
+    servers = (
+        ServerCapacity("server-1", True, 8, 64, 62, 16128, 12032, 102400, 51200),
+        ServerCapacity("server-2", False, 8, 64, 64, 16128, 16000, 102400, 102400),
+    )
+    apart = Capacity(1000, 128, 126, 32256, 28032, 204800, 153600)
+    tries = [(*case, ()) for case in cases]
+    tries.append(("an NVE apart from its servers", KnownBoot(4294967960), apart, servers))
+    for sequence, (name, known, capacity, more) in enumerate(tries, 0x91):
+        request = ask(Purpose.HEARTBEAT, sequence, known, capacity, *more)
         vectors.append(speaker.vector(f"{name}: request", "nve-a", "manager", request))
         vectors.append(speaker.vector(f"{name}: reply", "manager", "nve-a", answer(request)))
     return {"description": "HEARTBEAT: an NVE lives, under its boot.", "vectors": vectors}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,10 +17,12 @@ from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor, VmD
 from vmmobility.drivers.hypervisor.remote import RemoteHypervisor
 from vmmobility.drivers.hypervisor.server_agent import ServerAgent
 from vmmobility.drivers.hypervisor.server_link import ServerAddress, ServerLink
+from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom
 
 NVE = "nve-a"
 SECRET = bytes(range(32))
 KEYS = {1: SECRET}
+HAS = HostCapacity(Resources(16, 4096, 100), Resources(16, 2048, 50))
 
 
 class Taps:
@@ -67,6 +70,11 @@ class ServerNode(Node):
         assert report.detail.pop("server") == self.name
         super().hear(report)
 
+    def look(self, used: int) -> ServerRoom:
+        """What the server has."""
+        free = replace(HAS.free, vcpus=HAS.free.vcpus - used)
+        return ServerRoom(self.name, True, 8, replace(HAS, free=free))
+
     def note(self, name: str, **detail: Any) -> None:
         self.events.append((name, detail))
 
@@ -78,7 +86,9 @@ class ServerNode(Node):
         self.start_link()
 
     async def start_agent(self) -> None:
-        self.agent = ServerAgent(self.name, NVE, LOOPBACK, self.taps, self.keys.get, self.note)
+        self.agent = ServerAgent(
+            self.name, NVE, LOOPBACK, self.taps, self.keys.get, self.note, self.look
+        )
         kinds: dict[str, Hypervisor] = {"qemu": self.inner.hypervisor}
         self.agent.hypervisors = kinds
         server = await asyncio.start_server(self.agent.accept, LOOPBACK, self.port_number)

@@ -15,7 +15,9 @@ from tests.contract.waiting import until_true
 from vmmobility.drivers.hypervisor import server_link
 from vmmobility.drivers.hypervisor.fake import FakeHypervisor
 from vmmobility.drivers.hypervisor.interface import GuestEvent, VmDefinition
+from vmmobility.drivers.hypervisor.remote import RemoteHypervisor
 from vmmobility.drivers.hypervisor.server_link import ServerAddress, ServerLink
+from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import DecodeError, HypervisorError
 from vmmobility.wire import server_frames as frames
@@ -301,3 +303,35 @@ def test_each_side_has_a_key_of_its_own() -> None:
     ]
     made = [keys.nve, keys.server, *(k for other in others for k in (other.nve, other.server))]
     assert len(set(made)) == len(made)
+
+
+def test_an_agent_tells_what_its_host_has_and_when_it_comes_and_goes(run: Scenario) -> None:
+    async def scenario(pair: Apart) -> None:
+        source, changes = pair.source, 0
+
+        def changed() -> None:
+            nonlocal changes
+            changes += 1
+
+        source.link.changed = changed
+        await until_true(lambda: source.link.connected)
+        remote = source.hypervisor
+        assert isinstance(remote, RemoteHypervisor)
+        told = await remote.room(used_vcpus=3)
+        assert told == ServerRoom(
+            "server-1", True, 8, HostCapacity(Resources(16, 4096, 100), Resources(13, 2048, 50))
+        )
+        source.agent._look = None  # an agent that measures nothing
+        assert await remote.room(used_vcpus=3) == ServerRoom("server-1", True)
+        before = changes
+        await source.stop_agent()
+        await until_true(lambda: not source.link.connected)
+        assert changes == before + 1
+        with pytest.raises(HypervisorError, match="server-1 does not answer"):
+            await remote.room(used_vcpus=0)
+        source.inner.hypervisor = source.inner.reopen()
+        await source.start_agent()
+        await until_true(lambda: source.link.connected)
+        assert changes == before + 2
+
+    run(scenario)

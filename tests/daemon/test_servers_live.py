@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import tomllib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,54 @@ def test_from_one_such_nve_to_another_and_to_a_host_s_own(live: LiveFabric) -> N
     live.move("nve-a")
     live.echoes()
     assert server(live, "nve-a") in ("server-1", "server-2")
+
+
+def manager_rows(live: LiveFabric) -> dict[str, dict[str, Any]]:
+    with live.manager() as client:
+        rows = next(row for row in client.nves() if row["nve"] == "nve-a")["servers"]
+    return {row["server"]: row for row in rows}
+
+
+def binding(live: LiveFabric) -> dict[str, Any]:
+    with live.manager() as client:
+        return client.binding(VmKey(0, VM))
+
+
+def test_the_manager_knows_servers_and_moves_to_one_by_its_one_verb(live: LiveFabric) -> None:
+    live.eventually(lambda: bool(manager_rows(live)), "nve-a has told of its servers")
+    rows = manager_rows(live)
+    assert set(rows) == {"server-1", "server-2"}
+    assert {row["liveness"] for row in rows.values()} == {"alive"}
+    assert all(row["threads"] and row["capacity"]["memory_mib"] for row in rows.values())
+    refused = live.vmmob("move", VM, "--server", "server-3")
+    assert refused.returncode == 1
+    assert "nve-a has no server server-3: its servers are server-1, server-2" in refused.stderr
+    first = binding(live)
+    other = "server-2" if first["server"] == "server-1" else "server-1"
+    moved = live.vmmob("move", VM, "--server", other, "--wait", "--json")
+    assert moved.returncode == 0, moved.stderr
+    live.echoes()
+    assert (binding(live)["server"], binding(live)["epoch"]) == (other, first["epoch"])
+    assert server(live, "nve-a") == other
+    row = json.loads(moved.stdout)
+    assert (row["from_server"], row["to_server"], row["ok"]) == (first["server"], other, True)
+
+
+def test_a_dead_server_is_told_and_its_nve_lives(live: LiveFabric) -> None:
+    at = str(binding(live)["server"])
+    live.kill(at, signal.SIGKILL)
+    live.eventually(lambda: binding(live)["state"] == "server-dead", "its VM is marked", 20.0)
+    live.echoes()  # fail static
+    with live.manager() as client:
+        alarms = [row for row in client.alarms() if row["alarm"] == "server.silent"]
+        nves = {row["nve"]: row["liveness"] for row in client.nves()}
+    assert [alarm["nve"] for alarm in alarms] == ["nve-a"]
+    assert at in alarms[0]["what"]
+    assert nves["nve-a"] == "alive"
+    live.start_ended()
+    live.eventually(lambda: binding(live)["state"] == "serving", "it answers again", 20.0)
+    with live.manager() as client:
+        assert not [row for row in client.alarms() if row["alarm"] == "server.silent"]
 
 
 @pytest.mark.parametrize("victim", ["nve-a", "agent", "both"])

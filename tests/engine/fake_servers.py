@@ -89,8 +89,8 @@ class Servers:
 class ApartWorld(World):
     """A World whose NVEs all have the servers s1 and s2."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(nve_settings={"servers": ("s1", "s2")}, **options)
+    def __init__(self, settings: dict[str, Any] | None = None, **options: Any) -> None:
+        super().__init__(nve_settings={"servers": ("s1", "s2"), **(settings or {})}, **options)
 
     def _add(self, name: str, index: int, role: Role) -> None:
         super()._add(name, index, role)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.engine.fake_hypervisor import Hypervisor
 from tests.engine.fake_kernel import Kernel
-from vmmobility.engine.capacity import UNKNOWN, HostCapacity
+from vmmobility.engine.capacity import UNKNOWN, HostCapacity, ServerRoom
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.napt import NaptEngine
 from vmmobility.engine.nve import NveEngine
@@ -29,6 +29,7 @@ class Node:
     kernel: Kernel
     hypervisor: Hypervisor | None = None
     capacity: HostCapacity = UNKNOWN  # what VMs may have of the machine
+    rooms: tuple[ServerRoom, ...] = ()  # of its servers, where it stands apart
     disk: dict[str, Any] = field(default_factory=dict)
     boot: int = 0
     life: int = 0

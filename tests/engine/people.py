@@ -118,10 +118,12 @@ class People(Pump):
         protected = self.manager.protected.get(vm)
         return self.move(vm, protected.standby.nve_id if protected else "b", mode="warm")
 
-    def move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "") -> str:
+    def move(
+        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "", server: str = ""
+    ) -> str:
         """Begin a move; returns its id.  MoveRefused comes through."""
         try:
-            move = self.manager.start_move(vm, to, self.now, 0, terms, mode)
+            move = self.manager.start_move(vm, to, self.now, 0, terms, mode, server)
         finally:
             self._pump(self.nodes[MANAGER])
         return move.move_id

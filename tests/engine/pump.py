@@ -252,7 +252,7 @@ class Pump:
     def _measured(self, node: Node, life: int) -> None:
         edge = node.edge
         if edge is not None and node.life == life:
-            self.feed(node, lambda: edge.host_measured(node.capacity, self.clock(node)))
+            self.feed(node, lambda: edge.host_measured(node.capacity, self.clock(node), node.rooms))
 
     def _audited(self, node: Node, life: int, vm: VmKey) -> None:
         edge = node.edge

@@ -121,7 +121,7 @@ def test_a_relocation_is_given_up_by_a_command() -> None:
 
 def test_what_cannot_be_relocated_is_refused() -> None:
     rig = Rig()
-    assert rig.error(rig.relocate("s3")) == "this NVE has no server 's3'"
+    assert rig.error(rig.relocate("s3")) == "this NVE has no server 's3': its servers are s1, s2"
     assert rig.error(rig.relocate("s1")) == "", "it is there"
     rig.relocate()
     assert "not settled" in rig.error(rig.relocate("s2"))

@@ -54,6 +54,7 @@ IGNORED = {
     "nothing may be guessed: it is asked again": {Happening.TIMEOUT},
     "it is refused before it gets here": {Happening.ATTACHED, Happening.VOIDED},
     "too late to give up": {Happening.ABORT},
+    "it is no move between servers": {Happening.RELOCATED},
     "no gate is awaited": {Happening.ROUTED, Happening.UNROUTED},
 }
 
@@ -69,7 +70,7 @@ def test_every_happening_of_a_move_is_handled_or_ignored_for_a_reason() -> None:
 
 def test_every_state_of_a_move_is_reached_and_has_a_name() -> None:
     reached = {step.becomes for step in manager_transitions.TABLE.values()}
-    first = {MoveState.PREPARING, MoveState.SUSPENDING}
+    first = {MoveState.PREPARING, MoveState.SUSPENDING, MoveState.RELOCATING}
     assert reached | first == set(MoveState) == set(PHASE_NAMES)
 
 

@@ -16,6 +16,7 @@ from vmmobility.wire.move_terms import MAX_BANDWIDTH_MIB_S, MAX_DOWNTIME_MS, MAX
 from vmmobility.wire.options import (
     BY_CLASS,
     OPTIONS,
+    AtServer,
     AttachId,
     Capacity,
     Checkpoint,
@@ -41,6 +42,8 @@ from vmmobility.wire.options import (
     Protection,
     Reason,
     Route,
+    ServerCapacity,
+    ServerOption,
     ServingNve,
     Sight,
     Supported,
@@ -169,6 +172,9 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     ),
     GroupOption: st.builds(GroupOption, uints(64), st.integers(1, 2**16 - 1), names(64)),
     GroupMember: st.builds(GroupMember, st.integers(1, 2**16 - 1), nves),
+    ServerOption: st.builds(ServerOption, names(32), st.booleans()),
+    AtServer: st.builds(AtServer, names(32)),
+    ServerCapacity: st.builds(ServerCapacity, names(32), st.booleans(), *[uints(32)] * 7),
     Checkpoint: st.builds(Checkpoint, uints(64), uints(32)),
     Capacity: st.builds(Capacity, st.integers(1, 2**32 - 1), *[uints(32)] * 6),
     FlowOption: st.builds(

@@ -14,6 +14,7 @@ BINDING: dict[str, Any] = {
     "vni": 0,
     "vm": "vm1",
     "nve": "nve-a",
+    "server": "server-1",
     "epoch": 7,
     "lifetime_s": 120,
     "expires_in_s": 99.5,
@@ -37,6 +38,15 @@ LIVENESS: dict[str, Any] = {
         "storage_mib": 100,
         "storage_free_mib": 50,
     },
+    "servers": [],
+}
+SERVER: dict[str, Any] = {
+    "server": "server-1",
+    "liveness": "dead",
+    "silent_s": 4.0,
+    "vms": 1,
+    "threads": 8,
+    "capacity": LIVENESS["capacity"],
 }
 RESOURCES = {"vcpus": 2, "memory_mib": 512, "storage_mib": 0, "threads": 0}
 LIFE: dict[str, Any] = {
@@ -47,7 +57,7 @@ LIFE: dict[str, Any] = {
     "reason": "",
     "client_key": "key",
     "resources": RESOURCES,
-    "offer": {"nve": "nve-b", "resources": RESOURCES, "expires_in_s": 60.0},
+    "offer": {"nve": "nve-b", "server": None, "resources": RESOURCES, "expires_in_s": 60.0},
     "placement": {"nves": [], "dc": "", "anti_affinity": []},
 }
 STATUS: dict[str, Any] = {
@@ -405,7 +415,8 @@ class FakeManager(FakeEvents, FakeDrains, FakeProtections):
 
     def nves(self) -> list[dict[str, Any]]:
         row = {"nve": "nve-a", "addresses": ["10.0.0.1"], "last_heard_s": 1.25, "vms": 1}
-        return [{**row, "proven": False, **LIVENESS, "cordoned": "nve-a" in self.cordoned}]
+        more = {"cordoned": "nve-a" in self.cordoned, "servers": [SERVER]}
+        return [{**row, "proven": False, **LIVENESS, **more}]
 
     def routers(self) -> list[dict[str, Any]]:
         row = {"router": "tor-a", "role": "default-router", "dc": "dc1", "serves": ["nve-a"]}
@@ -423,10 +434,10 @@ class FakeManager(FakeEvents, FakeDrains, FakeProtections):
         return next((move for move in self.started if move["id"] == id), None)
 
     async def start_move(
-        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = ""
+        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "", server: str = ""
     ) -> dict[str, Any]:
         self.modes.append(mode)
-        if to == "nve-a":
+        if to == "nve-a" and not server:
             raise Conflict("the VM is at nve-a already", "name another NVE")
         if to == "down":
             raise Unavailable("nve down does not answer", "start it")
@@ -442,6 +453,7 @@ class FakeManager(FakeEvents, FakeDrains, FakeProtections):
             "vm": vm.vm_id,
             "from": "nve-a",
             "to": to,
+            **({"from_server": "server-1", "to_server": server} if server else {}),
             "mode": mode or "hot",
             "state": "requested",
             "ok": None,

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from vmmobility.daemon.alarms import manager_alarms, nve_alarms
+from vmmobility.daemon.manager_service import binding_view
 from vmmobility.engine.binding_cache import DUPLICATE_S, Binding
 from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.capacity import ServerRoom
 from vmmobility.engine.channel import Peer
 from vmmobility.engine.group_record import Group
 from vmmobility.engine.manager import ManagerEngine
-from vmmobility.engine.manager_liveness import Pulse
+from vmmobility.engine.manager_liveness import Pulse, ServerSeen
 from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.manager_transitions import MoveState
@@ -129,3 +131,19 @@ def test_guests_that_are_refused_or_have_left_are_alarms():
     assert nve_alarms(nve(refused), 0.0) == []
     assert names(nve_alarms(nve(Entry(VM, phase=Phase.DEPARTED)), 0.0)) == ["guest.departed"]
     assert nve_alarms(nve(Entry(VM, phase=Phase.SERVING)), 0.0) == []
+
+
+def test_a_dead_server_is_an_alarm_of_the_manager_s() -> None:
+    engine = manager(server="server-1")
+    room = ServerRoom("server-1", answers=False)
+    pulse = engine.pulses["nve-a"] = Pulse(1, 1.0, 130.0)
+    seen = pulse.servers["server-1"] = ServerSeen(room, silent=120.0)
+    assert manager_alarms(engine, 130.0) == [], "an agent may be restarted"
+    seen.dead = True
+    (row,) = manager_alarms(engine, 130.0)
+    assert (row["alarm"], row["nve"], row["for_s"]) == ("server.silent", "nve-a", 10.0)
+    assert "server-1 does not answer nve-a any more; 1 VMs are there" in row["what"]
+    binding = engine.cache.bindings[VM]
+    assert binding_view(binding, 130.0, "alive", "dead")["state"] == "server-dead"
+    assert binding_view(binding, 130.0, "dead", "dead")["state"] == "nve-dead"
+    assert binding_view(binding, 130.0, "alive", "silent")["state"] == "serving"

@@ -15,6 +15,7 @@ from vmmobility.lab.step_types import (
     Fault,
     Guest,
     Kill,
+    Life,
     LoseState,
     Move,
     Pause,
@@ -28,6 +29,7 @@ from vmmobility.lab.step_types import (
 HEAD = 'fabric = "three-racks-light"\n'
 # Their VM does not run while it is moved, by commands; what reaches it is judged after its start.
 COLD = {"cold-move", "cold-move-light"}
+LIVES = {"lifecycle", "lifecycle-light"}  # likewise; and the VM is no more at the end
 AWAY = {
     "unmanaged-move",
     "unmanaged-inter-dc",
@@ -37,6 +39,7 @@ AWAY = {
     "drain-few",
     "drain-light",
     "drain-guests",
+    *LIVES,
 }  # moved by other hands, lost or refused; a host that is emptied
 WARM = {"warm-failover", "warm-failover-light", "warm-partition", "warm-partition-light"}
 PLANNED = {"warm-move", "warm-move-light"}  # it ends at its standby; what waits is late
@@ -56,7 +59,7 @@ def test_every_built_in_scenario_is_right_and_judges(name):
     found = scenarios.load_scenario(scenarios.find(name))
     assert found.description
     judged = {step.what for step in found.steps if isinstance(step, Assertion)}
-    assert {"no-loss", "no-broken-tcp"} <= judged or name in COLD
+    assert {"no-loss", "no-broken-tcp"} <= judged or name in COLD | LIVES
 
 
 @pytest.mark.parametrize(
@@ -281,3 +284,26 @@ def test_a_fabric_can_stand_in_the_scenario_or_beside_it(tmp_path):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(LabError, match="hot-chain"):
         scenarios.find("hot-chian")
+
+
+def test_a_move_may_name_a_server_of_its_destination(tmp_path):
+    step = '[[step]]\ndo = "move"\nvm = "vm1"\nto = "nve-a"\nserver = "{}"\n'
+    path = tmp_path / "mine.toml"
+    path.write_text(HEAD.replace("three-racks", "nve-apart") + step.format("server-2"))
+    (move,) = scenarios.load_scenario(path).steps
+    assert isinstance(move, Move)
+    assert (move.to, move.server) == ("nve-a", "server-2")
+    path.write_text(HEAD.replace("three-racks", "nve-apart") + step.format("server-3"))
+    with pytest.raises(LabError, match=r"server.*server-1, server-2"):
+        scenarios.load_scenario(path)
+
+
+def test_only_what_the_lab_does_not_start_is_asked_for(tmp_path):
+    step = '[[step]]\ndo = "life"\nvm = "vm1"\norder = "create"\nstate = "offered"\n'
+    path = tmp_path / "mine.toml"
+    path.write_text(HEAD.replace("three-racks", "three-racks-requested") + step)
+    (life,) = scenarios.load_scenario(path).steps
+    assert isinstance(life, Life)
+    assert (life.order, life.state, life.refused) == ("create", "offered", "")
+    with pytest.raises(LabError, match="the lab itself starts vm1"):
+        load(tmp_path, step)

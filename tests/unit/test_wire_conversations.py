@@ -8,13 +8,15 @@ from ipaddress import ip_network
 
 import pytest
 
+from tests.engine.fake_servers import ApartWorld
 from tests.engine.network import World
 from tests.engine.router_pair import Pair
 from tests.forge.domain import SITES
+from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom
 from vmmobility.engine.outputs import Send
 from vmmobility.wire.authentication import TRAILER
 from vmmobility.wire.message import Message, decode_part
-from vmmobility.wire.options import BY_CLASS, PhaseOption, Route, Sight
+from vmmobility.wire.options import BY_CLASS, AtServer, PhaseOption, Route, ServerCapacity, Sight
 from vmmobility.wire.registry import Kind, Phase, Purpose, RouteState, Status
 from vmmobility.wire.values import Interface, VmKey
 
@@ -32,12 +34,12 @@ SECTION_10: dict[Row, tuple[str, str]] = {
     (Kind.REQUEST, Purpose.ATTACH, False, ANY): (
         "VM-ID, Interface Group, Serving NVE, Attach-ID",
         "Mobility Kind, Ticket, Definition, Epoch, Previous NVE, Guest, Sight, Timestamp, "
-        "Measurements",
+        "Measurements, At Server",
     ),
     (Kind.REPLY, Purpose.ATTACH, True, ANY): ("VM-ID, Epoch", "Previous NVE"),
     (Kind.REQUEST, Purpose.REFRESH, False, ANY): (
         "VM-ID, Attach-ID, Epoch",
-        "Protection, Checkpoint, Reason",
+        "Protection, Checkpoint, Reason, At Server",
     ),
     (Kind.REQUEST, Purpose.PROTECT, True, Phase.STANDBY): (
         f"{STAND}, Interface Group, Serving NVE, Protection",
@@ -94,7 +96,7 @@ SECTION_10: dict[Row, tuple[str, str]] = {
     (Kind.REPLY, Purpose.REDIRECT, False, ANY): (STAND, "Measurements, Sight"),
     (Kind.REQUEST, Purpose.PREPARE, True, Phase.PREPARED): (
         "VM-ID, Phase, Epoch, Ticket, Interface Group, Previous NVE, Definition",
-        "Mobility Kind",
+        "Mobility Kind, Server",
     ),
     (Kind.REPLY, Purpose.PREPARE, False, Phase.PREPARED): (f"{STAND}, Endpoint", "Sight"),
     (Kind.REQUEST, Purpose.PREPARE, True, Phase.COPYING): (
@@ -102,6 +104,11 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         "",
     ),
     (Kind.REPLY, Purpose.PREPARE, False, Phase.COPYING): (STAND, ""),
+    (Kind.REQUEST, Purpose.PREPARE, True, Phase.RELOCATING): (
+        "VM-ID, Phase, Epoch, Ticket, Server",
+        "",
+    ),
+    (Kind.REPLY, Purpose.PREPARE, False, Phase.RELOCATING): (f"{STAND}, At Server", ""),
     **{
         (Kind.REQUEST, Purpose.SWITCH, True, phase): ("VM-ID, Phase, Epoch, Ticket", "")
         for phase in STEPS
@@ -128,7 +135,7 @@ SECTION_10: dict[Row, tuple[str, str]] = {
         for state in (RouteState.WATCH, RouteState.LEAD, RouteState.ANNOUNCE)
     },
     (Kind.REPLY, Purpose.ROUTE, False, ANY): (f"{ROUTED}, Sight", ""),
-    (Kind.REQUEST, Purpose.HEARTBEAT, False, ANY): ("Known Boot, Capacity", ""),
+    (Kind.REQUEST, Purpose.HEARTBEAT, False, ANY): ("Known Boot, Capacity", "Server Capacity"),
     (Kind.REPLY, Purpose.HEARTBEAT, True, ANY): ("", ""),
     (Kind.REQUEST, Purpose.SIGHT, False, ANY): (f"{ROUTED}, Sight", "Serving NVE"),
     (Kind.REPLY, Purpose.SIGHT, True, ANY): ("VM-ID", ""),
@@ -246,6 +253,25 @@ def a_life_with_a_standby() -> Ear:
     return ear
 
 
+def a_life_at_servers() -> Ear:
+    """Of NVEs apart: to another server, to another NVE's, back to a certain one; one breaks."""
+    world = ApartWorld({"lifetime_s": 40.0, "drain_s": 5.0, "heartbeat_s": 5.0})
+    ear = Ear(world)
+    room = HostCapacity(Resources(16, 1000, 0), Resources(16, 1000, 0))
+    for node in "abc":
+        world.nodes[node].rooms = tuple(ServerRoom(s, True, 4, room) for s in ("s1", "s2"))
+    world.run(15.0)
+    world.start_vm(VM, "a", (ETH0,), "s1")
+    world.run(5.0)
+    for to, server in (("a", "s2"), ("b", ""), ("a", "s1")):
+        world.move(VM, to, server=server)
+        world.run(40.0)
+    world.servers("a").at["s1"].break_next.add("copy")
+    world.move(VM, "a", server="s2")
+    world.run(20.0)
+    return ear
+
+
 def a_move_that_breaks(stage: str) -> Ear:
     world, ear = started()
     hypervisor = world.nodes["a"].hypervisor
@@ -343,8 +369,21 @@ def test_a_move_that_breaks(stage):
     check(a_move_that_breaks(stage))
 
 
+def test_a_life_at_servers():
+    ear = a_life_at_servers()
+    check(ear)
+    told = [message.find(ServerCapacity) for _, message in ear.rows()]
+    assert {room.name for room in told if room} == {"s1"}, "first of each heartbeat"
+    ends = [
+        (message.status, at.name)
+        for row, message in ear.rows()
+        if row[:2] == (Kind.REPLY, Purpose.PREPARE) and (at := message.find(AtServer))
+    ]
+    assert ends == [(Status.ACCEPTED, "s2"), (Status.HYPERVISOR_FAILURE, "s1")]
+
+
 def test_every_row_of_the_tables_is_met():
-    met = check(a_life_with_a_standby())
+    met = check(a_life_with_a_standby()) | check(a_life_at_servers())
     met |= check(a_life_with_moves()) | check(a_move_by_hand()) | check(a_life_among_routers())
     for stage in STAGES:
         met |= check(a_move_that_breaks(stage))

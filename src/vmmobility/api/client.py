@@ -260,10 +260,14 @@ class ManagerClient(_Client):
             answer = self._ask("GET", f"{path}?wait={wait_s:g}", timeout_s=ANSWER_S + wait_s)
         return answer
 
-    def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "") -> Json:
-        """mode: "hot", "warm", "cold"; "": hot or cold, by what its guest is."""
+    def start_move(
+        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "", server: str = ""
+    ) -> Json:
+        """mode: "hot", "warm", "cold"; "": hot or cold, by what its guest is.  server: of an NVE
+        that stands apart."""
         body = {"vm": vm.vm_id, "vni": vm.vni, "to": to, **terms_to_json(terms)}
         body |= {"mode": mode} if mode else {}
+        body |= {"server": server} if server else {}
         answer: Json = self._ask("POST", "/v1/moves", json=body)
         return answer
 

@@ -273,10 +273,13 @@ class ManagerRoutes(
         to = http.name_of(body.get("to"), "to", "give the destination's name")
         try:
             mode = str(body.pop("mode", ""))
+            server = body.pop("server", None)
+            if server is not None:
+                http.name_of(server, "server", "name one of the NVE's servers, or none")
             terms = move_terms.terms_from_json(body)
         except ValueError as error:
             raise BadRequest(f"terms of a move: {error}", "see docs/architecture.md, API") from None
-        return JSONResponse(await self._service.start_move(vm, to, terms, mode), 202)
+        return JSONResponse(await self._service.start_move(vm, to, terms, mode, server or ""), 202)
 
     @declared(
         "POST",

@@ -56,13 +56,15 @@ _BINDING = {
     "vni": VNI,
     "vm": NAME,
     "nve": NAME,
+    "server": nullable(NAME),
     "epoch": COUNT,
     "lifetime_s": NUMBER,
     "expires_in_s": nullable(NUMBER),
     "interfaces": INTERFACES,
     "previous": listed(record({"nve": NAME, "acknowledged": BOOLEAN})),
     "state": choice(
-        "serving", "expired", "departed", "lost", "frozen", "released", "nve-dead", "unbound"
+        *("serving", "expired", "departed", "lost", "frozen", "released"),
+        *("nve-dead", "server-dead", "unbound"),
     ),
     "nve_liveness": LIVENESS,
     "guest": choice("running", "suspended", "stopped", "none"),
@@ -98,14 +100,17 @@ MOVE = named(
             "measured": table(ANYTHING),
             "terms": record({}, _TERMS),
             "progress": record({}, dict.fromkeys(PROGRESS_KEYS, COUNT)),
-        }
+        },
+        {"from_server": nullable(NAME), "to_server": nullable(NAME)},
     ),
 )
-NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI, "mode": _MODES, **_TERMS})
+NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI, "server": NAME, "mode": _MODES, **_TERMS})
 
 _RESOURCES = {"vcpus": COUNT, "memory_mib": COUNT, "storage_mib": COUNT, "threads": COUNT}
 _PLACEMENT = {"nves": listed(NAME), "dc": TEXT, "anti_affinity": listed(NAME)}
-_OFFER = record({"nve": NAME, "resources": record(_RESOURCES), "expires_in_s": NUMBER})
+_OFFER = record(
+    {"nve": NAME, "server": nullable(NAME), "resources": record(_RESOURCES), "expires_in_s": NUMBER}
+)
 LIFE_STATES = choice(
     *("requested", "offered", "confirmed", "provisioning", "running", "migrating"),
     *("protected", "suspended", "stopped", "deleted", "failed"),
@@ -152,6 +157,19 @@ VM = named(
     ),
 )
 
+SERVER = named(
+    "ServerRow",
+    record(
+        {
+            "server": NAME,
+            "liveness": choice("alive", "silent", "dead"),
+            "silent_s": nullable(NUMBER),
+            "vms": COUNT,
+            "threads": COUNT,
+            "capacity": CAPACITY,
+        }
+    ),
+)
 NVE = named(
     "NveRow",
     record(
@@ -165,6 +183,7 @@ NVE = named(
             "silent_s": nullable(NUMBER),
             "boot": nullable(COUNT),
             "capacity": nullable(CAPACITY),
+            "servers": listed(SERVER),
             "cordoned": BOOLEAN,
         },
         {"via": NAME},

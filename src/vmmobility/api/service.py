@@ -156,9 +156,10 @@ class ManagerService(DrainService, EventService, ProtectionService, Protocol):
     def move(self, id: str) -> Json | None: ...
 
     async def start_move(
-        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = ""
+        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "", server: str = ""
     ) -> Json:
-        """The new move, once it is durable.  mode: "hot", "warm", "cold"; "": by the guest."""
+        """The new move, once it is durable.  mode: "hot", "warm", "cold"; "": by the guest.
+        server: of an NVE that stands apart; "" is any with room."""
 
     async def abort_move(self, id: str) -> Json:
         """The move, once it is durable that it is being given up."""

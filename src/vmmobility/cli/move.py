@@ -16,6 +16,7 @@ from vmmobility.cli.move_terms import terms_options
 from vmmobility.cli.move_watch import (
     JsonTeller,
     Teller,
+    end,
     follow_live,
     last,
     progress_words,
@@ -32,8 +33,8 @@ from vmmobility.wire.values import VmKey
 MOVES: list[Column] = [
     ("MOVE", lambda row: row["id"]),
     ("VM", output.vm_name),
-    ("FROM", lambda row: row["from"]),
-    ("TO", lambda row: row["to"]),
+    ("FROM", lambda row: end(row, "from")),
+    ("TO", lambda row: end(row, "to")),
     ("MODE", lambda row: row["mode"]),
     ("STATE", lambda row: row["state"]),
     ("OK", lambda row: row["ok"]),
@@ -66,7 +67,14 @@ def move() -> None:
 
 @move.command(START)
 @click.argument("name", metavar="VM", type=VM_NAME)
-@click.argument("to", metavar="NVE")
+@click.argument("nve", metavar="[NVE]", default="")
+@click.option("--to", default="", metavar="NVE", help="The same as NVE.")
+@click.option(
+    "--server",
+    default="",
+    help="Of an NVE that stands apart: this one of its servers (`vmmob show servers`); the one "
+    "with the most memory free unless given.  Without NVE: another server of the VM's NVE.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["hot", "warm", "cold"]),
@@ -82,7 +90,9 @@ def move() -> None:
 @output.as_json
 def start(
     name: VmKey,
+    nve: str,
     to: str,
+    server: str,
     mode: str | None,
     wait: bool,
     wait_s: float | None,
@@ -91,9 +101,14 @@ def start(
     socket_path: Path,
     json_output: bool,
 ) -> None:
-    """Move a VM to another NVE."""
+    """Move a VM to another NVE, or to another server of its NVE."""
+    to = _destination(nve, to, server)
+    if mode == "warm" and server:
+        raise click.UsageError("a warm move goes to the standby's place: leave --server out")
     with ManagerClient(socket_path) as client:
-        begun = client.start_move(chosen_vm(name, vni), to, terms, mode or "")
+        vm = chosen_vm(name, vni)
+        to = to or str(client.binding(vm)["nve"])
+        begun = client.start_move(vm, to, terms, mode or "", server)
         if not json_output:
             click.echo(f"move {which(begun)}")
         if wait or wait_s is not None:
@@ -107,6 +122,15 @@ def start(
             f"the move of {output.vm_name(begun)} to {to} failed: {begun['reason'] or 'no reason'}",
             f"see `vmmob vm show {output.vm_name(begun)}` for where it runs; then move it again",
         )
+
+
+def _destination(nve: str, to: str, server: str) -> str:
+    """The NVE that is named; "" is the one where the VM is, and then a server is."""
+    if nve and to and nve != to:
+        raise click.UsageError(f"two NVEs are named: {nve} and --to {to}")
+    if not (nve or to or server):
+        raise click.UsageError("name the NVE to move it to, or --server for one of its NVE's")
+    return nve or to
 
 
 @move.command("list")

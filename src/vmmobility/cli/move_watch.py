@@ -137,7 +137,13 @@ def watched(client: ManagerClient, begun: Row, timeout_s: float | None, *, quiet
 
 
 def which(move: Row) -> str:
-    return f"{move['id']}: {output.vm_name(move)}, {move['from']} -> {move['to']}"
+    return f"{move['id']}: {output.vm_name(move)}, {end(move, 'from')} -> {end(move, 'to')}"
+
+
+def end(move: Mapping[str, Any], which: str) -> str:
+    """An end of a move: its NVE, and the server where that stands apart."""
+    server = move.get(f"{which}_server")
+    return f"{move[which]} ({server})" if server else str(move[which])
 
 
 def under_way(moves: list[Row], name: str) -> Row:

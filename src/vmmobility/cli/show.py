@@ -1,5 +1,5 @@
-"""`vmmob show bindings|nves|routers|routes|moves|onboarded|alarms`: the manager's tables; and
-`vmmob show tunnels`, of this host's NVE.
+"""`vmmob show bindings|nves|servers|routers|routes|moves|onboarded|alarms`: the manager's tables;
+and `vmmob show tunnels`, of this host's NVE.
 
 Speaks to the manager's API, and to the NVE's.
 """
@@ -30,6 +30,7 @@ def _room(row: Mapping[str, Any], total: str, free: str) -> str | None:
 BINDINGS: list[Column] = [
     ("VM", output.vm_name),
     ("NVE", lambda row: row["nve"]),
+    ("SERVER", lambda row: row["server"]),
     ("EPOCH", lambda row: row["epoch"]),
     ("ENDS IN S", lambda row: row["expires_in_s"]),
     ("ADDRESSES", output.addresses),
@@ -47,6 +48,16 @@ NVES: list[Column] = [
     ("MEMORY FREE MIB", lambda row: _room(row, "memory_mib", "memory_free_mib")),
     ("STORAGE FREE MIB", lambda row: _room(row, "storage_mib", "storage_free_mib")),
     ("CORDONED", lambda row: row["cordoned"]),
+]
+SERVERS: list[Column] = [
+    ("NVE", lambda row: row["nve"]),
+    ("SERVER", lambda row: row["server"]),
+    ("ALIVE", output.liveness),
+    ("VMS", lambda row: row["vms"]),
+    ("THREADS", lambda row: row["threads"] or None),
+    ("VCPUS FREE", lambda row: _room(row, "vcpus", "vcpus_free")),
+    ("MEMORY FREE MIB", lambda row: _room(row, "memory_mib", "memory_free_mib")),
+    ("STORAGE FREE MIB", lambda row: _room(row, "storage_mib", "storage_free_mib")),
 ]
 ROUTERS: list[Column] = [
     ("ROUTER", lambda row: row["router"]),
@@ -102,6 +113,19 @@ def nves(socket_path: Path, json_output: bool) -> None:
     with ManagerClient(socket_path) as client:
         rows = client.nves()
     output.print_json(rows) if json_output else output.print_table(rows, NVES)
+
+
+@show.command()
+@manager_socket
+@output.as_json
+def servers(socket_path: Path, json_output: bool) -> None:
+    """The servers of NVEs that stand apart, by their NVEs' heartbeats.
+
+    One whose agent does not answer its NVE is silent, after three heartbeats dead; its NVE is not.
+    """
+    with ManagerClient(socket_path) as client:
+        rows = [{"nve": nve["nve"], **row} for nve in client.nves() for row in nve["servers"]]
+    output.print_json(rows) if json_output else output.print_table(rows, SERVERS)
 
 
 @show.command()

@@ -80,6 +80,7 @@ def list_vms(socket_path: Path, json_output: bool) -> None:
         [
             ("VM", output.vm_name),
             ("NVE", lambda row: row["nve"]),
+            ("SERVER", lambda row: row["server"]),
             ("STATE", _state),
             ("GUEST", guest_words),
             ("ADDRESSES", output.addresses),
@@ -112,6 +113,7 @@ def show_vm(name: VmKey, vni: int | None, socket_path: Path, json_output: bool) 
         {
             "VM": output.vm_name(found),
             "NVE": found["nve"],
+            **({"server": found["server"]} if found["server"] else {}),
             "state": _state(found),
             **_asked(found),
             "NVE's heartbeats": found["nve_liveness"],

@@ -70,6 +70,7 @@ def manager_alarms(engine: ManagerEngine, now: float) -> list[dict[str, Any]]:
     rows += _of_limits(engine)
     rows += _of_groups(engine)
     rows += _of_nves(engine, now)
+    rows += _of_servers(engine, now)
     for protected in engine.protected.values():
         if (row := _of_protection(engine, protected, now)) is not None:
             rows.append(row)
@@ -124,6 +125,25 @@ def _of_nves(engine: ManagerEngine, now: float) -> Iterator[dict[str, Any]]:
             "remedy": f"start {name}, or see to its host and its links; if the host is dead, fence "
             f"it, then `vmmob vm release VM --fenced {name}` for each VM",
         }
+
+
+def _of_servers(engine: ManagerEngine, now: float) -> Iterator[dict[str, Any]]:
+    for name, pulse in sorted(engine.pulses.items()):
+        for server, seen in sorted(pulse.servers.items()):
+            if not seen.dead or pulse.dead:
+                continue  # of a dead NVE nothing is known of its servers
+            bindings = engine.cache.bindings.values()
+            there = sum((b.nve.nve_id, b.server) == (name, server) for b in bindings)
+            yield {
+                "alarm": "server.silent",
+                "vni": None,
+                "vm": None,
+                "nve": name,
+                "for_s": None if seen.silent is None else round(now - seen.silent, 1),
+                "what": f"{server} does not answer {name} any more; {there} VMs are there",
+                "remedy": f"see `vmmob server run` on {server}, and its access link; what its "
+                "guests do is not known, and nothing of them expires",
+            }
 
 
 def _of_protection(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from vmmobility.daemon.api_place import SOCKET_ALONE, ApiConfig, api_of
+from vmmobility.daemon.capacity_config import LIMITS, capacity_of
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES
 from vmmobility.daemon.node_config import (
     EndConfig,
@@ -41,7 +42,6 @@ GATE_POLICIES = ("abort", "proceed")
 ACCELERATORS = ("auto", "kvm", "tcg")
 TUNNELS = ("auto", "kernel", "relay")
 COPY_MIB_PER_S = 200
-_LIMITS = CapacityLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class NveConfig(EndConfig):
     tls: Path | None = None
     disk_hang_s: float = DISK_HANG_S
     copy_mib_per_s: int = COPY_MIB_PER_S
-    capacity: CapacityLimits = _LIMITS
+    capacity: CapacityLimits = LIMITS
     servers: tuple[ServerPeer, ...] = ()
 
     @property
@@ -182,7 +182,7 @@ def load_nve(path: Path) -> NveConfig:
         tls=hypervisor.optional_path("tls"),
         disk_hang_s=hypervisor.seconds("disk_hang_s", 1, 600, DISK_HANG_S),
         copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, COPY_MIB_PER_S),
-        capacity=_capacity(top.table("capacity")),
+        capacity=capacity_of(top.table("capacity")),
         servers=servers_of(top, nve.nve_id),
     )
     for table in (node, hypervisor, top):
@@ -191,22 +191,6 @@ def load_nve(path: Path) -> NveConfig:
     if not config.managers:
         raise top.wrong("manager", "is missing", "name a manager: [[manager]] id, addresses")
     return config
-
-
-def _capacity(table: Table) -> CapacityLimits:
-    def limit(name: str) -> int | None:
-        return table.integer(name, 0, 1 << 31) if name in table else None
-
-    made = CapacityLimits(
-        limit("vcpus"),
-        limit("memory_mib"),
-        limit("storage_mib"),
-        table.integer("vcpus_per_cpu", 1, 1024, _LIMITS.vcpus_per_cpu),
-        table.integer("reserve_memory_mib", 0, 1 << 31, _LIMITS.reserve_memory_mib),
-        table.integer("reserve_storage_mib", 0, 1 << 31, _LIMITS.reserve_storage_mib),
-    )
-    table.finish()
-    return made
 
 
 def _nve(node: Table) -> Nve:

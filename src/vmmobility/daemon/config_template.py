@@ -115,6 +115,10 @@ accelerator = "auto"  # auto | kvm | tcg
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
 # disk_hang_s = {disk_hang_s:g}  # storage that takes nothing for so long ends a move
 
+{capacity}"""
+
+
+_CAPACITY = """\
 # What VMs may have of this host; the manager gives out no more.
 [capacity]
 # vcpus = 16  # in all; vcpus_per_cpu for each CPU unless given
@@ -236,7 +240,8 @@ accelerator = "auto"  # auto | kvm | tcg
 # tls = "/etc/vmmobility/tls"  # certificates; memory, disks, checkpoints go by TLS: all or none
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
 # disk_hang_s = {disk_hang_s:g}  # storage that takes nothing for so long ends a move
-"""
+
+{capacity}"""
 
 
 def template(role: str) -> str:
@@ -251,7 +256,7 @@ def template(role: str) -> str:
             timers=NveTimers(),
             copy_mib_per_s=COPY_MIB_PER_S,
             disk_hang_s=DISK_HANG_S,
-            limits=CapacityLimits(),
+            capacity=_CAPACITY.format(limits=CapacityLimits()),
         )
     if role == "router":
         return _ROUTER.format(port=UDP_PORT, record_mib=RECORD_MIB, timers=NodeTimers())
@@ -259,7 +264,10 @@ def template(role: str) -> str:
         return _NAPT.format(port=UDP_PORT, timers=NaptTimers())
     if role == "server":
         return _SERVER.format(
-            port=SERVER_PORT, copy_mib_per_s=COPY_MIB_PER_S, disk_hang_s=DISK_HANG_S
+            port=SERVER_PORT,
+            copy_mib_per_s=COPY_MIB_PER_S,
+            disk_hang_s=DISK_HANG_S,
+            capacity=_CAPACITY.format(limits=CapacityLimits()),
         )
     raise ConfigError(
         f"no configuration for the role {role!r}", "use manager, nve, router, napt or server"

@@ -23,6 +23,7 @@ from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.group_view import group_view
 from vmmobility.daemon.protection_service import ProtectionService
 from vmmobility.daemon.pump import Pump
+from vmmobility.daemon.server_view import capacity_view, server_rows
 from vmmobility.daemon.trace import Tracer
 from vmmobility.daemon.vm_requests import adjusted, life_view, request_of, unbound_view
 from vmmobility.drivers.hypervisor.definition import decode_interfaces
@@ -119,19 +120,14 @@ class Manager(DrainService, ProtectionService):
     def _liveness(self, nve_id: str, now: float) -> dict[str, Any]:
         pulse = self._engine.pulses.get(nve_id)
         if pulse is None:
-            return {"liveness": "none", "silent_s": None, "boot": None, "capacity": None}
+            none: dict[str, Any] = {"silent_s": None, "boot": None, "capacity": None}
+            return {"liveness": "none", **none, "servers": []}
         return {
             "liveness": self._engine.liveness_of(nve_id, now),
             "silent_s": round(now - pulse.heard, 3),
             "boot": pulse.boot,
-            "capacity": {
-                "vcpus": pulse.capacity.total.vcpus,
-                "vcpus_free": pulse.capacity.free.vcpus,
-                "memory_mib": pulse.capacity.total.memory_mib,
-                "memory_free_mib": pulse.capacity.free.memory_mib,
-                "storage_mib": pulse.capacity.total.storage_mib,
-                "storage_free_mib": pulse.capacity.free.storage_mib,
-            },
+            "capacity": capacity_view(pulse.capacity),
+            "servers": server_rows(self._engine, nve_id, now),
         }
 
     def routers(self) -> list[dict[str, Any]]:
@@ -185,10 +181,10 @@ class Manager(DrainService, ProtectionService):
         return None if move is None else move_view(move)
 
     async def start_move(
-        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = ""
+        self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "", server: str = ""
     ) -> dict[str, Any]:
         move = self._command(
-            lambda now: self._engine.start_move(vm, to, now, time.time_ns(), terms, mode)
+            lambda now: self._engine.start_move(vm, to, now, time.time_ns(), terms, mode, server)
         )
         return move_view(move)
 
@@ -215,7 +211,11 @@ class Manager(DrainService, ProtectionService):
         return self._view(binding, time.monotonic())
 
     def _view(self, binding: Binding, now: float) -> dict[str, Any]:
-        return binding_view(binding, now, self._engine.liveness_of(binding.nve.nve_id, now))
+        nve_id = binding.nve.nve_id
+        lives = self._engine.liveness_of(nve_id, now)
+        return binding_view(
+            binding, now, lives, self._engine.server_liveness(nve_id, binding.server)
+        )
 
     def lives(self) -> list[dict[str, Any]]:
         return [self._life(life) for _, life in sorted(self._engine.lives.items())]
@@ -336,10 +336,13 @@ class Manager(DrainService, ProtectionService):
                     ended.set_result(None)
 
 
-def binding_view(binding: Binding, now: float, liveness: str) -> dict[str, Any]:
+def binding_view(binding: Binding, now: float, liveness: str, server: str = "") -> dict[str, Any]:
     """A binding as people see it (docs/api.md).  now: monotonic seconds; liveness:
-    of its NVE.  That its NVE is dead proves nothing of the guest: its lease goes on."""
+    of its NVE, server: of its server.  That one is dead proves nothing of the guest: its lease
+    goes on."""
     state = binding.state
+    if state == "serving" and "dead" in (liveness, server):
+        state = "nve-dead" if liveness == "dead" else "server-dead"
     left = None if binding.expires_at is None else round(binding.expires_at - now, 1)
     return {
         "vni": binding.vm.vni,
@@ -353,7 +356,8 @@ def binding_view(binding: Binding, now: float, liveness: str) -> dict[str, Any]:
             {"nve": p.nve.nve_id, "acknowledged": p.acknowledged >= binding.epoch}
             for p in binding.previous.values()
         ],
-        "state": "nve-dead" if state == "serving" and liveness == "dead" else state,
+        "state": state,
+        "server": binding.server or None,
         "nve_liveness": liveness,
         "guest": binding.guest.name.lower(),
         "guest_ordered": binding.order.state.name.lower() if binding.order else None,
@@ -379,6 +383,8 @@ def move_view(move: Move) -> dict[str, Any]:
         "vm": move.vm.vm_id,
         "from": move.source.nve_id,
         "to": move.destination.nve_id,
+        "from_server": move.server_from or None,
+        "to_server": move.server or None,
         "mode": move.mode,
         "state": move.state.value,
         "ok": move.ok,

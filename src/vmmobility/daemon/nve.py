@@ -57,7 +57,7 @@ from vmmobility.drivers.linux.host_capacity import measure
 from vmmobility.drivers.linux.link_watch import LinkWatch
 from vmmobility.drivers.linux.settings import LinuxSettings
 from vmmobility.drivers.linux.survivors import held_taps
-from vmmobility.engine.capacity import resources_of
+from vmmobility.engine.capacity import UNKNOWN, resources_of
 from vmmobility.engine.dataplane import outside_of
 from vmmobility.engine.nve import NveEngine, NveSettings
 from vmmobility.engine.outputs import (
@@ -116,7 +116,9 @@ class NveDaemon(NveService):
             ),
             "external": ExternalHypervisor(self._guest_report, log.note),
         }
-        self._servers = ServerLinks(config, log, self._guest_report, self._data_plane.circuit)
+        self._servers = ServerLinks(
+            config, log, self._guest_report, self._data_plane.circuit, self._measure
+        )
         self._desk = HypervisorDesk(
             self._hypervisors, group, self._order_done, log.note, self._servers.drivers
         )
@@ -139,6 +141,7 @@ class NveDaemon(NveService):
         self._spare_orphans = False
         self._measuring: asyncio.Task[None] | None = None
         self._time_told_at = 0.0
+        self._measure_again = False
 
     def prepare(self, store: Any, state: Mapping[str, Any], boot: int) -> None:
         """Engine, pump and addresses; nothing in the kernel is touched yet."""
@@ -200,6 +203,7 @@ class NveDaemon(NveService):
         self.pump.input(lambda now: self.engine.started(running, now))
         self._servers.sweep(self._group, self._sweep_server)
         self._ready = True
+        self._measure()
         for report in self._early:
             self._guest_report(report)
 
@@ -271,10 +275,20 @@ class NveDaemon(NveService):
         """In a thread: a file system may hang, and heartbeats must not."""
         if time.monotonic() - self._time_told_at >= TELL_TIME_S:
             asyncio.get_running_loop().call_soon(self._tell_time)  # an engine is not called from it
-        if self._measuring is None or self._measuring.done():
-            self._measuring = self._group.create_task(self._measured(), name="capacity")
+        self._measure_again = True
+        if self._ready and (self._measuring is None or self._measuring.done()):
+            self._measuring = self._group.create_task(self._measure_on(), name="capacity")
+
+    async def _measure_on(self) -> None:
+        while self._measure_again:
+            self._measure_again = False
+            await self._measured()
 
     async def _measured(self) -> None:
+        if self._config.servers:
+            rooms = await self._servers.rooms(self.engine.used_vcpus())
+            self.pump.input(lambda now: self.engine.host_measured(UNKNOWN, now, rooms))
+            return
         definitions = self.engine.definitions().values()
         used = sum(resources_of(definition).vcpus for definition in definitions)
         disks = self._config.disks or self._config.state_dir

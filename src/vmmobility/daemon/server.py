@@ -7,6 +7,7 @@ Not here: the agent (drivers/hypervisor/server_agent.py), circuits (drivers/linu
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +24,9 @@ from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.server_agent import ServerAgent
 from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
 from vmmobility.drivers.hypervisor.streams import Streams
+from vmmobility.drivers.linux.host_capacity import measure, threads
 from vmmobility.drivers.linux.server_circuits import ServerCircuits
+from vmmobility.engine.capacity import ServerRoom
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import Role
 
@@ -60,6 +63,12 @@ class _Keys:
             self._log.note("keys.refused", reason=str(error))
 
 
+def look(config: ServerConfig, used: int) -> ServerRoom:
+    """What VMs may have of this host."""
+    found = measure(config.capacity, config.disks or config.state_dir, used)
+    return ServerRoom(config.name, True, threads(), found)
+
+
 async def serve(config: ServerConfig) -> None:
     """Run the agent until a signal, or the error that ended it."""
     config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -69,7 +78,13 @@ async def serve(config: ServerConfig) -> None:
     try:
         keys = _Keys(config, log)
         agent = ServerAgent(
-            config.name, config.nve, str(config.address), circuits, keys.secret, log.note
+            config.name,
+            config.nve,
+            str(config.address),
+            circuits,
+            keys.secret,
+            log.note,
+            partial(look, config),
         )
         # The address comes first: an agent that is started beside another touches nothing.
         server = await asyncio.start_server(agent.accept, str(config.address), config.port)

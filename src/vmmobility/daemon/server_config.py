@@ -9,14 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmobility.daemon.capacity_config import capacity_of
 from vmmobility.daemon.keys import MAX_NODE_NAME
 from vmmobility.daemon.node_config import parse_file
 from vmmobility.daemon.toml_table import Table
 from vmmobility.drivers.hypervisor.settings import DISK_HANG_S
+from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.errors import ConfigError
 from vmmobility.wire.server_frames import SERVER_PORT
 from vmmobility.wire.values import Address
 
+MOST_SERVERS = 256  # of one NVE: so many fit its heartbeat
 ACCELERATORS = ("auto", "kvm", "tcg")
 
 
@@ -34,8 +37,8 @@ class ServerPeer:
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """server.toml.  name: this server's; nve: its NVE's; address, nve_address: the two ends of
-    their access link, of one IP version; disks, tls, disk_hang_s,
-    copy_mib_per_s: as in nve.toml."""
+    their access link, of one IP version; disks, tls, disk_hang_s, copy_mib_per_s, capacity: as
+    in nve.toml."""
 
     file: Path
     name: str
@@ -51,6 +54,7 @@ class ServerConfig:
     tls: Path | None
     disk_hang_s: float
     copy_mib_per_s: int
+    capacity: CapacityLimits
 
     @property
     def node_id(self) -> str:
@@ -77,6 +81,9 @@ def servers_of(top: Table, own_name: str) -> tuple[ServerPeer, ...]:
             )
         if any(address in (other.address, other.own) for other in found.values()):
             raise table.wrong("address", f"{address} is another server's", "correct one of them")
+        if len(found) >= MOST_SERVERS:
+            what = f"{name!r} is one more than the {MOST_SERVERS} servers that an NVE has"
+            raise table.wrong("name", what, "give some of them another NVE")
         found[name] = ServerPeer(name, address, own, table.integer("port", 1, 65535, SERVER_PORT))
         table.finish()
     return tuple(found.values())
@@ -101,6 +108,7 @@ def load_server(path: Path) -> ServerConfig:
         tls=hypervisor.optional_path("tls"),
         disk_hang_s=hypervisor.seconds("disk_hang_s", 1, 600, DISK_HANG_S),
         copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, 200),
+        capacity=capacity_of(top.table("capacity")),
     )
     for table in (server, hypervisor, top):
         table.finish()

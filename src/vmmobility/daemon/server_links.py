@@ -6,7 +6,9 @@ Not here: the line (drivers/hypervisor/server_link.py), which VM is where (engin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from vmmobility.daemon.config import NveConfig
@@ -17,6 +19,7 @@ from vmmobility.drivers.hypervisor.interface import Hypervisor, Listener
 from vmmobility.drivers.hypervisor.remote import CircuitOf, RemoteHypervisor
 from vmmobility.drivers.hypervisor.server_link import ServerAddress, ServerLink
 from vmmobility.drivers.linux.settings import ServerEnds
+from vmmobility.engine.capacity import ServerRoom
 from vmmobility.errors import ConfigError, HypervisorError
 from vmmobility.wire.registry import Role
 
@@ -32,19 +35,28 @@ class ServerLinks:
     """All servers of one NVE.  drivers: by the server's name."""
 
     def __init__(
-        self, config: NveConfig, log: EventLog, listener: Listener, circuit_of: CircuitOf
+        self,
+        config: NveConfig,
+        log: EventLog,
+        listener: Listener,
+        circuit_of: CircuitOf,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """changed: told that a server answers, or does so no more."""
         self._config = config
         self._keys: dict[str, PeerKeys] = {}
         self._links: dict[str, ServerLink] = {}
-        self.drivers: dict[str, Hypervisor] = {}
+        self._remotes: dict[str, RemoteHypervisor] = {}
+        self._rooms = {server.name: ServerRoom(server.name, False) for server in config.servers}
         if config.servers:
             self.reload()
         for server in config.servers:
             address = ServerAddress(server.name, server.address, server.port)
             link = ServerLink(config.node_id, address, self._key_of(server.name), log.note)
+            link.changed = changed
             self._links[server.name] = link
-            self.drivers[server.name] = RemoteHypervisor(link, listener, circuit_of)
+            self._remotes[server.name] = RemoteHypervisor(link, listener, circuit_of)
+        self.drivers: dict[str, Hypervisor] = {**self._remotes}
 
     def reload(self) -> None:
         """Read the pairs' keys (SIGHUP).  Raises ConfigError, and then changes nothing."""
@@ -86,6 +98,22 @@ class ServerLinks:
 
         for name in self._links:
             group.create_task(until_done(name), name=f"orphans of {name}")
+
+    async def rooms(self, used_vcpus: Mapping[str, int]) -> list[ServerRoom]:
+        """What each server has for VMs; of one that does not answer, what it had.
+
+        used_vcpus: of the guests at each"""
+        names = list(self._links)
+        await asyncio.gather(*(self._measure(name, used_vcpus.get(name, 0)) for name in names))
+        return [
+            replace(self._rooms[name], answers=link.connected) for name, link in self._links.items()
+        ]
+
+    async def _measure(self, name: str, used: int) -> None:
+        if self._links[name].connected:
+            # An agent of an older version answers, and cannot tell.
+            with suppress(HypervisorError):
+                self._rooms[name] = await self._remotes[name].room(used)
 
     def rows(self) -> list[dict[str, Any]]:
         """How each server's agent stands, for people."""

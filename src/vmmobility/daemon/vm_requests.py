@@ -153,7 +153,8 @@ def life_view(life: Life, state: str, nve_id: str, now: float) -> dict[str, Any]
     }
     offered = life.state is LifeState.OFFERED
     left = round(max(life.offer_until - now, 0.0), 1)
-    offer = {"nve": life.nve_id, "resources": resources, "expires_in_s": left}
+    at = life.server or None
+    offer = {"nve": life.nve_id, "server": at, "resources": resources, "expires_in_s": left}
     return {
         "vni": life.vm.vni,
         "vm": life.vm.vm_id,
@@ -177,6 +178,7 @@ def unbound_view(life: Life, liveness: str) -> dict[str, Any]:
         "vni": life.vm.vni,
         "vm": life.vm.vm_id,
         "nve": life.nve_id,
+        "server": life.server or None,
         "epoch": 0,
         "lifetime_s": 0,
         "expires_in_s": None,

@@ -73,6 +73,7 @@ class Binding:
                 of it; guest_epoch: of the last order that it has carried out here, 0 if none;
                 guest_error: why the last order was not, in words
     kept:       when the guest ends by itself the VM stays bound, stopped
+    server:     at which of its NVE's servers it is, if that stands apart from them, by its word
     fabric_direct: every router asked sees the fabric lead to the serving NVE (not durable)
     takeovers:  when it changed its NVE without a ticket; heard: when its NVE last held it; lost:
                 its NVE says that it has no such guest; departed: that the guest has left it;
@@ -110,6 +111,7 @@ class Binding:
     departed: bool = False
     duplicates: dict[str, float] = field(default_factory=dict)
     mappings: tuple[MappingOption, ...] = ()
+    server: str = ""
 
     @property
     def state(self) -> str:
@@ -312,6 +314,7 @@ def binding_to_json(binding: Binding) -> dict[str, Any]:
         "guest_error": binding.guest_error,
         "kept": binding.kept,
         "mappings": [[m.box, str(m.private), str(m.public)] for m in binding.mappings],
+        **({"server": binding.server} if binding.server else {}),
     }
 
 
@@ -349,4 +352,5 @@ def binding_from_json(vm: VmKey, value: Mapping[str, Any]) -> Binding:
             MappingOption(box, IPv4Address(private), IPv4Address(public))
             for box, private, public in value.get("mappings", ())
         ),
+        server=value.get("server", ""),
     )

@@ -7,10 +7,11 @@ Not here: how a host is measured (drivers/linux/host_capacity.py), who gets it
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vmmobility.wire.options import Capacity
+from vmmobility.wire.options import Capacity, ServerCapacity
 
 MOST = 0xFFFF_FFFF  # what an option's field holds
 
@@ -46,6 +47,19 @@ class HostCapacity:
 UNKNOWN = HostCapacity()
 
 
+@dataclass(frozen=True, slots=True)
+class ServerRoom:
+    """One server of an NVE that stands apart from them.
+
+    answers: its agent does; threads: that its host runs at once, 0: not known
+    """
+
+    name: str
+    answers: bool
+    threads: int = 0
+    host: HostCapacity = UNKNOWN
+
+
 @lru_cache(maxsize=16384)
 def resources_of(definition: bytes) -> Resources:
     """What a VM's definition asks of its host.
@@ -64,6 +78,34 @@ def resources_of(definition: bytes) -> Resources:
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) and value > 0 else 0
+
+
+def all_of(servers: Iterable[ServerRoom]) -> HostCapacity:
+    """What those servers that answer have together, for people.  A VM must fit one of them."""
+    hosts = [server.host for server in servers if server.answers]
+    total = sum((host.total for host in hosts), NOTHING)
+    return HostCapacity(total, sum((host.free for host in hosts), NOTHING))
+
+
+def to_server_option(server: ServerRoom) -> ServerCapacity:
+    """What a heartbeat tells of one."""
+    total, free = server.host.total, server.host.free
+    numbers = (
+        server.threads,
+        *(total.vcpus, free.vcpus),
+        *(total.memory_mib, free.memory_mib),
+        *(total.storage_mib, free.storage_mib),
+    )
+    held = (min(max(number, 0), MOST) for number in numbers)
+    return ServerCapacity(server.name, server.answers, *held)
+
+
+def from_server_option(told: ServerCapacity) -> ServerRoom:
+    host = HostCapacity(
+        Resources(told.vcpus, told.memory_mib, told.storage_mib),
+        Resources(told.vcpus_free, told.memory_free_mib, told.storage_free_mib),
+    )
+    return ServerRoom(told.name, told.answers, told.threads, host)
 
 
 def to_option(host: HostCapacity, interval_s: float) -> Capacity:

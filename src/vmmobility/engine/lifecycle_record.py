@@ -48,7 +48,8 @@ class VmRequest:
 class Life:
     """One VM's.
 
-    nve_id: where it is offered, or brought up; a binding's NVE counts before it
+    nve_id: where it is offered, or brought up; a binding's NVE counts before it; server: at which
+    of its servers, if it stands apart from them
     offer_until: monotonic seconds, not durable: a restart grants the time again
     onboarded: strict mode's record of it was made with it, and goes with it
     """
@@ -59,6 +60,11 @@ class Life:
     reason: str = ""
     offer_until: float = 0.0
     onboarded: bool = False
+    server: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.nve_id, self.server
 
     @property
     def vm(self) -> VmKey:
@@ -93,6 +99,7 @@ def life_to_json(life: Life) -> dict[str, Any]:
         "state": life.state.value,
         "reason": life.reason,
         "onboarded": life.onboarded,
+        **({"server": life.server} if life.server else {}),
     }
 
 
@@ -110,4 +117,6 @@ def life_from_json(vm: VmKey, value: Mapping[str, Any]) -> Life:
         tuple(VmKey(vni, vm_id) for vni, vm_id in value["apart"]),
     )
     state = LifeState(value["state"])
-    return Life(asked, value["nve"], state, value["reason"], onboarded=value["onboarded"])
+    made = Life(asked, value["nve"], state, value["reason"], onboarded=value["onboarded"])
+    made.server = value.get("server", "")
+    return made

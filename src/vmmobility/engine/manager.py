@@ -37,6 +37,7 @@ from vmmobility.engine.manager_protection import ManagerProtection
 from vmmobility.engine.manager_provision import ManagerProvision
 from vmmobility.engine.manager_redirects import ManagerRedirects
 from vmmobility.engine.manager_relearning import ManagerRelearning
+from vmmobility.engine.manager_relocation import ManagerRelocation
 from vmmobility.engine.manager_removals import ManagerRemovals
 from vmmobility.engine.manager_route_limits import ManagerRouteLimits
 from vmmobility.engine.manager_settings import ManagerSettings
@@ -86,6 +87,7 @@ class ManagerEngine(
     ManagerMoves,
     ManagerDrains,
     ManagerCold,
+    ManagerRelocation,
     ManagerGuests,
     ManagerProvision,
     ManagerRedirects,
@@ -257,6 +259,7 @@ class ManagerEngine(
             # A repeated attach gets the same epoch again, also after a crash of either side.
             binding.boot = received.boot
             self._extend(binding, message, now)
+            self._hear_server(binding, message)
             self._grant(received, binding)
             return
         ticket = message.find(Ticket)
@@ -385,6 +388,7 @@ class ManagerEngine(
         self.channel.withdraw_subject(received.peer, (binding.vm, "redirect"))
         self._extend(binding, message, now)
         self._guest_bound(binding, old, message)
+        self._hear_server(binding, message)
         self._begin_fabric(binding, old, now)
         self._save_binding(binding)
         self._redirect_previous(binding, now)
@@ -463,5 +467,6 @@ class ManagerEngine(
             return
         self._extend(binding, message, now)
         self._hear_guest(binding, message, now)
+        self._hear_server(binding, message)
         self._lease_refreshed(binding, message, now)
         self._grant(received, binding)

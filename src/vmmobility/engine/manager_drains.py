@@ -145,6 +145,8 @@ class ManagerDrains(ManagerPlacing):
         """What has become of each."""
         for vm, each in drain.vms.items():
             binding, move = self.cache.bindings.get(vm), self._current.get(vm)
+            if move is not None and move.relocates:
+                continue  # it stays here, at another server
             if move is not None and move.source.nve_id == drain.nve_id:
                 if each.stage is Stage.WAITING:
                     # Another's move, or one whose record outlived this drain's: it is waited for.

@@ -35,6 +35,7 @@ class ManagerGroups(ManagerGroupRoutes):
 
     if TYPE_CHECKING:
         _silent_since: Callable[[str], float | None]
+        _server_is_dead: Callable[[str, str], bool]
 
     # ---- people --------------------------------------------------------------------------------
 
@@ -235,6 +236,8 @@ class ManagerGroups(ManagerGroupRoutes):
         node = binding.nve.nve_id
         if self._silent_since(node) is not None:
             return f"{node} is silent"
+        if self._server_is_dead(node, binding.server):
+            return f"{binding.server} of {node} does not answer"
         if binding.lost:
             return f"{node} has no such guest"
         if binding.departed:
@@ -251,6 +254,10 @@ class ManagerGroups(ManagerGroupRoutes):
 
     def _nve_speaks_again(self, nve_id: str, now: float) -> None:
         super()._nve_speaks_again(nve_id, now)  # type: ignore[misc]
+        self._settle_groups(now, nve_id)
+
+    def _servers_changed(self, nve_id: str, now: float) -> None:
+        super()._servers_changed(nve_id, now)  # type: ignore[misc]
         self._settle_groups(now, nve_id)
 
     def _save_group(self, group: Group) -> None:

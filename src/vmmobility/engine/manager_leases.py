@@ -113,6 +113,9 @@ class ManagerLeases:
         elif move.state is MoveState.TURNING_BACK and fenced == move.source.nve_id:
             self._happen(move, Happening.REFUSED, now, why)
             self._release(binding)
+        elif move.relocates and fenced == move.source.nve_id:
+            self._fence_serving(binding, fenced, now)
+            self._happen(move, Happening.VOIDED, now, why)
         else:
             raise ReleaseRefused(
                 "conflict",

@@ -62,6 +62,7 @@ class ManagerLifecycle(ManagerAdmission):
         onboard: Callable[..., Onboarded]
         offboard: Callable[[VmKey, float], None]
         _silent_since: Callable[[str], float | None]
+        _server_is_dead: Callable[[str, str], bool]
 
     lives: dict[VmKey, Life]
     _by_client_key: dict[str, VmKey]
@@ -93,7 +94,7 @@ class ManagerLifecycle(ManagerAdmission):
             return known
         self._check_request(asked)
         life = Life(asked, "")
-        life.nve_id = self._place_new(self._permitted(asked), now)
+        life.nve_id, life.server = self._place_new(self._permitted(asked), now)
         life.offer_until = now + self.settings.offer_s
         self.lives[asked.vm] = life
         self._by_client_key[asked.client_key] = asked.vm
@@ -215,12 +216,13 @@ class ManagerLifecycle(ManagerAdmission):
         asked = self._adjusted(life, less, definition)
         self._check_addresses(vm, asked.interfaces)
         permitted = self._permitted(asked)
-        if life.state is LifeState.OFFERED and self._still_fits(life.nve_id, asked, now):
-            nve_id = life.nve_id
+        if life.state is LifeState.OFFERED and self._still_fits(life.place, asked, now):
+            place = life.place
         else:
-            nve_id = self._place_new(permitted, now)
+            place = self._place_new(permitted, now)
         self.cancel_provision(vm)  # of an NVE that died over it: its leave is void
-        life.request, life.nve_id, life.reason = asked, nve_id, ""
+        life.request, life.reason = asked, ""
+        life.nve_id, life.server = place
         self._become(life, LifeEvent.CONFIRM)
         self._bring_up(life, now)
         return life
@@ -303,7 +305,8 @@ class ManagerLifecycle(ManagerAdmission):
             if self.settings.strict and life.vm not in self.onboarded:
                 self.onboard(life.vm, asked.interfaces, asked.nves, now)
                 life.onboarded = True
-            self.provision(life.vm, life.nve_id, asked.interfaces, asked.definition, now)
+            what = (asked.interfaces, asked.definition)
+            self.provision(life.vm, life.nve_id, *what, now, server=life.server)
         except CommandRefused as refused:
             self._become(life, LifeEvent.REFUSED, refused.message)
         else:
@@ -384,6 +387,8 @@ class ManagerLifecycle(ManagerAdmission):
             return LifeEvent.MOVES, ""
         if self._silent_since(nve_id) is not None:
             return LifeEvent.IS_LOST, f"{nve_id} is dead: its heartbeats have ceased"
+        if self._server_is_dead(nve_id, binding.server):
+            return LifeEvent.IS_LOST, f"{binding.server} of {nve_id} does not answer any more"
         if binding.lost:
             return LifeEvent.IS_LOST, f"{nve_id} has no such guest"
         if binding.expired:

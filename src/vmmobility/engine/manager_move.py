@@ -52,6 +52,8 @@ class Move:
     mode:    "hot"; "warm": to its standby (manager_warm.py); "cold": the guest does not run while
              it is moved
     wakes:   it ran, was suspended for the move, and is let go on where it is then
+    server:  of the destination's, where it is to be; "": on its own host, or where it chooses
+    strict:  at that server or not at all; server_from: where it was
     progress: how far its copies have come, in octets, as the source said last (not durable)
     """
 
@@ -80,6 +82,14 @@ class Move:
     mode: str = "hot"
     wakes: bool = False
     progress: dict[str, int] = field(default_factory=dict)
+    server: str = ""
+    strict: bool = False
+    server_from: str = ""
+
+    @property
+    def relocates(self) -> bool:
+        """Whether it is between two servers of one NVE."""
+        return self.source.nve_id == self.destination.nve_id
 
     @property
     def ok(self) -> bool | None:
@@ -87,7 +97,8 @@ class Move:
 
 
 class CommandRefused(VmMobilityError):
-    """What people asked for cannot be.  kind: "unknown-vm", "unknown-nve", "conflict"."""
+    """What people asked for cannot be.  kind: "unknown-vm", "unknown-nve", "unknown-server",
+    "conflict"."""
 
     def __init__(self, kind: str, message: str, remedy: str) -> None:
         super().__init__(message, remedy)
@@ -136,6 +147,8 @@ def move_to_json(move: Move) -> dict[str, Any]:
         "mode": move.mode,
         "wakes": move.wakes,
         "terms": terms_to_json(move.terms),
+        **({"server": move.server, "strict": move.strict} if move.server else {}),
+        **({"server_from": move.server_from} if move.server_from else {}),
     }
 
 
@@ -163,4 +176,7 @@ def move_from_json(move_id: str, value: Mapping[str, Any]) -> Move:
         mode=value.get("mode", "hot"),
         wakes=value.get("wakes", False),
         terms=terms_from_json(value.get("terms", {})),
+        server=value.get("server", ""),
+        strict=value.get("strict", False),
+        server_from=value.get("server_from", ""),
     )

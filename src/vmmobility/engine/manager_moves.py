@@ -52,6 +52,8 @@ PHASE_NAMES = {
     MoveState.DELIVERING: "converged",
     MoveState.SWITCHING: "delivering",
     MoveState.REDIRECTING: "registered",
+    MoveState.RELOCATING: "relocating",
+    MoveState.STAYING: "staying",
     MoveState.DONE: "done",
     MoveState.ENDING_GUEST: "ending-guest",
     MoveState.TURNING_BACK: "turning-back",
@@ -93,7 +95,8 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         _off_record: Callable[[VmKey, Sequence[Interface], str], str]
         _is_cordoned: Callable[[str], bool]
         _drain_moved: Callable[[float], None]
-        _check_room: Callable[[Binding, str], None]
+        _check_room: Callable[..., str]
+        _relocatable: Callable[[Binding, str, MoveTerms, str], str]
         protected: dict[VmKey, ProtectedVm]
         _takes_over: Callable[[VmKey], bool]
         _warm: dict[VmKey, Move]
@@ -113,17 +116,29 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         wall_ns: int,
         terms: MoveTerms = NO_TERMS,
         mode: str = "",
+        server: str = "",
     ) -> Move:
         """Begin a move; raises MoveRefused.  wall_ns is CLOCK_REALTIME, for display.  mode: "hot",
-        "warm" (to its standby), "cold", or "": hot or cold by the guest's state."""
+        "warm" (to its standby), "cold", or "": hot or cold by the guest's state.  server: of an NVE
+        that stands apart; "" is any with room.  To the NVE where it is: to another of its servers.
+        """
         try:
             check(terms)
         except ValueError as error:
             raise MoveRefused("bad-terms", str(error), "see `vmmob move VM NVE --help`") from None
+        if mode == "warm" and server:
+            raise MoveRefused(
+                "bad-terms", "a warm move goes to its standby's place", "leave the server out"
+            )
         if mode == "warm":
             return self._start_warm_move(vm, to, now, wall_ns, terms)
         binding, peer = self._movable(vm, to)
-        mode = self._mode_of(binding, mode, terms)
+        relocates = binding.nve.nve_id == to
+        if relocates:
+            chosen, mode = self._relocatable(binding, server, terms, mode), "hot"
+        else:
+            chosen = self._check_destination(binding, to, server)
+            mode = self._mode_of(binding, mode, terms)
         wakes = mode == "cold" and binding.guest is GuestState.RUNNING
         move = Move(
             f"{self.jitter.getrandbits(48):012x}",
@@ -138,10 +153,14 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
             terms=terms,
             mode=mode,
             wakes=wakes,
+            server=chosen,
+            strict=bool(server),
+            server_from=binding.server,
         )
         self.moves[move.move_id] = self._current[vm] = move
         self._phase(move, "requested", now)
-        self._enter(move, MoveState.SUSPENDING if wakes else MoveState.PREPARING, now)
+        first = MoveState.SUSPENDING if wakes else MoveState.PREPARING
+        self._enter(move, MoveState.RELOCATING if relocates else first, now)
         return move
 
     def _movable(self, vm: VmKey, to: str) -> tuple[Binding, Peer]:
@@ -152,7 +171,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         peer = self.channel.peers.get(to)
         if peer is None or peer.role is not Role.NVE or not peer.endpoints:
             raise MoveRefused("unknown-nve", f"no NVE {to} is known", "see `vmmob show nves`")
-        if self._is_cordoned(to):
+        if self._is_cordoned(to) and binding.nve.nve_id != to:
             raise MoveRefused(
                 "conflict",
                 f"{to} is cordoned: no VM is moved there",
@@ -171,8 +190,6 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
                 f"VM {vm} is already being moved to {other.destination.nve_id}",
                 f"wait for move {other.move_id}",
             )
-        if binding.nve.nve_id == to:
-            raise MoveRefused("conflict", f"VM {vm} is already at {to}", "choose another NVE")
         if vm in self.protected:
             raise MoveRefused(
                 "conflict",
@@ -185,6 +202,11 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
                 f"VM {vm} was released: {binding.nve.nve_id} is said to be fenced",
                 f"start it at {to} instead, or let {binding.nve.nve_id} register it again",
             )
+        return binding, peer
+
+    def _check_destination(self, binding: Binding, to: str, server: str) -> str:
+        """Whether another NVE may have it, and at which of its servers; raises MoveRefused."""
+        vm = binding.vm
         off_record = self._off_record(vm, binding.interfaces, to)
         if off_record:
             raise MoveRefused("conflict", off_record, "see `vmmob show onboarded`")
@@ -196,14 +218,14 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
             raise MoveRefused(
                 "conflict", full, "move VMs home, or raise max_host_routes if the routers bear it"
             )
-        self._check_room(binding, to)
+        chosen = self._check_room(binding, to, server)
         if binding.is_full(to):
             raise MoveRefused(
                 "conflict",
                 f"{len(binding.previous)} previous NVEs of VM {vm} still redirect",
                 "wait until they have drained, or move it back to one of them",
             )
-        return binding, peer
+        return chosen
 
     def abort_move(self, move: Move, now: float) -> None:
         """Give a move up; raises MoveRefused where that is too late or already under way."""
@@ -259,6 +281,8 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
             MoveState.ENDING_GUEST: self._ask_end_guest,
             MoveState.TURNING_BACK: self._ask_turn_back,
             MoveState.CLEARING: self._ask_clear,
+            MoveState.RELOCATING: self._ask_relocation,
+            MoveState.STAYING: self._ask_relocation,
         }.get(state)
         if state is MoveState.DONE:
             move.cleared = True
@@ -283,6 +307,8 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
     def _end(self, move: Move, now: float) -> None:
         if self._current.get(move.vm) is move:
             del self._current[move.vm]
+        if move.relocates:
+            self._withdraw(move, move.source)
         self._drain_moved(now)
         binding = self.cache.bindings.get(move.vm)
         self._wake(move, now)
@@ -309,6 +335,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
             "move": move.move_id,
             "from": move.source.nve_id,
             "to": move.destination.nve_id,
+            **({"server": move.server} if move.server else {}),
             "at_ms": at_ms,
             **({"reason": move.reason} if move.reason else {}),
         }

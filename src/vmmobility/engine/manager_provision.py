@@ -25,6 +25,7 @@ from vmmobility.wire.options import (
     GuestStateOption,
     InterfaceGroup,
     Reason,
+    ServerOption,
     Ticket,
     VmId,
 )
@@ -44,7 +45,8 @@ PREFIX = "provision/"
 
 @dataclass(slots=True)
 class Provision:
-    """A VM that an NVE is told to bring up.  kept: it stays bound when its guest ends by itself."""
+    """A VM that an NVE is told to bring up.  kept: it stays bound when its guest ends by itself;
+    server: of an NVE that stands apart, the one with the room."""
 
     vm: VmKey
     nve_id: str
@@ -53,6 +55,7 @@ class Provision:
     ticket: bytes
     epoch: int
     kept: bool = True
+    server: str = ""
 
 
 class ManagerProvision:
@@ -78,6 +81,7 @@ class ManagerProvision:
         definition: bytes,
         now: float,
         kept: bool = True,
+        server: str = "",
     ) -> Provision:
         """Tell an NVE that has nothing of this VM to register and boot it.  Raises GuestRefused.
 
@@ -90,7 +94,8 @@ class ManagerProvision:
             return going
         self._check_provision(vm, to, interfaces, definition)
         ticket = self.jitter.getrandbits(128).to_bytes(16, "big")
-        made = Provision(vm, to, tuple(interfaces), definition, ticket, self._new_epoch(), kept)
+        epoch = self._new_epoch()
+        made = Provision(vm, to, tuple(interfaces), definition, ticket, epoch, kept, server)
         self.provisions[vm] = made
         self._save_provision(made)
         self.outbox.emit(Event("provision.begun", {"vm": vm.vm_id, "vni": vm.vni, "nve": to}))
@@ -145,6 +150,7 @@ class ManagerProvision:
                 GuestStateOption(GuestState.RUNNING, going.kept),
                 *(InterfaceGroup(i) for i in going.interfaces),
                 *definition_options(going.definition),
+                *((ServerOption(going.server),) if going.server else ()),
             ],
             now,
             partial(self._provision_answered, going),
@@ -193,6 +199,7 @@ class ManagerProvision:
             "ticket": going.ticket.hex(),
             "epoch": going.epoch,
             "kept": going.kept,
+            **({"server": going.server} if going.server else {}),
         }
         self.outbox.record(_key(going.vm), value)
 
@@ -214,6 +221,7 @@ class ManagerProvision:
                     bytes.fromhex(value["ticket"]),
                     value["epoch"],
                     value["kept"],
+                    value.get("server", ""),
                 )
 
     def _resume_provisions(self, now: float) -> None:

@@ -71,6 +71,9 @@ class ManagerSteps:
         def _is_routed(self, move: Move) -> bool: ...
         def _redirects_on(self, move: Move, now: float) -> bool: ...
         def _announce(self, move: Move, now: float) -> None: ...
+        def _server_option(self, move: Move) -> tuple[Option, ...]: ...
+        def _ask_relocation(self, move: Move, now: float) -> None: ...
+        def _relocation_replied(self, move: Move, reply: Message, now: float) -> None: ...
         def _senders(self, binding: Binding) -> list[Nve]: ...
         def _heed_epoch(self, message: Message, now: float) -> None: ...
 
@@ -118,6 +121,9 @@ class ManagerSteps:
             move.destination = told.nve
 
     def _step_replied(self, move: Move, reply: Message, now: float) -> None:
+        if move.relocates:
+            self._relocation_replied(move, reply, now)
+            return
         phase = reply.find(PhaseOption)
         if move.state is MoveState.COPYING and phase is not None and phase.phase in NOT_SWITCHED:
             move.sure = True
@@ -187,6 +193,7 @@ class ManagerSteps:
             *self._held_options(move, binding),
             *definition_options(binding.definition),
             *_terms(move),
+            *self._server_option(move),
         )
 
     def _ask_copy(self, move: Move, now: float) -> None:

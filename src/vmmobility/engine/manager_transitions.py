@@ -9,6 +9,8 @@ fabric brings early.
 Backward, it goes ENDING_GUEST (the destination's waiting guest is ended for certain), TURNING_BACK
 (the source serves again under a fresh epoch), CLEARING (the destination forgets), ABORTED.
 
+Between two servers of one NVE there is one step, RELOCATING; giving it up is STAYING.
+
 Total: a pair that no rule names is ignored.  Not here: the actions (manager_moves.py).
 """
 
@@ -29,6 +31,8 @@ class MoveState(Enum):
     WITHDRAWING = "withdrawing"
     SWITCHING = "switching"
     REDIRECTING = "redirecting"
+    RELOCATING = "relocating"
+    STAYING = "staying"
     DONE = "done"
     ENDING_GUEST = "ending-guest"
     TURNING_BACK = "turning-back"
@@ -51,6 +55,7 @@ class Happening(Enum):
     SOURCE_FAILED = "the source's side failed"
     DESTINATION_FAILED = "the destination's side failed"
     ATTACHED = "the destination's attach was accepted"
+    RELOCATED = "it runs at the other server"
     ACKNOWLEDGED = "every previous NVE redirects"
     TIMEOUT = "the state's time is over"
     VOIDED = "another attach was accepted"
@@ -74,6 +79,17 @@ TABLE: dict[tuple[MoveState, Happening], Step] = {
     (_S.SUSPENDING, _H.TIMEOUT): Step(_S.ABORTED, "the source does not answer"),
     (_S.SUSPENDING, _H.ABORT): Step(_S.ABORTED, "given up"),
     (_S.SUSPENDING, _H.VOIDED): Step(_S.ABORTED, "another attach was accepted"),
+    # to another server of the same NVE, which alone knows how far it is: without its word nothing
+    # follows
+    (_S.RELOCATING, _H.RELOCATED): Step(_S.DONE),
+    (_S.RELOCATING, _H.ACCEPTED): Step(_S.ABORTED, "it stays where it was"),
+    (_S.RELOCATING, _H.REFUSED): Step(_S.ABORTED, "it stays where it was"),
+    (_S.RELOCATING, _H.ABORT): Step(_S.STAYING, "given up"),
+    (_S.RELOCATING, _H.VOIDED): Step(_S.ABORTED, "another attach was accepted"),
+    (_S.STAYING, _H.RELOCATED): Step(_S.DONE),
+    (_S.STAYING, _H.ACCEPTED): Step(_S.ABORTED),
+    (_S.STAYING, _H.REFUSED): Step(_S.ABORTED),
+    (_S.STAYING, _H.VOIDED): Step(_S.ABORTED, "another attach was accepted"),
     # forward
     (_S.PREPARING, _H.ACCEPTED): Step(_S.COPYING),
     (_S.COPYING, _H.CONVERGED): Step(_S.ANNOUNCING),

@@ -45,6 +45,7 @@ from vmmobility.wire.options import (
     GuestStateOption,
     Option,
     PhaseOption,
+    ServerOption,
     Ticket,
     VmId,
 )
@@ -68,6 +69,7 @@ RIGHTS = {
 REQUEST_TRIGGERS: Mapping[tuple[Purpose, Phase | None], Trigger] = {
     (Purpose.PREPARE, Phase.PREPARED): Trigger.PREPARE_IN,
     (Purpose.PREPARE, Phase.COPYING): Trigger.PREPARE_OUT,
+    (Purpose.PREPARE, Phase.RELOCATING): Trigger.RELOCATE_TO,
     (Purpose.SWITCH, Phase.PREPARED): Trigger.RELAY,
     (Purpose.SWITCH, Phase.DELIVERING): Trigger.DELIVER,
     (Purpose.SWITCH, Phase.SWITCHED): Trigger.TURN,
@@ -336,6 +338,10 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
             sharer := self.entries.sharer(entry.vm, message.interfaces)
         ):
             self._answer(received, entry, Status.ADDRESS_IN_USE, reason=_shared(sharer))
+        elif (named := message.find(ServerOption)) and (
+            what := self._no_such_server(entry, trigger, named)
+        ):
+            self._answer(received, entry, Status.ADMINISTRATIVELY_PROHIBITED, reason=what)
         else:
             self._fire(entry, trigger, received, now)
 

@@ -18,7 +18,7 @@ from vmmobility.engine.channel import Received
 from vmmobility.engine.nve_parts import RESUMES, RETRY_S, NveParts
 from vmmobility.engine.outputs import Order
 from vmmobility.errors import DecodeError
-from vmmobility.wire.options import GuestStateOption, Option, Ticket
+from vmmobility.wire.options import GuestStateOption, Option, ServerOption, Ticket
 from vmmobility.wire.registry import GuestState, Phase, Purpose, Status
 
 _S = GuestState
@@ -127,7 +127,8 @@ class NveGuests(NveParts):
             self._answer(received, entry, Status.ADMINISTRATIVELY_PROHIBITED, reason=why)
             return
         entry.phase = Phase.ATTACHING
-        self._place(entry)
+        named = message.find(ServerOption)
+        self._place(entry, named.name if named else "")
         entry.interfaces, entry.definition = interfaces, definition
         self._start(entry, None, now)
         self._await_with(entry, received)

@@ -6,7 +6,15 @@ Not here: what the manager makes of them (manager_liveness.py).
 
 from __future__ import annotations
 
-from vmmobility.engine.capacity import HostCapacity, to_option
+from collections.abc import Sequence
+
+from vmmobility.engine.capacity import (
+    HostCapacity,
+    ServerRoom,
+    all_of,
+    to_option,
+    to_server_option,
+)
 from vmmobility.engine.nve_parts import NveParts
 from vmmobility.engine.outputs import MeasureHost
 from vmmobility.wire.message import Message
@@ -20,15 +28,20 @@ class NveHeartbeats(NveParts):
     """Heartbeats; a part of NveEngine."""
 
     _capacity: HostCapacity
+    _rooms: tuple[ServerRoom, ...]
     _heartbeat_at: float | None  # monotonic seconds; None: it has not begun, or sends none
     _measure_at: float
 
     def _no_heartbeats_yet(self) -> None:
         self._capacity, self._heartbeat_at, self._measure_at = HostCapacity(), None, 0.0
+        self._rooms = tuple(ServerRoom(name, False) for name in self.settings.servers)
 
-    def host_measured(self, capacity: HostCapacity, now: float) -> None:
-        """The answer to MeasureHost; the next heartbeat tells it."""
-        self._capacity = capacity
+    def host_measured(
+        self, capacity: HostCapacity, now: float, servers: Sequence[ServerRoom] = ()
+    ) -> None:
+        """The answer to MeasureHost; the next heartbeat tells it.  servers: those that this node
+        stands apart from, which have the room then."""
+        self._capacity, self._rooms = all_of(servers) if servers else capacity, tuple(servers)
 
     def _begin_heartbeats(self, now: float) -> None:
         if self.settings.heartbeat_s > 0:
@@ -50,7 +63,11 @@ class NveHeartbeats(NveParts):
         self.channel.request(
             self.manager,
             Purpose.HEARTBEAT,
-            [KnownBoot(known), to_option(self._capacity, interval_s)],
+            [
+                KnownBoot(known),
+                to_option(self._capacity, interval_s),
+                *(to_server_option(server) for server in self._rooms),
+            ],
             now,
             self._beat_heard,
             subject="heartbeat",

@@ -34,6 +34,7 @@ from vmmobility.wire.options import (
     Option,
     PhaseOption,
     Reason,
+    ServerOption,
     ServingNve,
     Ticket,
     VmId,
@@ -89,7 +90,8 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         long = too_long(message.interfaces, definition)
         if long:
             raise DecodeError("bad-value", long)
-        self._place(entry)
+        named = message.find(ServerOption)
+        self._place(entry, named.name if named else "")
         if entry.started:
             self._order(entry, Order.STOP)  # a superseded guest that was kept
         self._end_leftover(entry)

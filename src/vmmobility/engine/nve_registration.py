@@ -95,6 +95,7 @@ class NveRegistration(NveParts):
             _kind(entry),
             *self._home_options(entry),
             *self._guest_options(entry),
+            *self._server_options(entry),
         ]
         ticketed = entry.ticket and entry.phase is Phase.ATTACHING
         if ticketed:
@@ -210,6 +211,7 @@ class NveRegistration(NveParts):
                 AttachId(entry.attach_id),
                 Epoch(entry.granted),
                 *self._guest_options(entry),
+                *self._server_options(entry),
                 *self._lease_options(entry, now),
             ],
             now,
@@ -283,6 +285,7 @@ class NveRegistration(NveParts):
         self._end_relocation(entry)
         self._order(entry, Order.CANCEL)
         self._order(entry, Order.STOP, at=entry.server_to)
+        self._answer_waiting(entry, Status.WRONG_PHASE, reason="superseded")
         entry.turned = False
         self._superseded(entry, reply, now)
 

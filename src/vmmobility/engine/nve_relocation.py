@@ -13,10 +13,12 @@ from enum import Enum
 from typing import Any
 
 from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.channel import Received
 from vmmobility.engine.nve_parts import RETRY_S, NveParts
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import Order
-from vmmobility.wire.registry import GuestState, Phase
+from vmmobility.wire.options import ServerOption
+from vmmobility.wire.registry import GuestState, Phase, Status
 from vmmobility.wire.values import VmKey
 
 RELOCATION_S = 600.0  # one that takes longer is given up
@@ -59,7 +61,7 @@ class NveRelocation(NveParts):
             held = entry.phase.name.lower() if entry is not None and entry.phase else "not here"
             self._command_failed(command, f"VM {vm} is {held}", "see `vmmob nve list`")
         elif server not in self.settings.servers:
-            what = f"this NVE has no server {server!r}"
+            what = self._not_a_server(server)
             self._command_failed(command, what, "see [[server]] in its configuration")
         elif entry.phase is Phase.RELOCATING and server == entry.server:
             self._resolve(entry, "given up by a command")
@@ -73,6 +75,47 @@ class NveRelocation(NveParts):
             entry.commands.append(command)
             self._until[vm] = now + RELOCATION_S
             self._fire(entry, Trigger.RELOCATE, server, now)
+
+    def _relocate_asked(self, entry: Entry, received: Received, now: float) -> None:
+        """The manager's: answered when it has ended, with the server that it is at then."""
+        message = received.message
+        server, waits = message.need(ServerOption).name, entry.request
+        relocating = entry.phase is Phase.RELOCATING
+        if relocating and server not in (entry.server, entry.server_to):
+            why = f"it is being moved to {entry.server_to}"
+            self._answer(received, entry, Status.WRONG_PHASE, reason=why)
+        elif relocating:
+            entry.epoch = max(entry.epoch, message.epoch)
+            if waits is not None and waits.message.find(ServerOption) == ServerOption(server):
+                entry.request = received  # of a manager that has restarted
+            else:
+                self._await_with(entry, received)
+            if server == entry.server:
+                self._resolve(entry, "given up by the manager")
+        elif server == entry.server:
+            entry.epoch = max(entry.epoch, message.epoch)
+            self._answer(received, entry, options=self._server_options(entry))
+        elif entry.server_to or entry.rolling_back:
+            self.channel.disregard(received)  # what an earlier one left is being ended
+        elif entry.ending or not entry.settled or not self._whole(entry):
+            why = f"it is not settled at {entry.server or 'this host'}"
+            self._answer(received, entry, Status.WRONG_PHASE, reason=why)
+        else:
+            entry.epoch = max(entry.epoch, message.epoch)
+            self._await_with(entry, received)
+            self._until[entry.vm] = now + RELOCATION_S
+            self._fire(entry, Trigger.RELOCATE, server, now)
+
+    def _tell_relocated(self, entry: Entry, why: str) -> None:
+        """The manager's request that waits, if one does: where it is, and why not where it was to
+        be."""
+        waits = entry.request
+        wanted = waits.message.find(ServerOption) if waits is not None else None
+        if wanted is not None and wanted.name != entry.server:
+            at = self._server_options(entry)
+            self._answer_waiting(entry, Status.HYPERVISOR_FAILURE, at, why)
+        elif wanted is not None:
+            self._answer_waiting(entry, options=self._server_options(entry))
 
     @staticmethod
     def _whole(entry: Entry) -> bool:
@@ -126,6 +169,9 @@ class NveRelocation(NveParts):
         self._order_at(entry, left, Order.STOP)
         self._event("relocated", entry, server=entry.server, before=left)
         self._commands_done(entry, {"vm": entry.vm.vm_id, "server": entry.server})
+        self._tell_relocated(entry, "")
+        if entry.refresh_at is not None:
+            entry.refresh_at = now  # it says where the VM is
 
     # ---- back ----------------------------------------------------------------------------------
 
@@ -203,6 +249,7 @@ class NveRelocation(NveParts):
         self._commands_failed(
             entry, f"VM {entry.vm} stays at {entry.server}: {why}", f"look at {left}, and try again"
         )
+        self._tell_relocated(entry, why)
         if not entry.started:
             self._fire(entry, Trigger.GONE, None, now)
             return

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections import Counter
 
 from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.capacity import resources_of
 from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.nve_transitions import Trigger
+from vmmobility.wire.options import AtServer, Option, ServerOption
 from vmmobility.wire.values import VmKey
 
 
@@ -23,6 +26,14 @@ class NveServers(NveParts):
             for entry in self.entries.values()
             if entry.server
         }
+
+    def used_vcpus(self) -> dict[str, int]:
+        """Of the guests at each server, by their definitions."""
+        used: Counter[str] = Counter()
+        for entry in self.entries.values():
+            if entry.server and (entry.leftover or not entry.is_tombstone):
+                used[entry.server] += resources_of(entry.definition).vcpus
+        return dict(used)
 
     def _place(self, entry: Entry, wanted: str = "") -> None:
         """The VM comes here: at the server that is wanted, else at the one with the fewest.
@@ -45,8 +56,29 @@ class NveServers(NveParts):
         if not wanted:
             return None
         if wanted not in self.settings.servers:
-            return f"this NVE has no server {wanted!r}", "see [[server]] in its configuration"
+            return self._not_a_server(wanted), "see [[server]] in its configuration"
         if (entry.started or entry.leftover) and wanted != entry.server:
             where = entry.server or "this NVE's own host"
             return f"VM {entry.vm} is at {where}", "stop it there first"
         return None
+
+    def _not_a_server(self, name: str) -> str:
+        its = self.settings.servers
+        had = f"its servers are {', '.join(its)}" if its else "its guests are on its own host"
+        return f"this NVE has no server {name!r}: {had}"
+
+    def _no_such_server(self, entry: Entry, trigger: Trigger, named: ServerOption) -> str:
+        """Why a VM of the manager's cannot be at the server that it names, in words; "" if it can.
+
+        What may still be of it elsewhere is ended there first: it cannot come to another one yet.
+        """
+        if named.name not in self.settings.servers:
+            return self._not_a_server(named.name)
+        kept = trigger is Trigger.PREPARE_IN and (entry.started or entry.leftover)
+        if kept and named.strict and entry.server != named.name:
+            return f"what is left of it is still being ended at {entry.server}: try again"
+        return ""
+
+    def _server_options(self, entry: Entry) -> tuple[Option, ...]:
+        """Where it is, for the manager."""
+        return (AtServer(entry.server),) if entry.server else ()

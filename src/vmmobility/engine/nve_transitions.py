@@ -24,6 +24,7 @@ class Trigger(Enum):
     # requests of the manager
     PREPARE_IN = "prepare: be the destination"
     PREPARE_OUT = "prepare: begin the copy"
+    RELOCATE_TO = "prepare: move to another server"
     RELAY = "switch: relay to the source"
     DELIVER = "switch: deliver locally"
     TURN = "switch: redirect, then let the guest stop"
@@ -84,6 +85,7 @@ RULES: tuple[Rule, ...] = (
     _rule(Trigger.START, "NONE REDIRECTING", "start", Phase.ATTACHING),
     _rule(Trigger.STOP, "ATTACHING SERVING DEPARTED STOPPED", "stop"),
     _rule(Trigger.RELOCATE, "SERVING", "relocate", Phase.RELOCATING),
+    _rule(Trigger.RELOCATE_TO, "SERVING RELOCATING", "relocate_asked"),
     _rule(Trigger.PREPARE_IN, "NONE REDIRECTING", "prepare_in", Phase.PREPARED),
     _rule(Trigger.PREPARE_IN, "PREPARED DELIVERING FAILED", "prepare_in_again", Phase.PREPARED),
     _rule(Trigger.PREPARE_OUT, "SERVING STOPPED", "prepare_out", Phase.COPYING),
@@ -155,6 +157,7 @@ OTHERWISE: dict[Trigger, Otherwise] = {
     in {
         Trigger.START,
         Trigger.STOP,
+        Trigger.RELOCATE_TO,
         Trigger.PREPARE_IN,
         Trigger.PREPARE_OUT,
         Trigger.RELAY,

@@ -53,15 +53,18 @@ def _no_loss(run: LabRun, what: Assertion) -> str:
     while True:
         streams = [(p, v, run.probes.udp(p, v)) for p in pairs for v in FAMILIES]
         now_ns, whole = time.time_ns(), Window(0, asked_ns)
-        counts = [(p, v, r, count_udp(r, whole, now_ns)) for p, v, r in streams]
-        if not any(c.pending for _, _, _, c in counts) or now_ns > asked_ns + 2 * LATE_NS:
+        counts_of = [(p, v, r, count_udp(r, whole, now_ns)) for p, v, r in streams]
+        if not any(c.pending for _, _, _, c in counts_of) or now_ns > asked_ns + 2 * LATE_NS:
             break
         time.sleep(0.1)
     total, seen = 0, []
-    for pair, version, record, count in counts:
-        sent, lost = count.sent, count.lost
+    for pair, version, record, whole_count in counts_of:
+        sent, lost = whole_count.sent, whole_count.lost
         if what.at_rest:
             sent, lost = count_outside(record, run.moving(pair.vm), asked_ns, now_ns)
+        elif what.in_moves:
+            counts = [count_udp(record, span, now_ns) for span in run.moving(pair.vm)]
+            sent, lost = sum(c.sent for c in counts), sum(c.lost for c in counts)
         total += lost
         if lost:
             seen.append(f"{pair.correspondent} to {pair.vm} IPv{version}: {lost} of {sent}")

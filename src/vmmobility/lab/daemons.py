@@ -203,7 +203,13 @@ class Daemons:
             told = napt_daemons.in_nves_file(self.fabric, node.name, self.manager)
         servers = [self._server_table(server) for server in self.servers if server.nve == node.name]
         told |= {"server": servers} if servers else {}
-        return to_toml({"node": table, **told, "timers": timers, "hypervisor": hypervisor})
+        tables = {"node": table, **told, "timers": timers, "hypervisor": hypervisor}
+        return to_toml({**tables, **self._capacity()})
+
+    def _capacity(self) -> dict[str, Any]:
+        """What VMs may have of a host, where the fabric limits it."""
+        most = self.fabric.host_memory_mib
+        return {"capacity": {"memory_mib": most}} if most else {}
 
     def _access(self, server: Node) -> tuple[str, str]:
         """The addresses of a server and of its NVE on their link."""
@@ -224,7 +230,8 @@ class Daemons:
         del table["id"], table["api_socket"]
         table |= {"name": node.name, "nve": node.nve, "address": address}
         table["nve_address"] = nve_address
-        return to_toml({"server": table, "hypervisor": {"accelerator": self.accelerator}})
+        hypervisor = {"accelerator": self.accelerator}
+        return to_toml({"server": table, "hypervisor": hypervisor, **self._capacity()})
 
     @cached_property
     def accelerator(self) -> str:

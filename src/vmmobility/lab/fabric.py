@@ -163,11 +163,12 @@ def parse_fabric(
         every_ms = _every_ms(table.take("probe_every_ms", int, PROBE_EVERY_MS), where)
         boxes = tuple(_boxes(table))
         copy_mib_per_s = table.take("copy_mib_per_s", int, 0)
+        host_memory_mib = table.take("host_memory_mib", int, 0)
         groups = tuple(_groups(table))
         vms = tuple(_vms(table, {node.name: node for node in nodes}, groups))
     fabric = Fabric(
         name, description, mtu, nodes, links, vms, timers, igp, gate_policy, tunnel, boxes,
-        every_ms, copy_mib_per_s, groups,
+        every_ms, copy_mib_per_s, groups, host_memory_mib,
     )  # fmt: skip
     check_fabric(fabric, where)
     if igp_given and not fabric.dynamic:
@@ -336,6 +337,8 @@ def _vms(table: Table, nodes: dict[str, Node], groups: tuple[Group, ...]) -> Ite
             raise LabError(f"{entry.where}: on_link of a guest", 'use kind = "netns" for it')
         if entry.has("disk_mib") and entry.peek("kind") != "guest":
             raise LabError(f"{entry.where}: disk_mib", 'only a VM of kind = "guest" has a disk')
+        if entry.has("requested") and (entry.peek("kind") == "external" or entry.has("disk_mib")):
+            raise LabError(f"{entry.where}: requested", "a guest without a disk, or a light VM, is")
         yield Vm(
             name,
             entry.choice("kind", VM_KINDS),
@@ -349,6 +352,7 @@ def _vms(table: Table, nodes: dict[str, Node], groups: tuple[Group, ...]) -> Ite
             entry.choice("redirect", REDIRECTS, "") if entry.has("redirect") else "",
             _public(entry),
             entry.take("disk_mib", int, 0),
+            entry.take("requested", bool, False),
         )
 
 

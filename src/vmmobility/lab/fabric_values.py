@@ -92,6 +92,7 @@ class Vm:
     kind: "guest", "netns", or "external": a QEMU guest that only by-hand steps start and move
     redirect: how NVEs that it has left lead its packets on; "": as each of them is set
     disk_mib: size of a disk that a guest writes records to all the time; 0: it has none
+    requested: it is there once a scenario has asked the manager for it (step `life`)
     """
 
     name: str
@@ -106,6 +107,12 @@ class Vm:
     redirect: str = ""
     public: Address | None = None
     disk_mib: int = 0
+    requested: bool = False
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the lab starts it with the fabric."""
+        return self.kind != "external" and not self.requested
 
     def address(self, version: int) -> Address:
         """The VM's address of IP version 4 or 6."""
@@ -127,6 +134,7 @@ class Fabric:
     tunnel: who carries tunnelled packets at every NVE (nve.toml)
     probe_every_ms: how often a correspondent sends to a VM, over each family
     copy_mib_per_s: every NVE's pace of copies (nve.toml); 0: its own
+    host_memory_mib: what VMs may have of every host ([capacity]); 0: what it has
     """
 
     name: str
@@ -143,6 +151,7 @@ class Fabric:
     probe_every_ms: int = PROBE_EVERY_MS
     copy_mib_per_s: int = 0
     groups: tuple[Group, ...] = ()
+    host_memory_mib: int = 0
 
     @property
     def dynamic(self) -> bool:

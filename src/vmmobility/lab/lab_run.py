@@ -69,6 +69,7 @@ class LabRun:
         self.moves: list[MoveRecord] = []
         self.hand_moves: list[HandMove] = []
         self.drains: list[dict[str, Any]] = []
+        self.lives: list[dict[str, Any]] = []
         self.cpu_before: dict[str, float | None] = {}
         self.settled: list[SettledPath] = []
         self.host_routes_left: list[HostRoute] = []
@@ -90,10 +91,9 @@ class LabRun:
 
     def start(self) -> dict[str, str]:
         """Probes on, levels noted.  Who carries tunnelled packets at each NVE."""
-        external = {vm.name for vm in self.lab.fabric.vms if vm.kind == "external"}
-        self.talk_to({vm.name for vm in self.lab.fabric.vms} - external)
+        self.talk_to({vm.name for vm in self.lab.fabric.vms if vm.is_started})
         for vm in self.lab.fabric.vms:
-            if vm.kind == "guest":
+            if vm.kind == "guest" and vm.is_started:
                 home = self.place_of(vm.name) or vm.home
                 self.cpu_before[vm.name] = qemu_cpu(self.lab.spaces.name(home))
         self._start_flows()
@@ -189,9 +189,11 @@ class LabRun:
         record = MoveRecord(number, step.vm, source, step.to, step.expect, time.time_ns(),
                             deadline_s)  # fmt: skip
         self.moves.append(record)
-        self.lab.say(f"move {number}: {step.vm} from {source or '?'} to {step.to}")
+        at = f" ({step.server})" if step.server else ""
+        self.lab.say(f"move {number}: {step.vm} from {source or '?'} to {step.to}{at}")
         body = {"vm": step.vm, "vni": 0, "to": step.to}
         body |= {"mode": step.mode} if step.mode else {}
+        body |= {"server": step.server} if step.server else {}
         try:
             record.answer = daemons.ask(daemons.manager, "POST", "/v1/moves", body)
             record.move_id = str(record.answer["id"])

@@ -168,8 +168,9 @@ class Laboratory:
             self.daemons.ask(vm.home, "PUT", f"/v1/vms/{vm.name}", bodies[vm.name], VM_START_S)
             self.say(f"{vm.name} runs at {vm.home}")
 
-        with ThreadPoolExecutor(max(1, len(vms))) as pool:
-            list(pool.map(start, vms))
+        now = [vm for vm in vms if vm.is_started]
+        with ThreadPoolExecutor(max(1, len(now))) as pool:
+            list(pool.map(start, now))
 
     def definition(self, vm: Vm, nve: str = "") -> dict[str, Any]:
         """The VM as the NVE's API wants it.  nve: where, for what differs from host to host."""

@@ -230,6 +230,7 @@ class Report:
     fabric_report: FabricReport = field(default_factory=FabricReport)
     sizes_report: SizesReport = field(default_factory=SizesReport)
     drains: tuple[dict[str, Any], ...] = ()
+    lives: tuple[dict[str, Any], ...] = ()
     flows_report: FlowsReport = field(default_factory=FlowsReport)
     protections_report: ProtectionsReport = field(default_factory=ProtectionsReport)
 
@@ -259,6 +260,7 @@ class Report:
             "restarts": [asdict(restart) for restart in self.restarts],
             "by_hand": [move.as_json() for move in self.by_hand],
             "drains": list(self.drains),
+            "lives": list(self.lives),
             **self.fabric_report.as_json(),
             **self.sizes_report.as_json(),
             **self.flows_report.as_json(),

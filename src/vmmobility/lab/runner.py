@@ -62,6 +62,7 @@ class _Campaign:
     restarts: list[RestartReport] = field(default_factory=list)
     by_hand: list[HandMoveReport] = field(default_factory=list)
     drains: list[dict[str, Any]] = field(default_factory=list)
+    lives: list[dict[str, Any]] = field(default_factory=list)
     fabric: FabricReport = field(default_factory=FabricReport)
     sizes: SizesReport = field(default_factory=SizesReport)
     flows: FlowsReport = field(default_factory=FlowsReport)
@@ -107,6 +108,7 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         restarts=tuple(campaign.restarts),
         by_hand=tuple(campaign.by_hand),
         drains=tuple(campaign.drains),
+        lives=tuple(campaign.lives),
         tunnels=tuple(sorted(campaign.tunnels.items())),
         fabric_report=campaign.fabric,
         sizes_report=campaign.sizes,
@@ -146,12 +148,13 @@ def _one_run(
     campaign.restarts += restart_reports(run)
     campaign.by_hand += hand_move_reports(run)
     campaign.drains += run.drains
+    campaign.lives += run.lives
     campaign.fabric += fabric_report(run)
     campaign.sizes += sizes_report(run)
     campaign.flows += FlowsReport(tuple(run.flows.reports(number)))
     campaign.protections += protections_report(run)
     as_at_first = all(
-        vm.kind != "external" and run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms
+        vm.is_started and run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms
     )
     last = number == options.repeat
     if not last and (steps.failures or not as_at_first):

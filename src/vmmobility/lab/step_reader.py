@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 
 from vmmobility.drivers.frr.plan import daemons
+from vmmobility.engine.lifecycle_transitions import LifeState
 from vmmobility.errors import LabError
 from vmmobility.lab.fabric import Fabric, Link
 from vmmobility.lab.faults import find_link
@@ -25,6 +26,7 @@ from vmmobility.lab.step_types import (
     Guest,
     Kill,
     KillFrr,
+    Life,
     LookAtStandby,
     LoseState,
     Move,
@@ -42,7 +44,7 @@ from vmmobility.lab.toml_table import Table
 
 GUEST_STEPS = ("start-vm", "stop-vm", "expect", "start-by-hand", "migrate-by-hand", "stop-by-hand")
 STEPS = (
-    "move", "drain", "protect", "look-at-standby", "wait", "kill", "start", "restart",
+    "move", "life", "drain", "protect", "look-at-standby", "wait", "kill", "start", "restart",
     "power-off", "power-on", "lose-state", "cut", "loss", "heal", "link-down", "link-up",
     "kill-frr", "start-frr", "exec", "vmmob",
     *GUEST_STEPS, "remember", "replay", "assert", "repeat",
@@ -56,6 +58,8 @@ ASSERTIONS = (
     "collected", "external-not-tunnelled", "disk-writes", "flows-stay", "flows-spread", "flows-at",
     "taken-over", "runs-at", "records-go-on", *SIZE_ASSERTIONS,
 )  # fmt: skip
+ORDERS = ("create", "confirm", "suspend", "resume", "start", "stop", "delete", "await")
+LIFE_STATES = tuple(state.value for state in LifeState)
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
 COLLECTED_STATES = ("away", "home")
@@ -81,11 +85,9 @@ def _step(entry: Table, fabric: Fabric) -> Step:
     if do in ("kill", "start", "restart", "power-off", "power-on", "lose-state"):
         return _host_step(entry, fabric, do)
     if do == "move":
-        return Move(
-            vm_of(entry, fabric), _nve(entry, fabric, "to"), entry.take("wait", bool, True),
-            entry.choice("expect", ("ok", "fail", "any"), "ok"),
-            entry.take("timeout_s", float, 60.0), entry.choice("mode", MODES, ""),
-        )  # fmt: skip
+        return _move(entry, fabric)
+    if do == "life":
+        return _life(entry, fabric)
     if do == "protect":
         return _protect(entry, fabric)
     if do == "look-at-standby":
@@ -135,6 +137,32 @@ def _with_records(entry: Table, fabric: Fabric) -> str:
     if not fabric.vm(vm).disk_mib:
         raise LabError(f"{entry.where}: {vm} writes no records", "give it a disk_mib")
     return vm
+
+
+def _move(entry: Table, fabric: Fabric) -> Move:
+    to, server = _nve(entry, fabric, "to"), ""
+    if entry.has("server"):
+        its = [node.name for node in fabric.of_kind("server") if node.nve == to]
+        server = _one_of(entry, "server", entry.take("server", str), its)
+    return Move(
+        vm_of(entry, fabric), to, entry.take("wait", bool, True),
+        entry.choice("expect", ("ok", "fail", "any"), "ok"),
+        entry.take("timeout_s", float, 60.0), entry.choice("mode", MODES, ""), server,
+    )  # fmt: skip
+
+
+def _life(entry: Table, fabric: Fabric) -> Life:
+    vm = vm_of(entry, fabric)
+    if not fabric.vm(vm).requested:
+        raise LabError(f"{entry.where}: the lab itself starts {vm}", "say `requested = true` there")
+    order = entry.choice("order", ORDERS)
+    refused = entry.take("refused", str, "")
+    return Life(
+        vm, order, entry.choice("state", (*LIFE_STATES, "none")), entry.take("key", str, ""),
+        entry.take("memory_mib", int, 0),
+        _nve(entry, fabric, "nve") if entry.has("nve") else "",
+        entry.take("same", bool, False), refused, entry.take("timeout_s", float, 60.0),
+    )  # fmt: skip
 
 
 def _host_step(entry: Table, fabric: Fabric, do: str) -> Step:
@@ -199,11 +227,16 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
     if what == "no-loss":
         vm = vm_of(entry, fabric) if entry.has("vm") else ""
         most, at_rest = entry.take("max", int, 0), entry.take("at_rest", bool, False)
+        in_moves = entry.take("in_moves", bool, False)
+        if at_rest and in_moves:
+            raise LabError(f"{entry.where}: at_rest and in_moves", "say one of them")
         talkers = [node.name for node in fabric.of_kind("correspondent")]
         talkers += [one.name for one in fabric.vms if one.kind == "netns"]
         named = entry.has("from")
         source = _one_of(entry, "from", entry.take("from", str), talkers) if named else ""
-        return Assertion(what, within_s, vm, source=source, maximum=most, at_rest=at_rest)
+        return Assertion(
+            what, within_s, vm, source=source, maximum=most, at_rest=at_rest, in_moves=in_moves
+        )
     if what == "no-silent-drop":
         return Assertion(what, within_s, maximum=entry.take("max", int, 0))
     if what == "too-big-counted":

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Ask the manager to move `vm` to the NVE `to`.  mode: "": hot or cold, by its state."""
+    """Ask the manager to move `vm` to the NVE `to`.  mode: "": hot or cold, by its state; server:
+    of those that the NVE stands apart from."""
 
     vm: str
     to: str
@@ -20,6 +21,28 @@ class Move:
     expect: str = "ok"
     timeout_s: float = 60.0
     mode: str = ""
+    server: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One order of a VM's life by `vmmob vm`, and the state that it must lead to.
+
+    order: "create", "confirm", "suspend", "resume", "start", "stop", "delete", or "await": nothing
+    is ordered.  state: of its life; "none": it is on no record.  Of "create" alone: key; memory_mib
+    (0: the fabric's); nve: where it may be, "" is anywhere; same: the answer must be the one before
+    refused: it must be, with these words
+    """
+
+    vm: str
+    order: str
+    state: str
+    key: str = ""
+    memory_mib: int = 0
+    nve: str = ""
+    same: bool = False
+    refused: str = ""
+    timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +211,7 @@ class Assertion:
     state: str = ""
     target: str = ""
     at_rest: bool = False
+    in_moves: bool = False
     octets: tuple[int, int] = (0, 0)
 
 
@@ -201,6 +225,7 @@ class Repeat:
 
 Step = (
     Move
+    | Life
     | Drain
     | Protect
     | LookAtStandby

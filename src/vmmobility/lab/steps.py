@@ -19,6 +19,7 @@ from vmmobility.lab.fabric_steps import FabricSteps
 from vmmobility.lab.faults import find_link
 from vmmobility.lab.guest_steps import GuestSteps
 from vmmobility.lab.lab_run import LabRun
+from vmmobility.lab.life_steps import LifeSteps
 from vmmobility.lab.marks import Restart
 from vmmobility.lab.replaying import replay
 from vmmobility.lab.state_assertions import run_vmmob
@@ -31,6 +32,7 @@ from vmmobility.lab.step_types import (
     Guest,
     Kill,
     KillFrr,
+    Life,
     LookAtStandby,
     LoseState,
     Move,
@@ -58,6 +60,7 @@ class Steps:
         self.results: list[dict[str, Any]] = []
         run.pause = self._pause
         self._guests = GuestSteps(run)
+        self._lives = LifeSteps(run)
         self._fabric = FabricSteps(run)
         self._heal_at: list[tuple[float, str]] = []
 
@@ -83,6 +86,8 @@ class Steps:
                 record = self._run.request(step)
                 if step.wait:
                     self._run.wait_for(record)
+            case Life():
+                self._lives.carry_out(step)
             case Drain():
                 self._run.drains.append(asdict(carry_out(self._run, step)))
             case Protect():

@@ -16,6 +16,7 @@ from typing import Any
 from vmmobility.wire.message import Message
 from vmmobility.wire.options import (
     BY_CLASS,
+    AtServer,
     AttachId,
     Capacity,
     Checkpoint,
@@ -41,6 +42,8 @@ from vmmobility.wire.options import (
     Protection,
     Reason,
     Route,
+    ServerCapacity,
+    ServerOption,
     ServingNve,
     Sight,
     Supported,
@@ -211,6 +214,11 @@ _READERS: dict[type, Callable[[Readable], Option]] = {
     Capacity: lambda e: Capacity(*(e[f.name] for f in fields(Capacity))),
     GroupOption: lambda e: GroupOption(int(e["epoch"]), e["member"], e["name"]),
     GroupMember: lambda e: GroupMember(e["member"], _nve(e)),
+    ServerOption: lambda e: ServerOption(e["name"], bool(e["strict"])),
+    AtServer: lambda e: AtServer(e["name"]),
+    ServerCapacity: lambda e: ServerCapacity(
+        e["name"], bool(e["answers"]), *(e[f.name] for f in fields(ServerCapacity)[2:])
+    ),
 }
 _BY_NAME = {BY_CLASS[option].name: reader for option, reader in _READERS.items()}
 

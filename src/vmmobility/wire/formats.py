@@ -84,6 +84,11 @@ def take_node_name(cursor: Cursor) -> str:
     return _decoded_name(cursor.take(cursor.uint(1)), MAX_NODE_NAME)
 
 
+def take_last_node_name(cursor: Cursor) -> str:
+    """One that ends an option."""
+    return _decoded_name(cursor.rest(), MAX_NODE_NAME)
+
+
 def take_ipv4(cursor: Cursor) -> IPv4Address:
     """Four octets without a family."""
     return IPv4Address(cursor.take(4))

@@ -286,6 +286,39 @@ class GroupMember:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerOption:
+    """PREPARE, GUEST: at which of the receiver's servers (Figure 1).  strict: there or not."""
+
+    name: str
+    strict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AtServer:
+    """Of an NVE that stands apart: the server that the VM is at."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCapacity:
+    """HEARTBEAT: one of the sender's servers (repeated), and what VMs may have of it.
+
+    answers: its agent does; threads: that the host runs at once; the rest as in Capacity
+    """
+
+    name: str
+    answers: bool
+    threads: int = 0
+    vcpus: int = 0
+    vcpus_free: int = 0
+    memory_mib: int = 0
+    memory_free_mib: int = 0
+    storage_mib: int = 0
+    storage_free_mib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option of a type that this node does not know, kept as it came."""
 
@@ -325,5 +358,8 @@ Option = (
     | Capacity
     | GroupOption
     | GroupMember
+    | ServerOption
+    | AtServer
+    | ServerCapacity
     | UnknownOption
 )

@@ -24,8 +24,10 @@ from typing import Any
 from vmmobility.errors import DecodeError
 from vmmobility.wire import formats
 from vmmobility.wire.cursor import Cursor
+from vmmobility.wire.formats import MAX_NODE_NAME
 from vmmobility.wire.move_terms import OCTETS, MoveTerms, take_terms, terms_octets
 from vmmobility.wire.option_values import (
+    AtServer,
     AttachId,
     Capacity,
     Checkpoint,
@@ -50,6 +52,8 @@ from vmmobility.wire.option_values import (
     Protection,
     Reason,
     Route,
+    ServerCapacity,
+    ServerOption,
     ServingNve,
     Sight,
     Supported,
@@ -70,6 +74,7 @@ __all__ = [
     "OPTIONS",
     "OPTION_HEADER",
     "RECEIVER_TYPE",
+    "AtServer",
     "AttachId",
     "Capacity",
     "Checkpoint",
@@ -96,6 +101,8 @@ __all__ = [
     "Protection",
     "Reason",
     "Route",
+    "ServerCapacity",
+    "ServerOption",
     "ServingNve",
     "Sight",
     "Supported",
@@ -208,6 +215,30 @@ def _take_capacity(cursor: Cursor) -> Capacity:
 
 
 _CRASHED = 2
+SERVER_FIELDS = tuple(field.name for field in fields(ServerCapacity))[2:]  # four octets each
+
+
+def _server_octets(option: ServerCapacity) -> bytes:
+    numbers = b"".join(getattr(option, name).to_bytes(4, "big") for name in SERVER_FIELDS)
+    return bytes([option.answers]) + numbers + formats.name(option.name, MAX_NODE_NAME)
+
+
+def _take_server_capacity(cursor: Cursor) -> ServerCapacity:
+    answers = _flag(cursor, "a server answers or not")
+    numbers = [cursor.uint(4) for _ in SERVER_FIELDS]
+    return ServerCapacity(formats.take_last_node_name(cursor), answers, *numbers)
+
+
+def _take_server(cursor: Cursor) -> ServerOption:
+    strict = _flag(cursor, "a server is the only one or not")
+    return ServerOption(formats.take_last_node_name(cursor), strict)
+
+
+def _flag(cursor: Cursor, what: str) -> bool:
+    value = cursor.uint(1)
+    if value > 1:
+        raise DecodeError("bad-value", f"{what}, 0 or 1, not {value}")
+    return bool(value)
 
 
 def _guest_state(cursor: Cursor) -> GuestStateOption:
@@ -392,6 +423,21 @@ OPTIONS: tuple[Declaration, ...] = (
         33, "Group Member", True, True, (4, 57), GroupMember,
         lambda o: o.member.to_bytes(2, "big") + formats.nve(o.nve),
         lambda c: GroupMember(c.uint(2), formats.take_nve(c)),
+    ),
+    Declaration(
+        34, "Server", True, False, (2, 1 + MAX_NODE_NAME), ServerOption,
+        lambda o: bytes([o.strict]) + formats.name(o.name, MAX_NODE_NAME),
+        _take_server,
+    ),
+    Declaration(
+        35, "At Server", False, False, (1, MAX_NODE_NAME), AtServer,
+        lambda o: formats.name(o.name, MAX_NODE_NAME),
+        lambda c: AtServer(formats.take_last_node_name(c)),
+    ),
+    Declaration(
+        36, "Server Capacity", False, True, (30, 29 + MAX_NODE_NAME), ServerCapacity,
+        _server_octets,
+        _take_server_capacity,
     ),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vmmobility.wire.message import Message
 from vmmobility.wire.move_terms import terms_to_json
 from vmmobility.wire.options import (
+    AtServer,
     AttachId,
     Epoch,
     GroupMember,
@@ -22,6 +23,8 @@ from vmmobility.wire.options import (
     PreviousNve,
     Reason,
     Route,
+    ServerCapacity,
+    ServerOption,
     ServingNve,
     Sight,
     Ticket,
@@ -77,6 +80,12 @@ def _word(option: Option, full: bool) -> str:
             return f"group {name} member {member} epoch {epoch}"
         case GroupMember(member, nve):
             return f"member {member} at {nve.nve_id}"
+        case ServerOption(name, strict):
+            return f"server {name}" + " or another" * (not strict)
+        case AtServer(name):
+            return f"at {name}"
+        case ServerCapacity(name, answers):
+            return f"{name} {'answers' if answers else 'does not answer'}"
         case Sight(direct, covered):
             return "direct" * direct + " covered" * covered if direct or covered else "indirect"
         case Translation(box, original, substitute):

@@ -15,8 +15,17 @@ def test_tables(vmmob: Vmmob):
     listed = vmmob("vm", "list")
     assert listed.code == 0
     heading, row = listed.out.splitlines()
-    assert heading.split() == ["VM", "NVE", "STATE", "GUEST", "ADDRESSES", "LAST", "MOVE"]
-    assert row.split() == ["vm1", "nve-a", "serving", "running", "10.1.0.5,", "fd01::5", "-"]
+    assert heading.split() == ["VM", "NVE", "SERVER", "STATE", "GUEST", "ADDRESSES", "LAST", "MOVE"]
+    assert row.split() == [
+        "vm1",
+        "nve-a",
+        "server-1",
+        "serving",
+        "running",
+        "10.1.0.5,",
+        "fd01::5",
+        "-",
+    ]
     shown = vmmob("vm", "show", "vm1").out
     assert "52:54:00:00:00:01 10.1.0.5/32, fd01::5/128" in shown
     assert "nve-0 (redirects)" in shown
@@ -28,6 +37,9 @@ def test_tables(vmmob: Vmmob):
     assert nves.splitlines()[0].split()[-1] == "CORDONED"
     assert "99.5" in vmmob("show", "bindings").out
     assert "drift.route=2" in vmmob("manager", "status").out
+    servers = vmmob("show", "servers").out.splitlines()
+    assert servers[1].split()[:6] == ["nve-a", "server-1", "dead", "(4", "s)", "1"]
+    assert "server-1" in shown
     vmmob("move", "vm1", "nve-b")
     assert vmmob("show", "moves").out.splitlines()[1].split()[:4] == ["m1", "vm1", "nve-a", "nve-b"]
     assert "nve-a -> nve-b (requested)" in vmmob("vm", "list").out

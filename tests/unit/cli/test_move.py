@@ -185,3 +185,34 @@ def test_a_watched_move_that_fails(vmmob: Vmmob, manager: FakeManager):
     ran = vmmob("move", "watch", "m1")
     assert ran.code == 1
     assert "error: move m1 is aborted: destination is full\nremedy: see `vmmob vm" in ran.err
+
+
+@pytest.mark.usefixtures("manager")
+@pytest.mark.parametrize(
+    ("words", "to"),
+    [
+        (["nve-b", "--server", "server-2"], "nve-b (server-2)"),
+        (["--to", "nve-b", "--server", "server-2"], "nve-b (server-2)"),
+        (["--server", "server-2"], "nve-a (server-2)"),
+    ],
+)
+def test_one_verb_moves_to_a_server(vmmob: Vmmob, words: list[str], to: str) -> None:
+    ran = vmmob("move", "vm1", *words)
+    assert (ran.code, ran.err) == (0, "")
+    assert f"nve-a (server-1) -> {to}" in ran.out
+    assert to in vmmob("move", "list").out
+
+
+@pytest.mark.usefixtures("manager")
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "name the NVE to move it to"),
+        (["nve-b", "--to", "nve-c"], "two NVEs are named"),
+        (["nve-b", "--server", "s", "--mode", "warm"], "leave --server out"),
+    ],
+)
+def test_a_destination_is_one(vmmob: Vmmob, words: list[str], why: str) -> None:
+    ran = vmmob("move", "vm1", *words)
+    assert ran.code == 2
+    assert why in ran.err

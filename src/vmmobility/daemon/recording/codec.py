@@ -24,7 +24,7 @@ from typing import Any, get_args
 
 from vmmobility.daemon.recording.sealed import sent
 from vmmobility.drivers.dataplane import Traffic
-from vmmobility.engine.capacity import HostCapacity, Resources
+from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom
 from vmmobility.engine.channel import Retransmission
 from vmmobility.engine.dataplane import Forwarding, Outside, RedirectPolicy, VmDataPlane
 from vmmobility.engine.fabric_record import RouterSite
@@ -60,6 +60,7 @@ CLASSES: dict[str, type] = {
         Resources,
         VmRequest,
         HostCapacity,
+        ServerRoom,
         ManagerSettings,
         NveSettings,
         RouterSettings,

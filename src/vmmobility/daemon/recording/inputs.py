@@ -80,9 +80,11 @@ QUESTIONS: dict[Role, tuple[str, ...]] = {
         "life_state",
         "place_of",
         "room_of",
+        "servers_of",
+        "server_liveness",
         "taken_of",
     ),
-    Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions", "places"),
+    Role.NVE: ("next_timer", "wants_traffic", "desired", "definitions", "places", "used_vcpus"),
     Role.DEFAULT_ROUTER: ("next_timer", "desired", "watched"),
     Role.BORDER_ROUTER: ("next_timer", "desired", "watched"),
 }

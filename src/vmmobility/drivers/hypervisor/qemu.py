@@ -19,6 +19,7 @@ from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
 from vmmobility.drivers.hypervisor.checkpoint_qemu import QemuCheckpoints
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
+from vmmobility.drivers.hypervisor.first_frame import spend_first_frames
 from vmmobility.drivers.hypervisor.guest import QemuGuest
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
@@ -197,6 +198,8 @@ class QemuHypervisor(QemuCheckpoints):
             tokens = await asyncio.to_thread(images.make_room, terms.copy_storage)
             try:
                 guest = await self._launch(definition, ports, images, incoming=True, held=held)
+                macs = (interface.mac for interface in definition.interfaces)
+                spend_first_frames(zip(ports, macs, strict=False))
                 at = await self._listen(guest, listen_address, terms)
                 if definition.disks:
                     at = await guest.open_door(tokens, *at)

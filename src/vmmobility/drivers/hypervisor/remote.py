@@ -25,6 +25,7 @@ from vmmobility.drivers.hypervisor.interface import (
 )
 from vmmobility.drivers.hypervisor.server_link import Call, ServerLink
 from vmmobility.drivers.hypervisor.server_session import Message
+from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.registry import GuestLife
@@ -221,6 +222,16 @@ class RemoteHypervisor:
         """See Hypervisor.orphans.  The agent also removes circuits that belong to none of them."""
         call = self.link.begin("orphans", {"known": [[vm.vni, vm.vm_id] for vm in known]})
         return [VmKey(vni, vm) for vni, vm in await self.link.end(call)]
+
+    async def room(self, used_vcpus: int) -> ServerRoom:
+        """What VMs may have of the server.  HypervisorError if the agent does not answer.
+        used_vcpus: of the guests there."""
+        call = self.link.begin("measure", {"used_vcpus": used_vcpus}, changes=False)
+        told, name = await self.link.end(call), self.link.server.name
+        if told is None:
+            return ServerRoom(name, True)
+        host = HostCapacity(Resources(*told["total"]), Resources(*told["free"]))
+        return ServerRoom(name, True, told["threads"], host)
 
     async def close(self) -> None:
         """Nothing is held: guests and agent go on."""

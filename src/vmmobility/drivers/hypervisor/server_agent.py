@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any, Protocol
 
 from vmmobility.drivers.hypervisor import definition as definitions
@@ -25,6 +26,7 @@ from vmmobility.drivers.hypervisor.server_session import (
     greet_nve,
     new_instance,
 )
+from vmmobility.engine.capacity import ServerRoom
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import HypervisorError, VmMobilityError
 from vmmobility.wire.move_terms import MoveTerms
@@ -47,6 +49,12 @@ class Circuits(Protocol):
         """The taps that exist."""
 
 
+class Look(Protocol):
+    """Measures this host, in a thread.  used: vCPUs of the guests that are here."""
+
+    def __call__(self, used: int) -> ServerRoom: ...
+
+
 class Note(Protocol):
     """Logs an event of the daemon itself."""
 
@@ -57,7 +65,7 @@ class ServerAgent:
     """One server's agent.
 
     hypervisors: kind -> driver, whose listener is `report`; listen: where memory is expected
-    secret_of: the secret of the pair's key of this number
+    secret_of: the secret of the pair's key of this number; look: None, nothing is measured
     """
 
     def __init__(
@@ -68,7 +76,9 @@ class ServerAgent:
         circuits: Circuits,
         secret_of: Callable[[int], bytes | None],
         note: Note,
+        look: Look | None = None,
     ) -> None:
+        self._look = look
         self.hypervisors: Mapping[str, Hypervisor] = {}
         self.connected = False
         self.drops: defaultdict[str, int] = defaultdict(int)
@@ -318,6 +328,16 @@ class ServerAgent:
         self._circuits.remove([name for name in self._circuits.names() if name not in used])
         return [[vm.vni, vm.vm_id] for vm in found]
 
+    async def _measure(self, arguments: Any) -> Any:
+        if self._look is None:
+            return None
+        found = await asyncio.to_thread(self._look, int(arguments["used_vcpus"]))
+        return {
+            "threads": found.threads,
+            "total": list(astuple(found.host.total)),
+            "free": list(astuple(found.host.free)),
+        }
+
     @staticmethod
     def _simple(act: str) -> Callable[[ServerAgent, Any], Awaitable[Any]]:
         """An order of a guest that is here, with nothing but its name."""
@@ -370,6 +390,7 @@ class ServerAgent:
         "copy-out": _copy_out,
         "query": _query,
         "orphans": _orphans,
+        "measure": _measure,
         "shut-down": _simple("shut_down"),
         "pause": _simple("pause"),
         "resume": _simple("resume"),

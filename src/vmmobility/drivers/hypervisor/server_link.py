@@ -64,6 +64,7 @@ class ServerLink:
 
     key:       the pair's signing key, number and secret, as it is now
     reported:  gets what the agent reports, unasked
+    changed:   told that the agent answers, or does so no more
     restarted: told that an agent answers that knows nothing yet; the calls that it makes come first
     """
 
@@ -73,6 +74,7 @@ class ServerLink:
         self.server = server
         self.reported: Callable[[Message], None] = lambda message: None
         self.restarted: Callable[[], None] = lambda: None
+        self.changed: Callable[[], None] = lambda: None
         self._who = Who(nve, server.name, new_instance())
         self._key = key
         self._note = note
@@ -105,6 +107,7 @@ class ServerLink:
             session = self._session_with(connection.theirs.instance)
             self.connected, self.reason = True, ""
             self._note("server.connected", server=server.name)
+            self.changed()
             await connection.run(session, self._hear)
         finally:
             writer.close()
@@ -112,7 +115,9 @@ class ServerLink:
     def _lost(self, reason: str) -> None:
         if self.connected or self.reason != reason:
             self._note("server.lost", server=self.server.name, reason=reason)
-        self.connected, self.reason = False, reason
+        was, self.connected, self.reason = self.connected, False, reason
+        if was:
+            self.changed()
 
     def _session_with(self, instance: str) -> Session:
         if self._session is not None and self._session.peer == instance:

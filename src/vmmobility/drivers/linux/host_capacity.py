@@ -33,11 +33,16 @@ class CapacityLimits:
     reserve_storage_mib: int = 1024
 
 
+def threads() -> int:
+    """How many threads this host runs at once."""
+    return len(os.sched_getaffinity(0))
+
+
 def measure(
     limits: CapacityLimits,
     disks: Path,
     used_vcpus: int,
-    cpus: Callable[[], int] = lambda: len(os.sched_getaffinity(0)),
+    cpus: Callable[[], int] = threads,
     meminfo: Path = MEMINFO,
 ) -> HostCapacity:
     """The host now.  disks: the folder of the VMs' disks, or one to be; used_vcpus: of the guests
