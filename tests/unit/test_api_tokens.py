@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.namespaces import wait_for
 from tests.unit.asked_api import VM, failure, request
 from tests.unit.tcp_api import LOOPBACKS, TLS, TcpApi, free_port, tcp_api
 from vmmobility.api import listener
@@ -109,6 +110,7 @@ def test_what_changes_something_is_written_down_with_who(api: TcpApi):
         failure(lambda: client.offboard(VM))
     with ManagerClient(api.socket) as client:
         client.uncordon("nve-a")
+    wait_for(lambda: len(api.noted("api.request")) == 3, "all three are written down")
     told = [
         (t["who"], t["role"], t["method"], t["path"], t["status"]) for t in api.noted("api.request")
     ]

@@ -102,6 +102,11 @@ class _Client:
         try:
             answer = response.json()
         except ValueError:
+            if response.is_server_error:
+                raise Unavailable(
+                    f"{self._place}: HTTP status {response.status_code}, without a reason",
+                    f"ask again; look at the {self._daemon}'s log, and a proxy's if one is between",
+                ) from None
             raise ApiError(
                 f"{self._place}: an answer that is no JSON", f"is this a {self._daemon}'s socket?"
             ) from None
