@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from tests.unit.asked_api import raw, request
 from tests.unit.cli.command_line import Ran
 from tests.unit.tcp_api import LOOPBACKS, TcpApi, tcp_api
 from vmmobility.api import event_routes
-from vmmobility.api.client import ManagerClient
+from vmmobility.api.client import ManagerClient, _events_of
+from vmmobility.api.declared import ApiRole
 from vmmobility.api.errors import BadRequest
+from vmmobility.api.tokens import add_token, revoke_token
 from vmmobility.daemon import event_feed
 from vmmobility.daemon.event_feed import KEPT, LOST, MOST_READERS, MOST_WAITING, EventFeed, Wanted
 from vmmobility.engine.outputs import Event
@@ -228,6 +231,37 @@ def test_a_reader_that_leaves_is_forgotten(api: TcpApi):
         next(events)
         assert len(api.service.feed._readers) == 1
     wait_for(lambda: not api.service.feed._readers, "it is forgotten")
+
+
+def test_a_token_that_is_revoked_hears_no_more(api: TcpApi):
+    """Also while one event follows another."""
+    for busy in (False, True):
+        secret, made = add_token(api.tokens, "passing", ApiRole.READ, time.time(), None)
+        with api.client(secret) as client, client.events(10) as events:
+            next(events)
+            revoke_token(api.tokens, made.name)
+            deadline = time.monotonic() + 20
+            for _ in events:
+                assert time.monotonic() < deadline
+                if busy:
+                    happen(api, "move.done")
+        wait_for(lambda: not api.service.feed._readers, "it is forgotten")
+
+
+def test_an_event_has_no_line_in_it_but_its_own(api: TcpApi):
+    """What another token wrote breaks nobody's stream."""
+    nasty = "a\u2028b\u2029c\x85d\x0b\x0c\x1c\re\nf"
+    with api.client(api.secrets["read"]) as client, client.events(10) as events:
+        next(events)
+        happen(api, "move.done", vm=nasty)
+        assert next(row for row in events if row)["vm"] == nasty
+    assert event_routes.written({"event": "x", "text": nasty}).isascii()
+
+
+def test_a_client_takes_a_newline_alone_for_the_end_of_a_line():
+    text = 'id: 1\ndata: {"vm": "a\u2028b\x85c"}\n\n:\n\n'.encode()
+    parts = iter([text[:25], text[25:26], text[26:]])
+    assert list(_events_of(parts)) == [{"vm": "a\u2028b\x85c"}, None]
 
 
 @pytest.mark.parametrize(

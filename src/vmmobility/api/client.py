@@ -135,13 +135,16 @@ def _nobody_at(path: Path, daemon: str) -> ApiError:
     return Unavailable(f"{path}: nobody listens there", start)
 
 
-def _events_of(lines: Iterator[str]) -> Iterator[Json | None]:
-    """Server-sent events as JSON; a comment is None."""
-    for line in lines:
-        if line.startswith(":"):
-            yield None
-        elif line.startswith("data: "):
-            yield json.loads(line.removeprefix("data: "))
+def _events_of(text: Iterator[bytes]) -> Iterator[Json | None]:
+    """Server-sent events as JSON; a comment is None.  A newline ends a line, and nothing else."""
+    rest = b""
+    for part in text:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            if line.startswith(b":"):
+                yield None
+            elif line.startswith(b"data: "):
+                yield json.loads(line.removeprefix(b"data: "))
 
 
 def _quoted(name: object) -> str:
@@ -289,7 +292,7 @@ class ManagerClient(_Client):
                 if not response.is_success:
                     response.read()
                     self._check(response)
-                yield _events_of(response.iter_lines())
+                yield _events_of(response.iter_bytes())
         except httpx2.ConnectError as error:
             raise self._no_daemon(error) from error
         except httpx2.HTTPError as error:

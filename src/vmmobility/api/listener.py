@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -78,7 +79,8 @@ class Gate:
             await send(message)
 
         try:
-            await self._app(asked_by(scope, asker), receive, told)
+            again = partial(self._asker, scope)
+            await self._app(asked_by(scope, asker, again), receive, told)
         finally:
             if status == 403:
                 self._refused(scope, asker, "role", status)
