@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import click
 
+from vmmobility.api.declared import ApiRole
 from vmmobility.api.tokens import ROLES, Token, add_token, read_tokens, revoke_token
 from vmmobility.cli import output
 from vmmobility.cli.output import Column
@@ -60,7 +61,16 @@ def token() -> None:
     """Tokens of the manager's API: make, list and revoke them."""
 
 
-@token.command()
+_NEW = "\n\n".join(
+    (
+        "Make a token and print it.  It is shown once: the file holds its hash alone.",
+        "What a role may, besides what those before it may:",
+        *(f"{role.text}: {role.may}." for role in ApiRole),
+    )
+)
+
+
+@token.command(help=_NEW)
 @click.argument("name")
 @click.option("--role", type=click.Choice(list(ROLES)), required=True, help="What it may do.")
 @click.option(
@@ -84,13 +94,6 @@ def new(
     path: Path,
     json_output: bool,
 ) -> None:
-    """Make a token and print it.  It is shown once: the file holds its hash alone.
-
-    \b
-    read     looks
-    operate  moves, drains and compares besides
-    admin    changes the records and releases what is fenced besides
-    """
     now_s = time.time()
     end = None if expires is None else now_s + expires
     with ExitStack() as stack:

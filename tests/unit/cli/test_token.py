@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.cli.command_line import Vmmob
 from tests.unit.tcp_api import LOOPBACKS, TLS, TcpApi, tcp_api
+from vmmobility.api.declared import ApiRole
 from vmmobility.api.remote import read_token
 from vmmobility.api.tokens import PREFIX
 
@@ -37,6 +38,13 @@ def test_tokens_by_the_command_line(vmmob: Vmmob, tmp_path: Path):
     assert vmmob("token", "new", "c", "--role", "read", "--expires", "soon", *file).code == 2
     assert vmmob("token", "revoke", "ci", *file).out == "ci is revoked\n"
     assert vmmob("token", "revoke", "ci", *file).code == 1
+
+
+def test_help_hides_nothing_that_a_role_may(vmmob: Vmmob):
+    text = " ".join(vmmob("token", "new", "--help").out.split())
+    for role in ApiRole:
+        assert f"{role.text}: {role.may}." in text
+    assert "delete any VM" in ApiRole.OPERATE.may
 
 
 def test_a_token_into_a_file(vmmob: Vmmob, tmp_path: Path):
