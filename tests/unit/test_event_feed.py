@@ -22,7 +22,15 @@ from vmmobility.api.declared import ApiRole
 from vmmobility.api.errors import BadRequest
 from vmmobility.api.tokens import add_token, revoke_token
 from vmmobility.daemon import event_feed
-from vmmobility.daemon.event_feed import KEPT, LOST, MOST_READERS, MOST_WAITING, EventFeed, Wanted
+from vmmobility.daemon.event_feed import (
+    KEPT,
+    LOST,
+    MOST_OF_ASKER,
+    MOST_READERS,
+    MOST_WAITING,
+    EventFeed,
+    Wanted,
+)
 from vmmobility.engine.outputs import Event
 from vmmobility.errors import Unavailable
 
@@ -131,6 +139,21 @@ def test_only_so_many_follow():
     feeding(run)
 
 
+def test_who_is_afar_takes_no_place_from_who_is_here_nor_all_from_others():
+    async def run(feed: EventFeed) -> None:
+        for _ in range(MOST_OF_ASKER):
+            feed.follow("", ALL, "ci")
+        with pytest.raises(Unavailable, match="this token"):
+            feed.follow("", ALL, "ci")
+        for number in range(MOST_READERS - MOST_OF_ASKER):
+            feed.follow("", ALL, f"token-{number}")
+        with pytest.raises(Unavailable):
+            feed.follow("", ALL, "another")
+        assert not feed.follow("", ALL).is_closed
+
+    feeding(run)
+
+
 def test_what_is_no_event_of_an_engine_is_looked_for_while_somebody_follows(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -215,6 +238,7 @@ def test_its_form_on_the_wire(api: TcpApi):
 
 
 def test_a_reader_that_takes_nothing_is_cut_off(api: TcpApi):
+    wait_for(lambda: not api.service.feed._readers, "who followed before has left")
     bearer = f"Authorization: Bearer {api.secrets['read']}\r\n"
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -227,6 +251,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(api: TcpApi):
 
 
 def test_a_reader_that_leaves_is_forgotten(api: TcpApi):
+    wait_for(lambda: not api.service.feed._readers, "who followed before has left")
     with api.client(api.secrets["read"]) as client, client.events(10) as events:
         next(events)
         assert len(api.service.feed._readers) == 1

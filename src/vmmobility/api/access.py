@@ -18,10 +18,11 @@ _AGAIN = "vmmobility.asked-again"
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """name: of the token, or where it asks from"""
+    """name: of the token, or where it asks from; by_token: not at the unix socket"""
 
     name: str
     role: ApiRole
+    by_token: bool = False
 
 
 def asked_by(

@@ -73,9 +73,11 @@ class EventRoutes:
         move = query.get("move", "")
         if max(map(len, (after, move, *kinds))) > MOST_OCTETS:
             raise BadRequest("a parameter is too long", f"use at most {MOST_OCTETS} characters")
-        audit = asker_of(request.scope).role >= ApiRole.ADMIN
+        asker = asker_of(request.scope)
+        audit = asker.role >= ApiRole.ADMIN
+        afar = asker.name if asker.by_token else None
         after = after or ("0" if follow == "false" else "")
-        reader = self._events.follow(after, kinds, vm, move, audit)
+        reader = self._events.follow(after, kinds, vm, move, audit, afar)
         return EventStream(reader, follow=follow == "true")
 
 

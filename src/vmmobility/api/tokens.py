@@ -172,7 +172,7 @@ class TokenDesk:
             raise Unauthorized("this token is not known, or was revoked", _REMEDY)
         if found.has_expired(self._clock()):
             raise Unauthorized(f"the token {found.name} has expired", _REMEDY)
-        return Asker(found.name, ROLES[found.role])
+        return Asker(found.name, ROLES[found.role], by_token=True)
 
     def _refresh(self) -> None:
         seen: tuple[int, ...] = ()
