@@ -13,7 +13,7 @@ import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
-from vmmobility.cli.default_command import DefaultCommand
+from vmmobility.cli.default_command import DefaultCommand, FirstCommand
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import manager_socket
 from vmmobility.errors import ApiError, NotFound
@@ -55,7 +55,7 @@ def drain() -> None:
     """
 
 
-@drain.command(START)
+@drain.command(START, cls=FirstCommand)
 @click.argument("nve", metavar="NVE")
 @click.option(
     "--to", multiple=True, metavar="NVE", help="Only to these NVEs; any that may unless given."
@@ -129,9 +129,13 @@ def show(name: str, wait: bool, socket_path: Path, json_output: bool) -> None:
             found = _followed(client, found, quiet=json_output)
     if json_output:
         output.print_json(found)
-        return
-    click.echo(f"drain {found['id']}: {found['nve']}, {found['state']}, {progress_words(found)}")
-    output.print_table(found["vms"], VMS)
+    else:
+        click.echo(
+            f"drain {found['id']}: {found['nve']}, {found['state']}, {progress_words(found)}"
+        )
+        output.print_table(found["vms"], VMS)
+    if wait:
+        _end(found)
 
 
 @drain.command()
