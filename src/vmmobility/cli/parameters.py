@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from vmmobility.api.remote import remote_of
+from vmmobility.cli import output
 from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import VmKey
 
@@ -87,6 +88,11 @@ def manager_socket(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         asked = option(asked)
     return asked
+
+
+def asks_manager(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What each command has that asks the manager: where it is, and --json (`json_output`)."""
+    return manager_socket(output.as_json(command))
 
 
 def _is_typed(name: str) -> bool:

@@ -29,6 +29,7 @@ from vmmobility.engine.lifecycle_transitions import LIVE, TABLE, LifeEvent, Life
 from vmmobility.engine.manager_admission import ManagerAdmission
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.outputs import Event
+from vmmobility.wire.definition_keys import member_of
 from vmmobility.wire.registry import GuestState, Role, Status
 from vmmobility.wire.values import VmKey
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.binding_cache import Binding
+    from vmmobility.engine.group_record import Group
     from vmmobility.engine.manager_onboarding import Onboarded
     from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.manager_provision import Provision
@@ -58,6 +60,7 @@ class ManagerLifecycle(ManagerAdmission):
         onboard: Callable[..., Onboarded]
         offboard: Callable[[VmKey, float], None]
         _silent_since: Callable[[str], float | None]
+        _groups_of: dict[VmKey, Group]
 
     lives: dict[VmKey, Life]
     _by_client_key: dict[str, VmKey]
@@ -140,6 +143,13 @@ class ManagerLifecycle(ManagerAdmission):
             peer = self.channel.peers.get(node)
             if peer is None or peer.role is not Role.NVE:
                 raise LifeRefused("unknown-nve", f"no NVE {node} is known", "see `vmmob show nves`")
+        member, group = member_of(asked.definition), self._groups_of.get(vm)
+        if member and (group is None or group.members[vm] != member):
+            raise LifeRefused(
+                "conflict",
+                f"VM {vm} is not member {member} of a group",
+                "declare the group first: `vmmob group create`",
+            )
         self._check_addresses(vm, asked.interfaces)
 
     def _check_addresses(self, vm: VmKey, interfaces: tuple[Interface, ...]) -> None:

@@ -20,7 +20,7 @@ def test_following_nobody_fails_at_once(
     vmmob: Vmmob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     slept: list[float] = []
-    monkeypatch.setattr(events.time, "sleep", slept.append)
+    monkeypatch.setattr("vmmobility.cli.events.time.sleep", slept.append)
     ran = vmmob("events", "--follow", "--socket", tmp_path / "none.sock")
     assert (ran.code, slept) == (1, [])
     assert "no such socket" in ran.err
