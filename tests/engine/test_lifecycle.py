@@ -54,10 +54,12 @@ def interface(number: int) -> Interface:
     )
 
 
-def asked(vm: VmKey = VM, number: int = 5, key: str = "k1", **more: Any) -> VmRequest:
+def asked(
+    vm: VmKey = VM, number: int = 5, key: str = "k1", definition: bytes = b"{}", **more: Any
+) -> VmRequest:
     given: dict[str, Any] = {"resources": SMALL, **more}
     return VmRequest(
-        key, f"digest of {key} {sorted(given)}", vm, (interface(number),), b"{}", **given
+        key, f"digest of {key} {sorted(given)}", vm, (interface(number),), definition, **given
     )
 
 
@@ -206,6 +208,22 @@ def test_members_of_a_group_share_an_address_and_no_nve():
     up(made, asked(two, 5, "k2"))
     nves = [made.manager.cache.bindings[vm].nve.nve_id for vm in (one, two)]
     assert nves == ["a", "b"]
+
+
+def test_members_of_a_group_are_created_and_serve_together():
+    made = world()
+    first, second = VmKey(0, "web1"), VmKey(0, "web2")
+    wanted = asked(first, definition=b'{"member":1}')
+    with pytest.raises(LifeRefused, match="not member 1 of a group"):
+        request(made, wanted)
+    do(made, lambda m, now: m.declare_group("web", 0, [(1, first), (2, second)], now))
+    with pytest.raises(LifeRefused, match="not member 1 of a group"):
+        request(made, asked(second, key="k2", definition=b'{"member":1}'))
+    up(made, wanted)
+    up(made, asked(second, key="k3", definition=b'{"member":2}'))
+    bindings = made.manager.cache.bindings
+    assert bindings[first].nve != bindings[second].nve
+    assert set(made.manager.groups["web"].present) == {first, second}
 
 
 def test_silent_cordoned_and_crowded_nves_are_not_chosen():

@@ -160,11 +160,12 @@ class FakeEvents:
         vm: tuple[int, str] | None,
         move: str,
         audit: bool,
+        afar: str | None,
     ) -> Reader:
         self.loop = asyncio.get_running_loop()
         for number in range(len(self.endings)):
             self.loop.call_later(0.02 * (number + 1), self._happens)
-        return self.feed.follow(after, Wanted(kinds, vm, move, audit))
+        return self.feed.follow(after, Wanted(kinds, vm, move, audit), afar)
 
     def _happens(self) -> None:
         """The next ending of the latest move, and the event that tells of it."""

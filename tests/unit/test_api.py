@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from vmmobility.api.client import ManagerClient, NveClient
 from vmmobility.api.errors import BadRequest, Conflict, NotFound, Unavailable, status_of
 from vmmobility.api.manager_api import manager_api
 from vmmobility.api.nve_api import nve_api
+from vmmobility.api.server import serve
 from vmmobility.errors import ApiError, ConfigError, HypervisorError
 from vmmobility.wire.values import VmKey
 
@@ -62,6 +65,43 @@ def test_waiting_ends_with_the_move(path: Path):
     began = time.monotonic()
     assert manager(path, question, service)["ok"] is True
     assert time.monotonic() - began < 30
+
+
+def test_texts_that_are_no_text_are_refused_before_anybody_keeps_them(path: Path):
+    placed: dict[str, Any] = {"client_key": "k", "vm_id": "vm9", "placement": {"dc": "\ud800"}}
+    service = FakeManager()
+    question = request("POST", "/v1/vms", json.dumps(placed))
+    status, answer = asking(manager_api(service), path, lambda: raw(path, question))
+    assert (status, answer["error"]) == (400, "the body is no UTF-8")
+    assert service.asked_for == {}
+    placed["placement"]["dc"] = "\U0001f600"  # a pair of them is a character
+    question = request("POST", "/v1/vms", json.dumps(placed))
+    assert asking(manager_api(service), path, lambda: raw(path, question))[0] == 202
+
+
+def test_who_leaves_while_waiting_keeps_no_place(path: Path):
+    async def run() -> None:
+        service = FakeManager()
+        move = await service.start_move(VM, "nve-b")
+        ended = asyncio.Event()
+        wait_move = service.wait_move
+
+        async def waiting(id: str, seconds: float) -> dict[str, Any] | None:
+            try:
+                return await wait_move(id, seconds)
+            finally:
+                ended.set()
+
+        service.wait_move = waiting  # type: ignore[method-assign]
+        async with serve(manager_api(service), path):
+            _, writer = await asyncio.open_unix_connection(path)
+            writer.write(request("GET", f"/v1/moves/{move['id']}?wait=3600").encode())
+            await service.waiting.wait()
+            writer.close()
+            async with asyncio.timeout(10):
+                await ended.wait()
+
+    asyncio.run(run())
 
 
 def test_a_starting_move_answers_202(path: Path):
@@ -122,6 +162,12 @@ def test_a_starting_move_answers_202(path: Path):
         ("GET /v1/check", "", 405),
         ("POST /v1/check?timeout=x", "", 400),
         ("POST /v1/check?timeout=4000", "", 400),
+        ("POST /v1/vms", '{"client_key": "\\ud800"}', 400),
+        ("POST /v1/vms", '{"\\udc00": 1}', 400),
+        ("GET /v1/moves/%ED%A0%80", "", 400),
+        ("GET /v1/moves/%FF", "", 400),
+        ("GET /v1/events?move=%FF", "", 400),
+        ("GET /v1/bindings/%C3%A4", "", 404),
     ],
 )
 def test_every_refusal_is_json_with_a_remedy(path: Path, line: str, body: str, status: int):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from vmmobility.api.declared import ApiRole, Declared, declarations
 from vmmobility.api.manager_api import ManagerRoutes
 from vmmobility.api.napt_api import NaptRoutes
 from vmmobility.api.nve_api import NveRoutes
-from vmmobility.api.openapi import describe
+from vmmobility.api.openapi import describe, role_table
 from vmmobility.api.router_api import RouterRoutes
 from vmmobility.api.schema import Schema, flaw
 
@@ -238,6 +239,19 @@ def test_bounds_of_numbers():
     assert flaw(float("nan"), bounded) == "nan is not 1 to 2"
     assert flaw([1, 2], {"type": "array", "maxItems": 1}) == "has more than 1 entries"
     assert get_args(schema.Schema)
+
+
+def test_the_roles_table_tells_of_whatever_changes_something():
+    routes = [route for route, _ in declarations(APIS["manager"]())]
+    rows = role_table(routes).splitlines()[2:]
+    for role, row in zip(ApiRole, rows, strict=True):
+        told = set(re.findall(r"`([A-Z]+ /[^`[]+)", row))
+        assert told == {
+            f"{route.method} {route.path}"
+            for route in routes
+            if route.role is role and route.method != "GET"
+        }
+    assert "`DELETE /v1/vms/{vm}[?force=1]`" in rows[1]
 
 
 def test_the_page_has_the_tables_of_the_code():

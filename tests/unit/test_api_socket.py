@@ -145,3 +145,14 @@ def test_another_server_is_an_error_with_a_remedy(path: Path):
 
     with NveClient(path) as client:
         assert "no JSON" in asking(other, path, lambda: failure(client.status)).message
+
+
+def test_a_failure_that_is_no_json_is_no_other_daemon(path: Path):
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 502, "headers": []})
+        await send({"type": "http.response.body", "body": b"<html>"})
+
+    with NveClient(path) as client:
+        error = asking(proxy, path, lambda: failure(client.status))
+    assert isinstance(error, Unavailable)
+    assert "HTTP status 502" in error.message

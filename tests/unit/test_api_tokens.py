@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.namespaces import wait_for
 from tests.unit.asked_api import VM, failure, request
 from tests.unit.tcp_api import LOOPBACKS, TLS, TcpApi, free_port, tcp_api
 from vmmobility.api import listener
@@ -109,6 +110,7 @@ def test_what_changes_something_is_written_down_with_who(api: TcpApi):
         failure(lambda: client.offboard(VM))
     with ManagerClient(api.socket) as client:
         client.uncordon("nve-a")
+    wait_for(lambda: len(api.noted("api.request")) == 3, "all three are written down")
     told = [
         (t["who"], t["role"], t["method"], t["path"], t["status"]) for t in api.noted("api.request")
     ]
@@ -215,6 +217,23 @@ def test_the_file_holds_no_secret_and_is_its_owners(tmp_path: Path):
     with pytest.raises(NotFound):
         revoke_token(path, "ci")
     assert read_tokens(path) == []
+
+
+def test_the_file_stays_its_owners(tmp_path: Path):
+    """Root makes tokens for a daemon that runs as another user."""
+    daemon = 4711 if os.geteuid() == 0 else os.geteuid()
+    path = tmp_path / "tokens.json"
+    add_token(path, "first", ApiRole.READ, 0, None)
+    assert path.stat().st_uid == tmp_path.stat().st_uid
+    os.chown(path, daemon, -1)
+    add_token(path, "second", ApiRole.READ, 0, None)
+    revoke_token(path, "first")
+    assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (daemon, 0o600)
+    folder = tmp_path / "daemons"
+    folder.mkdir()
+    os.chown(folder, daemon, -1)
+    add_token(folder / "tokens.json", "first", ApiRole.READ, 0, None)
+    assert (folder / "tokens.json").stat().st_uid == daemon
 
 
 def test_a_token_ends_when_it_should(tmp_path: Path):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from vmmobility.drivers.hypervisor.definition import ENCODED_LIMIT, decode, encode, load
 from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.engine.dataplane import RedirectPolicy, policy_of
-from vmmobility.engine.nve_registration import member_of
 from vmmobility.errors import ConfigError, DecodeError
+from vmmobility.wire.definition_keys import member_of
 from vmmobility.wire.values import Interface, VmKey
 
 DEFINITION = VmDefinition(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,20 @@ from tests.unit.asked_api import raw, request
 from tests.unit.cli.command_line import Ran
 from tests.unit.tcp_api import LOOPBACKS, TcpApi, tcp_api
 from vmmobility.api import event_routes
-from vmmobility.api.client import ManagerClient
+from vmmobility.api.client import ManagerClient, _events_of
+from vmmobility.api.declared import ApiRole
 from vmmobility.api.errors import BadRequest
+from vmmobility.api.tokens import add_token, revoke_token
 from vmmobility.daemon import event_feed
-from vmmobility.daemon.event_feed import KEPT, LOST, MOST_READERS, MOST_WAITING, EventFeed, Wanted
+from vmmobility.daemon.event_feed import (
+    KEPT,
+    LOST,
+    MOST_OF_ASKER,
+    MOST_READERS,
+    MOST_WAITING,
+    EventFeed,
+    Wanted,
+)
 from vmmobility.engine.outputs import Event
 from vmmobility.errors import Unavailable
 
@@ -128,6 +139,21 @@ def test_only_so_many_follow():
     feeding(run)
 
 
+def test_who_is_afar_takes_no_place_from_who_is_here_nor_all_from_others():
+    async def run(feed: EventFeed) -> None:
+        for _ in range(MOST_OF_ASKER):
+            feed.follow("", ALL, "ci")
+        with pytest.raises(Unavailable, match="this token"):
+            feed.follow("", ALL, "ci")
+        for number in range(MOST_READERS - MOST_OF_ASKER):
+            feed.follow("", ALL, f"token-{number}")
+        with pytest.raises(Unavailable):
+            feed.follow("", ALL, "another")
+        assert not feed.follow("", ALL).is_closed
+
+    feeding(run)
+
+
 def test_what_is_no_event_of_an_engine_is_looked_for_while_somebody_follows(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -212,6 +238,7 @@ def test_its_form_on_the_wire(api: TcpApi):
 
 
 def test_a_reader_that_takes_nothing_is_cut_off(api: TcpApi):
+    wait_for(lambda: not api.service.feed._readers, "who followed before has left")
     bearer = f"Authorization: Bearer {api.secrets['read']}\r\n"
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -224,10 +251,42 @@ def test_a_reader_that_takes_nothing_is_cut_off(api: TcpApi):
 
 
 def test_a_reader_that_leaves_is_forgotten(api: TcpApi):
+    wait_for(lambda: not api.service.feed._readers, "who followed before has left")
     with api.client(api.secrets["read"]) as client, client.events(10) as events:
         next(events)
         assert len(api.service.feed._readers) == 1
     wait_for(lambda: not api.service.feed._readers, "it is forgotten")
+
+
+def test_a_token_that_is_revoked_hears_no_more(api: TcpApi):
+    """Also while one event follows another."""
+    for busy in (False, True):
+        secret, made = add_token(api.tokens, "passing", ApiRole.READ, time.time(), None)
+        with api.client(secret) as client, client.events(10) as events:
+            next(events)
+            revoke_token(api.tokens, made.name)
+            deadline = time.monotonic() + 20
+            for _ in events:
+                assert time.monotonic() < deadline
+                if busy:
+                    happen(api, "move.done")
+        wait_for(lambda: not api.service.feed._readers, "it is forgotten")
+
+
+def test_an_event_has_no_line_in_it_but_its_own(api: TcpApi):
+    """What another token wrote breaks nobody's stream."""
+    nasty = "a\u2028b\u2029c\x85d\x0b\x0c\x1c\re\nf"
+    with api.client(api.secrets["read"]) as client, client.events(10) as events:
+        next(events)
+        happen(api, "move.done", vm=nasty)
+        assert next(row for row in events if row)["vm"] == nasty
+    assert event_routes.written({"event": "x", "text": nasty}).isascii()
+
+
+def test_a_client_takes_a_newline_alone_for_the_end_of_a_line():
+    text = 'id: 1\ndata: {"vm": "a\u2028b\x85c"}\n\n:\n\n'.encode()
+    parts = iter([text[:25], text[25:26], text[26:]])
+    assert list(_events_of(parts)) == [{"vm": "a\u2028b\x85c"}, None]
 
 
 @pytest.mark.parametrize(

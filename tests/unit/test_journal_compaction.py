@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.descriptors import descriptors_left
 from vmmobility.errors import StoreError
 from vmmobility.store import frames, journal
 from vmmobility.store.journal import Journal
@@ -227,6 +228,24 @@ def test_a_full_disk_puts_a_snapshot_off(tmp_path: Path, monkeypatch: pytest.Mon
             store.append(batch(number))
         assert not (tmp_path / "journal.new").exists()
     grown = (tmp_path / "journal").stat().st_ino
+    for number in range(40, 120):
+        store.append(batch(number))
+    assert (tmp_path / "journal").stat().st_ino != grown
+    store.close()
+    assert Journal.open(tmp_path).load() == state_after(120)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("spare", [0, 1])
+def test_too_few_descriptors_put_a_snapshot_off(tmp_path: Path, spare: int):
+    """Others (the API's connections) have taken them; that must not end the daemon."""
+    store = Journal.open(tmp_path)
+    grown = (tmp_path / "journal").stat().st_ino
+    with descriptors_left(spare):
+        for number in range(40):
+            store.append(batch(number))
+    assert (tmp_path / "journal").stat().st_ino == grown
+    assert not (tmp_path / "journal.new").exists()
     for number in range(40, 120):
         store.append(batch(number))
     assert (tmp_path / "journal").stat().st_ino != grown

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from vmmobility.api.manager_schemas import LIFE_STATES
+from vmmobility.api.manager_schemas import LIFE_STATES, NEW_VM
 from vmmobility.daemon.recording.codec import argument, text, value_of
-from vmmobility.daemon.vm_requests import adjusted, digest_of, life_view, request_of
+from vmmobility.daemon.vm_requests import BESIDES, adjusted, digest_of, life_view, request_of
+from vmmobility.drivers.hypervisor.definition import KEYS as DEFINITION_KEYS
 from vmmobility.engine.capacity import Resources
 from vmmobility.engine.lifecycle_record import Life, life_from_json, life_to_json
 from vmmobility.engine.lifecycle_transitions import LifeState
 from vmmobility.errors import BadRequest
+from vmmobility.wire.definition_keys import api_keys, file_keys
 from vmmobility.wire.values import VmKey
 
 ETH0 = {"mac": "52:54:00:00:00:01", "addresses": ["10.1.0.5/32", "fd01::5/128"]}
@@ -50,6 +52,25 @@ def test_without_resources_the_definition_says_what_it_takes():
     assert counted.resources == Resources(1, 64, 0)
 
 
+def test_a_member_of_a_group_and_whatever_else_a_definition_holds_is_taken():
+    asked = request_of(body(member=2, redirect="tunnel"))
+    told = json.loads(asked.definition)
+    assert (told["member"], told["redirect"]) == (2, "tunnel")
+    # Each key of a definition is the API's, and whatever the API takes is a definition's.
+    fields = set(NEW_VM["properties"]) - set(BESIDES)
+    assert set(file_keys(dict.fromkeys(fields))) == set(DEFINITION_KEYS)
+
+
+def test_keys_of_files_and_of_the_api():
+    in_file = {"vm_id": "v", "interface": [1], "disk": [2]}
+    in_api = {"vm_id": "v", "interfaces": [1], "disks": [2]}
+    assert api_keys(in_file) == api_keys(in_api) == in_api
+    assert file_keys(in_file) == file_keys(in_api) == in_file
+    for renamed in (api_keys, file_keys):
+        with pytest.raises(ValueError, match="say it once"):
+            renamed({"disk": [], "disks": []})
+
+
 def test_disks_are_at_least_what_they_are():
     asked = request_of(body(resources={"storage_mib": 1}, disks=DISKS))
     assert asked.resources.storage_mib == 150
@@ -79,6 +100,9 @@ def test_disks_are_at_least_what_they_are():
         ({"interfaces": [{"mac": "x"}]}, "interface[0]"),
         ({"machine": {}}, "machine.kernel"),
         ({"disks": [{}]}, "disk[0]"),
+        ({"disks": [], "disk": []}, "disk"),
+        ({"member": -1}, "member"),
+        ({"member": "1"}, "member"),
     ],
 )
 def test_what_is_wrong_is_named(wrong: dict[str, Any], named: str):

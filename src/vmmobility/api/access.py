@@ -5,27 +5,40 @@ Not here: tokens (tokens.py).  Rests on declared.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vmmobility.api.declared import ApiRole, Declared
-from vmmobility.api.errors import Forbidden, Unauthorized
+from vmmobility.api.errors import ApiError, Forbidden, Unauthorized
 
 _KEY = "vmmobility.asker"
+_AGAIN = "vmmobility.asked-again"
 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """name: of the token, or where it asks from"""
+    """name: of the token, or where it asks from; by_token: not at the unix socket"""
 
     name: str
     role: ApiRole
+    by_token: bool = False
 
 
-def asked_by(scope: Mapping[str, Any], asker: Asker) -> dict[str, Any]:
-    """The scope of a request, with who makes it."""
-    return {**scope, _KEY: asker}
+def asked_by(
+    scope: Mapping[str, Any], asker: Asker, again: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """The scope of a request, with who makes it.  again: raises ApiError if that counts no more"""
+    return {**scope, _KEY: asker, _AGAIN: again}
+
+
+def counts_still(scope: Mapping[str, Any]) -> bool:
+    """Whether who asked may still hear the answer, where that goes on for long."""
+    try:
+        scope[_AGAIN]()
+    except ApiError:
+        return False
+    return True
 
 
 def asker_of(scope: Mapping[str, Any]) -> Asker:

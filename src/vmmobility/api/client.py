@@ -102,6 +102,11 @@ class _Client:
         try:
             answer = response.json()
         except ValueError:
+            if response.is_server_error:
+                raise Unavailable(
+                    f"{self._place}: HTTP status {response.status_code}, without a reason",
+                    f"ask again; look at the {self._daemon}'s log, and a proxy's if one is between",
+                ) from None
             raise ApiError(
                 f"{self._place}: an answer that is no JSON", f"is this a {self._daemon}'s socket?"
             ) from None
@@ -130,13 +135,16 @@ def _nobody_at(path: Path, daemon: str) -> ApiError:
     return Unavailable(f"{path}: nobody listens there", start)
 
 
-def _events_of(lines: Iterator[str]) -> Iterator[Json | None]:
-    """Server-sent events as JSON; a comment is None."""
-    for line in lines:
-        if line.startswith(":"):
-            yield None
-        elif line.startswith("data: "):
-            yield json.loads(line.removeprefix("data: "))
+def _events_of(text: Iterator[bytes]) -> Iterator[Json | None]:
+    """Server-sent events as JSON; a comment is None.  A newline ends a line, and nothing else."""
+    rest = b""
+    for part in text:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            if line.startswith(b":"):
+                yield None
+            elif line.startswith(b"data: "):
+                yield json.loads(line.removeprefix(b"data: "))
 
 
 def _quoted(name: object) -> str:
@@ -288,7 +296,7 @@ class ManagerClient(_Client):
                 if not response.is_success:
                     response.read()
                     self._check(response)
-                yield _events_of(response.iter_lines())
+                yield _events_of(response.iter_bytes())
         except httpx2.ConnectError as error:
             raise self._no_daemon(error) from error
         except httpx2.HTTPError as error:

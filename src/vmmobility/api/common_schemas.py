@@ -5,6 +5,8 @@ Not here: what is one daemon's own (manager_schemas.py, node_schemas.py).  Rests
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vmmobility.api.schema import (
     ANYTHING,
     BOOLEAN,
@@ -21,6 +23,19 @@ from vmmobility.api.schema import (
     table,
 )
 
+OF_VM: Mapping[str, Schema] = {"vni": VNI, "vm": NAME}
+# What a definition must hold besides is said by what reads it (drivers/hypervisor/definition.py).
+DEFINITION_FIELDS: Mapping[str, Schema] = {
+    "vni": VNI,
+    "kind": TEXT,
+    "vcpus": COUNT,
+    "memory_mib": COUNT,
+    "machine": table(ANYTHING),
+    "interfaces": listed(ANYTHING),
+    "disks": listed(ANYTHING),
+    "redirect": TEXT,
+    "member": COUNT,
+}
 INTERFACE = named("Interface", record({"mac": TEXT, "addresses": listed(TEXT)}))
 INTERFACES = listed(INTERFACE)
 

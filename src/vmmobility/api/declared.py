@@ -26,13 +26,27 @@ _ATTRIBUTE = "__declared__"
 class ApiRole(IntEnum):
     """What an asker may do; each may do what those before it may."""
 
-    READ = 1  # look
-    OPERATE = 2  # move, start, stop, drain: what changes where VMs run, by the records
-    ADMIN = 3  # change the records, release what is fenced
+    READ = 1
+    OPERATE = 2
+    ADMIN = 3
 
     @property
     def text(self) -> str:
         return self.name.lower()
+
+    @property
+    def may(self) -> str:
+        """In words; each also what those before it may."""
+        return _MAY[self]
+
+
+_MAY = {
+    ApiRole.READ: "look",
+    ApiRole.OPERATE: "create VMs, start, stop, suspend and delete any VM (by force, too), protect "
+    "and move them, drain and cordon NVEs, have things compared",
+    ApiRole.ADMIN: "change the records of VMs and groups, release what is frozen or fenced, read "
+    "who asks the API",
+}
 
 
 @dataclass(frozen=True, slots=True)

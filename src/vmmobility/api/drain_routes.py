@@ -71,7 +71,7 @@ class DrainRoutes:
         if seconds is None:
             drain = self._drains.drain(id)
         else:
-            drain = await self._drains.wait_drain(id, seconds)
+            drain = await http.while_asked(request, self._drains.wait_drain(id, seconds))
         if drain is None:
             raise NotFound(f"no drain {id}", "list them with `vmmob drain list`")
         return JSONResponse(drain)

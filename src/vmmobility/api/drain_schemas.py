@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from vmmobility.api.common_schemas import OF_VM
 from vmmobility.api.schema import (
     BOOLEAN,
     COUNT,
     NAME,
     NUMBER,
     TEXT,
-    VNI,
     body,
     choice,
     listed,
@@ -34,15 +34,14 @@ _DRAIN = {
     "settled": COUNT,
     **dict.fromkeys(_STAGES, COUNT),
     "bytes": nullable(record({"copied": COUNT, "total": COUNT})),
-    "reasons": listed(record({"vni": VNI, "vm": NAME, "reason": TEXT})),
+    "reasons": listed(record({**OF_VM, "reason": TEXT})),
 }
 DRAIN = named("Drain", record(_DRAIN))
 DRAINED_VM = named(
     "DrainedVm",
     record(
         {
-            "vni": VNI,
-            "vm": NAME,
+            **OF_VM,
             "stage": choice(*_STAGES),
             "to": nullable(NAME),
             "move": nullable(NAME),

@@ -1,8 +1,8 @@
 """`GET /v1/events`: the daemon's events as they come, as server-sent events (WHATWG HTML 9.2).
 
 Each has `id` (none for what is only of the moment), `event`, and `data`: a JSON object on one line.
-Comments come where nothing else does, so that both ends notice a dead path.  A reader that does not
-take what is sent within WRITE_S is cut off.
+Comments come where nothing else does, so that both ends notice a dead path; the stream ends when
+its token counts no more.  A reader that does not take what is sent within WRITE_S is cut off.
 Not here: which events there are, what is kept (daemon/event_feed.py).  Rests on http.py.
 """
 
@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from vmmobility.api import http
-from vmmobility.api.access import asker_of
+from vmmobility.api.access import asker_of, counts_still
 from vmmobility.api.declared import ApiRole, Query, declared
 from vmmobility.api.errors import BadRequest
 from vmmobility.api.schema import ANYTHING, COUNT, NAME, TEXT, VNI, choice, named, record
@@ -25,7 +25,7 @@ from vmmobility.api.schema import ANYTHING, COUNT, NAME, TEXT, VNI, choice, name
 if TYPE_CHECKING:
     from vmmobility.api.service import EventReader, EventService
 
-HEARTBEAT_S = 10.0  # a comment where nothing else came for so long
+HEARTBEAT_S = 10.0  # a comment comes, and the token is looked up again, so often
 WRITE_S = 10.0  # a reader may take so long to take what is sent
 MOST_OCTETS = 200  # of an id, a kind, a move
 
@@ -73,9 +73,11 @@ class EventRoutes:
         move = query.get("move", "")
         if max(map(len, (after, move, *kinds))) > MOST_OCTETS:
             raise BadRequest("a parameter is too long", f"use at most {MOST_OCTETS} characters")
-        audit = asker_of(request.scope).role >= ApiRole.ADMIN
+        asker = asker_of(request.scope)
+        audit = asker.role >= ApiRole.ADMIN
+        afar = asker.name if asker.by_token else None
         after = after or ("0" if follow == "false" else "")
-        reader = self._events.follow(after, kinds, vm, move, audit)
+        reader = self._events.follow(after, kinds, vm, move, audit, afar)
         return EventStream(reader, follow=follow == "true")
 
 
@@ -96,7 +98,7 @@ class EventStream(Response):
             await send(start)
             async with asyncio.TaskGroup() as group:
                 gone = group.create_task(self._until_gone(receive), name="events reader")
-                whole = await self._tell(send)
+                whole = await self._tell(scope, send)
                 gone.cancel()
             if whole:
                 await send({"type": "http.response.body", "body": b""})
@@ -110,7 +112,7 @@ class EventStream(Response):
             pass
         self._reader.close()
 
-    async def _tell(self, send: Send) -> bool:
+    async def _tell(self, scope: Scope, send: Send) -> bool:
         """False: the reader was too slow, and its connection is to be cut."""
         try:
             await self._send(send, b": events\n\n")
@@ -118,12 +120,17 @@ class EventStream(Response):
                 for row in self._reader.waiting():
                     await self._send(send, written(row))
                 return True
+            now = asyncio.get_running_loop().time
+            due = now() + HEARTBEAT_S
             while not self._reader.is_closed:
-                found = await self._reader.next(HEARTBEAT_S)
+                found = await self._reader.next(due - now())
+                if now() >= due:
+                    if not counts_still(scope):
+                        return True
+                    due = now() + HEARTBEAT_S
+                    await self._send(send, b":\n\n")
                 if found is not None:
                     await self._send(send, written(found))
-                elif not self._reader.is_closed:
-                    await self._send(send, b":\n\n")
         except TimeoutError:
             return False
         return not self._reader.is_cut_off
@@ -138,5 +145,6 @@ class EventStream(Response):
 def written(row: dict[str, Any]) -> bytes:
     """One event on the wire."""
     head = f"id: {row['id']}\n" if "id" in row else ""
-    data = json.dumps(row, default=str, ensure_ascii=False)
+    # ASCII: there are readers that take U+2028 or U+0085 in a name for the end of a line.
+    data = json.dumps(row, default=str)
     return f"{head}event: {row['event']}\ndata: {data}\n\n".encode()

@@ -9,6 +9,8 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
+from urllib.parse import unquote_to_bytes
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,6 +27,8 @@ from vmmobility.api.service import Json
 from vmmobility.errors import VmMobilityError
 from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import VmKey
+
+T = TypeVar("T")
 
 MAX_BODY = 1 << 20  # octets
 BODY_S = 30.0  # how long a body may take to come
@@ -69,11 +73,21 @@ def application(handlers: Described) -> Starlette:
 def _endpoint(route: Declared, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         allow(request.scope, route)
+        _plain_text(request)
         _known_query(request, route)
         request.state.declared = route
         return await handler(request)
 
     return endpoint
+
+
+def _plain_text(request: Request) -> None:
+    """Octets that are no UTF-8 would be replaced, and another name be taken for the one meant."""
+    target = request.scope.get("raw_path", b"") + b"?" + request.scope["query_string"]
+    try:
+        unquote_to_bytes(target).decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the path, or a parameter, is no UTF-8", "write names in UTF-8") from None
 
 
 def _known_query(request: Request, route: Declared) -> None:
@@ -119,7 +133,11 @@ async def body(request: Request) -> Json:
     except TimeoutError:
         raise Unavailable(f"the body did not come within {BODY_S:g} s", "send it again") from None
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode())
+        # "\ud800" alone is JSON, and no text that could be stored, sent or answered.
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise BadRequest("the body is no UTF-8", "write texts in UTF-8") from None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -156,6 +174,26 @@ def name_of(value: object, key: str, remedy: str) -> str:
         return check_name(value if isinstance(value, str) else "")
     except ValueError as error:
         raise BadRequest(f"{key}: no NVE-ID: {error}", remedy) from None
+
+
+async def while_asked(request: Request, answer: Awaitable[T]) -> T:
+    """The answer, which takes long; Unavailable once nobody waits for it any more."""
+
+    loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        limit.reschedule(loop.time())
+
+    gone = loop.create_task(leaves(), name="api asker")
+    try:
+        async with limit:
+            return await answer
+    except TimeoutError:
+        raise Unavailable("whoever asked has left", "ask again") from None
+    finally:
+        gone.cancel()
 
 
 def seconds_of(request: Request, key: str) -> float | None:

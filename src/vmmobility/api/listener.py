@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vmmobility.api.access import Asker, asked_by
 from vmmobility.api.declared import ApiRole
-from vmmobility.api.errors import ApiError, Unauthorized, status_of
+from vmmobility.api.errors import ApiError, Unauthorized, Unavailable, status_of
 from vmmobility.api.http import problem
 from vmmobility.api.tokens import TokenDesk
 
@@ -28,6 +29,10 @@ REFUSALS_A_SECOND = 10  # so many are told; all are counted
 BEARER = "bearer "
 _NO_TOKEN = Unauthorized(
     "no token was sent", "send `Authorization: Bearer TOKEN` (vmmob: --token-file FILE)"
+)
+_CROWDED = Unavailable(
+    "too many connections are open here, or as many as one asker may have",
+    "end some (who waits, who follows events), and ask again",
 )
 
 
@@ -55,8 +60,15 @@ class Gate:
             status = status_of(error)
             self._refused(scope, None, "no-token" if error is _NO_TOKEN else "token", status)
             answer = problem(status, error.message, error.remedy)
+            answer.headers["Connection"] = "close"
             if status == 401:
                 answer.headers["WWW-Authenticate"] = 'Bearer realm="vmmobility"'
+            await answer(scope, receive, send)
+            return
+        connection = scope.get("state", {}).get("connection")
+        if connection is not None and not connection.is_let_in(asker.name):
+            answer = problem(503, _CROWDED.message, _CROWDED.remedy)
+            answer.headers["Connection"] = "close"
             await answer(scope, receive, send)
             return
         status = 0
@@ -67,7 +79,8 @@ class Gate:
             await send(message)
 
         try:
-            await self._app(asked_by(scope, asker), receive, told)
+            again = partial(self._asker, scope)
+            await self._app(asked_by(scope, asker, again), receive, told)
         finally:
             if status == 403:
                 self._refused(scope, asker, "role", status)

@@ -252,7 +252,7 @@ class ManagerRoutes(
         if seconds is None:
             move = self._service.move(id)
         else:
-            move = await self._service.wait_move(id, seconds)
+            move = await http.while_asked(request, self._service.wait_move(id, seconds))
         if move is None:
             raise NotFound(f"no move {id}", "list them with `vmmob move list`")
         return JSONResponse(move)

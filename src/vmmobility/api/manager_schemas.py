@@ -5,7 +5,13 @@ Not here: which route takes or gives it (manager_api.py).  Rests on schema.py.
 
 from __future__ import annotations
 
-from vmmobility.api.common_schemas import INTERFACES, STATUS, check_of
+from vmmobility.api.common_schemas import (
+    DEFINITION_FIELDS,
+    INTERFACES,
+    OF_VM,
+    STATUS,
+    check_of,
+)
 from vmmobility.api.schema import (
     ANYTHING,
     BOOLEAN,
@@ -53,8 +59,7 @@ _CAPACITY = (
 CAPACITY = record(dict.fromkeys(_CAPACITY, COUNT))
 
 _BINDING = {
-    "vni": VNI,
-    "vm": NAME,
+    **OF_VM,
     "nve": NAME,
     "server": nullable(NAME),
     "epoch": COUNT,
@@ -86,8 +91,7 @@ MOVE = named(
     record(
         {
             "id": NAME,
-            "vni": VNI,
-            "vm": NAME,
+            **OF_VM,
             "from": NAME,
             "to": NAME,
             "mode": _MODES,
@@ -116,8 +120,7 @@ LIFE_STATES = choice(
     *("protected", "suspended", "stopped", "deleted", "failed"),
 )
 _LIFE = {
-    "vni": VNI,
-    "vm": NAME,
+    **OF_VM,
     "state": LIFE_STATES,
     "nve": NAME,
     "reason": TEXT,
@@ -130,14 +133,7 @@ LIFE = named("Life", record(_LIFE))
 NEW_VM = body(
     {"client_key": NAME, "vm_id": NAME},
     {
-        "vni": VNI,
-        "kind": NAME,
-        "vcpus": COUNT,
-        "memory_mib": COUNT,
-        "machine": table(ANYTHING),
-        "redirect": TEXT,
-        "interfaces": listed(ANYTHING),
-        "disks": listed(ANYTHING),
+        **DEFINITION_FIELDS,
         "resources": body({}, _RESOURCES),
         "placement": body({}, _PLACEMENT),
     },
@@ -211,8 +207,7 @@ ROUTE = named(
     "Route",
     record(
         {
-            "vni": VNI,
-            "vm": NAME,
+            **OF_VM,
             "router": NAME,
             "state": choice("none", "watch", "keep", "lead", "announce"),
             "serving": nullable(NAME),

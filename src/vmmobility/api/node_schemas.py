@@ -6,7 +6,7 @@ Rests on schema.py.
 
 from __future__ import annotations
 
-from vmmobility.api.common_schemas import STATUS
+from vmmobility.api.common_schemas import DEFINITION_FIELDS, OF_VM, STATUS
 from vmmobility.api.schema import (
     ANYTHING,
     BOOLEAN,
@@ -14,7 +14,6 @@ from vmmobility.api.schema import (
     NAME,
     NUMBER,
     TEXT,
-    VNI,
     body,
     choice,
     listed,
@@ -23,6 +22,7 @@ from vmmobility.api.schema import (
     record,
     table,
 )
+from vmmobility.wire.definition_keys import PLURALS
 
 # --- NVE ---
 
@@ -41,8 +41,7 @@ NVE_STATUS = named(
     ),
 )
 _LOCAL_VM = {
-    "vni": VNI,
-    "vm": NAME,
+    **OF_VM,
     "phase": NAME,
     "expected": BOOLEAN,
     "epoch": COUNT,
@@ -60,21 +59,10 @@ _DATA_PLANE = {
     ),
 }
 LOCAL_VM = named("LocalVm", record(_LOCAL_VM, {**_DATA_PLANE, "guest": nullable(NAME)}))
-# What a definition must hold besides is said by what reads it (drivers/hypervisor/definition.py).
+# As in the API, or as in a file.
 DEFINITION = body(
     {"vm_id": NAME},
-    {
-        "vni": VNI,
-        "kind": TEXT,
-        "vcpus": COUNT,
-        "memory_mib": COUNT,
-        "machine": table(ANYTHING),
-        "interface": listed(ANYTHING),
-        "interfaces": listed(ANYTHING),
-        "redirect": TEXT,
-        "disk": listed(ANYTHING),
-        "member": COUNT,
-    },
+    {**DEFINITION_FIELDS, **dict.fromkeys(PLURALS, listed(ANYTHING))},
 )
 
 # --- router ---
@@ -84,8 +72,7 @@ LED_VM = named(
     "LedVm",
     record(
         {
-            "vni": VNI,
-            "vm": NAME,
+            **OF_VM,
             "state": NAME,
             "epoch": COUNT,
             "prefixes": listed(TEXT),
@@ -125,8 +112,7 @@ MAPPING = named(
         },
         {
             "nve": NAME,
-            "vni": VNI,
-            "vm": NAME,
+            **OF_VM,
             "ours": BOOLEAN,
             "here": BOOLEAN,
             "holder": TEXT,

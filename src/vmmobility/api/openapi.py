@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vmmobility import __version__
-from vmmobility.api.declared import Declared, parameter_of
+from vmmobility.api.declared import ApiRole, Declared, parameter_of
 from vmmobility.api.schema import NAMED, REFERENCE, TEXT, Schema, named, record
 
 PROBLEM = named("Problem", record({"error": TEXT, "remedy": TEXT}))
@@ -113,6 +113,25 @@ def route_table(routes: Iterable[Declared]) -> str:
             f"| {route.summary} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def role_table(routes: Iterable[Declared]) -> str:
+    """What each role may, and the requests that change something for which it is needed."""
+    known = list(routes)
+    lines = ["| Role | May | Requests |", "|---|---|---|"]
+    for role in ApiRole:
+        mine = [each for each in known if each.role is role and each.changes]
+        requests = [f"`{each.method} {each.path}{_forced(each)}`" for each in mine]
+        besides = "" if role is min(ApiRole) else "besides: "
+        lines.append(
+            f"| `{role.text}` | {besides}{role.may} | {', '.join(requests) or 'every GET'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _forced(route: Declared) -> str:
+    """The parameter that makes it worse."""
+    return "[?force=1]" if any(query.name == "force" for query in route.query) else ""
 
 
 def schema_table(routes: Iterable[Declared]) -> str:

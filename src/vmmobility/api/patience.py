@@ -1,13 +1,14 @@
 """HTTP connections that do not wait for ever: a request's head, and a body that nobody reads any
 more, have a limit of time.
 
-Not here: a body's limits (http.py), how many connections there may be (server.py).
+Not here: a body's limits (http.py), how many connections there may be (door.py).
 Rests on uvicorn's protocol for h11.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import struct
 from collections import Counter
@@ -16,6 +17,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from vmmobility.api.door import Connection
+
 HEAD_S = 10.0  # from the first octet, or the connection, to the end of a request's head
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -23,16 +26,23 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 class PatientProtocol(H11Protocol):
     """Closes a connection whose request's head is not whole in time.
 
-    A request's `state` has "uid", of a unix socket's peer, and "abort", which cuts the connection
+    A request's `state` has "connection" (door.Connection), "uid", of a unix socket's peer, and
+    "abort", which cuts the connection
     """
 
     counts: Counter[str] | None = None
+    connection: Connection | None = None
     head_s = HEAD_S
     _due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "uid": _uid_of(transport), "abort": transport.abort}
+        self.app_state = {
+            **self.app_state,
+            "connection": self.connection,
+            "uid": _uid_of(transport),
+            "abort": transport.abort,
+        }
         self._due = self.loop.call_later(self.head_s, self._too_slow)
 
     def data_received(self, data: bytes) -> None:
@@ -45,7 +55,27 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        if self.connection is not None:
+            self.connection.left()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is answered like all that is wrong, where it still can be."""
+        problem = {"error": msg, "remedy": "send HTTP/1.1; see docs/api.md"}
+        body = json.dumps(problem).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        events = (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _watch(self, begun: bool) -> None:
         """A timer runs while a request's head has begun and is not whole, and while the rest of a

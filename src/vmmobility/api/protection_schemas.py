@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmmobility.api.common_schemas import OF_VM
 from vmmobility.api.schema import (
     BOOLEAN,
     COUNT,
@@ -23,8 +24,7 @@ PROTECTION = named(
     "Protection",
     record(
         {
-            "vni": VNI,
-            "vm": NAME,
+            **OF_VM,
             "nve": nullable(NAME),
             "standby": NAME,
             "state": choice(*_STATES),

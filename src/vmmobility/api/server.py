@@ -1,7 +1,7 @@
 """Serving an API on a unix socket and at TCP addresses, inside the daemon's own event loop.
 
 The daemon keeps its signals and its log; shutting down is bounded.
-Not here: routes, who asks (listener.py).  Rests on uvicorn.
+Not here: routes, who asks (listener.py), how many are let in (door.py).  Rests on uvicorn.
 """
 
 from __future__ import annotations
@@ -18,32 +18,49 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from vmmobility.api.door import Acceptor, Bounds, Connection, Door
 from vmmobility.api.errors import Conflict, Unavailable
 from vmmobility.api.listener import Gate
-from vmmobility.api.patience import protocol_for
+from vmmobility.api.patience import PatientProtocol, protocol_for
 from vmmobility.api.tokens import TokenDesk, read_tokens
 from vmmobility.daemon.api_place import ApiConfig, ApiPlace, Listen
 from vmmobility.errors import ConfigError
 
 MODE = 0o660  # the daemon's user and group
 CLOSE_S = 1  # requests under way get so long when the daemon ends
-BACKLOG = 64
-MOST_CONNECTIONS = 256  # at all sockets of a kind; the next is answered 503
+BACKLOG = 128
+HERE = Bounds(unknown=128, source=128, known=256, asker=128)  # at the unix socket
+FROM_AFAR = Bounds(unknown=128, source=32, known=256, asker=64)  # at all TCP addresses
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without signal handlers, which says when it has started."""
+    """uvicorn without signal handlers, at sockets behind a door; it says when it has started."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, door: Door) -> None:
         super().__init__(config)
         self.ready = asyncio.Event()
+        self._door = door
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override,unused-ignore]
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        def made(connection: Connection) -> asyncio.Protocol:
+            protocol: PatientProtocol = self.config.http_protocol_class(  # type: ignore[assignment,call-arg]
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+            protocol.connection = connection
+            return protocol
+
+        await self.lifespan.startup()
+        self.servers = [
+            Acceptor(each, self._door, made, self.config.ssl)  # type: ignore[misc]
+            for each in sockets or []
+        ]
+        self.started = True
         self.ready.set()
 
 
@@ -88,7 +105,6 @@ async def _serving(
         lifespan="off",
         ws="none",
         http=protocol_for(place.counts),
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=CLOSE_S,
         ssl_certfile=files.tls_certificate,
         ssl_keyfile=files.tls_key,
@@ -100,7 +116,7 @@ async def _serving(
             f"api.tls_certificate {files.tls_certificate}, tls_key {files.tls_key}: {error}",
             "name a certificate (with its chain) and its key, both PEM, that this user can read",
         ) from None
-    server = _Server(config)
+    server = _Server(config, Door(FROM_AFAR if tls else HERE, place.counts))
     failure: BaseException | None = None
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve(listeners), name="api")

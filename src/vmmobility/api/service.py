@@ -44,9 +44,11 @@ class EventService(Protocol):
         vm: tuple[int, str] | None,
         move: str,
         audit: bool,
+        afar: str | None,
     ) -> EventReader:
         """after: an id, "" for from now on, "0" for all that are kept; kinds, vm, move: which, if
-        they are given; audit: also who asks the API.  Raises Unavailable."""
+        they are given; audit: also who asks the API; afar: whose token asks, None at the unix
+        socket.  Raises Unavailable."""
 
 
 class DrainService(Protocol):

@@ -3,7 +3,8 @@
     {"tokens": [{"name", "role", "sha256", "created_s", "expires_s": s | null}]}
 
 A token is 256 random bits, so one round of SHA-256 keeps it (there is nothing to guess).  Times are
-seconds of CLOCK_REALTIME.  The file is for its owner alone, and is read again when it changes.
+seconds of CLOCK_REALTIME.  The file is for its owner alone, and is read again when it changes.  It
+keeps its owner, the daemon's user, when root writes it; a new one has its folder's.
 Not here: HTTP (listener.py), commands (cli/token.py).  Rests on declared.py for the roles.
 """
 
@@ -136,8 +137,11 @@ def _changing(path: Path) -> Iterator[list[Token]]:
 def _write(path: Path, tokens: Sequence[Token]) -> None:
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
+    keeper = os.stat(path if path.exists() else path.parent)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        if os.geteuid() == 0:  # nobody else can give a file away
+            os.fchown(descriptor, keeper.st_uid, keeper.st_gid)
         json.dump({"tokens": [asdict(token) for token in tokens]}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -168,7 +172,7 @@ class TokenDesk:
             raise Unauthorized("this token is not known, or was revoked", _REMEDY)
         if found.has_expired(self._clock()):
             raise Unauthorized(f"the token {found.name} has expired", _REMEDY)
-        return Asker(found.name, ROLES[found.role])
+        return Asker(found.name, ROLES[found.role], by_token=True)
 
     def _refresh(self) -> None:
         seen: tuple[int, ...] = ()

@@ -58,8 +58,6 @@ def create(
     if wait and not confirmed:
         raise click.UsageError("--wait needs --confirm: an offer alone starts nothing")
     body = read_definition(file)
-    if "disk" in body:
-        body["disks"] = body.pop("disk")
     body["client_key"] = key or uuid.uuid4().hex
     with ManagerClient(socket_path) as client:
         found = client.create_vm(body)

@@ -8,6 +8,13 @@ from __future__ import annotations
 import click
 
 
+class FirstCommand(click.Command):
+    """What is called `default` below: its name says its arguments, and its usage not again."""
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [self.options_metavar or ""]
+
+
 class DefaultCommand(click.Group):
     """What is no subcommand's name is the first argument of the command called `default`.
 
@@ -20,9 +27,3 @@ class DefaultCommand(click.Group):
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
-        return "" if name == self.default else name, command, rest

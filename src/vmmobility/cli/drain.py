@@ -13,9 +13,9 @@ import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
-from vmmobility.cli.default_command import DefaultCommand
+from vmmobility.cli.default_command import DefaultCommand, FirstCommand
 from vmmobility.cli.output import Column
-from vmmobility.cli.parameters import manager_socket
+from vmmobility.cli.parameters import asks_manager
 from vmmobility.errors import ApiError, NotFound
 
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ def drain() -> None:
     """
 
 
-@drain.command(START)
+@drain.command(START, cls=FirstCommand)
 @click.argument("nve", metavar="NVE")
 @click.option(
     "--to", multiple=True, metavar="NVE", help="Only to these NVEs; any that may unless given."
@@ -76,8 +76,7 @@ def drain() -> None:
 )
 @click.option("--uncordon", is_flag=True, help="Let VMs come there again once it has ended.")
 @click.option("--wait", is_flag=True, help="Wait for the end and show how far it is.")
-@manager_socket
-@output.as_json
+@asks_manager
 def start(
     nve: str,
     to: tuple[str, ...],
@@ -107,8 +106,7 @@ def start(
 
 
 @drain.command("list")
-@manager_socket
-@output.as_json
+@asks_manager
 def list_drains(socket_path: Path, json_output: bool) -> None:
     """Drains under way and the latest ones that have ended."""
     with ManagerClient(socket_path) as client:
@@ -119,8 +117,7 @@ def list_drains(socket_path: Path, json_output: bool) -> None:
 @drain.command()
 @click.argument("name", metavar="DRAIN")
 @click.option("--wait", is_flag=True, help="Wait for the end and show how far it is.")
-@manager_socket
-@output.as_json
+@asks_manager
 def show(name: str, wait: bool, socket_path: Path, json_output: bool) -> None:
     """One drain and its VMs.  DRAIN is a drain's ID (`vmmob drain list`), or an NVE: its latest."""
     with ManagerClient(socket_path) as client:
@@ -129,16 +126,19 @@ def show(name: str, wait: bool, socket_path: Path, json_output: bool) -> None:
             found = _followed(client, found, quiet=json_output)
     if json_output:
         output.print_json(found)
-        return
-    click.echo(f"drain {found['id']}: {found['nve']}, {found['state']}, {progress_words(found)}")
-    output.print_table(found["vms"], VMS)
+    else:
+        click.echo(
+            f"drain {found['id']}: {found['nve']}, {found['state']}, {progress_words(found)}"
+        )
+        output.print_table(found["vms"], VMS)
+    if wait:
+        _end(found)
 
 
 @drain.command()
 @click.argument("name", metavar="DRAIN")
 @click.option("--wait", is_flag=True, help="Wait until the moves under way have ended.")
-@manager_socket
-@output.as_json
+@asks_manager
 def abort(name: str, wait: bool, socket_path: Path, json_output: bool) -> None:
     """Begin no more moves of a drain.  DRAIN is its ID, or its NVE.
 
@@ -157,8 +157,7 @@ def abort(name: str, wait: bool, socket_path: Path, json_output: bool) -> None:
 
 @click.command()
 @click.argument("nve", metavar="NVE")
-@manager_socket
-@output.as_json
+@asks_manager
 def cordon(nve: str, socket_path: Path, json_output: bool) -> None:
     """Let no VM begin at an NVE, and none be moved there (asks the manager)."""
     with ManagerClient(socket_path) as client:
@@ -168,8 +167,7 @@ def cordon(nve: str, socket_path: Path, json_output: bool) -> None:
 
 @click.command()
 @click.argument("nve", metavar="NVE")
-@manager_socket
-@output.as_json
+@asks_manager
 def uncordon(nve: str, socket_path: Path, json_output: bool) -> None:
     """Let VMs come to an NVE again (asks the manager)."""
     with ManagerClient(socket_path) as client:

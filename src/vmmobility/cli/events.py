@@ -65,36 +65,47 @@ def events(
         if not follow:
             teller.tell(follow="false")
             return
-        in_vain = 0
-        while True:
-            told = teller.told
-            try:
-                teller.tell()
-            except Unavailable:
-                in_vain = 0 if teller.told != told else in_vain + 1
-                if in_vain >= MOST_IN_VAIN:
-                    raise
-            time.sleep(AGAIN_S)
+        _follow(teller)
+
+
+def _follow(teller: _Teller) -> None:
+    """Raises Unavailable if there is nobody to begin with, or nobody comes again."""
+    in_vain = 0
+    while True:
+        begun, why = teller.begun, "the events ended"
+        try:
+            teller.tell()
+        except Unavailable as error:
+            in_vain = 0 if teller.begun != begun else in_vain + 1
+            if not teller.begun or in_vain >= MOST_IN_VAIN:
+                raise
+            why = error.message
+        if teller.begun != begun:
+            click.echo(f"note: {why}; asked again for {MOST_IN_VAIN} s", err=True)
+        time.sleep(AGAIN_S)
 
 
 class _Teller:
-    """Tells of events, each once.  told: how many; last: the id of the last one that had one."""
+    """Tells of events, each once.  begun: how often they have begun to come; last: the id of the
+    last one that had one."""
 
     def __init__(
         self, client: ManagerClient, query: dict[str, str], last: str, json_output: bool
     ) -> None:
         self._client, self._query, self._json = client, query, json_output
         self.last = last
-        self.told = 0
+        self.begun = 0
 
     def tell(self, **more: str) -> None:
         """Until they end.  Raises Unavailable where they break off."""
         after = {"after": self.last} if self.last else {}
         with self._client.events(QUIET_S, **self._query, **after, **more) as found:
+            self.begun += 1
+            if self.begun > 1:
+                click.echo("note: they come again", err=True)
             for event in found:
                 if event is not None:
                     self.last = event.get("id", self.last)
-                    self.told += 1
                     text = json.dumps(event, ensure_ascii=False) if self._json else words(event)
                     click.echo(text)
 

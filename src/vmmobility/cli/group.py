@@ -14,7 +14,7 @@ import click
 from vmmobility.api.client import ManagerClient
 from vmmobility.api.errors import NotFound
 from vmmobility.cli import output
-from vmmobility.cli.parameters import manager_socket, vni_option
+from vmmobility.cli.parameters import asks_manager, vni_option
 
 
 @click.group()
@@ -26,8 +26,7 @@ def group() -> None:
 @click.argument("name", metavar="GROUP")
 @click.argument("members", metavar="VM[:NUMBER]...", nargs=-1, required=True)
 @vni_option
-@manager_socket
-@output.as_json
+@asks_manager
 def create(
     name: str, members: Sequence[str], vni: int | None, socket_path: Path, json_output: bool
 ) -> None:
@@ -60,8 +59,7 @@ def _numbered(members: Sequence[str]) -> dict[str, int]:
 
 
 @group.command("list")
-@manager_socket
-@output.as_json
+@asks_manager
 def list_groups(socket_path: Path, json_output: bool) -> None:
     """List the groups, and their members in service."""
     with ManagerClient(socket_path) as client:
@@ -87,8 +85,7 @@ def _by_state(row: Mapping[str, Any], state: str) -> list[str]:
 
 @group.command()
 @click.argument("name", metavar="GROUP")
-@manager_socket
-@output.as_json
+@asks_manager
 def show(name: str, socket_path: Path, json_output: bool) -> None:
     """Show one group: each member, where it is, whether it is in service and, if not, why."""
     with ManagerClient(socket_path) as client:
@@ -114,8 +111,7 @@ def show(name: str, socket_path: Path, json_output: bool) -> None:
 
 @group.command()
 @click.argument("name", metavar="GROUP")
-@manager_socket
-@output.as_json
+@asks_manager
 def delete(name: str, socket_path: Path, json_output: bool) -> None:
     """Take a group back.  No two of its members may serve one address then."""
     with ManagerClient(socket_path) as client:

@@ -6,6 +6,7 @@ Not here: the commands (one module a group).  Rests on click.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import NoReturn
 import click
 
 from vmmobility import __version__
+from vmmobility.cli import output
 from vmmobility.cli.check import check
 from vmmobility.cli.config import config
 from vmmobility.cli.drain import drain
@@ -108,6 +110,7 @@ for command in (
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 an error (told on standard error), 2 wrong usage."""
+    output.FOR_PROGRAMS.set(False)
     try:
         # Commands return nothing; what click returns is the code with which one has exited.
         code = vmmob.main(args=arguments, prog_name="vmmob", standalone_mode=False)
@@ -136,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(message: str, remedy: str, code: int = 1) -> NoReturn:
+    if output.FOR_PROGRAMS.get():
+        click.echo(json.dumps({"error": message, "remedy": remedy}), err=True)
+        sys.exit(code)
     click.echo(f"error: {message}", err=True)
     if remedy:
         click.echo(f"remedy: {remedy}", err=True)

@@ -11,7 +11,7 @@ import click
 
 from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
-from vmmobility.cli.default_command import DefaultCommand
+from vmmobility.cli.default_command import DefaultCommand, FirstCommand
 from vmmobility.cli.move_terms import terms_options
 from vmmobility.cli.move_watch import (
     JsonTeller,
@@ -65,7 +65,7 @@ def move() -> None:
     """
 
 
-@move.command(START)
+@move.command(START, cls=FirstCommand)
 @click.argument("name", metavar="VM", type=VM_NAME)
 @click.argument("nve", metavar="[NVE]", default="")
 @click.option("--to", default="", metavar="NVE", help="The same as NVE.")

@@ -100,17 +100,19 @@ def follow(client: ManagerClient, begun: Row, timeout_s: float | None, teller: T
 def follow_live(client: ManagerClient, id: str, timeout_s: float | None, teller: Teller) -> Row:
     """The same by the manager's events: each is a reason to look, progress is told as it comes.
 
-    Should the events break off, it is asked for as follow() does.
+    Should the events break off, it is asked for as follow() does; so it is where the next sign of
+    life may come after the deadline.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    patience_s = QUIET_S if timeout_s is None else min(QUIET_S, timeout_s)
     now = client.move(id)
+    if _is_near(deadline):
+        return follow(client, now, timeout_s, teller)
     try:
-        with client.events(patience_s, move=id) as events:
+        with client.events(QUIET_S, move=id) as events:
             now = client.move(id)  # what came before the first event
             teller.tell(now)
             for event in events:
-                if now["ok"] is not None or (deadline and time.monotonic() >= deadline):
+                if now["ok"] is not None or _is_near(deadline):
                     break
                 if event is None:
                     continue
@@ -126,6 +128,10 @@ def follow_live(client: ManagerClient, id: str, timeout_s: float | None, teller:
         pass  # asked in vain, or too slow: what is left is asked for
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     return follow(client, now, left, teller)
+
+
+def _is_near(deadline: float | None) -> bool:
+    return deadline is not None and deadline - time.monotonic() < QUIET_S
 
 
 def watched(client: ManagerClient, begun: Row, timeout_s: float | None, *, quiet: bool) -> Row:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import click
@@ -17,7 +18,18 @@ from rich.text import Text
 Column = tuple[str, Callable[[Mapping[str, Any]], object]]
 """A heading, and what a row shows under it."""
 
-as_json = click.option("--json", "json_output", is_flag=True, help="Print JSON.")
+FOR_PROGRAMS: ContextVar[bool] = ContextVar("FOR_PROGRAMS", default=False)
+"""Whether the command that runs was given --json: its error is JSON then, too."""
+
+
+def _is_for_programs(_: click.Context, __: click.Parameter, value: bool) -> bool:
+    FOR_PROGRAMS.set(value)
+    return value
+
+
+as_json = click.option(
+    "--json", "json_output", is_flag=True, callback=_is_for_programs, help="Print JSON."
+)
 
 
 def print_json(value: object) -> None:

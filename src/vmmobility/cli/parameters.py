@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from vmmobility.api.remote import remote_of
+from vmmobility.cli import output
 from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import VmKey
 
@@ -41,7 +43,10 @@ _manager_socket = _socket("VMMOB_SOCKET", MANAGER_SOCKET, "The manager's")
 
 
 def manager_socket(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where the manager is: `socket_path`, a socket's path, or a Remote where --url is given."""
+    """Where the manager is: `socket_path`, a socket's path, or a Remote where a URL is given.
+
+    What stands on the command line wins over the environment.
+    """
 
     @functools.wraps(command)
     def asked(
@@ -52,6 +57,10 @@ def manager_socket(command: Callable[..., Any]) -> Callable[..., Any]:
         ca: Path | None,
         **more: Any,
     ) -> Any:
+        if _is_typed("socket_path"):
+            if _is_typed("url"):
+                raise click.UsageError("--socket and --url both say where the manager is: give one")
+            url = None
         place = socket_path if url is None else remote_of(url, token_file, ca)
         return command(*values, socket_path=place, **more)
 
@@ -79,6 +88,16 @@ def manager_socket(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         asked = option(asked)
     return asked
+
+
+def asks_manager(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What each command has that asks the manager: where it is, and --json (`json_output`)."""
+    return manager_socket(output.as_json(command))
+
+
+def _is_typed(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
 
 
 nve_socket = _socket("VMMOB_NVE_SOCKET", NVE_SOCKET, "The NVE's")

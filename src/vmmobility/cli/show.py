@@ -17,7 +17,7 @@ from vmmobility.cli import output
 from vmmobility.cli.alarms import print_alarms
 from vmmobility.cli.move import MOVES
 from vmmobility.cli.output import Column
-from vmmobility.cli.parameters import manager_socket, nve_socket
+from vmmobility.cli.parameters import asks_manager, nve_socket
 from vmmobility.cli.protect import protected
 
 
@@ -92,8 +92,7 @@ def show() -> None:
 
 
 @show.command()
-@manager_socket
-@output.as_json
+@asks_manager
 def bindings(socket_path: Path, json_output: bool) -> None:
     """The binding cache: which NVE serves which VM."""
     with ManagerClient(socket_path) as client:
@@ -102,8 +101,7 @@ def bindings(socket_path: Path, json_output: bool) -> None:
 
 
 @show.command()
-@manager_socket
-@output.as_json
+@asks_manager
 def nves(socket_path: Path, json_output: bool) -> None:
     """The NVEs that the manager knows, and when it last heard them since its start.
 
@@ -116,8 +114,7 @@ def nves(socket_path: Path, json_output: bool) -> None:
 
 
 @show.command()
-@manager_socket
-@output.as_json
+@asks_manager
 def servers(socket_path: Path, json_output: bool) -> None:
     """The servers of NVEs that stand apart, by their NVEs' heartbeats.
 
@@ -129,8 +126,7 @@ def servers(socket_path: Path, json_output: bool) -> None:
 
 
 @show.command()
-@manager_socket
-@output.as_json
+@asks_manager
 def routers(socket_path: Path, json_output: bool) -> None:
     """The routers that the manager knows, and how many VMs each leads."""
     with ManagerClient(socket_path) as client:
@@ -139,8 +135,7 @@ def routers(socket_path: Path, json_output: bool) -> None:
 
 
 @show.command()
-@manager_socket
-@output.as_json
+@asks_manager
 def routes(socket_path: Path, json_output: bool) -> None:
     """What each router was told of each VM away from home, and where the fabric leads it there."""
     with ManagerClient(socket_path) as client:
@@ -149,8 +144,7 @@ def routes(socket_path: Path, json_output: bool) -> None:
 
 
 @show.command()
-@manager_socket
-@output.as_json
+@asks_manager
 def moves(socket_path: Path, json_output: bool) -> None:
     """The moves that the manager remembers, oldest first."""
     with ManagerClient(socket_path) as client:
@@ -159,8 +153,7 @@ def moves(socket_path: Path, json_output: bool) -> None:
 
 
 @show.command()
-@manager_socket
-@output.as_json
+@asks_manager
 def onboarded(socket_path: Path, json_output: bool) -> None:
     """The VMs on record for strict mode: their MACs and addresses, and where they may be."""
     with ManagerClient(socket_path) as client:
@@ -169,8 +162,7 @@ def onboarded(socket_path: Path, json_output: bool) -> None:
 
 
 @show.command()
-@manager_socket
-@output.as_json
+@asks_manager
 def alarms(socket_path: Path, json_output: bool) -> None:
     """What wants a person now.  An NVE has its own: `vmmob nve alarms`."""
     with ManagerClient(socket_path) as client:

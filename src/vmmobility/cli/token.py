@@ -5,18 +5,23 @@ They change the file that `api.tokens` names; the manager reads it again by itse
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from vmmobility.api.declared import ApiRole
 from vmmobility.api.tokens import ROLES, Token, add_token, read_tokens, revoke_token
 from vmmobility.cli import output
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import PlainText
+from vmmobility.errors import Conflict
 
 FILE = Path("/etc/vmmobility/api-tokens.json")
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -56,7 +61,16 @@ def token() -> None:
     """Tokens of the manager's API: make, list and revoke them."""
 
 
-@token.command()
+_NEW = "\n\n".join(
+    (
+        "Make a token and print it.  It is shown once: the file holds its hash alone.",
+        "What a role may, besides what those before it may:",
+        *(f"{role.text}: {role.may}." for role in ApiRole),
+    )
+)
+
+
+@token.command(help=_NEW)
 @click.argument("name")
 @click.option("--role", type=click.Choice(list(ROLES)), required=True, help="What it may do.")
 @click.option(
@@ -64,26 +78,53 @@ def token() -> None:
     type=PlainText("duration", seconds_of),
     help="After so long it counts no more (30d); for ever unless given.",
 )
+@click.option(
+    "--output",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write it into this new file, which nobody else can read, instead of printing it.",
+)
 @file_option
 @output.as_json
-def new(name: str, role: str, expires: int | None, path: Path, json_output: bool) -> None:
-    """Make a token and print it.  It is shown once: the file holds its hash alone.
-
-    \b
-    read     looks
-    operate  moves, drains and compares besides
-    admin    changes the records and releases what is fenced besides
-    """
+def new(
+    name: str,
+    role: str,
+    expires: int | None,
+    target: Path | None,
+    path: Path,
+    json_output: bool,
+) -> None:
     now_s = time.time()
     end = None if expires is None else now_s + expires
-    try:
-        secret, made = add_token(path, name, ROLES[role], now_s, end)
-    except ValueError as error:
-        raise click.UsageError(f"{name!r} is no name: {error}") from None
+    with ExitStack() as stack:
+        # Made before the token: a secret that nobody has is of no use.
+        file = stack.enter_context(_new_file(target)) if target is not None else None
+        try:
+            secret, made = add_token(path, name, ROLES[role], now_s, end)
+        except ValueError as error:
+            raise click.UsageError(f"{name!r} is no name: {error}") from None
+        if file is not None:
+            file.write(secret + "\n")
     if json_output:
-        output.print_json({**_row(made, now_s), "token": secret})
+        shown = {"token": secret} if target is None else {"output": str(target)}
+        output.print_json({**_row(made, now_s), **shown})
     else:
-        click.echo(secret)
+        click.echo(secret if target is None else f"{name}: written to {target}")
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[TextIO]:
+    """For its owner alone; none is left if the body fails."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise Conflict(f"{path}: is there already", "name a new file, or remove it") from None
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @token.command("list")

@@ -24,7 +24,8 @@ Row = dict[str, Any]
 
 KEPT = 4096  # events that one who was away can still have
 MOST_WAITING = 1024  # events that wait for one reader
-MOST_READERS = 64
+MOST_READERS = 64  # at this machine, and as many off it;
+MOST_OF_ASKER = 16  # of these, of one token
 LOOK_S = 1.0  # what is no event of an engine (alarms, progress) is looked for so often
 NOT_FED = frozenset({"drop"})
 LOST = "events.lost"
@@ -57,8 +58,12 @@ class Wanted:
 class Reader:
     """One who follows.  Use as `async for`, or next(); close() when it is gone."""
 
-    def __init__(self, feed: EventFeed, wanted: Wanted, missed: Iterable[Row]) -> None:
+    def __init__(
+        self, feed: EventFeed, wanted: Wanted, missed: Iterable[Row], afar: str | None
+    ) -> None:
+        """afar: whose token it has; None: it is on this machine"""
         self._feed = feed
+        self.afar = afar
         self._wanted = wanted
         self._missed = deque(row for row in missed if wanted.takes(row))
         self._rows: asyncio.Queue[Row | None] = asyncio.Queue(MOST_WAITING)
@@ -134,16 +139,19 @@ class EventFeed:
             reader.offer(row)
             self.cut_off += reader.is_cut_off
 
-    def follow(self, after: str, wanted: Wanted) -> Reader:
-        """after: the last id that was seen, "" for from now on, "0" for all that is kept.
+    def follow(self, after: str, wanted: Wanted, afar: str | None = None) -> Reader:
+        """after: the last id that was seen, "" for from now on, "0" for all that is kept; afar:
+        whose token asks, None on this machine.
 
         Raises Unavailable if too many follow already.
         """
-        if len(self._readers) >= MOST_READERS:
-            raise Unavailable(
-                f"{MOST_READERS} follow events already", "end one of them, or ask for the state"
-            )
-        reader = Reader(self, wanted, self._after(after))
+        remedy = "end one of them, or ask for the state"
+        others = [each.afar for each in self._readers if (each.afar is None) is (afar is None)]
+        if len(others) >= MOST_READERS:
+            raise Unavailable(f"{MOST_READERS} follow events already", remedy)
+        if afar is not None and others.count(afar) >= MOST_OF_ASKER:
+            raise Unavailable(f"{MOST_OF_ASKER} follow events with this token already", remedy)
+        reader = Reader(self, wanted, self._after(after), afar)
         self._readers.add(reader)
         return reader
 

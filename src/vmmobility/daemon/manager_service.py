@@ -325,8 +325,9 @@ class Manager(DrainService, ProtectionService):
         vm: tuple[int, str] | None,
         move: str,
         audit: bool,
+        afar: str | None,
     ) -> Reader:
-        return self._feed.follow(after, Wanted(kinds, vm, move, audit))
+        return self._feed.follow(after, Wanted(kinds, vm, move, audit), afar)
 
     def _on_event(self, event: Event) -> None:
         self._drain_event(event)

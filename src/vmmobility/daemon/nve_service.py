@@ -17,6 +17,7 @@ from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.dataplane import Forwarding, VmDataPlane, port_name
 from vmmobility.errors import BadRequest, DecodeError, NotFound, Unavailable
+from vmmobility.wire.definition_keys import file_keys
 from vmmobility.wire.registry import Phase
 from vmmobility.wire.values import VmKey
 
@@ -196,10 +197,7 @@ def _tunnels(choice: Choice | None) -> dict[str, str] | None:
 
 def read_definition(definition: dict[str, Any]) -> VmDefinition:
     """The API's form of a definition, checked.  Raises BadRequest."""
-    document = dict(definition)
-    if "interfaces" in document:
-        document["interface"] = document.pop("interfaces")
     try:
-        return definitions.decode(json.dumps(document).encode())
-    except DecodeError as error:
+        return definitions.decode(json.dumps(file_keys(definition)).encode())
+    except (DecodeError, ValueError) as error:
         raise BadRequest(str(error), "correct the VM's definition") from None

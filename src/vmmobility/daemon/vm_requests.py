@@ -17,31 +17,29 @@ from vmmobility.engine.capacity import Resources, resources_of
 from vmmobility.engine.lifecycle_record import Life, VmRequest
 from vmmobility.engine.lifecycle_transitions import LifeState
 from vmmobility.errors import BadRequest, DecodeError
+from vmmobility.wire.definition_keys import file_keys
 from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import VmKey
 
 MOST = 1 << 26
 MOST_KEY = 128  # characters of a client key
-# What a request shares with a VM's definition; `interfaces` and `disks` are its lists.
-SHARED = ("vm_id", "vni", "kind", "vcpus", "memory_mib", "machine", "redirect")
+# What a request says besides; the rest is the VM's definition.
+BESIDES = ("client_key", "resources", "placement")
 RESOURCES = ("vcpus", "memory_mib", "storage_mib", "threads")
 
 
 def request_of(body: Mapping[str, Any]) -> VmRequest:
     """Raises BadRequest, naming the key."""
     told = _counts(body.get("resources", {}), "resources")
-    document = {key: body[key] for key in SHARED if key in body}
+    document = {key: value for key, value in body.items() if key not in BESIDES}
     for key in ("vcpus", "memory_mib"):
         if key in told and body.get(key, told[key]) != told[key]:
             raise _wrong(f"resources.{key}: {told[key]}, but {key} is {body[key]}", "say it once")
         if told.get(key):
             document[key] = told[key]
-    for many, one in (("interfaces", "interface"), ("disks", "disk")):
-        if many in body or one in body:
-            document[one] = body.get(many, body.get(one))
     try:
-        definition = decode(json.dumps(document).encode())
-    except DecodeError as error:
+        definition = decode(json.dumps(file_keys(document)).encode())
+    except (DecodeError, ValueError) as error:
         raise _wrong(str(error), "correct the VM's definition") from None
     if definition.kind == "external":
         what = "kind: guests of other hands are not created by us"

@@ -30,6 +30,7 @@ from vmmobility.engine.manager_admission import ManagerAdmission
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_protection_record import ProtectionState
 from vmmobility.engine.outputs import Event
+from vmmobility.wire.definition_keys import member_of
 from vmmobility.wire.registry import GuestState, Role, Status
 from vmmobility.wire.values import VmKey
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.binding_cache import Binding
+    from vmmobility.engine.group_record import Group
     from vmmobility.engine.manager_move import Move
     from vmmobility.engine.manager_onboarding import Onboarded
     from vmmobility.engine.manager_protection_record import ProtectedVm
@@ -63,6 +65,7 @@ class ManagerLifecycle(ManagerAdmission):
         offboard: Callable[[VmKey, float], None]
         _silent_since: Callable[[str], float | None]
         _server_is_dead: Callable[[str, str], bool]
+        _groups_of: dict[VmKey, Group]
 
     lives: dict[VmKey, Life]
     _by_client_key: dict[str, VmKey]
@@ -145,6 +148,13 @@ class ManagerLifecycle(ManagerAdmission):
             peer = self.channel.peers.get(node)
             if peer is None or peer.role is not Role.NVE:
                 raise LifeRefused("unknown-nve", f"no NVE {node} is known", "see `vmmob show nves`")
+        member, group = member_of(asked.definition), self._groups_of.get(vm)
+        if member and (group is None or group.members[vm] != member):
+            raise LifeRefused(
+                "conflict",
+                f"VM {vm} is not member {member} of a group",
+                "declare the group first: `vmmob group create`",
+            )
         self._check_addresses(vm, asked.interfaces)
 
     def _check_addresses(self, vm: VmKey, interfaces: tuple[Interface, ...]) -> None:

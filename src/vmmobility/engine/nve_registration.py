@@ -5,7 +5,6 @@ Not here: moves (nve_moves.py), redirects (nve_redirects.py).
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from vmmobility.engine.binding_update_list import Entry
@@ -14,6 +13,7 @@ from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import (
     Order,
 )
+from vmmobility.wire.definition_keys import member_of
 from vmmobility.wire.message import Message, definition_options
 from vmmobility.wire.options import (
     AttachId,
@@ -397,12 +397,3 @@ def _kind(entry: Entry) -> MobilityKind:
     """Section 7: a VM whose definition says so is a member of a load-shared group."""
     member = member_of(entry.definition)
     return MobilityKind(Mobility.STANDBY, member) if member else MobilityKind(entry.mobility)
-
-
-def member_of(definition: bytes) -> int:
-    """The `member` of a VM's definition (JSON, as it travels between NVEs); 0: it says none."""
-    try:
-        member = json.loads(definition)["member"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return 0
-    return member if isinstance(member, int) and 0 < member <= 0xFFFF else 0

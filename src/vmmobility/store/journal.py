@@ -30,6 +30,7 @@ ALLOCATE = 1 << 20  # octets preallocated at a time
 COMPACT_ABOVE = 4 << 20  # octets of frames below which a journal is left to grow
 SNAPSHOT_FRAME = 1 << 20  # octets of payload after which a snapshot begins another frame
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SHORT = (errno.EMFILE, errno.ENFILE)  # of descriptors, which others may have taken for a while
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -133,7 +134,8 @@ class Journal:
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            self._adopt(*self._write_snapshot())
+            with _opened(self._path.parent) as folder:
+                self._adopt(*self._write_snapshot(), folder)
             _sync_directory(self._path.parent.parent)  # the state directory itself may be new
             return
         data = self._path.read_bytes()
@@ -187,17 +189,21 @@ class Journal:
     def _compact_if_grown(self) -> None:
         if self._end <= self._compact_above or self._end <= 2 * self._live_size:
             return
-        try:
-            snapshot = self._write_snapshot()
-        except OSError as error:
-            (self._path.parent / NEXT).unlink(missing_ok=True)
-            if error.errno not in _FULL:
-                raise
-            # The batch is durable in the file that has the name: on a full disk this can wait.
-            self._compact_above = 2 * self._end
-        else:
-            self._adopt(*snapshot)
-            self._compact_above = COMPACT_ABOVE
+        with contextlib.ExitStack() as stack:
+            try:
+                # Opened before, so that the name is never changed without being synced.
+                folder = stack.enter_context(_opened(self._path.parent))
+                snapshot = self._write_snapshot()
+            except OSError as error:
+                (self._path.parent / NEXT).unlink(missing_ok=True)
+                if error.errno not in (*_FULL, *_SHORT):
+                    raise
+                # The batch is durable in the file that has the name: on a full disk, or without
+                # a free descriptor, this can wait.
+                self._compact_above = 2 * self._end
+            else:
+                self._adopt(*snapshot, folder)
+                self._compact_above = COMPACT_ABOVE
 
     def _write_snapshot(self) -> tuple[int, int, int]:
         """The live state as a synced file named NEXT: (descriptor, last sequence, end)."""
@@ -219,7 +225,7 @@ class Journal:
             raise
         return new, sequence, end
 
-    def _adopt(self, new: int, sequence: int, end: int) -> None:
+    def _adopt(self, new: int, sequence: int, end: int, folder: int) -> None:
         """Give the snapshot the journal's name: whenever a crash comes, the name leads to the old
         file or to the new one, each complete.  Only then is the new one used.
         """
@@ -228,7 +234,7 @@ class Journal:
         self._file, self._sequence, self._end = new, sequence, end
         self._allocated = os.fstat(new).st_size
         os.rename(self._path.parent / NEXT, self._path)
-        _sync_directory(self._path.parent)
+        os.fsync(folder)
 
     def _snapshot_payloads(self) -> Iterator[bytes]:
         batch: list[EncodedChange] = []
@@ -267,9 +273,15 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(path) as descriptor:
         os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
     finally:
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.unit.cli.command_line import Vmmob
@@ -37,8 +39,12 @@ def test_what_could_not_be_moved_is_named(vmmob: Vmmob, manager: FakeManager):
     manager.drain_endings = [FAILED]
     ran = vmmob("drain", "nve-a", "--wait", "--json")
     assert (ran.code, ran.json["state"]) == (1, "incomplete")
-    assert "error: drain d1 of nve-a is incomplete: vm3 (no NVE can take it" in ran.err
-    assert "remedy: see `vmmob drain show d1`" in ran.err
+    told = json.loads(ran.err)
+    assert told["error"].startswith("drain d1 of nve-a is incomplete: vm3 (no NVE can take it")
+    assert told["remedy"].startswith("see `vmmob drain show d1`")
+    assert vmmob("drain", "show", "nve-a").code == 0
+    shown = vmmob("drain", "show", "nve-a", "--wait")
+    assert (shown.code, "error: drain d1 of nve-a is incomplete" in shown.err) == (1, True)
 
 
 @pytest.mark.usefixtures("manager")

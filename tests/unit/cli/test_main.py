@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,25 @@ def test_wrong_usage_is_2(vmmob: Vmmob, arguments: list[str]):
     ran = vmmob(*arguments)
     assert ran.code == 2
     assert "Error: " in ran.err
+
+
+@pytest.mark.parametrize("words", [("move", "VM NVE"), ("drain", "NVE")])
+def test_wrong_usage_leads_to_the_help_that_has_the_options(vmmob: Vmmob, words: tuple[str, str]):
+    group, arguments = words
+    wrong = vmmob(group, *arguments.split(), "--colour", "red")
+    assert wrong.code == 2
+    hint = f"vmmob {group} {arguments} --help"
+    assert f"Try '{hint}' for help" in wrong.err
+    shown = vmmob(*hint.split()[1:])
+    assert shown.out.startswith(f"Usage: vmmob {group} {arguments} [OPTIONS]\n")
+    assert "--wait" in shown.out
+
+
+def test_errors_are_json_for_who_asks_for_json(vmmob: Vmmob, tmp_path: Path):
+    ran = vmmob("vm", "list", "--json", "--socket", tmp_path / "none.sock")
+    assert (ran.code, ran.out) == (1, "")
+    assert set(json.loads(ran.err)) == {"error", "remedy"}
+    assert vmmob("vm", "list", "--socket", tmp_path / "none.sock").err.startswith("error: ")
 
 
 @pytest.mark.parametrize("command", [["manager", "run"], ["nve", "run"], ["nve", "flush"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -54,6 +55,12 @@ def test_a_move_that_fails(vmmob: Vmmob, manager: FakeManager):
     ran = vmmob("move", "vm1", "nve-b", "--wait", "--json")
     assert ran.code == 1
     assert ran.json["ok"] is False
+    assert json.loads(ran.err) == {
+        "error": "the move of vm1 to nve-b failed: destination is full",
+        "remedy": "see `vmmob vm show vm1` for where it runs; then move it again",
+    }
+    manager.endings = [{"state": "aborted", "ok": False, "reason": "destination is full"}]
+    ran = vmmob("move", "vm1", "nve-b", "--wait")
     assert ran.err.startswith("error: the move of vm1 to nve-b failed: destination is full\nremedy")
 
 
@@ -177,6 +184,15 @@ def test_a_move_is_watched(vmmob: Vmmob, manager: FakeManager, monkeypatch: pyte
     again = vmmob("move", "watch", "m1")
     assert again.out.splitlines()[0] == "move m1: vm1, nve-a -> nve-b"
     assert again.out.splitlines()[-1].split() == ["downtime_ms", "12.5"]
+
+
+def test_a_watched_move_is_waited_for_as_long_as_was_said(vmmob: Vmmob, manager: FakeManager):
+    """Signs of life come every 10 s: the stream alone would overrun the limit."""
+    vmmob("move", "vm1", "nve-b")
+    began = time.monotonic()
+    ran = vmmob("move", "watch", "m1", "--wait-timeout", "1.5")
+    assert 1.4 < time.monotonic() - began < 5
+    assert (ran.code, "has not ended within 1.5 s" in ran.err) == (1, True)
 
 
 def test_a_watched_move_that_fails(vmmob: Vmmob, manager: FakeManager):

@@ -45,7 +45,7 @@ DISK_LIMIT_MIB = 1 << 26
 DISK_PATH_LIMIT = 255  # octets: definitions travel in datagrams
 ENCODED_LIMIT = 64 * 1024  # octets: a definition is small, whoever sends more is wrong
 
-_KEYS = (
+KEYS = (
     "vm_id", "vni", "kind", "vcpus", "memory_mib", "machine", "interface", "redirect", "disk",
     "member",
 )  # fmt: skip
@@ -118,7 +118,7 @@ def load(path: Path) -> VmDefinition:
 def _definition(document: object, reject: _Reject) -> VmDefinition:
     if not isinstance(document, Mapping):
         raise reject("(all)", "must be a table of keys")
-    _only_known(document, _KEYS, "", reject)
+    _only_known(document, KEYS, "", reject)
     kind = document.get("kind", "qemu")
     if kind not in KINDS:
         raise reject("kind", f"{kind!r} is none of {', '.join(KINDS)}")
