@@ -10,7 +10,8 @@ from rich.console import Console
 from vmmobility.lab.fault_cells import Played
 from vmmobility.lab.fault_judging import Seen, Verdict
 from vmmobility.lab.fault_report import FaultReport, faults_html, print_faults
-from vmmobility.lab.fault_table import Outcome, all_cells
+from vmmobility.lab.fault_table import all_cells
+from vmmobility.lab.fault_terms import Outcome
 
 SEEN = Seen("a", "b", ("a",), said="move aborted", said_s=1.25, acknowledged=70)
 

@@ -10,7 +10,8 @@ import pytest
 from vmmobility.errors import LabError
 from vmmobility.lab.fault_holds import APPROACHES
 from vmmobility.lab.fault_matrix import check_settings
-from vmmobility.lab.fault_table import FAULTS, MODES, QUICK, ROWS, Outcome, all_cells, picture
+from vmmobility.lab.fault_table import MODES, QUICK, ROWS, all_cells, picture
+from vmmobility.lab.fault_terms import FAULTS, Outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "design" / "faults.md"
 ENDS = (Outcome.MOVED, Outcome.STAYED, Outcome.FAILED)

@@ -1,37 +1,43 @@
 """One cell of the matrix played: a move, a fault in one of its phases, what comes of it, and back.
 
 Not here: which cells (fault_table.py), how phases are held (fault_holds.py), faults
-(fault_strikes.py), looking (fault_looks.py, fault_eyes.py), the verdict (fault_judging.py).
+(fault_strikes.py), looking (fault_looks.py, fault_eyes.py), what is at rest (fault_rest.py), the
+verdict (fault_judging.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from vmmobility.errors import ApiError, LabError
-from vmmobility.lab import fault_table as table
-from vmmobility.lab.disk_fresh import bring, fresh_disk, wipe_records
+from vmmobility.errors import LabError
+from vmmobility.lab import fault_terms as terms
 from vmmobility.lab.fault_eyes import Eyes
 from vmmobility.lab.fault_holds import APPROACHES, Approach, Holds, Roles, await_true
 from vmmobility.lab.fault_judging import STATED_S, Seen, Verdict, judge
-from vmmobility.lab.fault_looks import EVERY_MS, RECORDS, Looks
+from vmmobility.lab.fault_looks import Looks
+from vmmobility.lab.fault_rest import SETTLE_S, Rest
 from vmmobility.lab.fault_strikes import Strikes
-from vmmobility.lab.fault_table import FAULTS, Cell, Outcome
+from vmmobility.lab.fault_table import Cell
+from vmmobility.lab.fault_terms import CUTS, FAULTS, Outcome
 from vmmobility.lab.guest.disk_records import acknowledged
-from vmmobility.lab.laboratory import VM_START_S, Laboratory
+from vmmobility.lab.laboratory import Laboratory
 
 TRIES = 3
-REACH_S, SETTLE_S, SETTLE_POLL_S = 30.0, 45.0, 0.25
+REACH_S, SETTLE_POLL_S = 30.0, 0.25
 UNSETTLED_S = 5.0  # patience with a lab in which a cell went wrong
 ANSWER_S = 10.0
 CUT_LEAST_S = 3.0  # a fault that ends with the manager's word lasts at least so long
+CUT_MOST_S = 15.0  # and a cut, of which nobody may say more, no longer: that is beyond a lease
 # These strike before the move is asked for: what they break is looked at when it begins.
 BEFORE = ("disk-full", "out-of-memory", "wrong-image")
-_FRESH = 0.7  # of the records written once: for a disk that must have room for others, begin anew
+EARLY = (terms.SUSPENDING, terms.PREPARING)  # no QEMU is at the destination yet
+STOPPED_MODES = ("cold-stopped",)
+MODES_ASKED = {"hot": "hot", "cold-suspended": "cold", "cold-stopped": "cold"}
+At = TypeVar("At", str, list[str])
 
 
 class Missed(LabError):
@@ -127,8 +133,10 @@ class Player:
         self._eyes = eyes
         self._strikes = strikes
         self._looks = looks
+        self._rest = Rest(lab, eyes, looks)
         self._vm = lab.fabric.vms[0]
         self._drift: list[str] = []
+        self._last_drift: list[str] = []
         self._kept: list[str] = []
         self.spoilt = ""  # why no other cell can be played in this lab
 
@@ -145,12 +153,12 @@ class Player:
             except Missed as missed:
                 played = Played(cell, Verdict(Outcome.MISSED, str(missed)))
                 if tries < TRIES:
-                    self.come_to_rest()
+                    self._rest.come()
                     continue
             played.tries, played.drift_repaired, played.kept = tries, self._drift, self._kept
             played.seconds = time.monotonic() - begun
             try:
-                self.come_to_rest(SETTLE_S if played.verdict.ok else UNSETTLED_S)
+                self._rest.come(SETTLE_S if played.verdict.ok else UNSETTLED_S)
             except LabError as error:
                 self.spoilt = error.message
             return played
@@ -160,21 +168,24 @@ class Player:
     def _once(self, cell: Cell) -> tuple[Seen, str]:
         self._drift = []
         if cell.fault == "disk-full":
-            self._have_room_for_records()
+            self._rest.have_room_for_records()
         roles, fault = self._roles(), FAULTS[cell.fault]
         approach = APPROACHES[cell.mode, cell.phase]
-        early = cell.fault in BEFORE and cell.phase == table.PREPARING
+        early = cell.fault in BEFORE and cell.phase == terms.PREPARING
+        stopped = cell.mode in STOPPED_MODES
+        if stopped:
+            self._rest.stop()
         began_ns = time.time_ns()
         struck = ""
         with self._holding(roles, approach) as holds:
             if early:
                 struck = self._strikes.strike(cell.fault, roles, before=True)
-            move_id = self._ask(roles)
+            move_id = self._ask(roles, MODES_ASKED[cell.mode])
             if not early:
                 self._reach(approach, holds, roles, move_id, began_ns)
-                struck = self._strikes.strike(cell.fault, roles, before=False)
+                struck = self._strikes.strike(cell.fault, roles, before=cell.phase in EARLY)
             words = Words(self._looks, move_id)
-        self._await_words(words, fault)
+        self._await_words(words, fault, stopped)
         self._strikes.mend(cell.fault, roles)
         return self._settle(cell, roles, words, began_ns), struck
 
@@ -199,8 +210,8 @@ class Player:
             self._eyes.hear = None
             holds.release()
 
-    def _ask(self, roles: Roles) -> str:
-        body = {"vm": self._vm.name, "vni": 0, "to": roles.destination}
+    def _ask(self, roles: Roles, mode: str) -> str:
+        body = {"vm": self._vm.name, "vni": 0, "to": roles.destination, "mode": mode}
         daemons = self._lab.daemons
         return str(daemons.ask(daemons.manager, "POST", "/v1/moves", body)["id"])
 
@@ -208,9 +219,6 @@ class Player:
         self, approach: Approach, holds: Holds, roles: Roles, move_id: str, since_ns: int
     ) -> None:
         """Until the phase is there; Missed if it is over, or does not come."""
-        if approach.lose_later is not None:
-            self._await_log((roles.manager, "move.copying"), since_ns)
-            holds.lose(approach.lose_later)
         match approach.until:
             case "qemu":
                 there = await_true(lambda: self._eyes.at(roles.destination), REACH_S)
@@ -218,6 +226,8 @@ class Player:
                 there = await_true(lambda: self._copies_memory(roles.source), REACH_S)
             case "event":
                 there = await_true(lambda: holds.seen, REACH_S)
+            case "runs":
+                there = await_true(lambda: self._eyes.runs_at(roles.destination), REACH_S)
             case "rest":
                 there = await_true(lambda: self._looks.move(move_id).get("ok"), REACH_S)
                 there = there and await_true(lambda: not self._left(roles.destination), REACH_S)
@@ -248,13 +258,14 @@ class Player:
             for event in self._lab.logbook.events()
         )
 
-    def _await_words(self, words: Words, fault: table.Fault) -> None:
+    def _await_words(self, words: Words, fault: terms.Fault, stopped: bool) -> None:
         """Until the manager has said what there is to say, while the fault lasts."""
         least_s = CUT_LEAST_S if fault.lasts_s is None else fault.lasts_s
-        most_s = STATED_S if fault.lasts_s is None else fault.lasts_s
+        most_s = CUT_MOST_S if fault.name in CUTS else STATED_S
+        most_s = most_s if fault.lasts_s is None else fault.lasts_s
         while (passed := words.passed_s) < most_s:
             words.listen()
-            if words.told(bool(self._eyes.heard_at())) and passed >= least_s:
+            if words.told(stopped or bool(self._eyes.heard_at())) and passed >= least_s:
                 break
             time.sleep(0.05)
 
@@ -265,118 +276,51 @@ class Player:
         stranger = ""
         if cell.fault == "wrong-image":
             stranger = self._strikes.untouched(roles.destination)
-        deadline = time.monotonic() + SETTLE_S
-        drift: list[str] = []
-        while True:
-            at, open_points = self._open(words.move_id)
-            words.listen()
-            if not open_points:
-                drift = self._looks.drift() if at else []
-                self._drift += drift
-            if (not open_points and not drift) or time.monotonic() > deadline:
-                break
-            time.sleep(SETTLE_POLL_S)
-        holder = at[0] if at else self._looks.newest()
-        self._kept = self._looks.kept(holder)
+        records: tuple[int, int] | None = None
+        if cell.mode in STOPPED_MODES:
+            records, problem = self._settle_stopped(words, began_ns)
+            stranger = stranger or problem
+        at, points = self._wait(words, self._rest.open_running, bool(stranger))
+        where = at[0] if at else self._looks.newest()
+        self._kept = self._looks.kept(where)
         told = self._eyes.consoles()
-        last, lost = self._looks.lost_records(told, holder) if holder else (acknowledged(told), 0)
+        last, lost = self._looks.lost_records(told, where) if where else (acknowledged(told),) * 2
+        last, lost = records or (last, lost)
         deaf = self._looks.deaf(ANSWER_S) if len(at) == 1 else ""
         return Seen(
             roles.source, roles.destination, tuple(at), self._eyes.twice_ms(began_ns),
-            words.text(), words.told(bool(at)), not deaf, deaf,
-            last, lost if holder else last,
-            tuple(self._looks.leftovers(at[0] if len(at) == 1 else "", holder)),
-            tuple(drift), stranger or _words(open_points),
+            words.text(), words.told(bool(at)), not deaf, deaf, last, lost,
+            tuple(self._looks.leftovers(at[0] if len(at) == 1 else "", where)),
+            tuple(self._last_drift), stranger or _words(points),
         )  # fmt: skip
 
-    def _open(self, move_id: str) -> tuple[list[str], list[str]]:
-        """Where it runs, and what is not at rest yet."""
-        at, points = self._eyes.running_at(), []
-        move = self._looks.move(move_id)
-        if move.get("ok") is None:
-            points.append(f"the move is {move.get('state') or 'not known to the manager'}")
-        if len(at) == 1:
-            points += [] if self._bound_to(at[0]) else [f"the VM is not bound to {at[0]}"]
-            points += self._looks.leftovers(at[0], at[0])
-        elif not at:
-            told = self._looks.alarms() or self._looks.is_removed()
-            points += [] if told else ["nobody says that the VM runs nowhere"]
-            points += self._looks.leftovers("", self._looks.newest())
-        return at, points
+    def _settle_stopped(self, words: Words, began_ns: int) -> tuple[tuple[int, int] | None, str]:
+        """Of a VM that is stopped: records (acknowledged, lost) once it is at rest, then it is
+        started; and what is wrong with that."""
+        where, points = self._wait(words, self._rest.open_stopped)
+        if points or self._last_drift:
+            return None, _words(points) or f"drift: {'; '.join(self._last_drift)}"
+        if ran := self._eyes.ran(began_ns):
+            return None, f"a VM that is stopped has run at {', '.join(ran)}"
+        records = self._looks.lost_records(self._eyes.consoles(), where)
+        problem = self._rest.start(where)
+        return records, problem and f"started at {where}, it {problem}"
 
-    def _bound_to(self, node: str) -> bool:
-        daemons = self._lab.daemons
-        try:
-            target = f"/v1/bindings/{self._vm.name}?vni=0"
-            found = daemons.ask(daemons.manager, "GET", target, timeout_s=2.0)
-        except ApiError:
-            return False
-        row = found[0] if isinstance(found, list) and found else found
-        return (row.get("nve"), row.get("state")) == (node, "serving")
-
-    # -- between cells ---------------------------------------------------------------------------
-
-    def come_to_rest(self, within_s: float = SETTLE_S) -> None:
-        """One guest runs, and the fabric is at rest: what a cell begins with.  LabError if not."""
-        last: list[str] = []
-
-        def rests() -> bool:
-            nonlocal last
-            at = self._eyes.running_at()
-            last = [] if len(at) == 1 else [f"it runs at {at or 'no NVE'}"]
-            if len(at) == 1:
-                last += [] if self._bound_to(at[0]) else [f"it is not bound to {at[0]}"]
-                last += self._looks.leftovers(at[0], at[0])
-            return not last
-
-        at = self._eyes.running_at()
-        if not at:
-            await_true(self._eyes.running_at, 3.0)  # one that has just been let go on
-            if not self._eyes.running_at():
-                self.revive()
-        if not await_true(rests, within_s):
-            raise LabError("it does not come to rest: " + "; ".join(last), "see the logs")
-
-    def revive(self, anew: bool = False) -> None:
-        """Start the lost VM where its newest image is.  anew: at home, with a new image."""
-        lab, vm = self._lab, self._vm
-        node = "" if anew else self._looks.newest()
-        if node:
-            wipe_records(self._looks.image(node), RECORDS)
-            if node != vm.home:  # nobody leads to where a VM that is not registered may start
-                bring(self._looks.image(node), self._looks.image(vm.home))
-                node = vm.home
-        else:
-            node = vm.home
-            for nve in lab.fabric.of_kind("nve"):
-                for path in self._looks.image(nve.name).parent.glob(f"{vm.name}.img*"):
-                    path.unlink()
-            fresh_disk(self._looks.image(node), vm.disk_mib, RECORDS)
-        self._eyes.forget_consoles()
-        lab.daemons.ask(node, "PUT", f"/v1/vms/{vm.name}", definition(lab), VM_START_S)
-        if deaf := self._looks.deaf(VM_START_S):
-            raise LabError(f"{vm.name}, started at {node}, does not answer: {deaf}", "see its log")
-        if not await_true(lambda: acknowledged(self._eyes.consoles()) > 0, VM_START_S):
-            raise LabError(f"{vm.name}, started at {node}, writes nothing", "see its console")
-
-    def _have_room_for_records(self) -> None:
-        """Records go to places that hold none yet, or a full disk would not be felt."""
-        if acknowledged(self._eyes.consoles()) > _FRESH * RECORDS:
-            at = self._eyes.running_at()[0]
-            self._lab.daemons.ask(at, "DELETE", f"/v1/vms/{self._vm.name}?vni=0", timeout_s=30.0)
-            if not await_true(lambda: not self._eyes.running_at(), SETTLE_S):
-                raise LabError("the VM does not stop", "see its NVE's log")
-            self.revive(anew=True)
-            self.come_to_rest()
-
-
-def definition(lab: Laboratory) -> dict[str, Any]:
-    """The VM with its own number and pace of records."""
-    vm = lab.fabric.vms[0]
-    body = lab.definition(vm)
-    words = [word for word in body["machine"]["append"].split() if not word.startswith("disk_")]
-    records = f"disk_records={RECORDS} disk_every_ms={EVERY_MS}"
-    return {**body, "machine": {**body["machine"], "append": " ".join([*words, records])}}
+    def _wait(
+        self, words: Words, look: Callable[[str], tuple[At, list[str]]], briefly: bool = False
+    ) -> tuple[At, list[str]]:
+        """Until nothing is open any more, and the comparison finds nothing."""
+        deadline = time.monotonic() + (0.0 if briefly else SETTLE_S)
+        while True:
+            at, points = look(words.move_id)
+            words.listen()
+            self._last_drift = []
+            if not points:
+                self._last_drift = self._looks.drift() if at else []
+                self._drift += self._last_drift
+            if (not points and not self._last_drift) or time.monotonic() > deadline:
+                return at, points
+            time.sleep(SETTLE_POLL_S)
 
 
 def _words(points: list[str]) -> str:

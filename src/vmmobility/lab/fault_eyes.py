@@ -132,6 +132,15 @@ class Eyes:
         with self._lock:
             return [eye.node for eye in self._eyes if eye.alive and eye.runs]
 
+    def ran(self, since_ns: int) -> list[str]:
+        """The nodes where one has run since then, as far as was heard."""
+        with self._lock:
+            return [
+                eye.node
+                for eye in self._eyes
+                if any(end is None or end > since_ns for _, end in eye.spans)
+            ]
+
     def runs_at(self, node: str) -> bool:
         """Whether a QEMU of that node runs as far as was heard: nobody is asked."""
         return node in self.heard_at()
@@ -221,7 +230,8 @@ class Eyes:
             elif name in ("STOP", "SHUTDOWN"):
                 eye.ended(at_ns)
             if self.hear is not None:
-                self.hear(eye, name)
+                status = message.get("data", {}).get("status", "")
+                self.hear(eye, f"{name} {status}" if name == "MIGRATION" else name)
         elif message.get("id") == 0 and message.get("return", {}).get("running"):
             eye.began(time.time_ns())
         elif "id" in message:

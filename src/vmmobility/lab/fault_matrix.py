@@ -20,8 +20,10 @@ from vmmobility.lab.fault_eyes import Eyes
 from vmmobility.lab.fault_judging import Verdict
 from vmmobility.lab.fault_looks import Looks
 from vmmobility.lab.fault_report import NOT_STRUCK, FaultReport
+from vmmobility.lab.fault_rest import Rest
 from vmmobility.lab.fault_strikes import Strikes
-from vmmobility.lab.fault_table import MODES, Cell, Outcome, chosen
+from vmmobility.lab.fault_table import MODES, Cell, chosen
+from vmmobility.lab.fault_terms import Outcome
 from vmmobility.lab.lab_run import LabRun
 from vmmobility.lab.laboratory import Laboratory
 from vmmobility.lab.narrator import Say
@@ -174,8 +176,9 @@ class _Stage:
             asker = fabric.of_kind("correspondent")[0].name
             looks = Looks(LabRun(lab, scenario, 1, 1), fabric.vms[0], asker)
             self.player = Player(lab, self.eyes, self.strikes, looks)
-            self.player.revive(anew=True)
-            self.player.come_to_rest()
+            rest = Rest(lab, self.eyes, looks)
+            rest.revive(anew=True)
+            rest.come()
         except BaseException:
             keep_logs(lab, self._raw, 0)
             self.down()

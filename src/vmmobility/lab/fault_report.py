@@ -18,7 +18,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from vmmobility.lab.fault_table import FAULTS, Outcome
+from vmmobility.lab.fault_terms import FAULTS, Outcome
 
 FORMAT = 1
 NOT_STRUCK = (Outcome.NOT_APPLICABLE.value, Outcome.NOT_PLAYED.value)
