@@ -32,6 +32,20 @@ def test_its_hypervisor_is_told_that_what_is_left_is_old(phase: Phase) -> None:
     assert VM in hypervisor(world).retired
 
 
+def test_so_is_a_copy_that_came_to_a_host_that_died_before_it_was_taken() -> None:
+    world = a_world("a")
+    world.move(VM, "b")
+    world.run_until(lambda: world.edge("b").entries[VM].phase is Phase.DELIVERING)
+    world.power_cut("b")
+    world.later(30.0, lambda: world.restart("b"))
+    world.run(40.0)
+    settle(world)
+    there = world.nodes["b"].hypervisor
+    assert hypervisor(world).running() == {VM: True}
+    assert there is not None
+    assert VM in there.retired
+
+
 def test_not_while_nobody_knows_whether_the_guest_runs_elsewhere() -> None:
     world = a_world("a")
     world.move(VM, "b")

@@ -112,7 +112,7 @@ class NveParts:
         _drift: Callable[[Entry, str, str, str, bool], dict[str, Any]]
 
     def _retire(self, entry: Entry) -> None:
-        """It has moved away, and its process has not outlived that: what it has left is old."""
+        """It is served elsewhere, and if no process of it lives here what it has left is old."""
         if entry.definition and not entry.expected:
             self._order(entry, Order.RETIRE, definition=entry.definition)
 

@@ -1,13 +1,14 @@
-"""One cell of the matrix played: a move, a fault in one of its phases, what comes of it, and back.
+"""One cell of the matrix played: a fault in one phase, what comes of it, and back.
 
-Not here: which cells (fault_table.py), how phases are held (fault_holds.py), faults
-(fault_strikes.py), looking (fault_looks.py, fault_eyes.py), what is at rest (fault_rest.py), the
-verdict (fault_judging.py).
+What is common to all modes; a mode says how its phases come and what it waits for (fault_moves.py,
+fault_warm_cells.py).  Not here: which cells (fault_table.py), faults (fault_strikes.py), looking
+(fault_looks.py, fault_eyes.py), what is at rest (fault_rest.py), the verdict (fault_judging.py).
 """
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +17,13 @@ from typing import Any, TypeVar
 from vmmobility.errors import LabError
 from vmmobility.lab import fault_terms as terms
 from vmmobility.lab.fault_eyes import Eyes
-from vmmobility.lab.fault_holds import APPROACHES, Approach, Holds, Roles, await_true
+from vmmobility.lab.fault_holds import Holds, Roles, await_true
 from vmmobility.lab.fault_judging import STATED_S, Seen, Verdict, judge
 from vmmobility.lab.fault_looks import Looks
 from vmmobility.lab.fault_rest import SETTLE_S, Rest
 from vmmobility.lab.fault_strikes import Strikes
 from vmmobility.lab.fault_table import Cell
 from vmmobility.lab.fault_terms import CUTS, FAULTS, Outcome
-from vmmobility.lab.guest.disk_records import acknowledged
 from vmmobility.lab.laboratory import Laboratory
 
 TRIES = 3
@@ -32,11 +32,14 @@ UNSETTLED_S = 5.0  # patience with a lab in which a cell went wrong
 ANSWER_S = 10.0
 CUT_LEAST_S = 3.0  # a fault that ends with the manager's word lasts at least so long
 CUT_MOST_S = 15.0  # and a cut, of which nobody may say more, no longer: that is beyond a lease
-# These strike before the move is asked for: what they break is looked at when it begins.
-BEFORE = ("disk-full", "out-of-memory", "wrong-image")
-EARLY = (terms.SUSPENDING, terms.PREPARING)  # no QEMU is at the destination yet
-STOPPED_MODES = ("cold-stopped",)
-MODES_ASKED = {"hot": "hot", "cold-suspended": "cold", "cold-stopped": "cold"}
+# These strike before anything is asked for, where their phase is the first: what they break is
+# looked at when it begins.
+BEFORE, FIRST = ("disk-full", "out-of-memory", "wrong-image"), (terms.PREPARING, terms.FIRST_COPY)
+# No QEMU is at the destination yet.
+NO_QEMU = (
+    terms.SUSPENDING, terms.PREPARING, terms.FIRST_COPY, terms.CHECKPOINTING, terms.PROTECTED,
+    terms.FAILING_OVER, terms.LAST_CHECKPOINT, terms.HANDED_OVER,
+)  # fmt: skip
 At = TypeVar("At", str, list[str])
 
 
@@ -88,7 +91,7 @@ class Played:
         }
 
 
-class Words:
+class Words(ABC):
     """What the manager has said since the strike, and when first."""
 
     def __init__(self, looks: Looks, move_id: str) -> None:
@@ -99,14 +102,21 @@ class Words:
         self._ended_s: float | None = None
         self._loss_s: float | None = None
 
+    def struck(self) -> None:
+        """From now on it counts."""
+        self._struck_s = time.monotonic()
+
     @property
     def passed_s(self) -> float:
         """Since the strike."""
         return time.monotonic() - self._struck_s
 
+    @abstractmethod
     def listen(self) -> None:
         """Hear what it says now."""
-        ended, loss = self._looks.ended(self.move_id), self._looks.loss(self.move_id)
+
+    def note(self, ended: str, loss: str) -> None:
+        """It says how this ended, that the VM is lost; "" if it does not."""
         now_s = self.passed_s
         for word in (ended, loss):
             if word:
@@ -125,20 +135,56 @@ class Words:
         return " -> ".join(self._said)
 
 
-class Player:
+class Player(ABC):
     """Plays cells in one lab, one after another; in between one guest runs, at rest."""
 
     def __init__(self, lab: Laboratory, eyes: Eyes, strikes: Strikes, looks: Looks) -> None:
-        self._lab = lab
-        self._eyes = eyes
-        self._strikes = strikes
-        self._looks = looks
-        self._rest = Rest(lab, eyes, looks)
-        self._vm = lab.fabric.vms[0]
-        self._drift: list[str] = []
-        self._last_drift: list[str] = []
-        self._kept: list[str] = []
+        self.lab = lab
+        self.eyes = eyes
+        self.strikes = strikes
+        self.looks = looks
+        self.rest = Rest(lab, eyes, looks)
+        self.vm = lab.fabric.vms[0]
+        self.drift: list[str] = []
+        self.last_drift: list[str] = []
+        self.kept: list[str] = []
         self.spoilt = ""  # why no other cell can be played in this lab
+
+    # -- what a mode says ------------------------------------------------------------------------
+
+    @abstractmethod
+    def begin(self, cell: Cell, roles: Roles, holds: Holds) -> Words:
+        """Ask for what the cell is about; who listens to what the manager says of it."""
+
+    @abstractmethod
+    def reach(self, cell: Cell, roles: Roles, holds: Holds, words: Words, since_ns: int) -> None:
+        """Until the phase is there; Missed if it is over, or does not come."""
+
+    @abstractmethod
+    def wait(
+        self, cell: Cell, roles: Roles, words: Words, began_ns: int
+    ) -> tuple[list[str], list[str], str]:
+        """Until all is at rest: where it runs, what is open, and what else went wrong."""
+
+    @abstractmethod
+    def records(self, cell: Cell, roles: Roles, where: str) -> tuple[int, int]:
+        """(records that must survive, those of them that are lost) of the image at `where`."""
+
+    def mend(self, cell: Cell, roles: Roles) -> None:
+        """The fault is over."""
+        self.strikes.mend(cell.fault, roles)
+
+    def lasts_s(self, fault: terms.Fault) -> tuple[float, float]:
+        """The least and the most that a fault lasts."""
+        if fault.lasts_s is not None:
+            return fault.lasts_s, fault.lasts_s
+        return CUT_LEAST_S, CUT_MOST_S if fault.name in CUTS else STATED_S
+
+    def stands_still(self, cell: Cell) -> bool:
+        """Whether the VM is not to run meanwhile."""
+        return False
+
+    # -- a cell ----------------------------------------------------------------------------------
 
     def play(self, cell: Cell) -> Played:
         """Until it was struck, TRIES times at most; the guest is at rest again afterwards."""
@@ -153,175 +199,119 @@ class Player:
             except Missed as missed:
                 played = Played(cell, Verdict(Outcome.MISSED, str(missed)))
                 if tries < TRIES:
-                    self._rest.come()
+                    self.rest.come()
                     continue
-            played.tries, played.drift_repaired, played.kept = tries, self._drift, self._kept
+            played.tries, played.drift_repaired, played.kept = tries, self.drift, self.kept
             played.seconds = time.monotonic() - begun
             try:
-                self._rest.come(SETTLE_S if played.verdict.ok else UNSETTLED_S)
+                self.rest.come(SETTLE_S if played.verdict.ok else UNSETTLED_S)
             except LabError as error:
                 self.spoilt = error.message
             return played
 
-    # -- one try ---------------------------------------------------------------------------------
-
     def _once(self, cell: Cell) -> tuple[Seen, str]:
-        self._drift = []
+        self.drift, self.kept = [], []
         if cell.fault == "disk-full":
-            self._rest.have_room_for_records()
-        roles, fault = self._roles(), FAULTS[cell.fault]
-        approach = APPROACHES[cell.mode, cell.phase]
-        early = cell.fault in BEFORE and cell.phase == terms.PREPARING
-        stopped = cell.mode in STOPPED_MODES
-        if stopped:
-            self._rest.stop()
+            self.rest.have_room_for_records()
+        roles = self._roles()
+        if self.stands_still(cell):
+            self.rest.stop()
         began_ns = time.time_ns()
         struck = ""
-        with self._holding(roles, approach) as holds:
+        with self._holding(roles) as holds:
+            early = cell.fault in BEFORE and cell.phase in FIRST
             if early:
-                struck = self._strikes.strike(cell.fault, roles, before=True)
-            move_id = self._ask(roles, MODES_ASKED[cell.mode])
+                struck = self.strikes.strike(cell.fault, roles, before=True)
+            words = self.begin(cell, roles, holds)
             if not early:
-                self._reach(approach, holds, roles, move_id, began_ns)
-                struck = self._strikes.strike(cell.fault, roles, before=cell.phase in EARLY)
-            words = Words(self._looks, move_id)
-        self._await_words(words, fault, stopped)
-        self._strikes.mend(cell.fault, roles)
+                self.reach(cell, roles, holds, words, began_ns)
+                struck = self.strikes.strike(cell.fault, roles, before=cell.phase in NO_QEMU)
+            words.struck()
+        self._await_words(cell, words)
+        self.mend(cell, roles)
         return self._settle(cell, roles, words, began_ns), struck
 
     def _roles(self) -> Roles:
         """The guest moves from where it is."""
-        at = self._eyes.running_at()
+        at = self.eyes.running_at()
         if len(at) != 1:
             raise LabError(f"the guest runs at {at or 'no NVE'} before the cell", "see the logs")
-        others = [nve.name for nve in self._lab.fabric.of_kind("nve") if nve.name != at[0]]
-        return Roles(at[0], others[0], self._lab.daemons.manager)
+        others = [nve.name for nve in self.lab.fabric.of_kind("nve") if nve.name != at[0]]
+        return Roles(at[0], others[0], self.lab.daemons.manager)
 
     @contextmanager
-    def _holding(self, roles: Roles, approach: Approach) -> Iterator[Holds]:
-        holds = Holds(self._lab, roles)
-        if approach.lose is not None:
-            holds.lose(approach.lose)
-        if approach.freeze is not None:
-            self._eyes.hear = holds.freeze_upon(approach.freeze)
+    def _holding(self, roles: Roles) -> Iterator[Holds]:
+        holds = Holds(self.lab, roles)
         try:
             yield holds
         finally:
-            self._eyes.hear = None
+            self.eyes.hear = None
             holds.release()
 
-    def _ask(self, roles: Roles, mode: str) -> str:
-        body = {"vm": self._vm.name, "vni": 0, "to": roles.destination, "mode": mode}
-        daemons = self._lab.daemons
-        return str(daemons.ask(daemons.manager, "POST", "/v1/moves", body)["id"])
-
-    def _reach(
-        self, approach: Approach, holds: Holds, roles: Roles, move_id: str, since_ns: int
-    ) -> None:
-        """Until the phase is there; Missed if it is over, or does not come."""
-        match approach.until:
-            case "qemu":
-                there = await_true(lambda: self._eyes.at(roles.destination), REACH_S)
-            case "memory":
-                there = await_true(lambda: self._copies_memory(roles.source), REACH_S)
-            case "event":
-                there = await_true(lambda: holds.seen, REACH_S)
-            case "runs":
-                there = await_true(lambda: self._eyes.runs_at(roles.destination), REACH_S)
-            case "rest":
-                there = await_true(lambda: self._looks.move(move_id).get("ok"), REACH_S)
-                there = there and await_true(lambda: not self._left(roles.destination), REACH_S)
-            case (role, event):
-                there = self._await_log((roles.node(role), event), since_ns)
-        if not there:
-            raise Missed("the phase did not come", "see the logs")
-        if approach.past and self._logged((roles.manager, approach.past), since_ns):
-            raise Missed(f"{approach.past} came before the strike", "try again")
-        if approach.until == "event" and self._eyes.runs_at(roles.destination):
-            raise Missed("the guest ran at the destination before the strike", "try again")
-
-    def _left(self, serving: str) -> list[str]:
-        return self._looks.leftovers(serving, serving)
-
-    def _copies_memory(self, source: str) -> bool:
-        found = self._eyes.ask(source, "query-migrate")
-        sent = int((found.get("ram") or {}).get("transferred", 0))
-        return found.get("status") == "active" and sent > 0
-
-    def _await_log(self, line: tuple[str, str], since_ns: int) -> bool:
-        return await_true(lambda: self._logged(line, since_ns), REACH_S)
-
-    def _logged(self, line: tuple[str, str], since_ns: int) -> bool:
-        node, name = line
-        return any(
-            event.ts_ns >= since_ns and (event.node, event.name) == (node, name)
-            for event in self._lab.logbook.events()
-        )
-
-    def _await_words(self, words: Words, fault: terms.Fault, stopped: bool) -> None:
+    def _await_words(self, cell: Cell, words: Words) -> None:
         """Until the manager has said what there is to say, while the fault lasts."""
-        least_s = CUT_LEAST_S if fault.lasts_s is None else fault.lasts_s
-        most_s = CUT_MOST_S if fault.name in CUTS else STATED_S
-        most_s = most_s if fault.lasts_s is None else fault.lasts_s
+        least_s, most_s = self.lasts_s(FAULTS[cell.fault])
         while (passed := words.passed_s) < most_s:
             words.listen()
-            if words.told(stopped or bool(self._eyes.heard_at())) and passed >= least_s:
+            runs = self.stands_still(cell) or bool(self.eyes.heard_at())
+            if words.told(runs) and passed >= least_s:
                 break
             time.sleep(0.05)
 
-    # -- afterwards ------------------------------------------------------------------------------
-
     def _settle(self, cell: Cell, roles: Roles, words: Words, began_ns: int) -> Seen:
         """Wait until all is at rest; what is there then."""
-        stranger = ""
+        wrong = ""
         if cell.fault == "wrong-image":
-            stranger = self._strikes.untouched(roles.destination)
-        records: tuple[int, int] | None = None
-        if cell.mode in STOPPED_MODES:
-            records, problem = self._settle_stopped(words, began_ns)
-            stranger = stranger or problem
-        at, points = self._wait(words, self._rest.open_running, bool(stranger))
-        where = at[0] if at else self._looks.newest()
-        self._kept = self._looks.kept(where)
-        told = self._eyes.consoles()
-        last, lost = self._looks.lost_records(told, where) if where else (acknowledged(told),) * 2
-        last, lost = records or (last, lost)
-        deaf = self._looks.deaf(ANSWER_S) if len(at) == 1 else ""
+            wrong = self.strikes.untouched(roles.destination)
+        at, points, problem = self.wait(cell, roles, words, began_ns)
+        where = at[0] if at else self.looks.newest()
+        self.kept += self.looks.kept(where)
+        last, lost = self.records(cell, roles, where)
+        deaf = self.looks.deaf(ANSWER_S) if len(at) == 1 else ""
         return Seen(
-            roles.source, roles.destination, tuple(at), self._eyes.twice_ms(began_ns),
+            roles.source, roles.destination, tuple(at), self.eyes.twice_ms(began_ns),
             words.text(), words.told(bool(at)), not deaf, deaf, last, lost,
-            tuple(self._looks.leftovers(at[0] if len(at) == 1 else "", where)),
-            tuple(self._last_drift), stranger or _words(points),
+            tuple(self.looks.leftovers(at[0] if len(at) == 1 else "", where)),
+            tuple(self.last_drift), wrong or problem or open_words(points),
         )  # fmt: skip
 
-    def _settle_stopped(self, words: Words, began_ns: int) -> tuple[tuple[int, int] | None, str]:
-        """Of a VM that is stopped: records (acknowledged, lost) once it is at rest, then it is
-        started; and what is wrong with that."""
-        where, points = self._wait(words, self._rest.open_stopped)
-        if points or self._last_drift:
-            return None, _words(points) or f"drift: {'; '.join(self._last_drift)}"
-        if ran := self._eyes.ran(began_ns):
-            return None, f"a VM that is stopped has run at {', '.join(ran)}"
-        records = self._looks.lost_records(self._eyes.consoles(), where)
-        problem = self._rest.start(where)
-        return records, problem and f"started at {where}, it {problem}"
+    # -- for modes -------------------------------------------------------------------------------
 
-    def _wait(
-        self, words: Words, look: Callable[[str], tuple[At, list[str]]], briefly: bool = False
+    def settle_by(
+        self, words: Words, look: Callable[[], tuple[At, list[str]]]
     ) -> tuple[At, list[str]]:
         """Until nothing is open any more, and the comparison finds nothing."""
-        deadline = time.monotonic() + (0.0 if briefly else SETTLE_S)
+        deadline = time.monotonic() + SETTLE_S
         while True:
-            at, points = look(words.move_id)
+            at, points = look()
             words.listen()
-            self._last_drift = []
+            self.last_drift = []
             if not points:
-                self._last_drift = self._looks.drift() if at else []
-                self._drift += self._last_drift
-            if (not points and not self._last_drift) or time.monotonic() > deadline:
+                self.last_drift = self.looks.drift() if at else []
+                self.drift += self.last_drift
+            if (not points and not self.last_drift) or time.monotonic() > deadline:
                 return at, points
             time.sleep(SETTLE_POLL_S)
 
+    def copies_memory(self, node: str) -> bool:
+        """Whether its guest's memory goes somewhere."""
+        found = self.eyes.ask(node, "query-migrate")
+        sent = int((found.get("ram") or {}).get("transferred", 0))
+        return found.get("status") == "active" and sent > 0
 
-def _words(points: list[str]) -> str:
+    def await_log(self, line: tuple[str, str], since_ns: int) -> bool:
+        """Whether that node has written that event in time."""
+        return await_true(lambda: self.logged(line, since_ns), REACH_S)
+
+    def logged(self, line: tuple[str, str], since_ns: int) -> bool:
+        """Whether it has by now."""
+        node, name = line
+        return any(
+            event.ts_ns >= since_ns and (event.node, event.name) == (node, name)
+            for event in self.lab.logbook.events()
+        )
+
+
+def open_words(points: list[str]) -> str:
+    """What is not at rest, in words."""
     return "not at rest: " + "; ".join(points) if points else ""

@@ -105,13 +105,14 @@ class Looks:
             return str(error)
         return ""
 
-    def lost_records(self, told: bytes, node: str) -> tuple[int, int]:
-        """(acknowledged, lost on that node's image).  told: all that the guest has said."""
+    def lost_records(self, told: bytes, node: str, most: int | None = None) -> tuple[int, int]:
+        """(acknowledged, lost on that node's image, "" if there is none).  told: all that the guest
+        has said; most: what it was told later does not count."""
         last = acknowledged(told)
-        image = self.image(node)
-        if not image.exists():
+        last = last if most is None else min(last, most)
+        if not node or not self.image(node).exists():
             return last, min(last, RECORDS)
-        with image.open("rb") as file:
+        with self.image(node).open("rb") as file:
             return last, len(lost(file.read(RECORDS * SECTOR), RECORDS, last))
 
     def newest(self) -> str:

@@ -15,15 +15,18 @@ from typing import Any
 from vmmobility.errors import LabError, VmMobilityError
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import teardown, workdir
-from vmmobility.lab.fault_cells import Played, Player
+from vmmobility.lab.fault_cells import Played
 from vmmobility.lab.fault_eyes import Eyes
 from vmmobility.lab.fault_judging import Verdict
 from vmmobility.lab.fault_looks import Looks
+from vmmobility.lab.fault_moves import MovePlayer
 from vmmobility.lab.fault_report import NOT_STRUCK, FaultReport
 from vmmobility.lab.fault_rest import Rest
 from vmmobility.lab.fault_strikes import Strikes
 from vmmobility.lab.fault_table import MODES, Cell, chosen
 from vmmobility.lab.fault_terms import Outcome
+from vmmobility.lab.fault_warm import WARM
+from vmmobility.lab.fault_warm_cells import WarmPlayer
 from vmmobility.lab.lab_run import LabRun
 from vmmobility.lab.laboratory import Laboratory
 from vmmobility.lab.narrator import Say
@@ -125,14 +128,15 @@ class _Campaign:
             self._stage.up()
         begun = time.monotonic()
         try:
-            played = self._stage.player.play(cell)
+            player = self._stage.player(cell.mode)
+            played = player.play(cell)
         except VmMobilityError as error:
             self._say(f"{cell.name}: {error}")
             self._drop()
             verdict = Verdict(Outcome.BROKEN, error.message)
             return Played(cell, verdict, seconds=time.monotonic() - begun)
-        if self._stage.player.spoilt:
-            self._say(f"the fabric is built anew: {self._stage.player.spoilt}")
+        if player.spoilt:
+            self._say(f"the fabric is built anew: {player.spoilt}")
             self._drop()
         return played
 
@@ -163,7 +167,12 @@ class _Stage:
         self.eyes = Eyes(homes, self.lab.info.folder / "consoles")
         self.strikes = Strikes(self.lab, self.eyes)
         self._fabric = fabric
-        self.player: Player
+        self._looks: Looks
+
+    def player(self, mode: str) -> MovePlayer | WarmPlayer:
+        """Who plays that mode's cells."""
+        kind = WarmPlayer if mode == WARM.name else MovePlayer
+        return kind(self.lab, self.eyes, self.strikes, self._looks)
 
     def up(self) -> None:
         """The fabric, then the VM: its NVEs need folders of their own first."""
@@ -175,7 +184,7 @@ class _Stage:
             scenario = Scenario(NAME, DESCRIPTION, fabric, (), ())
             asker = fabric.of_kind("correspondent")[0].name
             looks = Looks(LabRun(lab, scenario, 1, 1), fabric.vms[0], asker)
-            self.player = Player(lab, self.eyes, self.strikes, looks)
+            self._looks = looks
             rest = Rest(lab, self.eyes, looks)
             rest.revive(anew=True)
             rest.come()

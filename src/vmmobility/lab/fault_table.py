@@ -19,21 +19,15 @@ from vmmobility.lab.fault_terms import (
     AFTER_STOP,
     COPYING_DISK,
     FAULTS,
-    RESTING,
     Mode,
     Outcome,
     Row,
 )
-
-WARM = Mode(
-    "warm",
-    ("first-copy", "checkpointing", "protected", "failing-over", "last-checkpoint", RESTING),
-    "the matrix does not play it yet: how its phases are held is not written",
-)
+from vmmobility.lab.fault_warm import WARM, WARM_ROWS
 
 MODES: Mapping[str, Mode] = {mode.name: mode for mode in (HOT, SUSPENDED, STOPPED, WARM)}
 
-ROWS: tuple[Row, ...] = (*HOT_ROWS, *COLD_ROWS)
+ROWS: tuple[Row, ...] = (*HOT_ROWS, *COLD_ROWS, *WARM_ROWS)
 
 
 @dataclass(frozen=True, slots=True)

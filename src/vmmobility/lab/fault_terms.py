@@ -76,6 +76,8 @@ CONVERGED, DELIVERING = "converged", "delivering"
 BEFORE_STOP, AFTER_STOP = "switching-before-stop", "switching-after-stop"
 SUSPENDING, SWITCHING, WAKING = "suspending", "switching", "waking"
 REDIRECTING, RESTING = "redirecting", "resting"
+FIRST_COPY, CHECKPOINTING, PROTECTED = "first-copy", "checkpointing", "protected"
+FAILING_OVER, LAST_CHECKPOINT, HANDED_OVER = "failing-over", "last-checkpoint", "handed-over"
 
 
 @dataclass(frozen=True, slots=True)

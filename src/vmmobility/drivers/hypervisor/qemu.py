@@ -117,7 +117,7 @@ class QemuHypervisor(QemuCheckpoints):
                 await self._end(vm, never_ran=never_ran)
 
     async def retire(self, definition: VmDefinition) -> None:
-        """Put the images aside that were handed over, and forget the guest."""
+        """Put aside the images that are old, and forget the guest."""
         async with self._locks[definition.vm]:
             if await self._known(definition) is None:
                 await asyncio.to_thread(self._images(definition).retire)
