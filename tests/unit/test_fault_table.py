@@ -12,6 +12,7 @@ from vmmobility.lab.fault_holds import APPROACHES
 from vmmobility.lab.fault_matrix import check_settings
 from vmmobility.lab.fault_table import MODES, QUICK, ROWS, all_cells, picture
 from vmmobility.lab.fault_terms import FAULTS, Outcome
+from vmmobility.lab.fault_warm import WARM
 
 PAGE = Path(__file__).parents[2] / "docs" / "design" / "faults.md"
 ENDS = (Outcome.MOVED, Outcome.STAYED, Outcome.FAILED)
@@ -32,7 +33,7 @@ def test_rows_say_why_and_allow_an_end_or_nothing():
 
 
 def test_every_phase_can_be_reached():
-    played = [mode for mode in MODES.values() if not mode.pending]
+    played = [mode for mode in MODES.values() if mode is not WARM]  # it has a player of its own
     assert set(APPROACHES) == {(mode.name, phase) for mode in played for phase in mode.phases}
 
 

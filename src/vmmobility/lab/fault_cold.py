@@ -112,7 +112,9 @@ STOPPED = Mode("cold-stopped", (PREPARING, *_LENT, SWITCHING, REDIRECTING, RESTI
 _STOPPED: tuple[Row, ...] = tuple(
     Row(STOPPED.name, *words)
     for words in (
-        ("source-killed", (PREPARING, *_LENT, SWITCHING), (STAYED,),
+        ("source-killed", (PREPARING,), (MOVED,),
+         "nothing has begun at the source: it is asked for the copy once its host is back", True),
+        ("source-killed", (*_LENT, SWITCHING), (STAYED,),
          "disks survive their host: it can be started there once that is back", True),
         ("source-killed", (REDIRECTING, RESTING), (MOVED,), _THERE),
         ("source-daemon-killed", (PREPARING,), (MOVED,), "nothing has begun at the source"),

@@ -45,6 +45,10 @@ class WarmWords(Words):
         settled = at == self._roles.destination or state in ("", "active", "preparing", "arming")
         self.note(f"serving at {at}" if serves and settled else "", loss)
 
+    def told(self, runs: bool) -> float | None:
+        """Where it serves may have to be said anew: the last counts."""
+        return max(self._said.values(), default=None) if runs else super().told(runs)
+
 
 class WarmPlayer(Player):
     """Plays warm cells."""
@@ -67,12 +71,12 @@ class WarmPlayer(Player):
 
     def _command(self, method: str, action: str = "", body: Any = None) -> None:
         daemons = self.lab.daemons
-        target = f"/v1/vms/{self.vm.name}/protection{action}?vni=0"
+        target = f"/v1/vms/{self.vm.name}/protection{action}"
         daemons.ask(daemons.manager, method, target, body)
 
     def _protect(self, cell: Cell, roles: Roles) -> None:
         every_s = OFTEN_S if cell.phase == terms.CHECKPOINTING else SELDOM_S
-        body = {"vni": 0, "to": roles.destination, "every_s": every_s, "fail_over": True}
+        body = {"to": roles.destination, "every_s": every_s, "fail_over": True}
         self._command("POST", body=body | {"lease_s": LEASE_S})
 
     # -- a cell's parts, as the player asks for them ---------------------------------------------
