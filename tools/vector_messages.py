@@ -202,6 +202,7 @@ def every_option() -> Json:
         "move terms, force": MoveTerms(300, OnTimeout.FORCE, 100, 50, CopyStorage.NONE),
         "move terms, all disks": MoveTerms(copy_storage=CopyStorage.ALL),
         "protection, not known where": Protection(False, 3_600_000, 10_000),
+        "protection, daily": Protection(False, 86_400_000, 10_000, "", 1439),
         "protection, highest": Protection(True, 2**32 - 1, 2**32 - 1, "f" * 64),
         "checkpoint, none": Checkpoint(0),
         "checkpoint, highest": Checkpoint(2**64 - 1, 2**32 - 1),

@@ -40,6 +40,8 @@ from vmmobility.engine.router import RouterEngine, RouterSettings
 from vmmobility.wire.registry import UDP_PORT, Role
 from vmmobility.wire.values import Nve, VmKey
 
+WALL_S = 1_800_000_000.0  # CLOCK_REALTIME at the beginning: 2027-01-15, 08:00 UTC
+
 __all__ = ["MANAGER", "Node", "Weather", "World", "a_secret"]
 
 
@@ -251,6 +253,8 @@ class World(People):
             node.hypervisor.new_daemon()
             node.hypervisor.watched = {entry.vm for entry in entries if entry.expected}
             node.hypervisor.sweep(known)
+            wall_s = WALL_S + self.now
+            node.edge.tell_time(int(wall_s * 1e9), self.clock(node))
             node.edge.started(node.hypervisor.running(), self.clock(node))
         self._pump(node)
 

@@ -113,12 +113,10 @@ class People(Pump):
         finally:
             self._pump(self.nodes[MANAGER])
 
-    def hand_over(self, vm: VmKey) -> None:
-        """A planned move to the standby.  ProtectRefused comes through."""
-        try:
-            self.manager.hand_over(vm, self.now)
-        finally:
-            self._pump(self.nodes[MANAGER])
+    def hand_over(self, vm: VmKey) -> str:
+        """A planned move to the standby; returns its id.  MoveRefused comes through."""
+        protected = self.manager.protected.get(vm)
+        return self.move(vm, protected.standby.nve_id if protected else "b", mode="warm")
 
     def move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "") -> str:
         """Begin a move; returns its id.  MoveRefused comes through."""

@@ -12,6 +12,7 @@ import pytest
 
 from vmmobility.drivers.hypervisor.interface import GuestEvent, VmDefinition
 from vmmobility.drivers.hypervisor.light import LightHypervisor
+from vmmobility.errors import HypervisorError
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import teardown, workdir
 from vmmobility.lab.correspondents import Correspondents, Pair
@@ -192,5 +193,36 @@ def test_cancelled_and_failed_moves_leave_the_vm_at_the_source(lab):
         assert a.reports[-1].detail["running"] is True
         assert await a.light.adopt([vm]) == {VM: True}
         await a.light.stop(VM)
+
+    asyncio.run(scene())
+
+
+def test_a_paused_card_lets_go_of_its_vm_and_gets_it_back_only_from_nobody(lab):
+    fabric, spaces, info = lab
+
+    async def scene():
+        a, b = Node(spaces, "nve-a", info.folder), Node(spaces, "nve-b", info.folder)
+        vm = definition(fabric, spaces)
+        await in_node(a, a.light.start(vm, [TAP]))
+        await a.light.pause(VM)
+        await in_node(b, b.light.start(vm, [TAP]))  # a standby takes over
+        with pytest.raises(HypervisorError, match="eth0"):
+            await a.light.resume(VM)
+        assert (a.light.state(VM), b.light.state(VM)) == ("paused", "running")
+        await b.light.stop(VM)
+        await a.light.resume(VM)
+        assert a.light.state(VM) == "running"
+        await a.light.pause(VM)
+        listen = str(fabric.first_end("nve-b").address(4))
+        address, port = await in_node(b, b.light.prepare_incoming(vm, [TAP], listen, held=True))
+        await a.light.copy_out(VM, address, port)  # suspended, it moves
+        await a.light.switch_over(VM)
+        await a.light.proceed(VM)
+        await b.heard(GuestEvent.RESUMED)
+        await a.light.stop(VM)
+        await b.light.keep(vm)
+        await b.light.resume(VM)
+        assert b.light.state(VM) == "running"
+        await b.light.stop(VM)
 
     asyncio.run(scene())

@@ -140,12 +140,22 @@ OPTION_VALUES: dict[type, st.SearchStrategy[Option]] = {
     ),
     Translation: st.builds(Translation, names(32), any_ipv4, any_ipv4),
     Mapping: st.builds(Mapping, names(32), any_ipv4, any_ipv4),
-    Protection: st.builds(
-        Protection,
-        st.booleans(),
-        st.integers(1, 2**32 - 1),
-        st.integers(1, 2**32 - 1),
-        st.text("0123456789abcdef", max_size=64),
+    Protection: st.one_of(
+        st.builds(
+            Protection,
+            st.booleans(),
+            st.integers(1, 2**32 - 1),
+            st.integers(1, 2**32 - 1),
+            st.text("0123456789abcdef", max_size=64),
+        ),
+        st.builds(
+            Protection,
+            st.booleans(),
+            st.just(86_400_000),
+            st.integers(1, 2**32 - 1),
+            st.text("0123456789abcdef", max_size=64),
+            st.integers(0, 1439),
+        ),
     ),
     GroupOption: st.builds(GroupOption, uints(64), st.integers(1, 2**16 - 1), names(64)),
     GroupMember: st.builds(GroupMember, st.integers(1, 2**16 - 1), nves),

@@ -24,7 +24,7 @@ class ProtectionOperations:
     hit: Callable[[str, str], None]
     fates: Fates
 
-    def _try(self, what: str, command: Callable[[], None]) -> None:
+    def _try(self, what: str, command: Callable[[], object]) -> None:
         if self.world.nodes[MANAGER].manager is None:
             return
         try:

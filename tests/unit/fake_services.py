@@ -212,24 +212,30 @@ class FakeDrains:
 
 
 class FakeProtections:
-    """Warm standbys: a protection is as it was asked for, until it is handed over."""
+    """Warm standbys: a protection is as it was asked for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.guarded: list[dict[str, Any]] = []
-        self.handed: list[str] = []
 
     def protected(self) -> list[dict[str, Any]]:
         return self.guarded
 
     async def protect(
-        self, vm: VmKey, to: str, every_s: float, fail_over: bool, lease_s: float | None
+        self,
+        vm: VmKey,
+        to: str,
+        every_s: float,
+        fail_over: bool,
+        lease_s: float | None,
+        at: str | None,
     ) -> dict[str, Any]:
         if to == "nowhere":
             raise NotFound("no NVE nowhere is known", "see `vmmob show nves`")
         row: dict[str, Any] = {
             "vni": vm.vni, "vm": vm.vm_id, "nve": "nve-a", "standby": to, "state": "active",
-            "every_s": every_s, "fail_over": fail_over, "lease_s": lease_s or 10.0,
+            "every_s": every_s, "at": at, "next_s": 2.5, "fail_over": fail_over,
+            "lease_s": lease_s or 10.0,
             "checkpoint": 3, "staleness_s": 1.25, "reason": "",
         }  # fmt: skip
         self.guarded.append(row)
@@ -241,11 +247,6 @@ class FakeProtections:
                 self.guarded.remove(row)
                 return {**row, "state": "ending"}
         raise NotFound(f"VM {vm} is not protected", "see `vmmob show protected`")
-
-    async def hand_over(self, vm: VmKey) -> dict[str, Any]:
-        row = await self.unprotect(vm)
-        self.handed.append(vm.vm_id)
-        return {**row, "state": "handing"}
 
 
 class FakeManager(FakeEvents, FakeDrains, FakeProtections):
@@ -433,13 +434,15 @@ class FakeManager(FakeEvents, FakeDrains, FakeProtections):
             raise ZeroDivisionError("deliberately")
         if self.binding(vm) is None:
             raise NotFound(f"no binding for VM {vm}", "list them with `vmmob vm list`")
+        if mode == "warm" and to not in [row["standby"] for row in self.guarded]:
+            raise Conflict(f"VM {vm} has no standby at {to}", "`vmmob vm protect` it first")
         move: dict[str, Any] = {
             "id": f"m{len(self.started) + 1}",
             "vni": vm.vni,
             "vm": vm.vm_id,
             "from": "nve-a",
             "to": to,
-            "mode": "hot",
+            "mode": mode or "hot",
             "state": "requested",
             "ok": None,
             "reason": "",

@@ -40,6 +40,19 @@ def test_the_managers_answers(path: Path):
     manager(path, question)
 
 
+def test_a_standbys_time_of_day_is_one(path: Path):
+    def question(client: ManagerClient) -> None:
+        assert client.protect(VM, {"to": "nve-b", "at": "23:59"})["at"] == "23:59"
+        assert client.protected()[0]["fail_over"] is False
+        for wrong in ("24:00", "12:60", "1:000", "ab:cd"):
+            with pytest.raises(ApiError, match="is no time of day"):
+                client.protect(VM, {"to": "nve-b", "at": wrong})
+        with pytest.raises(ApiError, match="exclude each other"):
+            client.protect(VM, {"to": "nve-b", "at": "03:00", "every_s": 5})
+
+    manager(path, question)
+
+
 def test_waiting_ends_with_the_move(path: Path):
     service = FakeManager(endings=[{"ok": True, "state": "done"}])
 

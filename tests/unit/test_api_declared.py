@@ -59,7 +59,6 @@ BEFORE: dict[tuple[str, str, str], list[tuple[str, str, Any]]] = {
     ("manager", "DELETE", "/v1/vms/{vm}"): [("POST", "/v1/vms/vm1/stop", None)],
     ("manager", "GET", "/v1/protected"): [GUARDED],
     ("manager", "DELETE", "/v1/vms/{vm}/protection"): [GUARDED],
-    ("manager", "POST", "/v1/vms/{vm}/protection/hand-over"): [GUARDED],
     ("manager", "GET", "/v1/onboarded"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("manager", "DELETE", "/v1/onboarded/{vm}"): [("PUT", "/v1/onboarded/vm1", RECORD)],
     ("manager", "POST", "/v1/vms/{vm}/confirm"): [("POST", "/v1/vms", NEW_VM)],

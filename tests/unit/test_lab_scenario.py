@@ -38,6 +38,8 @@ AWAY = {
     "drain-light",
     "drain-guests",
 }  # moved by other hands, lost or refused; a host that is emptied
+WARM = {"warm-failover", "warm-failover-light", "warm-partition", "warm-partition-light"}
+# Their VM's host dies or is cut off: much is lost, and it is judged who ran when and with what.
 SHARED = {"load-shared"}  # nobody moves; it judges flows, and a host that dies loses some
 TALKATIVE = {"stale-nve"}  # a resident of the old NVE talks on: its redirect has traffic
 
@@ -48,7 +50,7 @@ def load(tmp_path, text):
     return scenarios.load_scenario(path)
 
 
-@pytest.mark.parametrize("name", sorted(set(scenarios.built_in()) - SHARED))
+@pytest.mark.parametrize("name", sorted(set(scenarios.built_in()) - SHARED - WARM))
 def test_every_built_in_scenario_is_right_and_judges(name):
     found = scenarios.load_scenario(scenarios.find(name))
     assert found.description
@@ -56,12 +58,21 @@ def test_every_built_in_scenario_is_right_and_judges(name):
     assert {"no-loss", "no-broken-tcp"} <= judged or name in COLD
 
 
-@pytest.mark.parametrize("name", sorted(set(scenarios.built_in()) - AWAY - SHARED - COLD))
+@pytest.mark.parametrize("name", sorted(set(scenarios.built_in()) - AWAY - SHARED - COLD - WARM))
 def test_scenarios_that_the_manager_moves_in_end_at_home(name):
     found = scenarios.load_scenario(scenarios.find(name))
     assert [move.to for move in found.moves()][-1] == found.fabric.vm("vm1").home
     judged = {step.what for step in found.steps if isinstance(step, Assertion)}
     assert {"only-serving-route"} <= judged or name in TALKATIVE
+
+
+@pytest.mark.parametrize("name", sorted(WARM))
+def test_scenarios_of_standbys_judge_who_runs(name):
+    found = scenarios.load_scenario(scenarios.find(name))
+    assert found.description
+    judged = [step.what for step in found.steps if isinstance(step, Assertion)]
+    assert judged.count("taken-over") == 2
+    assert {"runs-at", "reachable", "direct-path"} <= set(judged)
 
 
 def test_the_chain_moves_a_b_c_a():

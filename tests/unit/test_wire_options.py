@@ -318,3 +318,15 @@ def test_words_for_people_never_spoil_a_message():
     (option,) = decode(tlv(0x0010, b"a\x00\xff"))
     assert isinstance(option, Reason)
     assert option.text.startswith("a?")
+
+
+def test_a_protection_at_a_time_of_day():
+    daily = Protection(False, 86_400_000, 10_000, "ab", 180)
+    data = bytes.fromhex("801e 000d 02 05265c00 00002710 00b4 6162".replace(" ", ""))
+    assert decode(data) == (daily,)
+    assert encode_option(daily) == data
+    late = data.replace(b"\x00\xb4", b"\x05\xa0")  # 24:00
+    assert reason_of(late) == "bad-value"
+    often = data.replace(b"\x05\x26\x5c\x00", b"\x00\x00\x13\x88")  # daily, and every 5 s
+    assert reason_of(often) == "bad-value"
+    assert reason_of(data.replace(b"\x02\x05", b"\x04\x05")) == "bad-value"

@@ -261,7 +261,7 @@ class ManagerClient(_Client):
         return answer
 
     def start_move(self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = "") -> Json:
-        """mode: "hot", "cold"; "": by what its guest is."""
+        """mode: "hot", "warm", "cold"; "": hot or cold, by what its guest is."""
         body = {"vm": vm.vm_id, "vni": vm.vni, "to": to, **terms_to_json(terms)}
         body |= {"mode": mode} if mode else {}
         answer: Json = self._ask("POST", "/v1/moves", json=body)
@@ -306,11 +306,6 @@ class ManagerClient(_Client):
     def unprotect(self, vm: VmKey) -> Json:
         path = f"/v1/vms/{_quoted(vm.vm_id)}/protection?vni={vm.vni}"
         answer: Json = self._ask("DELETE", path)
-        return answer
-
-    def hand_over(self, vm: VmKey) -> Json:
-        path = f"/v1/vms/{_quoted(vm.vm_id)}/protection/hand-over?vni={vm.vni}"
-        answer: Json = self._ask("POST", path)
         return answer
 
     def drains(self) -> list[Json]:

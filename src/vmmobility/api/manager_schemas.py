@@ -78,6 +78,7 @@ _TERMS: dict[str, Schema] = {
     "copy_storage": choice(*(which.name.lower() for which in CopyStorage)),
 }
 PROGRESS_KEYS = ("disk_bytes", "disk_total_bytes", "memory_bytes", "memory_total_bytes")
+_MODES = choice("hot", "warm", "cold")
 MOVE = named(
     "Move",
     record(
@@ -87,7 +88,7 @@ MOVE = named(
             "vm": NAME,
             "from": NAME,
             "to": NAME,
-            "mode": choice("hot", "warm", "cold"),
+            "mode": _MODES,
             "state": NAME,
             "ok": nullable(BOOLEAN),
             "reason": TEXT,
@@ -100,7 +101,7 @@ MOVE = named(
         }
     ),
 )
-NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI, "mode": choice("hot", "cold"), **_TERMS})
+NEW_MOVE = body({"vm": NAME, "to": NAME}, {"vni": VNI, "mode": _MODES, **_TERMS})
 
 _RESOURCES = {"vcpus": COUNT, "memory_mib": COUNT, "storage_mib": COUNT, "threads": COUNT}
 _PLACEMENT = {"nves": listed(NAME), "dc": TEXT, "anti_affinity": listed(NAME)}

@@ -5,6 +5,7 @@ Not here: decisions.  Rests on http.py.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -14,11 +15,14 @@ from vmmobility.api import http
 from vmmobility.api.declared import VNI_QUERY, ApiRole, declared
 from vmmobility.api.protection_schemas import NEW_PROTECTION, PROTECTION
 from vmmobility.api.schema import listed
+from vmmobility.errors import BadRequest
 
 if TYPE_CHECKING:
     from vmmobility.api.service import ProtectionService
 
 EVERY_S = 5.0  # between two checkpoints unless the asker says otherwise
+DAY_S = 86_400.0
+TIME_OF_DAY = re.compile(r"([01]\d|2[0-3]):[0-5]\d", re.ASCII)
 COLD_FROM_S = 60.0  # from such an interval on nobody takes over unless the asker says so
 
 
@@ -52,10 +56,15 @@ class ProtectionRoutes:
         body = await http.body(request)
         vm = http.vm_key(request.path_params["vm"], body.get("vni", 0))
         to = http.name_of(body.get("to"), "to", "give the standby's name")
-        every = float(body.get("every_s", EVERY_S))
+        at = body.get("at")
+        if at is not None and "every_s" in body:
+            raise BadRequest("`at` and `every_s` exclude each other", "give one of them")
+        if at is not None and not TIME_OF_DAY.fullmatch(at):
+            raise BadRequest(f"at: {at!r} is no time of day", 'give "HH:MM", UTC')
+        every = float(body.get("every_s", EVERY_S if at is None else DAY_S))
         fail_over = bool(body.get("fail_over", every < COLD_FROM_S))
         lease = body.get("lease_s")
-        made = await self._protections.protect(vm, to, every, fail_over, lease)
+        made = await self._protections.protect(vm, to, every, fail_over, lease, at)
         return JSONResponse(made, 202)
 
     @declared(
@@ -69,16 +78,3 @@ class ProtectionRoutes:
     )
     async def unprotect(self, request: Request) -> Response:
         return JSONResponse(await self._protections.unprotect(http.vm_of(request)))
-
-    @declared(
-        "POST",
-        "/v1/vms/{vm}/protection/hand-over",
-        ApiRole.OPERATE,
-        "a planned warm move to the standby: one last checkpoint, with the guest stopped",
-        answer=PROTECTION,
-        status=202,
-        query=(VNI_QUERY,),
-        refusals=(404, 409),
-    )
-    async def hand_over(self, request: Request) -> Response:
-        return JSONResponse(await self._protections.hand_over(http.vm_of(request)), 202)

@@ -9,6 +9,7 @@ from vmmobility.api.schema import (
     NUMBER,
     TEXT,
     VNI,
+    Schema,
     body,
     choice,
     named,
@@ -16,6 +17,7 @@ from vmmobility.api.schema import (
     record,
 )
 
+_AT: Schema = {"type": "string", "minLength": 5, "maxLength": 5}
 _STATES = ("preparing", "arming", "active", "handing", "taking-over", "failed", "ending")
 PROTECTION = named(
     "Protection",
@@ -27,6 +29,8 @@ PROTECTION = named(
             "standby": NAME,
             "state": choice(*_STATES),
             "every_s": NUMBER,
+            "at": nullable(_AT),
+            "next_s": nullable(NUMBER),
             "fail_over": BOOLEAN,
             "lease_s": NUMBER,
             "checkpoint": COUNT,
@@ -40,6 +44,7 @@ NEW_PROTECTION = body(
     {
         "vni": VNI,
         "every_s": {"type": "number", "minimum": 1, "maximum": 604800},
+        "at": _AT,
         "fail_over": BOOLEAN,
         "lease_s": {"type": "number", "minimum": 2, "maximum": 3600},
     },

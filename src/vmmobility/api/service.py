@@ -77,13 +77,17 @@ class ProtectionService(Protocol):
     def protected(self) -> list[Json]: ...
 
     async def protect(
-        self, vm: VmKey, to: str, every_s: float, fail_over: bool, lease_s: float | None
+        self,
+        vm: VmKey,
+        to: str,
+        every_s: float,
+        fail_over: bool,
+        lease_s: float | None,
+        at: str | None,
     ) -> Json:
-        """The protection, once it is durable."""
+        """The protection, once it is durable.  at: daily at this time of day, "03:00", UTC."""
 
     async def unprotect(self, vm: VmKey) -> Json: ...
-
-    async def hand_over(self, vm: VmKey) -> Json: ...
 
 
 class ManagerService(DrainService, EventService, ProtectionService, Protocol):
@@ -154,7 +158,7 @@ class ManagerService(DrainService, EventService, ProtectionService, Protocol):
     async def start_move(
         self, vm: VmKey, to: str, terms: MoveTerms = NO_TERMS, mode: str = ""
     ) -> Json:
-        """The new move, once it is durable.  mode: "hot", "cold"; "": by the guest's state."""
+        """The new move, once it is durable.  mode: "hot", "warm", "cold"; "": by the guest."""
 
     async def abort_move(self, id: str) -> Json:
         """The move, once it is durable that it is being given up."""

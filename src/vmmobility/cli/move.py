@@ -25,7 +25,6 @@ from vmmobility.cli.move_watch import (
 )
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
-from vmmobility.cli.protect import move_warm
 from vmmobility.errors import ApiError
 from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.values import VmKey
@@ -42,7 +41,6 @@ MOVES: list[Column] = [
     ("REASON", lambda row: row["reason"] or None),
 ]
 
-WARM_WAIT_S = 600.0
 START = "VM NVE"  # how help lists it; no VM can have this name
 wait_timeout_option = click.option(
     "--wait-timeout",
@@ -94,13 +92,6 @@ def start(
     json_output: bool,
 ) -> None:
     """Move a VM to another NVE."""
-    if mode == "warm":
-        limit_s = wait_s if wait_s is not None else (WARM_WAIT_S if wait else None)
-        with ManagerClient(socket_path) as client:
-            found = move_warm(client, chosen_vm(name, vni), to, limit_s, quiet=json_output)
-        if json_output:
-            output.print_json(found)
-        return
     with ManagerClient(socket_path) as client:
         begun = client.start_move(chosen_vm(name, vni), to, terms, mode or "")
         if not json_output:

@@ -6,7 +6,7 @@ Speaks to the manager's API alone.
 from __future__ import annotations
 
 import re
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,39 @@ from vmmobility.api.client import ManagerClient
 from vmmobility.cli import output
 from vmmobility.cli.output import Column
 from vmmobility.cli.parameters import VM_NAME, chosen_vm, manager_socket, vni_option
-from vmmobility.errors import ApiError
 from vmmobility.wire.values import VmKey
 
+EVERY_S = 5.0
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-LOOK_S = 0.2
 PROTECTED: list[Column] = [
     ("VM", output.vm_name),
     ("NVE", lambda row: row["nve"]),
     ("STANDBY", lambda row: row["standby"]),
     ("STATE", lambda row: row["state"]),
-    ("EVERY S", lambda row: row["every_s"]),
+    ("EVERY", lambda row: every_words(row)),
     ("FAIL-OVER", lambda row: row["fail_over"]),
     ("CHECKPOINT", lambda row: row["checkpoint"]),
     ("STALE S", lambda row: row["staleness_s"]),
+    ("NEXT S", lambda row: row["next_s"]),
     ("REASON", lambda row: row["reason"] or None),
 ]
+
+
+def every_words(row: Mapping[str, Any]) -> str:
+    """When checkpoints are taken."""
+    return f"daily at {row['at']} UTC" if row["at"] else f"every {row['every_s']:g} s"
+
+
+class TimeOfDay(click.ParamType[str]):
+    """A time of day, as "03:00" or "3:00"."""
+
+    name = "time of day"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        found = re.fullmatch(r"(\d{1,2}):(\d\d)", str(value))
+        if found is None or int(found[1]) > 23 or int(found[2]) > 59:
+            self.fail(f"{value!r} is no time of day such as 03:00 (UTC)", param, ctx)
+        return f"{int(found[1]):02}:{found[2]}"
 
 
 class Duration(click.ParamType[float]):
@@ -56,10 +73,14 @@ class Duration(click.ParamType[float]):
 @click.option(
     "--every",
     type=Duration(),
-    default="5s",
-    show_default=True,
     metavar="TIME",
-    help="From one checkpoint to the next: 5s, 10m, 1h.",
+    help="From one checkpoint to the next: 5s (unless given), 10m, 1h.",
+)
+@click.option(
+    "--at",
+    type=TimeOfDay(),
+    metavar="HH:MM",
+    help="In the place of --every: one checkpoint a day, at this time, UTC; the first at once.",
 )
 @click.option(
     "--fail-over/--no-fail-over",
@@ -79,7 +100,8 @@ class Duration(click.ParamType[float]):
 def protect(
     name: VmKey,
     to: str,
-    every: float,
+    every: float | None,
+    at: str | None,
     fail_over: bool | None,
     lease: float | None,
     vni: int | None,
@@ -94,7 +116,10 @@ def protect(
     pauses it, and nobody takes over: a copy to fall back to, at long intervals the draft's cold
     standby.
     """
-    wanted: dict[str, Any] = {"to": to, "every_s": every}
+    if every is not None and at is not None:
+        raise click.UsageError("--every and --at exclude each other: give one of them")
+    when = {"every_s": EVERY_S if every is None else every} if at is None else {"at": at}
+    wanted: dict[str, Any] = {"to": to, **when}
     if fail_over is not None:
         wanted["fail_over"] = fail_over
     if lease is not None:
@@ -105,7 +130,7 @@ def protect(
         output.print_json(found)
         return
     words = "takes over" if found["fail_over"] else "does not take over by itself"
-    click.echo(f"VM {output.vm_name(found)}: standby at {to}, every {every:g} s; it {words}")
+    click.echo(f"VM {output.vm_name(found)}: standby at {to}, {every_words(found)}; it {words}")
 
 
 @click.command("unprotect")
@@ -131,38 +156,3 @@ def protected(socket_path: Path, json_output: bool) -> None:
     with ManagerClient(socket_path) as client:
         rows = client.protected()
     output.print_json(rows) if json_output else output.print_table(rows, PROTECTED)
-
-
-def move_warm(
-    client: ManagerClient, vm: VmKey, to: str, wait_s: float | None, *, quiet: bool
-) -> dict[str, Any]:
-    """A planned warm move to the VM's standby; what is known of the VM afterwards.
-
-    wait_s: None: do not wait.  Raises ApiError if it has no standby there, or the move failed.
-    """
-    row = next((r for r in client.protected() if (r["vni"], r["vm"]) == (vm.vni, vm.vm_id)), None)
-    if row is None or row["standby"] != to:
-        raise ApiError(
-            f"VM {vm} has no standby at {to}",
-            f"`vmmob vm protect {vm} --to {to}` first; without one it is moved --mode hot",
-        )
-    found = client.hand_over(vm)
-    begun, told = time.monotonic(), ""
-    while wait_s is not None and time.monotonic() - begun < wait_s:
-        rows = client.protected()
-        row = next((r for r in rows if (r["vni"], r["vm"]) == (vm.vni, vm.vm_id)), None)
-        if row is None:
-            if not quiet:
-                click.echo(f"VM {vm} runs at {to} after {time.monotonic() - begun:.1f} s")
-            return client.vm(vm)
-        found = row
-        if not quiet and row["state"] != told:
-            told = row["state"]
-            click.echo(f"  {told}")
-        if row["state"] not in ("handing", "taking-over"):
-            raise ApiError(
-                f"VM {vm} was not moved: {row['reason'] or row['state']}",
-                "it runs where it was; mend that, and try again",
-            )
-        time.sleep(LOOK_S)
-    return found

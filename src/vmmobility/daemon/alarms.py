@@ -27,6 +27,7 @@ ASKED_ON = {
 
 NEARLY_FULL = 0.8  # of max_host_routes
 STALE_INTERVALS, STALE_LEAST_S = 3, 20.0  # a checkpoint is stale after so many, and so long
+STALE_MOST_MORE_S = 3600.0  # ... and at long intervals when it is late by so much
 
 
 def _row(
@@ -143,7 +144,8 @@ def _of_protection(
     age = protected.staleness_s(now)
     if age is None:
         age = now - protected.lease_at if protected.trouble else 0.0
-    if age > max(STALE_INTERVALS * protected.interval_s, STALE_LEAST_S):
+    limit = min(STALE_INTERVALS * protected.interval_s, protected.interval_s + STALE_MOST_MORE_S)
+    if age > max(limit, STALE_LEAST_S):
         return _row(
             "protection.stale",
             protected.vm,

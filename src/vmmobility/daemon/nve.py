@@ -72,6 +72,8 @@ from vmmobility.errors import ConfigError, StoreError, VmMobilityError
 from vmmobility.wire.registry import Role
 from vmmobility.wire.values import VmKey
 
+TELL_TIME_S = 60.0  # clocks are set: an engine is told the time so often
+
 
 class NveDaemon(NveService):
     """One NVE put together, and what its API serves (api/service.NveService)."""
@@ -129,6 +131,7 @@ class NveDaemon(NveService):
         self._early: list[GuestReport] = []  # of guests that are found at the start
         self._spare_orphans = False
         self._measuring: asyncio.Task[None] | None = None
+        self._time_told_at = 0.0
 
     def prepare(self, store: Any, state: Mapping[str, Any], boot: int) -> None:
         """Engine, pump and addresses; nothing in the kernel is touched yet."""
@@ -185,6 +188,7 @@ class NveDaemon(NveService):
         self._links.open()
         self._group.create_task(self._worker.run(), name="data plane")
         self._group.create_task(self._probe(), name="accelerator")
+        self._tell_time()
         self.pump.input(lambda now: self.engine.started(running, now))
         self._servers.sweep(self._group, self._sweep_server)
         self._ready = True
@@ -250,8 +254,15 @@ class NveDaemon(NveService):
             case _:
                 raise AssertionError(f"an NVE has no {type(output).__name__}")
 
+    def _tell_time(self) -> None:
+        """At the start, and with a heartbeat once a minute: clocks are set."""
+        self._time_told_at = time.monotonic()
+        self.pump.input(lambda now: self.engine.tell_time(time.time_ns(), now))
+
     def _measure(self) -> None:
         """In a thread: a file system may hang, and heartbeats must not."""
+        if time.monotonic() - self._time_told_at >= TELL_TIME_S:
+            asyncio.get_running_loop().call_soon(self._tell_time)  # an engine is not called from it
         if self._measuring is None or self._measuring.done():
             self._measuring = self._group.create_task(self._measured(), name="capacity")
 

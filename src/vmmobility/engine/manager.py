@@ -41,6 +41,7 @@ from vmmobility.engine.manager_removals import ManagerRemovals
 from vmmobility.engine.manager_route_limits import ManagerRouteLimits
 from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.manager_trace import ManagerTrace
+from vmmobility.engine.manager_warm import ManagerWarm
 from vmmobility.engine.origin import Boxes, locators_behind, mappings_told
 from vmmobility.engine.outputs import Endpoint, Event, Flushing, Outbox
 from vmmobility.errors import DecodeError
@@ -99,6 +100,7 @@ class ManagerEngine(
     ManagerTrace,
     ManagerLiveness,
     ManagerProtection,
+    ManagerWarm,
     Flushing,
 ):
     """The management node.  `state` is what the store held; `boot` is above every earlier one."""
@@ -167,6 +169,7 @@ class ManagerEngine(
         self._resume_lives(now)
         self._resume_routes(now)
         self._resume_protection(now)
+        self._resume_warm(now)
 
     def datagram_received(
         self, data: bytes, source: Endpoint, local: Address | None, now: float
@@ -197,7 +200,7 @@ class ManagerEngine(
             self._drain_due,
         ]
         due += [*self._redirect_retry.values(), self._next_route_timer()]
-        due.append(self._next_protection_timer())
+        due += [self._next_protection_timer(), self._next_warm_timer()]
         due += [self._check_at, *(q.deadline for q in self._questions.values())]
         due += [asking.deadline for asking in self._askings.values()]
         due.append(self._liveness_at)
@@ -209,6 +212,7 @@ class ManagerEngine(
         self._move_timer(now)
         self._drain_timer(now)
         self._protection_timer(now)
+        self._warm_timer(now)
         for vm in [vm for vm, due in self._redirect_retry.items() if due <= now]:
             del self._redirect_retry[vm]
             if vm in self.cache.bindings:

@@ -57,6 +57,7 @@ class ManagerFailover:
         _ask_protection: Callable[[ProtectedVm, float], None]
         _save_protected: Callable[[ProtectedVm], None]
         _forget_protection: Callable[[ProtectedVm], None]
+        _warm_registered: Callable[[Binding, ProtectedVm, float], None]
         _protection_event: Callable[[str, ProtectedVm, Binding | None], None]
 
     protected: dict[VmKey, ProtectedVm]
@@ -138,6 +139,7 @@ class ManagerFailover:
             return
         if protected.state is ProtectionState.TAKING_OVER:
             self._protection_event("protection.taken-over", protected, binding)
+            self._warm_registered(binding, protected, now)
             self._forget_protection(protected)  # it is not protected there
         elif old is not None and old.nve.nve_id == binding.nve.nve_id:
             protected.fencing, protected.lease_at = False, now

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmmobility.engine.binding_cache import Binding
+    from vmmobility.engine.manager_move import Move
     from vmmobility.engine.manager_onboarding import Onboarded
     from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.manager_provision import Provision
@@ -53,6 +54,7 @@ class ManagerLifecycle(ManagerAdmission):
         onboarded: dict[VmKey, Onboarded]
         protected: dict[VmKey, ProtectedVm]
         provisions: dict[VmKey, Provision]
+        _warm: dict[VmKey, Move]
         provision: Callable[..., Provision]
         cancel_provision: Callable[[VmKey], None]
         onboard: Callable[..., Onboarded]
@@ -374,7 +376,7 @@ class ManagerLifecycle(ManagerAdmission):
         nve_id = binding.nve.nve_id
         if binding.ending:
             return None  # it will be gone
-        if vm in self._current:
+        if vm in self._current or vm in self._warm:
             return LifeEvent.MOVES, ""
         if self._silent_since(nve_id) is not None:
             return LifeEvent.IS_LOST, f"{nve_id} is dead: its heartbeats have ceased"

@@ -49,7 +49,8 @@ class Move:
     sure:    begun in this manager's life, or its source has told since that it has not switched;
              one that was set back into a move would else turn it back though its guest runs
     terms:   what whoever asked for it has asked besides
-    mode:    "hot", or "cold": the guest does not run while it is moved
+    mode:    "hot"; "warm": to its standby (manager_warm.py); "cold": the guest does not run while
+             it is moved
     wakes:   it ran, was suspended for the move, and is let go on where it is then
     progress: how far its copies have come, in octets, as the source said last (not durable)
     """

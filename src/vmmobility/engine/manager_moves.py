@@ -96,6 +96,9 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         _check_room: Callable[[Binding, str], None]
         protected: dict[VmKey, ProtectedVm]
         _takes_over: Callable[[VmKey], bool]
+        _warm: dict[VmKey, Move]
+        _start_warm_move: Callable[[VmKey, str, float, int, MoveTerms], Move]
+        _warm_settled: Callable[[Binding, float], None]
 
     moves: dict[str, Move]
     _current: dict[VmKey, Move]
@@ -112,11 +115,13 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         mode: str = "",
     ) -> Move:
         """Begin a move; raises MoveRefused.  wall_ns is CLOCK_REALTIME, for display.  mode: "hot",
-        "cold", or "": by the guest's state."""
+        "warm" (to its standby), "cold", or "": hot or cold by the guest's state."""
         try:
             check(terms)
         except ValueError as error:
             raise MoveRefused("bad-terms", str(error), "see `vmmob move VM NVE --help`") from None
+        if mode == "warm":
+            return self._start_warm_move(vm, to, now, wall_ns, terms)
         binding, peer = self._movable(vm, to)
         mode = self._mode_of(binding, mode, terms)
         wakes = mode == "cold" and binding.guest is GuestState.RUNNING
@@ -202,6 +207,12 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
 
     def abort_move(self, move: Move, now: float) -> None:
         """Give a move up; raises MoveRefused where that is too late or already under way."""
+        if move.mode == "warm" and move.state not in FINAL:
+            raise MoveRefused(
+                "conflict",
+                f"move {move.move_id} is warm and cannot be given up",
+                "wait: if the last checkpoint is not taken, the VM goes on where it is",
+            )
         if (move.state, Happening.ABORT) not in TABLE:
             raise MoveRefused(
                 "conflict",
@@ -280,6 +291,9 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         if binding is not None:
             self._follow_routes(binding, now)
             self._redirect_previous(binding, now)
+        self._forget_old_moves()
+
+    def _forget_old_moves(self) -> None:
         ended = [m for m in self.moves.values() if m.state in FINAL]
         for old in ended[: max(0, len(ended) - KEPT_MOVES)]:
             del self.moves[old.move_id]
@@ -396,6 +410,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
     def _redirects_settled(self, binding: Binding, now: float) -> None:
         """A previous NVE has confirmed its redirect, or needs none any more: a move ends with the
         last."""
+        self._warm_settled(binding, now)
         move = self._current.get(binding.vm)
         if move is None or move.state is not MoveState.REDIRECTING or binding.unacknowledged:
             return
@@ -429,14 +444,15 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
                     self._phase(move, f"waiting-{move.state.value}", now)
 
     def _load_moves(self, state: Mapping[str, Any], now: float) -> None:
-        self.moves, self._current = {}, {}
+        self.moves, self._current, self._warm = {}, {}, {}
         for key, value in state.items():
             if key.startswith("move/"):
                 move = move_from_json(key.removeprefix("move/"), value)
                 move.began = now - (move.phases[-1][1] / 1000 if move.phases else 0.0)
                 self.moves[move.move_id] = move
                 if move.state not in FINAL:
-                    self._current[move.vm] = move
+                    under_way = self._warm if move.mode == "warm" else self._current
+                    under_way[move.vm] = move
 
     def _resume_moves(self, now: float) -> None:
         """After a restart: enter each unfinished move's state again (its requests are idempotent;

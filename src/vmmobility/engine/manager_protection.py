@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vmmobility.engine.checkpoint_schedule import DAY_S
 from vmmobility.engine.manager_failover import SUBJECT, ManagerFailover
 from vmmobility.engine.manager_move import nve_of_peer
 from vmmobility.engine.manager_protection_record import (
@@ -61,6 +62,7 @@ class ManagerProtection(ManagerFailover):
         _current: dict[VmKey, Move]
         _new_epoch: Callable[[], int]
         _off_record: Callable[..., str]
+        _warm_follows: Callable[[ProtectedVm, float], None]
 
     # ---- people's commands ---------------------------------------------------------------------
 
@@ -73,8 +75,12 @@ class ManagerProtection(ManagerFailover):
         *,
         fail_over: bool = True,
         lease_s: float | None = None,
+        at_min: int | None = None,
     ) -> ProtectedVm:
-        """Keep checkpoints of the VM at another NVE from now on.  Raises ProtectRefused."""
+        """Keep checkpoints of the VM at another NVE from now on.  Raises ProtectRefused.
+
+        at_min: one a day, so many minutes after midnight UTC; interval_s is not looked at then
+        """
         binding = self.cache.bindings.get(vm)
         if binding is None or binding.ending:
             raise ProtectRefused("unknown-vm", f"no VM {vm} is registered", "see `vmmob vm list`")
@@ -82,6 +88,7 @@ class ManagerProtection(ManagerFailover):
         if peer is None or peer.role is not Role.NVE or not peer.endpoints:
             raise ProtectRefused("unknown-nve", f"no NVE {to} is known", "see `vmmob show nves`")
         self._check_protectable(binding, to)
+        interval_s = interval_s if at_min is None else DAY_S
         lease = self.settings.protect_lease_s if lease_s is None else lease_s
         if lease < LEAST_LEASE_S or interval_s < LEAST_INTERVAL_S:
             raise ProtectRefused(
@@ -90,6 +97,7 @@ class ManagerProtection(ManagerFailover):
                 f"give at least {LEAST_INTERVAL_S:g} s and {LEAST_LEASE_S:g} s",
             )
         protected = ProtectedVm(vm, nve_of_peer(peer), interval_s, fail_over, lease)
+        protected.at_min = at_min
         self.protected[vm] = protected
         protected.lease_at = now
         self._enter_protection(protected, ProtectionState.PREPARING, now)
@@ -135,18 +143,6 @@ class ManagerProtection(ManagerFailover):
             )
         return protected
 
-    def hand_over(self, vm: VmKey, now: float) -> ProtectedVm:
-        """A planned warm move to the standby: nothing acknowledged is lost.  Raises
-        ProtectRefused."""
-        protected = self._protected(vm)
-        if vm in self._current or not self._protection_happens(protected, Happened.HAND_OVER, now):
-            raise ProtectRefused(
-                "conflict",
-                f"the protection of VM {vm} is {protected.state.value}",
-                "wait until it is active: see `vmmob show protected`",
-            )
-        return protected
-
     def _protected(self, vm: VmKey) -> ProtectedVm:
         if vm not in self.protected:
             raise ProtectRefused(
@@ -161,6 +157,7 @@ class ManagerProtection(ManagerFailover):
         becomes = TABLE.get((protected.state, what))
         if becomes is None:
             return False
+        protected.handed = what is Happened.HANDED
         self._enter_protection(protected, becomes, now)
         return True
 
@@ -171,6 +168,7 @@ class ManagerProtection(ManagerFailover):
             protected.epoch = self._new_epoch()
             protected.ticket = self.jitter.getrandbits(128).to_bytes(16, "big")
         self._save_protected(protected)
+        self._warm_follows(protected, now)
         self._protection_event(f"protection.{state.value}", protected, binding)
         self._protection_retry.pop(vm, None)
         for node in {protected.standby.nve_id, *([binding.nve.nve_id] if binding else [])}:
@@ -321,7 +319,7 @@ class ManagerProtection(ManagerFailover):
 
     def _terms(self, protected: ProtectedVm) -> Protection:
         interval, lease = round(protected.interval_s * 1000), round(protected.lease_s * 1000)
-        return Protection(protected.fail_over, interval, lease, protected.token)
+        return Protection(protected.fail_over, interval, lease, protected.token, protected.at_min)
 
     def _save_protected(self, protected: ProtectedVm) -> None:
         self.outbox.record(protected_key(protected.vm), protected_to_json(protected))

@@ -11,9 +11,10 @@ from enum import Enum
 from typing import Any
 
 from vmmobility.engine.binding_update_list import nve_from_json, nve_to_json
+from vmmobility.engine.checkpoint_schedule import until_next_s
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.protection_record import endpoint_from_json, endpoint_to_json, record_key
-from vmmobility.wire.options import Endpoint
+from vmmobility.wire.options import Endpoint, Protection
 from vmmobility.wire.values import Nve, VmKey
 
 
@@ -77,6 +78,8 @@ class ProtectedVm:
     fencing:  the primary of this binding has agreed to pause its guest when its lease ends: without
               that nobody takes over when it is silent
     epoch, ticket: of the order to take over
+    handed:   TAKING_OVER: the primary has stopped its guest for its last checkpoint, which is whole
+    at_min:   a checkpoint is taken daily at this minute of the day, UTC; None: at intervals
     number:   of the last complete checkpoint; taken_at: the moment of which it is (monotonic)
     lease_at: when the primary's last refresh was accepted (monotonic; a restart grants a lifetime)
     trouble:  why the last checkpoint, or step, came to nothing
@@ -95,6 +98,8 @@ class ProtectedVm:
     epoch: int = 0
     ticket: bytes = b""
     number: int = 0
+    handed: bool = False
+    at_min: int | None = None
     # not durable
     taken_at: float | None = None
     lease_at: float = 0.0
@@ -102,6 +107,15 @@ class ProtectedVm:
     told_primary: bool = False
     told_standby: bool = False
     late: bool = False
+
+    def next_s(self, now: float, wall_s: float) -> float | None:
+        """How long until the primary's next checkpoint begins, as far as is known here; None: none
+        is taken now."""
+        if self.state is not ProtectionState.ACTIVE:
+            return None
+        terms = Protection(False, round(self.interval_s * 1000), 1, "", self.at_min)
+        age = self.staleness_s(now)
+        return until_next_s(terms, None if age is None else wall_s - age, wall_s)
 
     def staleness_s(self, now: float) -> float | None:
         """The age of the last complete checkpoint; None if that is not known."""
@@ -116,11 +130,13 @@ def protected_to_json(protected: ProtectedVm) -> dict[str, Any]:
         "lease_s": protected.lease_s,
         "state": protected.state.value,
         "fencing": protected.fencing,
+        "handed": protected.handed,
         "door": endpoint_to_json(protected.door),
         "token": protected.token,
         "epoch": protected.epoch,
         "ticket": protected.ticket.hex(),
         "number": protected.number,
+        "at_min": protected.at_min,
     }
 
 
@@ -138,6 +154,8 @@ def protected_from_json(vm: VmKey, value: Mapping[str, Any]) -> ProtectedVm:
         value["epoch"],
         bytes.fromhex(value["ticket"]),
         value["number"],
+        value.get("handed", False),
+        value.get("at_min"),
     )
 
 

@@ -143,6 +143,7 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
         self.channel.restore(state)
         self.entries: BindingUpdateList = bul.load(state)
         self.guarded, self.standbys = load_guarded(state), load_standbys(state)
+        self._told_time = None
         self._fence_at_start()
         self.jitter = jitter
         self.counts: Counter[str] = Counter()

@@ -17,6 +17,7 @@ from typing import Any
 
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
+from vmmobility.engine.checkpoint_schedule import RETRY_S, until_next_s
 from vmmobility.engine.nve_parts import NveParts
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import HypervisorOrder, Order
@@ -45,6 +46,7 @@ class NveGuarding(NveParts):
     """Protected VMs that run here; a part of NveEngine."""
 
     guarded: dict[VmKey, Guarded]
+    _told_time: tuple[float, float] | None
 
     def _be_guarded(self, entry: Entry, received: Received, now: float) -> None:
         """The guest here has a standby from now on.  Idempotent; also: go on, after a last
@@ -66,8 +68,9 @@ class NveGuarding(NveParts):
         guarded = Guarded(entry.vm, standby, door, terms, epoch, due_at=now)
         if before is not None:
             guarded.number, guarded.taken_at = before.number, before.taken_at
+            guarded.taken_wall_s = before.taken_wall_s
             guarded.taking, guarded.lease_until = before.taking, before.lease_until
-            if before.door == door:
+            if before.door == door or terms.at_min is not None:
                 guarded.due_at, guarded.trouble = before.due_at, before.trouble
         elif terms.fail_over:
             # The manager counts its lease from this reply at the earliest.
@@ -152,7 +155,7 @@ class NveGuarding(NveParts):
 
     def _take_checkpoint(self, guarded: Guarded, now: float) -> None:
         guarded.taking = True
-        guarded.due_at = now + guarded.terms.interval_ms / 1000
+        guarded.due_at = now + self._interval_s(guarded, now)
         self._order_of(
             guarded.vm,
             Order.CHECKPOINT,
@@ -161,6 +164,43 @@ class NveGuarding(NveParts):
             token=guarded.terms.token,
             final=guarded.handed,
         )
+
+    # ---- when ------------------------------------------------------------------------------------
+
+    def tell_time(self, wall_ns: int, now: float) -> None:
+        """CLOCK_REALTIME, by which checkpoints at a time of day are taken; told at the start, and
+        again and again: clocks are set."""
+        first, self._told_time = self._told_time is None, (wall_ns / 1e9, now)
+        for guarded in self.guarded.values():
+            at_rest = not (first or guarded.taking or guarded.trouble)
+            if at_rest and guarded.terms.at_min is not None:
+                self._plan(guarded, now)
+
+    def _wall_s(self, now: float) -> float | None:
+        if self._told_time is None:
+            return None
+        wall_s, then = self._told_time
+        return wall_s + now - then
+
+    def _plan(self, guarded: Guarded, now: float) -> None:
+        """By when the last complete one was, also before a restart."""
+        wall_s, guarded.due_at = self._wall_s(now), now
+        if wall_s is not None:
+            guarded.due_at = now + until_next_s(guarded.terms, guarded.taken_wall_s, wall_s)
+
+    def _interval_s(self, guarded: Guarded, now: float) -> float:
+        """From one that begins now to the next."""
+        wall_s = self._wall_s(now)
+        if guarded.terms.at_min is None or wall_s is None:
+            return guarded.terms.interval_ms / 1000
+        return until_next_s(guarded.terms, wall_s, wall_s)
+
+    def _recover_guarded(self, guarded: Guarded, now: float) -> None:
+        """After a restart: what was taken before counts."""
+        self._plan(guarded, now)
+        wall_s, taken_s = self._wall_s(now), guarded.taken_wall_s
+        if wall_s is not None and taken_s is not None:
+            guarded.taken_at = now - max(0.0, wall_s - taken_s)
 
     def _checkpoint_ended(self, guarded: Guarded, detail: Mapping[str, Any], now: float) -> None:
         """CHECKPOINT, or the order's refusal (then without `ok`)."""
@@ -171,8 +211,12 @@ class NveGuarding(NveParts):
         if ok:
             guarded.number, guarded.trouble = int(detail["number"]), ""
             guarded.taken_at = now - float(detail.get("age_ms", 0)) / 1000
+            wall_s = self._wall_s(now)
+            guarded.taken_wall_s = None if wall_s is None else wall_s - now + guarded.taken_at
+            self._save_guarded(guarded)
         else:
             guarded.trouble = str(detail.get("reason", "no reason given"))
+            guarded.due_at = min(guarded.due_at, now + RETRY_S)
         if guarded.handed:
             self._last_checkpoint_ended(entry, guarded, ok, bool(detail.get("final")), now)
         if entry.phase is Phase.SERVING and not (guarded.handed or entry.ending):
@@ -190,7 +234,8 @@ class NveGuarding(NveParts):
             self._set_data_plane(entry)
             self._save(entry)
             if received is not None:
-                self._answer(received, entry, options=(Checkpoint(guarded.number),))
+                age_ms = round((now - (guarded.taken_at or now)) * 1000)
+                self._answer(received, entry, options=(Checkpoint(guarded.number, age_ms),))
             return
         guarded.handed = False
         self._save_guarded(guarded)

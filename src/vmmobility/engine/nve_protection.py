@@ -154,4 +154,4 @@ class NveProtection(NveGuarding, NveStandby):
             elif not standby.ticket:
                 self._open_door(standby)
         for guarded in self.guarded.values():
-            guarded.due_at = now
+            self._recover_guarded(guarded, now)

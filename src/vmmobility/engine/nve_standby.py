@@ -8,6 +8,7 @@ the guest that resumes attaches.  Not here: the primary (nve_guarding.py), how c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +134,7 @@ class NveStandby(NveParts):
 
     def _door_options(self, standby: Standby) -> tuple[Option, ...]:
         assert standby.door is not None
-        terms = standby.terms
-        told = Protection(terms.fail_over, terms.interval_ms, terms.lease_ms, standby.token)
+        told = replace(standby.terms, token=standby.token)
         return standby.door, told, Checkpoint(standby.number)
 
     def _tell_door(self, standby: Standby, now: float) -> None:

@@ -31,7 +31,8 @@ class Guarded:
                  the manager says so
     lease_until: monotonic seconds; the guest is paused before (not durable: a restart pauses it)
     due_at:      when the next checkpoint begins; taking: one is under way
-    number:      of the last that is complete at the standby, taken_at: the moment of which it is
+    number:      of the last that is complete at the standby
+    taken_wall_s: the moment of which that is, CLOCK_REALTIME; taken_at: the same, monotonic
     fenced_at:   when its guest was paused last
     trouble:     why the last attempt came to nothing, "" if it did not
     request:     the manager's, that waits for the last checkpoint
@@ -44,6 +45,7 @@ class Guarded:
     epoch: int
     handed: bool = False
     number: int = 0
+    taken_wall_s: float | None = None
     # not durable
     lease_until: float | None = None
     due_at: float = 0.0
@@ -96,7 +98,7 @@ class Standby:
 
 
 def protection_to_json(terms: Protection) -> list[Any]:
-    return [terms.fail_over, terms.interval_ms, terms.lease_ms, terms.token]
+    return [terms.fail_over, terms.interval_ms, terms.lease_ms, terms.token, terms.at_min]
 
 
 def endpoint_to_json(endpoint: Endpoint | None) -> list[Any] | None:
@@ -114,6 +116,8 @@ def guarded_to_json(guarded: Guarded) -> dict[str, Any]:
         "terms": protection_to_json(guarded.terms),
         "epoch": guarded.epoch,
         "handed": guarded.handed,
+        "number": guarded.number,
+        "taken_wall_s": guarded.taken_wall_s,
     }
 
 
@@ -138,6 +142,8 @@ def load_guarded(state: Mapping[str, Any]) -> dict[VmKey, Guarded]:
             Protection(*value["terms"]),
             value["epoch"],
             value["handed"],
+            value.get("number", 0),
+            value.get("taken_wall_s"),
         )
         for vm, value in _of_kind("guarded", state)
     }

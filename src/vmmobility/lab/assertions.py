@@ -17,6 +17,7 @@ from vmmobility.lab import (
     disk_assertions,
     fabric_assertions,
     flow_assertions,
+    protection_assertions,
     size_assertions,
     state_assertions,
 )
@@ -257,5 +258,7 @@ _JUDGES: dict[str, Callable[[LabRun, Assertion], str]] = {
     "flows-stay": flow_assertions.flows_stay,
     "flows-spread": flow_assertions.flows_spread,
     "flows-at": flow_assertions.flows_at,
+    "taken-over": protection_assertions.taken_over,
+    "runs-at": protection_assertions.runs_at,
     "disk-writes": disk_assertions.disk_writes,
 }

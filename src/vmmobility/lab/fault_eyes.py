@@ -156,6 +156,17 @@ class Eyes:
             ]
         return twice_ns(spans) / 1e6
 
+    def spans(self) -> list[tuple[str, int, int | None]]:
+        """Whose CPUs ran from when to when, oldest QEMU first; None: they still do."""
+        with self._lock:
+            return [(e.node, start or 0, end) for e in self._eyes for start, end in e.spans]
+
+    def console_of(self, node: str) -> bytes:
+        """What the newest QEMU of that node has said, whether it lives or not."""
+        with self._lock:
+            kept = [e.console for e in self._eyes if e.node == node and e.console is not None]
+        return kept[-1].read_bytes() if kept else b""
+
     def consoles(self) -> bytes:
         """All that guests have said so far, oldest QEMU first."""
         return b"".join(path.read_bytes() for path in sorted(self._consoles.glob("*.log")))

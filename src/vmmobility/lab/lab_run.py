@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from vmmobility.lab.flows import FLOWS, Flows
 from vmmobility.lab.laboratory import Laboratory
 from vmmobility.lab.marks import Marks
 from vmmobility.lab.namespaces import GUEST_MTU
+from vmmobility.lab.protections import Protections
 from vmmobility.lab.report_fabric import HostRoute, SettledPath
 from vmmobility.lab.scenario import Scenario
 from vmmobility.lab.sizes import SizeProbes
@@ -61,6 +62,8 @@ class LabRun:
         self.sizes = SizeProbes(lab.info.folder / "sizes" / str(number))
         self.flows = Flows(lab.info.folder / "flows" / str(number))
         self.marks = Marks()
+        self.protections = Protections()
+        self.pause: Callable[[float], None] = time.sleep  # the steps' own, that looks after daemons
         moved = frozenset(move.vm for move in scenario.moves())
         self.poller = TrafficPoller(lab.daemons, moved)
         self.moves: list[MoveRecord] = []

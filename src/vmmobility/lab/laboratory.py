@@ -25,6 +25,7 @@ from vmmobility.lab.control_capture import read as read_capture
 from vmmobility.lab.convergence import Convergence
 from vmmobility.lab.daemons import Daemons
 from vmmobility.lab.fabric import Fabric, Vm
+from vmmobility.lab.fault_eyes import Eyes
 from vmmobility.lab.faults import Faults
 from vmmobility.lab.frr import Frr
 from vmmobility.lab.gobgp import Collectors
@@ -47,9 +48,9 @@ _KINDS = {"guest": "qemu", "netns": "netns", "external": "external"}
 
 
 class Laboratory:
-    """One lab, from up() to down()."""
+    """One lab, from up() to down().  watched: the lab itself looks at every QEMU."""
 
-    def __init__(self, fabric: Fabric, info: LabInfo, say: Say) -> None:
+    def __init__(self, fabric: Fabric, info: LabInfo, say: Say, *, watched: bool = False) -> None:
         self.fabric = fabric
         self.info = info
         self.say = say
@@ -61,6 +62,9 @@ class Laboratory:
         self.daemons = Daemons(fabric, self.spaces, info.folder)
         self.faults = Faults(self.spaces)
         self.hosts = Hosts(self.spaces, self.daemons, self.faults)
+        homes = {nve.name: self.daemons.home(nve.name) for nve in fabric.of_kind("nve")}
+        guests = watched and any(vm.kind == "guest" for vm in fabric.vms)
+        self.eyes = Eyes(homes, info.folder / "consoles") if guests else None
         self.by_hand = ByHand(fabric, self.spaces, self.daemons, say)
         logs = {node.name: self.daemons.log(node.name) for node in self.daemons.nodes}
         self.logbook = Logbook(logs, Narrator(say).hear)
@@ -82,6 +86,8 @@ class Laboratory:
         self.bird.start()
         self.frr.start()
         self.daemons.configure()
+        if self.eyes is not None:
+            self.daemons.first_in_path = self.eyes.open()
         self._await_convergence()
         self._start_capture()
         self._start_tunnel_captures()
@@ -221,6 +227,8 @@ class Laboratory:
 
     def detach(self) -> None:
         """Let the lab live on without this process."""
+        if self.eyes is not None:
+            self.eyes.close()
         self.logbook.stop()
 
     def down(self) -> list[str]:
@@ -228,6 +236,8 @@ class Laboratory:
         self.routes.stop()
         if self.logbook.started:
             self.logbook.stop()
+        if self.eyes is not None:
+            self.eyes.close()
         self.by_hand.end_all()
         self.daemons.end_all()
         self.frr.stop()
@@ -240,10 +250,10 @@ class Laboratory:
         return left
 
 
-def build(fabric: Fabric, name: str, owned: bool, say: Say) -> Laboratory:
+def build(fabric: Fabric, name: str, owned: bool, say: Say, *, watched: bool = False) -> Laboratory:
     """A new lab, up; nothing is left of it if it cannot come up."""
     info = workdir.create(name, fabric.name, owned)
-    lab = Laboratory(fabric, info, say)
+    lab = Laboratory(fabric, info, say, watched=watched)
     try:
         lab.up()
     except BaseException:

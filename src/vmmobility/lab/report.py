@@ -13,6 +13,7 @@ from typing import Any
 from vmmobility.lab.moments import GapSplit
 from vmmobility.lab.report_fabric import FabricReport
 from vmmobility.lab.report_flows import FlowsReport
+from vmmobility.lab.report_protections import ProtectionsReport
 from vmmobility.lab.report_sizes import SizesReport
 
 FORMAT = 1
@@ -230,6 +231,7 @@ class Report:
     sizes_report: SizesReport = field(default_factory=SizesReport)
     drains: tuple[dict[str, Any], ...] = ()
     flows_report: FlowsReport = field(default_factory=FlowsReport)
+    protections_report: ProtectionsReport = field(default_factory=ProtectionsReport)
 
     @property
     def ok(self) -> bool:
@@ -260,6 +262,7 @@ class Report:
             **self.fabric_report.as_json(),
             **self.sizes_report.as_json(),
             **self.flows_report.as_json(),
+            **self.protections_report.as_json(),
         }
 
     def summary(self) -> dict[str, Any]:

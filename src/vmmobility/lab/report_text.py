@@ -151,6 +151,7 @@ def rest_lines(report: Report) -> list[str]:
     lines += report.fabric_report.lines()
     lines += report.sizes_report.lines()
     lines += report.flows_report.lines()
+    lines += report.protections_report.lines()
     if report.streams:
         every = total["streams"]
         lines.append(

@@ -22,6 +22,7 @@ from vmmobility.lab.findings import move_reports
 from vmmobility.lab.lab_run import LabRun, MoveRecord
 from vmmobility.lab.laboratory import Laboratory, build
 from vmmobility.lab.narrator import Say
+from vmmobility.lab.protection_findings import protections_report
 from vmmobility.lab.report import (
     HandMoveReport,
     MoveReport,
@@ -31,11 +32,13 @@ from vmmobility.lab.report import (
 )
 from vmmobility.lab.report_fabric import FabricReport
 from vmmobility.lab.report_flows import FlowsReport
+from vmmobility.lab.report_protections import ProtectionsReport
 from vmmobility.lab.report_sizes import SizesReport
 from vmmobility.lab.run_findings import hand_move_reports, restart_reports, stream_reports
-from vmmobility.lab.scenario import Scenario
+from vmmobility.lab.scenario import Scenario, each
 from vmmobility.lab.settled import fabric_at_end, fabric_report
 from vmmobility.lab.size_findings import sizes_report
+from vmmobility.lab.step_types import Protect
 from vmmobility.lab.steps import Steps
 
 
@@ -62,6 +65,7 @@ class _Campaign:
     fabric: FabricReport = field(default_factory=FabricReport)
     sizes: SizesReport = field(default_factory=SizesReport)
     flows: FlowsReport = field(default_factory=FlowsReport)
+    protections: ProtectionsReport = field(default_factory=ProtectionsReport)
     leftovers: list[str] = field(default_factory=list)
     tunnels: dict[str, str] = field(default_factory=dict)
     runs: int = 0
@@ -107,6 +111,7 @@ def run_scenario(scenario: Scenario, options: Options, say: Say) -> Report:
         fabric_report=campaign.fabric,
         sizes_report=campaign.sizes,
         flows_report=campaign.flows,
+        protections_report=campaign.protections,
         manager=next((node.name for node in scenario.fabric.of_kind("manager")), ""),
     )
 
@@ -121,7 +126,8 @@ def _one_run(
     scenario: Scenario, number: int, options: Options, campaign: _Campaign, say: Say
 ) -> None:
     if campaign.lab is None:
-        campaign.lab = build(scenario.fabric, scenario.name, owned=True, say=say)
+        watched = any(isinstance(step, Protect) for step in each(scenario.steps))
+        campaign.lab = build(scenario.fabric, scenario.name, owned=True, say=say, watched=watched)
     run = LabRun(campaign.lab, scenario, number, len(campaign.moves) + 1)
     steps = Steps(run)
     try:
@@ -143,6 +149,7 @@ def _one_run(
     campaign.fabric += fabric_report(run)
     campaign.sizes += sizes_report(run)
     campaign.flows += FlowsReport(tuple(run.flows.reports(number)))
+    campaign.protections += protections_report(run)
     as_at_first = all(
         vm.kind != "external" and run.place_of(vm.name) == vm.home for vm in scenario.fabric.vms
     )

@@ -25,10 +25,12 @@ from vmmobility.lab.step_types import (
     Guest,
     Kill,
     KillFrr,
+    LookAtStandby,
     LoseState,
     Move,
     Pause,
     Power,
+    Protect,
     Remember,
     Repeat,
     Replay,
@@ -40,8 +42,9 @@ from vmmobility.lab.toml_table import Table
 
 GUEST_STEPS = ("start-vm", "stop-vm", "expect", "start-by-hand", "migrate-by-hand", "stop-by-hand")
 STEPS = (
-    "move", "drain", "wait", "kill", "start", "restart", "power-off", "power-on", "lose-state",
-    "cut", "loss", "heal", "link-down", "link-up", "kill-frr", "start-frr", "exec", "vmmob",
+    "move", "drain", "protect", "look-at-standby", "wait", "kill", "start", "restart",
+    "power-off", "power-on", "lose-state", "cut", "loss", "heal", "link-down", "link-up",
+    "kill-frr", "start-frr", "exec", "vmmob",
     *GUEST_STEPS, "remember", "replay", "assert", "repeat",
 )  # fmt: skip
 SIZE_ASSERTIONS = ("packet-size", "no-silent-drop", "no-broken-bulk", "too-big-counted")
@@ -51,7 +54,7 @@ ASSERTIONS = (
     "bindings-unchanged", "routes-unchanged", "refreshed", "replay-dropped", "guest",
     "redirects", "direct-path", "no-host-routes", "drained", "routes-at-most",
     "collected", "external-not-tunnelled", "disk-writes", "flows-stay", "flows-spread", "flows-at",
-    *SIZE_ASSERTIONS,
+    "taken-over", "runs-at", *SIZE_ASSERTIONS,
 )  # fmt: skip
 VIAS = ("tunnel", "host-route", "local", "none")
 PROCESSES = ("daemon", "relay", "both")
@@ -82,6 +85,10 @@ def _step(entry: Table, fabric: Fabric) -> Step:
             entry.choice("expect", ("ok", "fail", "any"), "ok"),
             entry.take("timeout_s", float, 60.0),
         )  # fmt: skip
+    if do == "protect":
+        return _protect(entry, fabric)
+    if do == "look-at-standby":
+        return LookAtStandby(_with_records(entry, fabric), entry.take("timeout_s", float, 20.0))
     if do == "drain":
         known = [n.name for n in fabric.of_kind("nve")]
         to = tuple(_one_of(entry, "to", name, known) for name in entry.strings("to", ()))
@@ -106,6 +113,27 @@ def _step(entry: Table, fabric: Fabric) -> Step:
     if do == "repeat":
         return Repeat(entry.take("times", int), tuple(read_steps(entry, "step", fabric)))
     return _assertion(entry, fabric, "what", 0.0)
+
+
+def _protect(entry: Table, fabric: Fabric) -> Protect:
+    vm = vm_of(entry, fabric)
+    if fabric.vm(vm).kind == "external":
+        raise LabError(f"{entry.where}: {vm} is external", "an NVE protects guests of its own")
+    return Protect(
+        vm,
+        _nve(entry, fabric, "to"),
+        entry.take("every_s", float, 5.0),
+        entry.take("lease_s", float) if entry.has("lease_s") else None,
+        entry.take("checkpoints", int, 3),
+        entry.take("timeout_s", float, 60.0),
+    )
+
+
+def _with_records(entry: Table, fabric: Fabric) -> str:
+    vm = vm_of(entry, fabric)
+    if not fabric.vm(vm).disk_mib:
+        raise LabError(f"{entry.where}: {vm} writes no records", "give it a disk_mib")
+    return vm
 
 
 def _host_step(entry: Table, fabric: Fabric, do: str) -> Step:
@@ -181,7 +209,7 @@ def _assertion(entry: Table, fabric: Fabric, key: str, within_s: float) -> Asser
         return Assertion(what, within_s, vm_of(entry, fabric), _nve(entry, fabric, "node"))
     if what == "packet-size":
         return _packet_size(entry, fabric, within_s)
-    if what in ("serving", "binding", "guest"):
+    if what in ("serving", "binding", "guest", "taken-over", "runs-at"):
         return _placed(entry, fabric, what, within_s)
     if what in ("flows-spread", "flows-at"):
         vm = vm_of(entry, fabric) if what == "flows-at" else ""

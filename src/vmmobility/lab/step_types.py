@@ -32,6 +32,30 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Protect:
+    """Keep `vm`'s warm standby at the NVE `to`, and wait until it has so many checkpoints.
+
+    lease_s: None: the manager's own
+    """
+
+    vm: str
+    to: str
+    every_s: float = 5.0
+    lease_s: float | None = None
+    checkpoints: int = 3
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtStandby:
+    """Read which records the last complete checkpoint of `vm` has on its disk: its primary is
+    dead, or paused, and its standby has not taken over yet."""
+
+    vm: str
+    timeout_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Let time pass."""
 
@@ -177,6 +201,8 @@ class Repeat:
 Step = (
     Move
     | Drain
+    | Protect
+    | LookAtStandby
     | Pause
     | Kill
     | Start

@@ -31,10 +31,12 @@ from vmmobility.lab.step_types import (
     Guest,
     Kill,
     KillFrr,
+    LookAtStandby,
     LoseState,
     Move,
     Pause,
     Power,
+    Protect,
     Remember,
     Repeat,
     Replay,
@@ -54,6 +56,7 @@ class Steps:
         self._lab = run.lab
         self.failures: list[str] = []
         self.results: list[dict[str, Any]] = []
+        run.pause = self._pause
         self._guests = GuestSteps(run)
         self._fabric = FabricSteps(run)
         self._heal_at: list[tuple[float, str]] = []
@@ -82,6 +85,10 @@ class Steps:
                     self._run.wait_for(record)
             case Drain():
                 self._run.drains.append(asdict(carry_out(self._run, step)))
+            case Protect():
+                self._run.protections.begin(self._run, step)
+            case LookAtStandby():
+                self._run.protections.look(self._run, step)
             case Pause():
                 self._pause(step.seconds)
             case Fault():
@@ -129,7 +136,9 @@ class Steps:
                 self._start(step)
             case Power(on=False):
                 self._run.flows.mark(f"{step.node} dark")
+                self._run.protections.strike(f"{step.node} dark")
                 hosts.power_off(step.node)
+                self._run.protections.struck()
                 say(f"{step.node}'s host is dark")
             case Power():
                 self._run.flows.mark(f"{step.node} back")
@@ -158,7 +167,10 @@ class Steps:
             self._lab.faults.heal(link)
             self._lab.say(f"link {step.link} is healed")
             return
+        if step.per_mille == 1000:
+            self._run.protections.strike(f"{step.link} cut")
         self._lab.faults.drop(link, step.per_mille, step.control_only)
+        self._run.protections.struck()
         how = "cut" if step.per_mille == 1000 else f"losing {step.per_mille / 10:g} % each way"
         whom = " for control messages" if step.control_only else ""
         self._lab.say(f"link {step.link} is {how}{whom}")

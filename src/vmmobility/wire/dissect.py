@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
             return [_plain(v) for v in value]
         case int():  # RFC 7493: greater integers do not survive every reader of JSON
             return value if value <= _EXACT else str(value)
-        case str():
+        case str() | None:
             return value
         case _:
             return str(value)

@@ -188,12 +188,15 @@ class Protection:
     interval_ms: from the beginning of one checkpoint to that of the next
     lease_ms:    how long an accepted REFRESH counts, from its sending
     token:       what the standby's door wants to see, UTF-8; "" where none is known yet
+    at_min:      a checkpoint begins daily, so many minutes after midnight UTC, and interval_ms is a
+                 day; None: it does not
     """
 
     fail_over: bool
     interval_ms: int
     lease_ms: int
     token: str = ""
+    at_min: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,14 +150,32 @@ def _sight(cursor: Cursor) -> Sight:
     return Sight(bool(flags & 1), bool(flags & 2))
 
 
+_DAILY, _DAY_MIN = 2, 1440
+
+
 def _protection(cursor: Cursor) -> Protection:
     flags, interval_ms, lease_ms = cursor.uint(1), cursor.uint(4), cursor.uint(4)
+    at_min = cursor.uint(2) if flags & _DAILY else None
     token = cursor.rest()
-    if flags > 1 or not interval_ms or not lease_ms:
+    if at_min is not None and not (at_min < _DAY_MIN and interval_ms == _DAY_MIN * 60_000):
+        raise DecodeError("bad-value", "a protection's time of day, or its interval beside that")
+    if flags > 3 or not interval_ms or not lease_ms:
         raise DecodeError("bad-value", "a protection's flags, interval or lease")
     if not token.isalnum() and token:
         raise DecodeError("bad-value", "a protection's token is letters and digits")
-    return Protection(bool(flags), interval_ms, lease_ms, token.decode("ascii"))
+    return Protection(bool(flags & 1), interval_ms, lease_ms, token.decode("ascii"), at_min)
+
+
+def _protection_octets(option: Protection) -> bytes:
+    at_min = option.at_min
+    flags = option.fail_over | (0 if at_min is None else _DAILY)
+    return (
+        bytes([flags])
+        + option.interval_ms.to_bytes(4, "big")
+        + option.lease_ms.to_bytes(4, "big")
+        + (b"" if at_min is None else at_min.to_bytes(2, "big"))
+        + option.token.encode()
+    )
 
 
 def _endpoint_octets(option: Endpoint) -> bytes:
@@ -352,9 +370,8 @@ OPTIONS: tuple[Declaration, ...] = (
         _guest_state,
     ),
     Declaration(
-        30, "Protection", True, False, (9, 73), Protection,
-        lambda o: bytes([o.fail_over]) + o.interval_ms.to_bytes(4, "big")
-        + o.lease_ms.to_bytes(4, "big") + o.token.encode(),
+        30, "Protection", True, False, (9, 75), Protection,
+        _protection_octets,
         _protection,
     ),
     Declaration(

@@ -33,8 +33,20 @@ def test_a_warm_move_goes_to_the_standby_alone(vmmob: Vmmob, manager: FakeManage
     assert "has no standby at nve-b" in ran.err
     assert "remedy:" in ran.err
     vmmob("vm", "protect", "vm1", "--to", "nve-b")
-    assert vmmob("move", "vm1", "nve-b", "--mode", "warm", "--wait").code == 0
-    assert manager.handed == ["vm1"]
+    manager.endings = [
+        {
+            "state": "done",
+            "ok": True,
+            "phases": [{"name": "requested", "at_ms": 0.0}, {"name": "handing", "at_ms": 0.1}],
+            "measured": {"stopped_ms": 812.0},
+        }
+    ]
+    ran = vmmob("move", "vm1", "nve-b", "--mode", "warm", "--wait")
+    assert ran.code == 0
+    assert "handing" in ran.out
+    assert "812.0" in ran.out
+    assert manager.modes == ["warm", "warm"]
+    assert [row["mode"] for row in vmmob("move", "list", "--json").json] == ["warm"]
 
 
 def test_what_cannot_be_is_said(vmmob: Vmmob, manager: FakeManager):
@@ -42,3 +54,20 @@ def test_what_cannot_be_is_said(vmmob: Vmmob, manager: FakeManager):
     assert vmmob("vm", "protect", "vm1", "--to", "nowhere").code == 1
     assert "not protected" in vmmob("vm", "unprotect", "vm1").err
     assert manager.guarded == []
+
+
+def test_at_a_time_of_day(vmmob: Vmmob, manager: FakeManager):
+    ran = vmmob("vm", "protect", "vm1", "--to", "nve-b", "--at", "3:00")
+    assert (ran.code, ran.out) == (
+        0, "VM vm1: standby at nve-b, daily at 03:00 UTC; it does not take over by itself\n"
+    )  # fmt: skip
+    row = vmmob("show", "protected", "--json").json[0]
+    assert (row["at"], row["every_s"], row["fail_over"]) == ("03:00", 86400.0, False)
+    shown = vmmob("show", "protected").out
+    assert "daily at 03:00 UTC" in shown
+    assert "2.5" in shown
+    both = vmmob("vm", "protect", "vm1", "--to", "nve-b", "--at", "03:00", "--every", "5s")
+    assert (both.code, "give one of them" in both.err) == (2, True)
+    for wrong in ("24:00", "03:60", "noon", "3"):
+        assert "no time of day" in vmmob("vm", "protect", "vm1", "--to", "b", "--at", wrong).err
+    assert len(manager.guarded) == 1

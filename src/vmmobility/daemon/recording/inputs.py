@@ -49,10 +49,10 @@ INPUTS: dict[Role, tuple[str, ...]] = {
         "delete_group",
         "protect",
         "unprotect",
-        "hand_over",
     ),
     Role.NVE: (
         *_BOTH,
+        "tell_time",
         "start_vm",
         "stop_vm",
         "relocate_vm",

@@ -107,6 +107,15 @@ class CheckpointStore:
                 self._tidy()
         return True
 
+    def peek(self) -> Record | None:
+        """The record as it is now; nothing is made or finished.  None: there is no store."""
+        with self._naming():
+            return self.record if self._read() else None
+
+    def image_of(self, index: int) -> Path:
+        """Where the disk is as of the last complete checkpoint, once nothing is to be merged."""
+        return _beside(self.images[index], BASE)
+
     def receive(
         self,
         number: int,

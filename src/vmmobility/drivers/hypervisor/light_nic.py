@@ -108,9 +108,7 @@ class Card:
         if spec.listen:
             self._await_move(spec.listen)
         else:
-            self._inner = in_namespace(
-                spec.namespace, lambda: [open_tap(f"eth{i}") for i in range(len(spec.ports))]
-            )
+            self._take_up()
             if not self._held:
                 self._copy()
 
@@ -136,6 +134,20 @@ class Card:
     def _halt(self) -> None:
         for descriptor in (*self._outer, *self._inner):
             self._unwatch(descriptor)
+
+    def _take_up(self) -> None:
+        """Hold the VM's side, unless it is held.  Raises OSError where another card does."""
+        if not self._inner:
+            interfaces = range(len(self._spec.ports))
+            self._inner = in_namespace(
+                self._spec.namespace, lambda: [open_tap(f"eth{i}") for i in interfaces]
+            )
+
+    def _let_go(self) -> None:
+        """A paused card holds nothing that another one, of a standby, may need."""
+        for descriptor in self._inner:
+            os.close(descriptor)
+        self._inner = []
 
     def _announce(self) -> None:
         for tap, mac, addresses in zip(
@@ -206,7 +218,10 @@ class Card:
         elif do in ("pause", "keep"):
             self._halt()
             self.state, self._held = "paused", True
+            if do == "pause":
+                self._let_go()
         elif do == "resume":
+            self._take_up()
             self.state, self._held = "running", False
             self._copy()
             self._announce()
@@ -218,6 +233,7 @@ class Card:
     # --- moving out ----------------------------------------------------------------------------
 
     def _copy_out(self, address: str, port: int) -> None:
+        self._take_up()
         self._begun_ns = time.monotonic_ns()
         self._peer = socket.create_connection((address, port), timeout=_HANDOVER_S)
         self._setup_ms = (time.monotonic_ns() - self._begun_ns) / 1e6

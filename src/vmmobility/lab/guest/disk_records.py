@@ -37,6 +37,12 @@ def acknowledged(console: bytes) -> int:
     return max(map(int, told), default=0)
 
 
+def first_acknowledged(console: bytes) -> int:
+    """The first record of which this console tells; 0 if of none."""
+    told = _TOLD.search(console)
+    return int(told[1]) if told else 0
+
+
 def lost(image: bytes, records: int, last: int) -> list[int]:
     """Which of the records up to `last` should be on the disk and are not."""
     present = records_in(image, records)
