@@ -157,6 +157,22 @@ def test_a_standby_that_cannot_take_over_says_so_and_the_primary_serves_on() -> 
     assert state(world) is ProtectionState.ACTIVE
 
 
+def test_a_standby_that_could_not_take_over_may_be_one_again() -> None:
+    world = protected()
+    hypervisor = world.nodes["b"].hypervisor
+    assert hypervisor is not None
+    hypervisor.fail_next[Order.ACTIVATE] = ["out of memory"]
+    world.hand_over(VM)
+    world.run_until(lambda: any(e.name == "protection.lost" for _, _, e in world.events), 20.0)
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE, 20.0)
+    world.unprotect(VM)
+    world.run_until(lambda: VM not in world.manager.protected, 10.0)
+    world.protect(VM, "b")
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE and number(world) >= 2, 20.0)
+    world.crash("a")
+    world.run_until(at(world, "b"), 20.0)
+
+
 def test_a_guest_that_dies_is_taken_over_at_once() -> None:
     world = protected()
     world.nodes["a"].hypervisor.kill(VM)  # type: ignore[union-attr]

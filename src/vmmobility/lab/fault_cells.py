@@ -180,6 +180,9 @@ class Player(ABC):
             return fault.lasts_s, fault.lasts_s
         return CUT_LEAST_S, CUT_MOST_S if fault.name in CUTS else STATED_S
 
+    def let_go(self) -> None:  # noqa: B027 (most modes leave nothing)
+        """After a phase that was missed: the VM as it was."""
+
     def stands_still(self, cell: Cell) -> bool:
         """Whether the VM is not to run meanwhile."""
         return False
@@ -199,12 +202,14 @@ class Player(ABC):
             except Missed as missed:
                 played = Played(cell, Verdict(Outcome.MISSED, str(missed)))
                 if tries < TRIES:
+                    self.let_go()
                     self.rest.come()
                     continue
             played.tries, played.drift_repaired, played.kept = tries, self.drift, self.kept
             played.seconds = time.monotonic() - begun
             try:
                 self.rest.come(SETTLE_S if played.verdict.ok else UNSETTLED_S)
+                self.eyes.forget_the_dead()
             except LabError as error:
                 self.spoilt = error.message
             return played

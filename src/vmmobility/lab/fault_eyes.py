@@ -171,6 +171,14 @@ class Eyes:
         """All that guests have said so far, oldest QEMU first."""
         return b"".join(path.read_bytes() for path in sorted(self._consoles.glob("*.log")))
 
+    def forget_the_dead(self) -> None:
+        """What QEMUs that live no more have said does not count any more."""
+        with self._lock:
+            kept = {eye.console for eye in self._eyes if eye.alive}
+        for path in self._consoles.glob("*.log"):
+            if path not in kept:
+                path.unlink()
+
     def forget_consoles(self) -> None:
         """A guest with a new disk begins."""
         for path in self._consoles.glob("*.log"):

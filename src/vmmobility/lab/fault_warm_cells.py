@@ -18,7 +18,7 @@ from vmmobility.lab.fault_table import Cell
 from vmmobility.lab.guest.disk_records import acknowledged
 from vmmobility.wire.registry import Purpose
 
-LEASE_S = 4
+LEASE_S = 6  # longer than a daemon takes to be back on a busy machine
 OFTEN_S, SELDOM_S = 1, 600
 PLANNED = (terms.LAST_CHECKPOINT, terms.HANDED_OVER, terms.RESTING)
 TO_STANDBY = (MANAGER, DESTINATION, Purpose.PROTECT)
@@ -91,17 +91,17 @@ class WarmPlayer(Player):
     def reach(self, cell: Cell, roles: Roles, holds: Holds, words: Words, since_ns: int) -> None:
         """Until the phase is there; Missed if it is over, or does not come."""
         source = roles.source
-        copies = self.copies_memory
         if cell.phase == terms.FIRST_COPY:
-            self._await("a first checkpoint", lambda: copies(source))
+            self._await("a first checkpoint", lambda: self._stops and self.eyes.runs_at(source))
             if self.protection().get("checkpoint"):
                 raise Missed("the first checkpoint was complete before the strike", "try again")
             return
         self._await("a complete checkpoint", self._is_protected)
         if cell.phase == terms.CHECKPOINTING:
-            self._await("another checkpoint", lambda: copies(source))
+            before = len(self._stops)
+            self._await("another checkpoint", lambda: len(self._stops) > before)
             return
-        self._await("rest", lambda: not copies(source))
+        self._await("rest", lambda: not self.copies_memory(source))
         match cell.phase:
             case terms.FAILING_OVER:
                 holds.lose(TO_STANDBY)
@@ -146,6 +146,11 @@ class WarmPlayer(Player):
         most = self._promised(roles) if where == roles.destination else None
         return self.looks.lost_records(self.eyes.consoles(), where, most)
 
+    def let_go(self) -> None:
+        """It is protected no more."""
+        self._ended_s = 0.0
+        await_true(lambda: not self._ending(), REACH_S)
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _hear(self, holds: Holds, roles: Roles, *, freeze: bool) -> None:
@@ -175,18 +180,20 @@ class WarmPlayer(Player):
 
     def _open(self, roles: Roles) -> list[str]:
         """What is not at rest yet; a protection that is left is ended, as people would."""
-        at, row = self.eyes.running_at(), self.protection()
-        state = str(row.get("state", ""))
-        if state in ("taking-over", "handing"):
+        if state := self._ending():
             return [f"its protection is {state}"]
-        if state:
-            if state != "ending" and time.monotonic() > self._ended_s + 2.0:
-                self._ended_s = time.monotonic()
-                self._end()
-            return [f"its protection is {state}"]
-        if at == [roles.destination]:
+        if self.eyes.running_at() == [roles.destination]:
             self._put_aside(roles.source)
         return self.rest.open_running("")[1]
+
+    def _ending(self) -> str:
+        """How its protection stands, "" if it has none; it is told to end, where it can be."""
+        state = str(self.protection().get("state", ""))
+        fixed = state in ("", "taking-over", "handing", "ending")
+        if not fixed and time.monotonic() > self._ended_s + 2.0:
+            self._ended_s = time.monotonic()
+            self._end()
+        return state
 
     def _end(self) -> None:
         try:
