@@ -238,10 +238,13 @@ def is_ours(folder: GuestFolder, pid: int) -> bool:
     """Whether `pid` lives and is this folder's QEMU: a pid may have gone to somebody else."""
     reap(pid)
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        while not (line := Path(f"/proc/{pid}/cmdline").read_bytes()):
+            # In the midst of an exec it has no words yet, but a program; one that ended has none.
+            os.readlink(f"/proc/{pid}/exe")
+            os.sched_yield()
     except OSError:
         return False
-    return str(folder.pid_file).encode() in words
+    return str(folder.pid_file).encode() in line.split(b"\0")
 
 
 def reap(pid: int) -> None:
