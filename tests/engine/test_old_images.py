@@ -16,9 +16,7 @@ def lose_power_in(phase: Phase) -> World:
     world.move(VM, "b")
     there = world.nodes["b"].hypervisor
     assert there is not None
-    world.run_until(
-        lambda: there.running().get(VM) and world.edge("a").entries[VM].phase is phase
-    )
+    world.run_until(lambda: there.running().get(VM) and world.edge("a").entries[VM].phase is phase)
     world.power_cut("a")
     world.later(5.0, lambda: world.restart("a"))
     world.run(10.0)

@@ -1,4 +1,4 @@
-"""Whether a process is a guest's QEMU, seen from /proc while it comes to be and when it has ended."""
+"""Whether a process is a guest's QEMU, by /proc, while it comes to be and when it has ended."""
 
 from __future__ import annotations
 

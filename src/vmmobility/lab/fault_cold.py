@@ -34,6 +34,7 @@ _LOOKED = (
     "the image is looked for when room is made for the copy; from then on the one there is the "
     "NVE's own, marked, and locked by its QEMU"
 )
+_LAST = "whether the last octets had left decides: it is where the copy is whole, and nowhere else"
 _WAITS = "the ends finish by themselves; the manager, who may guess nothing, waits and says so"
 
 # -- a VM that runs: suspended, moved with its memory, woken ------------------------------------
@@ -47,16 +48,19 @@ SUSPENDED = Mode("cold-suspended", (*_EARLY, *_COPYING, SWITCHING, *_LATE))
 _SUSPENDED: tuple[Row, ...] = tuple(
     Row(SUSPENDED.name, *words)
     for words in (
-        ("source-killed", (*_EARLY, *_COPYING, SWITCHING), (STAYED,),
+        ("source-killed", (*_EARLY, *_COPYING), (STAYED,),
          "its memory is gone with the host; its disk is whole: it boots there, for it is to run",
          True),
+        ("source-killed", (SWITCHING,), (MOVED, STAYED), _LAST, True),
         ("source-killed", _LATE, (MOVED,), _THERE),
         ("source-daemon-killed", _EARLY, (MOVED,),
          "the guest stays suspended; nothing has been copied yet"),
-        ("source-daemon-killed", (*_COPYING, SWITCHING), (STAYED,),
+        ("source-daemon-killed", _COPYING, (STAYED,),
          "the copy goes through the daemon and breaks with it; the guest is let go on there"),
+        ("source-daemon-killed", (SWITCHING,), (MOVED, STAYED), _LAST),
         ("source-daemon-killed", _LATE, (MOVED,), _THERE),
-        ("guest-killed", (*_EARLY, *_COPYING, SWITCHING), (STAYED,),
+        ("guest-killed", (SWITCHING,), (MOVED, STAYED), _LAST),
+        ("guest-killed", (*_EARLY, *_COPYING), (STAYED,),
          "its memory is gone with it; its disk is whole: it boots there, for it is to run"),
         ("guest-killed", (REDIRECTING, WAKING), (MOVED,), _THERE),
         ("guest-killed", (RESTING,), _NOT, "no QEMU is left at the source"),
@@ -73,7 +77,8 @@ _SUSPENDED: tuple[Row, ...] = tuple(
         ("destination-daemon-killed", _LATE, (MOVED,), "guests outlive their daemons"),
         ("manager-killed", SUSPENDED.phases, (MOVED,),
          "the restarted manager enters the durable state of the move again"),
-        ("link-cut", (*_EARLY, *_COPYING, SWITCHING), (STAYED,), _HERE),
+        ("link-cut", (*_EARLY, *_COPYING), (STAYED,), _HERE),
+        ("link-cut", (SWITCHING,), (MOVED, STAYED), _LAST),
         ("link-cut", _LATE, (MOVED,), _THERE),
         ("manager-link-cut", (*_EARLY, *_COPYING), (STAYED,),
          "the destination cannot be asked: the move is given up, and the guest let go on"),
@@ -114,15 +119,18 @@ _STOPPED: tuple[Row, ...] = tuple(
     for words in (
         ("source-killed", (PREPARING,), (MOVED,),
          "nothing has begun at the source: it is asked for the copy once its host is back", True),
-        ("source-killed", (*_LENT, SWITCHING), (STAYED,),
+        ("source-killed", (SWITCHING,), (MOVED, STAYED), _LAST, True),
+        ("source-killed", _LENT, (STAYED,),
          "disks survive their host: it can be started there once that is back", True),
         ("source-killed", (REDIRECTING, RESTING), (MOVED,), _THERE),
         ("source-daemon-killed", (PREPARING,), (MOVED,), "nothing has begun at the source"),
-        ("source-daemon-killed", (*_LENT, SWITCHING), (STAYED,),
+        ("source-daemon-killed", (SWITCHING,), (MOVED, STAYED), _LAST),
+        ("source-daemon-killed", _LENT, (STAYED,),
          "the copy goes through the daemon and breaks with it"),
         ("source-daemon-killed", (REDIRECTING, RESTING), (MOVED,), _THERE),
         ("guest-killed", (PREPARING,), _NOT, "no QEMU is there yet: the VM is stopped"),
-        ("guest-killed", (*_LENT, SWITCHING), (STAYED,),
+        ("guest-killed", (SWITCHING,), (MOVED, STAYED), _LAST),
+        ("guest-killed", _LENT, (STAYED,),
          "the process that was lent for the copy is gone; the disk is not"),
         ("guest-killed", (REDIRECTING,), (MOVED,), _THERE),
         ("guest-killed", (RESTING,), _NOT, "no QEMU is left at the source"),
@@ -136,7 +144,8 @@ _STOPPED: tuple[Row, ...] = tuple(
         ("destination-daemon-killed", (REDIRECTING, RESTING), (MOVED,), _THERE),
         ("manager-killed", STOPPED.phases, (MOVED,),
          "the restarted manager enters the durable state of the move again"),
-        ("link-cut", (PREPARING, *_LENT, SWITCHING), (STAYED,), _HERE),
+        ("link-cut", (SWITCHING,), (MOVED, STAYED), _LAST),
+        ("link-cut", (PREPARING, *_LENT), (STAYED,), _HERE),
         ("link-cut", (REDIRECTING, RESTING), (MOVED,), _THERE),
         ("manager-link-cut", (PREPARING, *_LENT), (STAYED,),
          "the destination cannot be asked: the move is given up"),
