@@ -54,7 +54,6 @@ class Played:
     cell: Cell
     verdict: Verdict
     seen: Seen | None = None
-    reason: str = ""
     struck: str = ""
     tries: int = 1
     seconds: float = 0.0
@@ -72,7 +71,7 @@ class Played:
             "outcome": self.verdict.outcome.value,
             "ok": self.verdict.ok,
             "problem": self.verdict.problem,
-            "why": self.cell.row.why if self.cell.row else self.reason,
+            "why": self.cell.row.why,
             "running_at": list(seen.running_at) if seen else [],
             "acknowledged_writes": seen.acknowledged if seen else None,
             "acknowledged_writes_lost": seen.lost if seen else 0,
@@ -191,14 +190,13 @@ class Player(ABC):
 
     def play(self, cell: Cell) -> Played:
         """Until it was struck, TRIES times at most; the guest is at rest again afterwards."""
-        begun, row = time.monotonic(), cell.row
-        assert row is not None
+        begun = time.monotonic()
         tries = 0
         while True:
             tries += 1
             try:
                 seen, struck = self._once(cell)
-                played = Played(cell, judge(seen, row), seen, struck=struck)
+                played = Played(cell, judge(seen, cell.row), seen, struck=struck)
             except Missed as missed:
                 played = Played(cell, Verdict(Outcome.MISSED, str(missed)))
                 if tries < TRIES:

@@ -23,7 +23,7 @@ from vmmobility.lab.fault_moves import MovePlayer
 from vmmobility.lab.fault_report import NOT_STRUCK, FaultReport
 from vmmobility.lab.fault_rest import Rest
 from vmmobility.lab.fault_strikes import Strikes
-from vmmobility.lab.fault_table import MODES, Cell, chosen
+from vmmobility.lab.fault_table import Cell, chosen
 from vmmobility.lab.fault_terms import Outcome
 from vmmobility.lab.fault_warm import WARM
 from vmmobility.lab.fault_warm_cells import WarmPlayer
@@ -89,7 +89,7 @@ def run_matrix(settings: Mapping[str, str], options: MatrixOptions, say: Say) ->
 
 
 def _verdict(cell: Mapping[str, Any]) -> str:
-    if cell["outcome"] in NOT_STRUCK:
+    if cell["outcome"] == NOT_STRUCK:
         return str(cell["outcome"])
     words = f"{cell['outcome']}, {cell['seconds']:.0f} s"
     return words if cell["ok"] else f"NOT AS EXPECTED: {words}: {cell['problem']}"
@@ -117,10 +117,7 @@ class _Campaign:
         self._left: list[str] = []
 
     def play(self, cell: Cell) -> Played:
-        row = cell.row
-        if row is None:
-            return Played(cell, Verdict(Outcome.NOT_PLAYED, ""), reason=MODES[cell.mode].pending)
-        if row.allowed == (Outcome.NOT_APPLICABLE,):
+        if cell.row.allowed == (Outcome.NOT_APPLICABLE,):
             return Played(cell, Verdict(Outcome.NOT_APPLICABLE, ""))
         if self._stage is None:
             self._stages += 1

@@ -20,7 +20,6 @@ from vmmobility.lab.fault_terms import (
     COPYING_DISK,
     FAULTS,
     Mode,
-    Outcome,
     Row,
 )
 from vmmobility.lab.fault_warm import WARM, WARM_ROWS
@@ -37,7 +36,7 @@ class Cell:
     mode: str
     phase: str
     fault: str
-    row: Row | None
+    row: Row
 
     @property
     def name(self) -> str:
@@ -47,8 +46,6 @@ class Cell:
     @property
     def expected(self) -> str:
         """In words."""
-        if self.row is None:
-            return Outcome.NOT_PLAYED.value
         words = " or ".join(outcome.value for outcome in self.row.allowed)
         return words + (", once it is mended" if self.row.once_mended else "")
 
@@ -67,7 +64,7 @@ def all_cells() -> Iterator[Cell]:
     for mode in MODES.values():
         for phase in mode.phases:
             for fault in FAULTS:
-                yield Cell(mode.name, phase, fault, rows.get((mode.name, phase, fault)))
+                yield Cell(mode.name, phase, fault, rows[mode.name, phase, fault])
 
 
 def chosen(settings: Mapping[str, str]) -> list[Cell]:
@@ -96,8 +93,6 @@ def _names(settings: Mapping[str, str], key: str) -> list[str]:
 
 def picture(mode: str) -> str:
     """A mode's rows as a Markdown table: faults down, in the words of the table."""
-    if MODES[mode].pending:
-        return f"Not played: {MODES[mode].pending}.\n"
     lines = ["| Fault | Phases | Comes to | Why |", "|---|---|---|---|"]
     every = MODES[mode].phases
     for row in ROWS:

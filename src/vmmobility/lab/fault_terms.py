@@ -18,7 +18,6 @@ class Outcome(Enum):
     STAYED = "stayed"  # one guest runs, at the source
     FAILED = "failed"  # none runs, no complete copy survives, and the manager says so
     NOT_APPLICABLE = "not-applicable"
-    NOT_PLAYED = "not-played"  # the matrix has no way to play this mode yet
     MISSED = "missed"  # the phase had passed whenever it was to be struck
     TWICE = "twice"  # two ran at a time
     NOWHERE = "nowhere"  # none runs, and nobody says so
@@ -63,12 +62,10 @@ FAULTS: Mapping[str, Fault] = {
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A way to move, and the phases in which it is struck, in order.  pending: why it is not played
-    yet, "" if it is."""
+    """A way to move, and the phases in which it is struck, in order."""
 
     name: str
     phases: tuple[str, ...]
-    pending: str = ""
 
 
 PREPARING, COPYING_DISK, COPYING_MEMORY = "preparing", "copying-disk", "copying-memory"

@@ -82,9 +82,9 @@ WARM_ROWS: tuple[Row, ...] = tuple(
         ("manager-link-cut", (FAILING_OVER, *_PLANNED), (MOVED,),
          "the standby takes over once it can be told to; until then the VM is an alarm", True),
         ("manager-link-cut", (RESTING,), (MOVED,), _THERE),
-        ("source-link-cut", (FIRST_COPY,), (STAYED,),
-         "the primary pauses its guest, and the standby has no complete checkpoint: it goes on "
-         "when the manager hears it again", True),
+        ("source-link-cut", (FIRST_COPY,), (STAYED, MOVED),
+         "the primary pauses its guest; whether the first checkpoint is complete by then decides "
+         "who goes on: if not, the primary, once the manager hears it again", True),
         ("source-link-cut", _SAFE, (MOVED,), "the primary pauses its guest; " + _TAKES_OVER),
         ("source-link-cut", (FAILING_OVER,), _NOT, _DEAD),
         ("source-link-cut", (LAST_CHECKPOINT,), (MOVED,), _TAKES_OVER),
