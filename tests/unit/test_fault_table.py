@@ -45,6 +45,11 @@ def test_the_page_shows_the_table():
         assert f"| {fault.name} | {fault.words} |" in text
 
 
+def test_the_quick_cells_have_each_mode_and_each_fault():
+    assert {mode for mode, _, _ in QUICK} == set(MODES)
+    assert {fault for _, _, fault in QUICK} == set(FAULTS)
+
+
 def test_settings_choose_cells():
     assert len(check_settings({})) == len(list(all_cells()))
     assert len(check_settings({"quick": "true"})) == len(QUICK)

@@ -19,6 +19,11 @@ from vmmobility.lab.fault_terms import (
     AFTER_STOP,
     COPYING_DISK,
     FAULTS,
+    FIRST_COPY,
+    PREPARING,
+    PROTECTED,
+    RESTING,
+    SUSPENDING,
     Mode,
     Row,
 )
@@ -50,11 +55,20 @@ class Cell:
         return words + (", once it is mended" if self.row.once_mended else "")
 
 
-# The most instructive, at the price of a few seconds each.
+# Of each mode and each fault one, the most instructive of those that take a few seconds.
 QUICK: tuple[tuple[str, str, str], ...] = (
-    ("hot", COPYING_DISK, "destination-daemon-killed"),
+    ("hot", PREPARING, "disk-full"),
+    ("hot", PREPARING, "out-of-memory"),
+    ("hot", COPYING_DISK, "source-daemon-killed"),
     ("hot", AFTER_STOP, "manager-killed"),
-    ("hot", AFTER_STOP, "source-daemon-killed"),
+    ("hot", RESTING, "source-killed"),
+    ("cold-suspended", SUSPENDING, "link-cut"),
+    ("cold-suspended", SUSPENDING, "source-link-cut"),
+    ("cold-stopped", PREPARING, "wrong-image"),
+    ("warm", FIRST_COPY, "destination-killed"),
+    ("warm", FIRST_COPY, "destination-daemon-killed"),
+    ("warm", FIRST_COPY, "manager-link-cut"),
+    ("warm", PROTECTED, "guest-killed"),
 )
 
 

@@ -128,9 +128,9 @@ class WarmPlayer(Player):
             self.strikes.mend("source-killed", roles)
 
     def lasts_s(self, fault: terms.Fault) -> tuple[float, float]:
-        """The least and the most: a cut lasts longer than a lease."""
+        """The least and the most: a primary is cut off for longer than its lease."""
         least_s, most_s = super().lasts_s(fault)
-        return (LEASE_S * 2.5 if fault.name in terms.CUTS else least_s), most_s
+        return (LEASE_S + 4 if fault.name == "source-link-cut" else least_s), most_s
 
     def wait(
         self, cell: Cell, roles: Roles, words: Words, began_ns: int
