@@ -271,10 +271,13 @@ class Player(ABC):
         self.kept += self.looks.kept(where)
         last, lost = self.records(cell, roles, where)
         deaf = self.looks.deaf(ANSWER_S) if len(at) == 1 else ""
+        serving = at[0] if len(at) == 1 else ""
+        # A host that is back is told where the VM is, and drains that: what was clear is not yet.
+        await_true(lambda: not self.looks.leftovers(serving, where), ANSWER_S)
         return Seen(
             roles.source, roles.destination, tuple(at), self.eyes.twice_ms(began_ns),
             words.text(), words.told(bool(at)), not deaf, deaf, last, lost,
-            tuple(self.looks.leftovers(at[0] if len(at) == 1 else "", where)),
+            tuple(self.looks.leftovers(serving, where)),
             tuple(self.last_drift), wrong or problem or open_words(points),
         )  # fmt: skip
 
