@@ -29,7 +29,7 @@ from vmmobility.lab.laboratory import Laboratory
 TRIES = 3
 REACH_S, SETTLE_POLL_S = 30.0, 0.25
 UNSETTLED_S = 5.0  # patience with a lab in which a cell went wrong
-ANSWER_S = 10.0
+ANSWER_S = 30.0  # one that boots takes so long on a busy machine
 CUT_LEAST_S = 3.0  # a fault that ends with the manager's word lasts at least so long
 CUT_MOST_S = 15.0  # and a cut, of which nobody may say more, no longer: that is beyond a lease
 # These strike before anything is asked for, where their phase is the first: what they break is

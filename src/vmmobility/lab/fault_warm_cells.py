@@ -69,15 +69,19 @@ class WarmPlayer(Player):
             return {}
         return next((row for row in rows if row["vm"] == self.vm.name), {})
 
-    def _command(self, method: str, action: str = "", body: Any = None) -> None:
+    def _command(self, method: str, body: Any = None) -> None:
         daemons = self.lab.daemons
-        target = f"/v1/vms/{self.vm.name}/protection{action}"
-        daemons.ask(daemons.manager, method, target, body)
+        daemons.ask(daemons.manager, method, f"/v1/vms/{self.vm.name}/protection", body)
 
     def _protect(self, cell: Cell, roles: Roles) -> None:
         every_s = OFTEN_S if cell.phase == terms.CHECKPOINTING else SELDOM_S
         body = {"to": roles.destination, "every_s": every_s, "fail_over": True}
-        self._command("POST", body=body | {"lease_s": LEASE_S})
+        self._command("POST", body | {"lease_s": LEASE_S})
+
+    def _hand_over(self, roles: Roles) -> None:
+        body = {"vm": self.vm.name, "vni": 0, "to": roles.destination, "mode": "warm"}
+        daemons = self.lab.daemons
+        daemons.ask(daemons.manager, "POST", "/v1/moves", body)
 
     # -- a cell's parts, as the player asks for them ---------------------------------------------
 
@@ -109,14 +113,14 @@ class WarmPlayer(Player):
                 self._await_event((roles.manager, "protection.taking-over"), since_ns)
             case terms.LAST_CHECKPOINT:
                 self._hear(holds, roles, freeze=True)
-                self._command("POST", "/hand-over")
+                self._hand_over(roles)
                 self._await("the guest's stop", lambda: holds.seen)
             case terms.HANDED_OVER:
                 holds.lose(TO_STANDBY)
-                self._command("POST", "/hand-over")
+                self._hand_over(roles)
                 self._await_event((roles.manager, "protection.taking-over"), since_ns)
             case terms.RESTING:
-                self._command("POST", "/hand-over")
+                self._hand_over(roles)
                 there = roles.destination
                 self._await("the VM's life there", lambda: self.eyes.runs_at(there))
                 self._await("rest", lambda: not self._open(roles))
@@ -182,6 +186,9 @@ class WarmPlayer(Player):
         """What is not at rest yet; a protection that is left is ended, as people would."""
         if state := self._ending():
             return [f"its protection is {state}"]
+        newest = self.looks.newest()
+        if not self.eyes.running_at() and newest:  # what the other has is older
+            self._put_aside(next(n for n in (roles.source, roles.destination) if n != newest))
         if self.eyes.running_at() == [roles.destination]:
             self._put_aside(roles.source)
         return self.rest.open_running("")[1]
