@@ -173,6 +173,21 @@ def test_a_standby_that_could_not_take_over_may_be_one_again() -> None:
     world.run_until(at(world, "b"), 20.0)
 
 
+@pytest.mark.parametrize("away_s", [0.0005, 1.0])
+def test_a_manager_that_restarts_in_a_planned_move_goes_on_with_it(away_s: float) -> None:
+    """The last checkpoint is under way, or complete, when it asks again."""
+    world = protected()
+    world.hand_over(VM)
+    world.run_until(lambda: world.edge("a").guarded[VM].handed)
+    world.crash(MANAGER)
+    world.run(away_s)
+    world.restart(MANAGER)
+    world.run_until(at(world, "b"), 10.0)
+    world.run(2.0)
+    (move,) = world.manager.moves.values()
+    assert move.ok
+
+
 def test_a_guest_that_dies_is_taken_over_at_once() -> None:
     world = protected()
     world.nodes["a"].hypervisor.kill(VM)  # type: ignore[union-attr]
