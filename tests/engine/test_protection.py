@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine import safety
 from tests.engine.conversation import interfaces_of, vm_key
-from tests.engine.fake_hypervisor import Life
+from tests.engine.fake_hypervisor import Life, Pace
 from tests.engine.network import MANAGER, World
 from vmmobility.engine.manager_move import CommandRefused, MoveRefused
 from vmmobility.engine.manager_protection_record import ProtectionState
@@ -19,9 +19,9 @@ VM = vm_key("vm1")
 MARGIN_S = 2.0
 
 
-def protected(*, fail_over: bool = True) -> World:
+def protected(*, fail_over: bool = True, pace: Pace | None = None) -> World:
     """A VM at a, its standby at b, and a first checkpoint there."""
-    world = World(manager_settings={"protect_margin_s": MARGIN_S})
+    world = World(manager_settings={"protect_margin_s": MARGIN_S}, pace=pace)
     world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
     world.run_until(lambda: safety.running(world, VM) == ["a"])
     world.protect(VM, "b", fail_over=fail_over)
@@ -186,6 +186,26 @@ def test_a_manager_that_restarts_in_a_planned_move_goes_on_with_it(away_s: float
     world.run(2.0)
     (move,) = world.manager.moves.values()
     assert move.ok
+
+
+def test_a_primary_that_died_as_it_was_handed_over_may_be_the_next_standby() -> None:
+    """Back, it is about to deregister the guest that is gone as it hears that another serves it."""
+    world = protected(pace=Pace(order_s=0.3))
+    world.hand_over(VM)
+    world.run_until(lambda: state(world) is ProtectionState.TAKING_OVER, 10.0)
+    world.power_cut("a")
+    world.run_until(at(world, "b"), 10.0)
+    world.restart("a")
+    world.run_until(lambda: world.edge("a").entries[VM].phase is Phase.REDIRECTING, 10.0)
+    world.run(10.0)
+    world.protect(VM, "a")
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE and number(world) >= 2, 20.0)
+    world.hand_over(VM)
+    world.run_until(at(world, "a"), 10.0)
+    before = len(world.events)
+    world.run(120.0)
+    assert not world.edge("a").entries[VM].ending
+    assert not [e for _, _, e in world.events[before:] if e.name == "binding.expired"]
 
 
 def test_a_guest_that_dies_is_taken_over_at_once() -> None:

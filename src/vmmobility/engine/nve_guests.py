@@ -265,6 +265,7 @@ class NveGuests(NveParts):
             self._answer_guest(entry, Status.WRONG_PHASE, "it is served here no more")
         entry.guest = entry.wanted = GuestState.RUNNING
         entry.settled, entry.guest_epoch, entry.grace_s, entry.kept = True, 0, 0, False
+        entry.ending = False  # what was ending is not what comes
 
     # ---- after a restart -----------------------------------------------------------------------
 

@@ -102,6 +102,7 @@ class NveStandby(NveParts):
         entry.accept, entry.mobility = (), Mobility.WARM
         entry.started = entry.unplugged = entry.turned = entry.relaying = False
         entry.quiet_since, entry.draining, entry.measured = None, False, {}
+        self._reset_guest(entry)
         entry.phase = Phase.DELIVERING
         standby.ticket, standby.request, standby.ordered = ticket, received, False
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))

@@ -48,7 +48,10 @@ SUSPENDED = Mode("cold-suspended", (*_EARLY, *_COPYING, SWITCHING, *_LATE))
 _SUSPENDED: tuple[Row, ...] = tuple(
     Row(SUSPENDED.name, *words)
     for words in (
-        ("source-killed", (*_EARLY, *_COPYING), (STAYED,),
+        ("source-killed", (PREPARING,), (MOVED,),
+         "its memory is gone with the host; its disk is whole: once it is back that is moved, and "
+         "boots, for it is to run", True),
+        ("source-killed", (SUSPENDING, *_COPYING), (STAYED,),
          "its memory is gone with the host; its disk is whole: it boots there, for it is to run",
          True),
         ("source-killed", (SWITCHING,), (MOVED, STAYED), _LAST, True),
@@ -60,7 +63,10 @@ _SUSPENDED: tuple[Row, ...] = tuple(
         ("source-daemon-killed", (SWITCHING,), (MOVED, STAYED), _LAST),
         ("source-daemon-killed", _LATE, (MOVED,), _THERE),
         ("guest-killed", (SWITCHING,), (MOVED, STAYED), _LAST),
-        ("guest-killed", (*_EARLY, *_COPYING), (STAYED,),
+        ("guest-killed", _EARLY, (MOVED,),
+         "its memory is gone with it; its disk is whole: that is moved, and boots, for it is to "
+         "run"),
+        ("guest-killed", _COPYING, (STAYED,),
          "its memory is gone with it; its disk is whole: it boots there, for it is to run"),
         ("guest-killed", (REDIRECTING, WAKING), (MOVED,), _THERE),
         ("guest-killed", (RESTING,), _NOT, "no QEMU is left at the source"),
