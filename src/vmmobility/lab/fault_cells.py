@@ -272,6 +272,8 @@ class Player(ABC):
         last, lost = self.records(cell, roles, where)
         deaf = self.looks.deaf(ANSWER_S) if len(at) == 1 else ""
         serving = at[0] if len(at) == 1 else ""
+        if not at and self.looks.stopped():
+            serving = where = str(self.rest.binding().get("nve", ""))
         # A host that is back is told where the VM is, and drains that: what was clear is not yet.
         await_true(lambda: not self.looks.leftovers(serving, where), ANSWER_S)
         return Seen(

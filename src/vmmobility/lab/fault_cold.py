@@ -66,8 +66,10 @@ _SUSPENDED: tuple[Row, ...] = tuple(
         ("guest-killed", _EARLY, (MOVED,),
          "its memory is gone with it; its disk is whole: that is moved, and boots, for it is to "
          "run"),
-        ("guest-killed", _COPYING, (STAYED,),
-         "its memory is gone with it; its disk is whole: it boots there, for it is to run"),
+        ("guest-killed", _COPYING, (STAYED, FAILED),
+         "its memory is gone with it; its disk is whole: it boots there, for it is to run, unless "
+         "its NVE was told to let it go on before it had seen its end: then it is stopped, and the "
+         "manager says why"),
         ("guest-killed", (REDIRECTING, WAKING), (MOVED,), _THERE),
         ("guest-killed", (RESTING,), _NOT, "no QEMU is left at the source"),
         ("destination-killed", (*_EARLY, *_COPYING), (STAYED,), _HERE),

@@ -59,9 +59,25 @@ class Looks:
         ended = self.ended(move_id)
         words = [ended] if ended.startswith("move failed") else []
         words += self.alarms()
+        if not words:
+            words += self.stopped()
         if not words and self.is_removed():
             words.append("the VM is registered no more")
         return "; ".join(words)
+
+    def stopped(self) -> list[str]:
+        """Whether the manager says that the guest is stopped, and why it does not run."""
+        daemons = self._lab.daemons
+        try:
+            rows = daemons.ask(daemons.manager, "GET", "/v1/bindings", timeout_s=2.0)
+        except ApiError:
+            return []
+        mine = [row for row in rows if row["vm"] == self._vm.name]
+        return [
+            f"the VM is stopped: {row['guest_error']}"
+            for row in mine
+            if row.get("guest") == "stopped" and row.get("guest_error")
+        ]
 
     def is_removed(self) -> bool:
         """Whether the manager answers, and has no binding of the VM."""

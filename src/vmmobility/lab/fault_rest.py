@@ -48,9 +48,10 @@ class Rest:
         if len(at) == 1:
             points += self._bound_open(at[0])
         elif not at:
-            told = self._looks.alarms() or self._looks.is_removed()
+            told = self._looks.alarms() or self._looks.stopped() or self._looks.is_removed()
             points += [] if told else ["nobody says that the VM runs nowhere"]
-            points += self._looks.leftovers("", self._looks.newest())
+            held = str(self.binding().get("nve", "")) if self._looks.stopped() else ""
+            points += self._looks.leftovers(held, held or self._looks.newest())
         return at, points
 
     def open_stopped(self, move_id: str) -> tuple[str, list[str]]:
@@ -93,7 +94,11 @@ class Rest:
         at = self._eyes.running_at()
         if not at:
             await_true(self._eyes.running_at, 3.0)  # one that has just been let go on
-            if not self._eyes.running_at():
+            held = str(self.binding().get("nve", ""))
+            if not self._eyes.running_at() and self._looks.stopped():
+                if problem := self.start(held):
+                    raise LabError(f"the VM, started at {held}, {problem}", "see its NVE's log")
+            elif not self._eyes.running_at():
                 self.revive()
         if not await_true(rests, within_s):
             raise LabError("it does not come to rest: " + "; ".join(last), "see the logs")
