@@ -17,7 +17,7 @@ from vmmobility.lab.fault_cold import COLD_ROWS, STOPPED, SUSPENDED
 from vmmobility.lab.fault_hot import HOT, HOT_ROWS
 from vmmobility.lab.fault_terms import (
     AFTER_STOP,
-    COPYING_DISK,
+    COPYING_MEMORY,
     FAULTS,
     FIRST_COPY,
     PREPARING,
@@ -59,7 +59,7 @@ class Cell:
 QUICK: tuple[tuple[str, str, str], ...] = (
     ("hot", PREPARING, "disk-full"),
     ("hot", PREPARING, "out-of-memory"),
-    ("hot", COPYING_DISK, "source-daemon-killed"),
+    ("hot", COPYING_MEMORY, "source-daemon-killed"),
     ("hot", AFTER_STOP, "manager-killed"),
     ("hot", RESTING, "source-killed"),
     ("cold-suspended", SUSPENDING, "link-cut"),
