@@ -519,3 +519,13 @@ def test_a_daemon_that_was_away_hears_of_a_held_copy_that_came(run: Run) -> None
         assert await destination.hypervisor.query(VM) is GuestLife.HELD
 
     run(scenario)
+
+
+def test_a_guest_that_lives_is_never_put_aside(run: Run) -> None:
+    async def scenario(pair: Pair) -> None:
+        await pair.destination.hypervisor.retire(pair.definition)  # of which nothing is here
+        await pair.start()
+        await pair.source.hypervisor.retire(pair.definition)
+        assert await pair.runs_at(pair.source)
+
+    run(scenario)

@@ -29,6 +29,7 @@ from tests.contract.hypervisor_nodes import LOOPBACK, VM
 from tests.contract.waiting import until_true
 from vmmobility.drivers.hypervisor.checkpoint_store import BASE
 from vmmobility.drivers.hypervisor.interface import Disk, GuestEvent
+from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.errors import HypervisorError
 from vmmobility.lab.guest.disk_records import acknowledged, lost, records_in
 
@@ -86,6 +87,28 @@ def test_after_a_crash_the_standby_has_memory_and_disk_of_one_moment(
         assert octets[8 << 20 : 16 << 20] == bytes([7]) * (8 << 20)
         await served_soundly(machines, guarded, disk)
         assert len(machines.pairs) == 1
+
+    disk_run(scenario)
+
+
+def test_a_standby_that_could_not_start_the_guest_is_as_it_was(
+    disk_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_memory(*of: object) -> None:
+        raise HypervisorError("out of memory")
+
+    async def scenario(machines: Machines) -> None:
+        guarded = await protected(machines)
+        with monkeypatch.context() as patched:
+            patched.setattr(QemuHypervisor, "_load", no_memory)
+            with pytest.raises(HypervisorError, match="out of memory"):
+                await guarded.activate()
+        assert names(machines.folder / "b/disks") == {f"vm.img{BASE}"}
+        assert await guarded.receive() == 1
+        assert not (await guarded.checkpoint())["full"]
+        guarded.source.kill()
+        await guarded.source.next(GuestEvent.GONE)
+        await served_soundly(machines, guarded)
 
     disk_run(scenario)
 

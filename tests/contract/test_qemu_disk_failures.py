@@ -275,6 +275,35 @@ def test_a_daemon_that_dies_as_it_ends_a_guest_that_left_has_put_its_old_disk_as
     disk_run(scenario)
 
 
+def test_what_a_guest_that_moved_away_has_left_is_put_aside_though_its_host_died(
+    disk_run: Run,
+) -> None:
+    disk = Disk("vm.img", "qcow2", SIZE_MIB)
+
+    async def scenario(machines: Machines) -> None:
+        pair = machines.pair(disk)
+        make_image(machines.image("a", disk), disk.format)
+        await pair.start()
+        await hold(pair, "about to stop")
+        await pair.source.hypervisor.proceed(VM)
+        await pair.source.next(GuestEvent.STOPPED)
+        await pair.source.next(GuestEvent.COMPLETED)
+        await pair.destination.next(GuestEvent.RESUMED)
+        folder = GuestFolder.of(machines.folder / "a", VM)
+        pid = process.find(folder)
+        assert pid is not None
+        await process.kill(folder, VM, pid)
+        await pair.source.restart()
+        assert names(machines.folder / "a/disks") == {"vm.img", "vm.img.handed"}
+        await pair.source.hypervisor.retire(pair.definition)
+        await pair.source.hypervisor.retire(pair.definition)
+        assert names(machines.folder / "a/disks") == {"vm.img.moved"}
+        assert not folder.path.exists()
+        await machines.end_soundly(pair, "b")
+
+    disk_run(scenario)
+
+
 @pytest.mark.slow
 def test_a_guest_moves_after_its_daemon_died_in_a_copy(disk_run: Run) -> None:
     disk = Disk("vm.img", "qcow2", SIZE_MIB)

@@ -113,6 +113,7 @@ class Hypervisor(FakeCheckpoints):
         self.heard: Callable[[HypervisorOrder], None] = lambda order: None
         self._later, self._done, self._report, self._find = schedule, done, report, find
         self._pace = pace
+        self.retired: list[VmKey] = []
         self._port = 49000
         self._powered = self._daemon = 0  # how often the machine has lost its power
 
@@ -228,6 +229,10 @@ class Hypervisor(FakeCheckpoints):
         self._done(order.vm, order.order, result, error)
 
     # ---- orders: each returns (result, error) or None ------------------------------------------
+
+    def _retire(self, vm: VmKey, arguments: dict[str, Any]) -> None:
+        if vm not in self.guests:
+            self.retired.append(vm)
 
     def _start(self, vm: VmKey, arguments: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
         guest = self.guests.get(vm)

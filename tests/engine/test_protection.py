@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine import safety
 from tests.engine.conversation import interfaces_of, vm_key
-from tests.engine.fake_hypervisor import Life
+from tests.engine.fake_hypervisor import Life, Pace
 from tests.engine.network import MANAGER, Weather, World
 from vmmobility.engine.manager_move import CommandRefused, MoveRefused
 from vmmobility.engine.manager_protection_record import ProtectionState
@@ -19,9 +19,9 @@ VM = vm_key("vm1")
 MARGIN_S = 2.0
 
 
-def protected(*, fail_over: bool = True, lease_s: float = 3.0) -> World:
+def protected(*, fail_over: bool = True, lease_s: float = 3.0, pace: Pace | None = None) -> World:
     """A VM at a, its standby at b, and a first checkpoint there."""
-    world = World(manager_settings={"protect_margin_s": MARGIN_S})
+    world = World(manager_settings={"protect_margin_s": MARGIN_S}, pace=pace)
     world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
     world.run_until(lambda: safety.running(world, VM) == ["a"])
     world.protect(VM, "b", fail_over=fail_over, lease_s=lease_s)
@@ -171,6 +171,57 @@ def test_a_standby_that_cannot_take_over_says_so_and_the_primary_serves_on() -> 
     assert at(world, "a")()
     assert any(event.name == "protection.lost" for _, _, event in world.events)
     assert state(world) is ProtectionState.ACTIVE
+
+
+def test_a_standby_that_could_not_take_over_may_be_one_again() -> None:
+    world = protected()
+    hypervisor = world.nodes["b"].hypervisor
+    assert hypervisor is not None
+    hypervisor.fail_next[Order.ACTIVATE] = ["out of memory"]
+    world.hand_over(VM)
+    world.run_until(lambda: any(e.name == "protection.lost" for _, _, e in world.events), 20.0)
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE, 20.0)
+    world.unprotect(VM)
+    world.run_until(lambda: VM not in world.manager.protected, 10.0)
+    world.protect(VM, "b")
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE and number(world) >= 2, 20.0)
+    world.crash("a")
+    world.run_until(at(world, "b"), 20.0)
+
+
+@pytest.mark.parametrize("away_s", [0.0005, 1.0])
+def test_a_manager_that_restarts_in_a_planned_move_goes_on_with_it(away_s: float) -> None:
+    """The last checkpoint is under way, or complete, when it asks again."""
+    world = protected()
+    world.hand_over(VM)
+    world.run_until(lambda: world.edge("a").guarded[VM].handed)
+    world.crash(MANAGER)
+    world.run(away_s)
+    world.restart(MANAGER)
+    world.run_until(at(world, "b"), 10.0)
+    world.run(2.0)
+    (move,) = world.manager.moves.values()
+    assert move.ok
+
+
+def test_a_primary_that_died_as_it_was_handed_over_may_be_the_next_standby() -> None:
+    """Back, it is about to deregister the guest that is gone as it hears that another serves it."""
+    world = protected(pace=Pace(order_s=0.3))
+    world.hand_over(VM)
+    world.run_until(lambda: state(world) is ProtectionState.TAKING_OVER, 10.0)
+    world.power_cut("a")
+    world.run_until(at(world, "b"), 10.0)
+    world.restart("a")
+    world.run_until(lambda: world.edge("a").entries[VM].phase is Phase.REDIRECTING, 10.0)
+    world.run(10.0)
+    world.protect(VM, "a")
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE and number(world) >= 2, 20.0)
+    world.hand_over(VM)
+    world.run_until(at(world, "a"), 10.0)
+    before = len(world.events)
+    world.run(120.0)
+    assert not world.edge("a").entries[VM].ending
+    assert not [e for _, _, e in world.events[before:] if e.name == "binding.expired"]
 
 
 def test_a_guest_that_dies_is_taken_over_at_once() -> None:

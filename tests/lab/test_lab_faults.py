@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.lab.lab_command import Lab
-from vmmobility.lab.fault_table import QUICK, all_cells
+from vmmobility.lab.fault_table import MODES, QUICK, all_cells
 
 pytestmark = [pytest.mark.netns, pytest.mark.lab, pytest.mark.qemu]
 
@@ -40,13 +40,15 @@ def test_quick_cells_come_to_what_they_must(lab: Lab) -> None:
     for cell in report["cells"]:
         assert cell.keys() >= FIELDS
         assert cell["acknowledged_writes"] > 0
-        assert cell["outcome"] == cell["expected"]
-        assert len(cell["running_at"]) == 1
+        assert cell["ok"]
+        assert len(cell["running_at"]) == (0 if cell["outcome"] == "failed" else 1)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2460)
-def test_every_cell_comes_to_what_it_must(lab: Lab) -> None:
-    report = play(lab, within_s=2400)
-    assert places(report) == {(cell.mode, cell.phase, cell.fault) for cell in all_cells()}
-    assert "broken" not in report["summary"]["outcomes"]
+@pytest.mark.timeout(3660)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_cell_comes_to_what_it_must(lab: Lab, mode: str) -> None:
+    report = play(lab, "--set", f"mode={mode}", within_s=3600)
+    every = {(cell.mode, cell.phase, cell.fault) for cell in all_cells()}
+    assert places(report) == {place for place in every if place[0] == mode}
+    assert set(report["summary"]["outcomes"]) <= {"moved", "stayed", "failed", "not-applicable"}

@@ -6,7 +6,7 @@ import pytest
 
 from vmmobility.lab.fault_eyes import twice_ns
 from vmmobility.lab.fault_judging import STATED_S, Seen, judge
-from vmmobility.lab.fault_table import Outcome, Row
+from vmmobility.lab.fault_terms import Outcome, Row
 
 HERE = {"running_at": ("a",), "said": "move aborted", "said_s": 2.0}
 THERE = {"running_at": ("b",), "said": "move done", "said_s": 2.0}

@@ -189,6 +189,9 @@ class HypervisorDesk:
             return await self._bring_up(order)
         if order.order is Order.QUERY:
             return await self._query(vm)
+        if order.order is Order.RETIRE:
+            await self._retire(arguments["definition"])
+            return {}
         at = vm in self._kinds or vm in self._places
         if not at and order.order in IN_VAIN:
             return {}  # nothing was ever brought up here
@@ -227,6 +230,14 @@ class HypervisorDesk:
             case Order.DROP_STANDBY:
                 await hypervisor.drop_checkpoints(definitions.decode(arguments["definition"]))
         return {}
+
+    async def _retire(self, encoded: bytes) -> None:
+        """Nothing of it may be known here: its machine has lost its power since."""
+        definition = definitions.decode(encoded)
+        if definition.vm in self._places or definition.vm in self._kinds:
+            await self._hypervisor(definition.vm).retire(definition)
+        elif definition.kind in self._hypervisors:
+            await self._hypervisors[definition.kind].retire(definition)
 
     async def _shut_down(self, hypervisor: Hypervisor, vm: VmKey, grace_s: float) -> None:
         """Let the guest end by itself, for at most so long."""

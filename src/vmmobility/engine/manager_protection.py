@@ -63,6 +63,7 @@ class ManagerProtection(ManagerFailover):
         _current: dict[VmKey, Move]
         _new_epoch: Callable[[], int]
         _off_record: Callable[..., str]
+        _heed_epoch: Callable[[Message, float], None]
         _warm_follows: Callable[[ProtectedVm, float], None]
 
     # ---- people's commands ---------------------------------------------------------------------
@@ -295,6 +296,12 @@ class ManagerProtection(ManagerFailover):
             self._protection_happens(protected, Happened.REFUSED, now)
             binding = self.cache.bindings.get(protected.vm)
             self._protection_event("protection.lost", protected, binding)
+        elif state is ProtectionState.PREPARING and reply.status is Status.STALE_EPOCH:
+            # It has tried to take over, and that protection has been ended since.
+            self._heed_epoch(reply, now)
+            protected.epoch = self._new_epoch()
+            self._save_protected(protected)
+            self._protection_retry[protected.vm] = now
         else:
             self._protection_retry[protected.vm] = now + RETRY_S
 

@@ -86,11 +86,15 @@ class NveGuarding(NveParts):
     def _hand_over(self, entry: Entry, received: Received, now: float) -> None:
         """A planned move to the standby: one last checkpoint, with the guest stopped."""
         guarded = self.guarded.get(entry.vm)
-        if guarded is None or entry.phase is not Phase.SERVING or entry.fenced:
+        begun = guarded is not None and guarded.handed and (guarded.taking or guarded.whole)
+        if guarded is None or entry.phase is not Phase.SERVING or (entry.fenced and not begun):
             self._answer(received, entry, Status.WRONG_PHASE, reason="not protected, or fenced")
             return
         if received.message.epoch != entry.granted:
             self._answer(received, entry, Status.STALE_EPOCH)
+            return
+        if guarded.whole:  # it was taken for a manager that has restarted
+            self._answer(received, entry, options=(Checkpoint(guarded.number),))
             return
         guarded.request = received
         if not guarded.handed:
@@ -230,7 +234,7 @@ class NveGuarding(NveParts):
             return
         received, guarded.request = guarded.request, None
         if ok:
-            entry.fenced = True  # its packets wait for nobody here
+            entry.fenced = guarded.whole = True  # its packets wait for nobody here
             self._set_data_plane(entry)
             self._save(entry)
             if received is not None:

@@ -272,6 +272,7 @@ class NveGuests(NveParts):
         entry.guest = entry.wanted = GuestState.RUNNING
         entry.settled, entry.guest_epoch, entry.grace_s, entry.kept = True, 0, 0, False
         entry.crashed = False
+        entry.ending = False  # what was ending is not what comes
 
     # ---- after a restart -----------------------------------------------------------------------
 

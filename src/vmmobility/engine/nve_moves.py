@@ -188,6 +188,8 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
             self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._order(entry, Order.CANCEL)
+        if received is not None:
+            self._retire(entry)  # the VM is served elsewhere: a whole copy, too, is old
         entry.leftover = True
         if entry.came_from is Phase.REDIRECTING and entry.target is not None:
             entry.phase, entry.accept, entry.unplugged = Phase.REDIRECTING, (), True

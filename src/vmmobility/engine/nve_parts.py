@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
 from vmmobility.engine.nve_transitions import Trigger
+from vmmobility.engine.outputs import Order
 from vmmobility.wire.options import (
     Measurements,
     Option,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.binding_update_list import BindingUpdateList, Check
     from vmmobility.engine.channel import Channel, Peer
     from vmmobility.engine.nve import NveSettings
-    from vmmobility.engine.outputs import Order, Outbox
+    from vmmobility.engine.outputs import Outbox
     from vmmobility.engine.protection_record import Guarded
     from vmmobility.wire.message import Message
 
@@ -112,6 +113,11 @@ class NveParts:
         _lease_extended: Callable[[Entry, float, float], None]
         _plan_check: Callable[[Entry, float], None]
         _drift: Callable[[Entry, str, str, str, bool], dict[str, Any]]
+
+    def _retire(self, entry: Entry) -> None:
+        """It is served elsewhere, and if no process of it lives here what it has left is old."""
+        if entry.definition and not entry.expected:
+            self._order(entry, Order.RETIRE, definition=entry.definition)
 
     def _answer_waiting(
         self,

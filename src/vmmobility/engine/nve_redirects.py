@@ -111,6 +111,7 @@ class NveRedirects(NveParts):
         message = received.message
         serving = message.need(ServingNve).nve
         was_local, kind = entry.started, message.find(MobilityKind)
+        handed_over = entry.turned and not was_local
         may_go = message.epoch > entry.epoch and not was_local
         entry.epoch, entry.granted, entry.move_epoch = message.epoch, 0, 0
         entry.target, entry.accept = serving, message.previous
@@ -127,6 +128,8 @@ class NveRedirects(NveParts):
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
         self._set_data_plane(entry)
         self._watch_traffic(entry, now)
+        if handed_over:
+            self._retire(entry)
         cold = kind is not None and kind.mobility is Mobility.COLD
         if cold and may_go and entry.quiet_since is not None:
             # Section 7.1: a cold move "allows all previous source NVEs to delete" their entries:

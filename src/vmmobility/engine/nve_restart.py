@@ -83,9 +83,14 @@ class NveRestart(NveParts):
         elif phase is Phase.SWITCHED:
             self._recover_switched(entry, running, now)
         elif phase is Phase.REDIRECTING:
-            entry.unplugged = running is None
-            self._set_data_plane(entry)
-            self._watch_traffic(entry, now)
+            self._recover_redirecting(entry, running, now)
+
+    def _recover_redirecting(self, entry: Entry, running: bool | None, now: float) -> None:
+        entry.unplugged = running is None
+        self._set_data_plane(entry)
+        self._watch_traffic(entry, now)
+        if entry.unplugged:
+            self._retire(entry)
 
     def _recover_leftover(self, entry: Entry, running: bool | None) -> None:
         """The order to end a guest may have been lost in a crash, its record not."""

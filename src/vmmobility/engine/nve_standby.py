@@ -105,6 +105,7 @@ class NveStandby(NveParts):
         told = message.find(GuestStateOption)
         entry.kept, entry.crashed = told is not None and told.kept, False
         entry.quiet_since, entry.draining, entry.measured = None, False, {}
+        self._reset_guest(entry)
         entry.phase = Phase.DELIVERING
         standby.ticket, standby.request, standby.ordered = ticket, received, False
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))

@@ -113,6 +113,7 @@ class Order(Enum):
     PAUSE = "pause"
     RESUME = "resume"
     KEEP = "keep"
+    RETIRE = "retire"
     PREPARE_INCOMING = "prepare-incoming"
     COPY_OUT = "copy-out"
     SWITCH_OVER = "switch-over"

@@ -36,6 +36,7 @@ class Guarded:
     fenced_at:   when its guest was paused last
     trouble:     why the last attempt came to nothing, "" if it did not
     request:     the manager's, that waits for the last checkpoint
+    whole:       that is complete, and the guest has not run since
     """
 
     vm: VmKey
@@ -54,6 +55,7 @@ class Guarded:
     fenced_at: float | None = None
     trouble: str = ""
     request: Received | None = None
+    whole: bool = False
 
     @property
     def lease_s(self) -> float:

@@ -1,37 +1,46 @@
-"""One cell of the matrix played: a move, a fault in one of its phases, what comes of it, and back.
+"""One cell of the matrix played: a fault in one phase, what comes of it, and back.
 
-Not here: which cells (fault_table.py), how phases are held (fault_holds.py), faults
-(fault_strikes.py), looking (fault_looks.py, fault_eyes.py), the verdict (fault_judging.py).
+What is common to all modes; a mode says how its phases come and what it waits for (fault_moves.py,
+fault_warm_cells.py).  Not here: which cells (fault_table.py), faults (fault_strikes.py), looking
+(fault_looks.py, fault_eyes.py), what is at rest (fault_rest.py), the verdict (fault_judging.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from vmmobility.errors import ApiError, LabError
-from vmmobility.lab import fault_table as table
-from vmmobility.lab.disk_fresh import bring, fresh_disk, wipe_records
+from vmmobility.errors import LabError
+from vmmobility.lab import fault_terms as terms
 from vmmobility.lab.fault_eyes import Eyes
-from vmmobility.lab.fault_holds import APPROACHES, Approach, Holds, Roles, await_true
+from vmmobility.lab.fault_holds import Holds, Roles, await_true
 from vmmobility.lab.fault_judging import STATED_S, Seen, Verdict, judge
-from vmmobility.lab.fault_looks import EVERY_MS, RECORDS, Looks
+from vmmobility.lab.fault_looks import Looks
+from vmmobility.lab.fault_rest import SETTLE_S, Rest
 from vmmobility.lab.fault_strikes import Strikes
-from vmmobility.lab.fault_table import FAULTS, Cell, Outcome
-from vmmobility.lab.guest.disk_records import acknowledged
-from vmmobility.lab.laboratory import VM_START_S, Laboratory
+from vmmobility.lab.fault_table import Cell
+from vmmobility.lab.fault_terms import CUTS, FAULTS, Outcome
+from vmmobility.lab.laboratory import Laboratory
 
 TRIES = 3
-REACH_S, SETTLE_S, SETTLE_POLL_S = 30.0, 45.0, 0.25
+REACH_S, SETTLE_POLL_S = 30.0, 0.25
 UNSETTLED_S = 5.0  # patience with a lab in which a cell went wrong
-ANSWER_S = 10.0
+ANSWER_S = 30.0  # one that boots takes so long on a busy machine
 CUT_LEAST_S = 3.0  # a fault that ends with the manager's word lasts at least so long
-# These strike before the move is asked for: what they break is looked at when it begins.
-BEFORE = ("disk-full", "out-of-memory", "wrong-image")
-_FRESH = 0.7  # of the records written once: for a disk that must have room for others, begin anew
+CUT_MOST_S = 15.0  # and a cut, of which nobody may say more, no longer: that is beyond a lease
+# These strike before anything is asked for, where their phase is the first: what they break is
+# looked at when it begins.
+BEFORE, FIRST = ("disk-full", "out-of-memory", "wrong-image"), (terms.PREPARING, terms.FIRST_COPY)
+# No QEMU is at the destination yet.
+NO_QEMU = (
+    terms.SUSPENDING, terms.PREPARING, terms.FIRST_COPY, terms.CHECKPOINTING, terms.PROTECTED,
+    terms.FAILING_OVER, terms.LAST_CHECKPOINT, terms.HANDED_OVER,
+)  # fmt: skip
+At = TypeVar("At", str, list[str])
 
 
 class Missed(LabError):
@@ -45,7 +54,6 @@ class Played:
     cell: Cell
     verdict: Verdict
     seen: Seen | None = None
-    reason: str = ""
     struck: str = ""
     tries: int = 1
     seconds: float = 0.0
@@ -63,7 +71,7 @@ class Played:
             "outcome": self.verdict.outcome.value,
             "ok": self.verdict.ok,
             "problem": self.verdict.problem,
-            "why": self.cell.row.why if self.cell.row else self.reason,
+            "why": self.cell.row.why,
             "running_at": list(seen.running_at) if seen else [],
             "acknowledged_writes": seen.acknowledged if seen else None,
             "acknowledged_writes_lost": seen.lost if seen else 0,
@@ -82,7 +90,7 @@ class Played:
         }
 
 
-class Words:
+class Words(ABC):
     """What the manager has said since the strike, and when first."""
 
     def __init__(self, looks: Looks, move_id: str) -> None:
@@ -93,14 +101,21 @@ class Words:
         self._ended_s: float | None = None
         self._loss_s: float | None = None
 
+    def struck(self) -> None:
+        """From now on it counts."""
+        self._struck_s = time.monotonic()
+
     @property
     def passed_s(self) -> float:
         """Since the strike."""
         return time.monotonic() - self._struck_s
 
+    @abstractmethod
     def listen(self) -> None:
         """Hear what it says now."""
-        ended, loss = self._looks.ended(self.move_id), self._looks.loss(self.move_id)
+
+    def note(self, ended: str, loss: str) -> None:
+        """It says how this ended, that the VM is lost; "" if it does not."""
         now_s = self.passed_s
         for word in (ended, loss):
             if word:
@@ -119,265 +134,192 @@ class Words:
         return " -> ".join(self._said)
 
 
-class Player:
+class Player(ABC):
     """Plays cells in one lab, one after another; in between one guest runs, at rest."""
 
     def __init__(self, lab: Laboratory, eyes: Eyes, strikes: Strikes, looks: Looks) -> None:
-        self._lab = lab
-        self._eyes = eyes
-        self._strikes = strikes
-        self._looks = looks
-        self._vm = lab.fabric.vms[0]
-        self._drift: list[str] = []
-        self._kept: list[str] = []
+        self.lab = lab
+        self.eyes = eyes
+        self.strikes = strikes
+        self.looks = looks
+        self.rest = Rest(lab, eyes, looks)
+        self.vm = lab.fabric.vms[0]
+        self.drift: list[str] = []
+        self.last_drift: list[str] = []
+        self.kept: list[str] = []
         self.spoilt = ""  # why no other cell can be played in this lab
+
+    # -- what a mode says ------------------------------------------------------------------------
+
+    @abstractmethod
+    def begin(self, cell: Cell, roles: Roles, holds: Holds) -> Words:
+        """Ask for what the cell is about; who listens to what the manager says of it."""
+
+    @abstractmethod
+    def reach(self, cell: Cell, roles: Roles, holds: Holds, words: Words, since_ns: int) -> None:
+        """Until the phase is there; Missed if it is over, or does not come."""
+
+    @abstractmethod
+    def wait(
+        self, cell: Cell, roles: Roles, words: Words, began_ns: int
+    ) -> tuple[list[str], list[str], str]:
+        """Until all is at rest: where it runs, what is open, and what else went wrong."""
+
+    @abstractmethod
+    def records(self, cell: Cell, roles: Roles, where: str) -> tuple[int, int]:
+        """(records that must survive, those of them that are lost) of the image at `where`."""
+
+    def mend(self, cell: Cell, roles: Roles) -> None:
+        """The fault is over."""
+        self.strikes.mend(cell.fault, roles)
+
+    def lasts_s(self, fault: terms.Fault) -> tuple[float, float]:
+        """The least and the most that a fault lasts."""
+        if fault.lasts_s is not None:
+            return fault.lasts_s, fault.lasts_s
+        return CUT_LEAST_S, CUT_MOST_S if fault.name in CUTS else STATED_S
+
+    def let_go(self) -> None:  # noqa: B027 (most modes leave nothing)
+        """After a phase that was missed: the VM as it was."""
+
+    def stands_still(self, cell: Cell) -> bool:
+        """Whether the VM is not to run meanwhile."""
+        return False
+
+    # -- a cell ----------------------------------------------------------------------------------
 
     def play(self, cell: Cell) -> Played:
         """Until it was struck, TRIES times at most; the guest is at rest again afterwards."""
-        begun, row = time.monotonic(), cell.row
-        assert row is not None
+        begun = time.monotonic()
         tries = 0
         while True:
             tries += 1
             try:
                 seen, struck = self._once(cell)
-                played = Played(cell, judge(seen, row), seen, struck=struck)
+                played = Played(cell, judge(seen, cell.row), seen, struck=struck)
             except Missed as missed:
                 played = Played(cell, Verdict(Outcome.MISSED, str(missed)))
                 if tries < TRIES:
-                    self.come_to_rest()
+                    self.let_go()
+                    self.rest.come()
                     continue
-            played.tries, played.drift_repaired, played.kept = tries, self._drift, self._kept
+            played.tries, played.drift_repaired, played.kept = tries, self.drift, self.kept
             played.seconds = time.monotonic() - begun
             try:
-                self.come_to_rest(SETTLE_S if played.verdict.ok else UNSETTLED_S)
+                self.rest.come(SETTLE_S if played.verdict.ok else UNSETTLED_S)
+                self.eyes.forget_the_dead()
             except LabError as error:
                 self.spoilt = error.message
             return played
 
-    # -- one try ---------------------------------------------------------------------------------
-
     def _once(self, cell: Cell) -> tuple[Seen, str]:
-        self._drift = []
+        self.drift, self.kept = [], []
         if cell.fault == "disk-full":
-            self._have_room_for_records()
-        roles, fault = self._roles(), FAULTS[cell.fault]
-        approach = APPROACHES[cell.mode, cell.phase]
-        early = cell.fault in BEFORE and cell.phase == table.PREPARING
+            self.rest.have_room_for_records()
+        roles = self._roles()
+        if self.stands_still(cell):
+            self.rest.stop()
         began_ns = time.time_ns()
         struck = ""
-        with self._holding(roles, approach) as holds:
+        with self._holding(roles) as holds:
+            early = cell.fault in BEFORE and cell.phase in FIRST
             if early:
-                struck = self._strikes.strike(cell.fault, roles, before=True)
-            move_id = self._ask(roles)
+                struck = self.strikes.strike(cell.fault, roles, before=True)
+            words = self.begin(cell, roles, holds)
             if not early:
-                self._reach(approach, holds, roles, move_id, began_ns)
-                struck = self._strikes.strike(cell.fault, roles, before=False)
-            words = Words(self._looks, move_id)
-        self._await_words(words, fault)
-        self._strikes.mend(cell.fault, roles)
+                self.reach(cell, roles, holds, words, began_ns)
+                struck = self.strikes.strike(cell.fault, roles, before=cell.phase in NO_QEMU)
+            words.struck()
+        self._await_words(cell, words)
+        self.mend(cell, roles)
         return self._settle(cell, roles, words, began_ns), struck
 
     def _roles(self) -> Roles:
         """The guest moves from where it is."""
-        at = self._eyes.running_at()
+        at = self.eyes.running_at()
         if len(at) != 1:
             raise LabError(f"the guest runs at {at or 'no NVE'} before the cell", "see the logs")
-        others = [nve.name for nve in self._lab.fabric.of_kind("nve") if nve.name != at[0]]
-        return Roles(at[0], others[0], self._lab.daemons.manager)
+        others = [nve.name for nve in self.lab.fabric.of_kind("nve") if nve.name != at[0]]
+        return Roles(at[0], others[0], self.lab.daemons.manager)
 
     @contextmanager
-    def _holding(self, roles: Roles, approach: Approach) -> Iterator[Holds]:
-        holds = Holds(self._lab, roles)
-        if approach.lose is not None:
-            holds.lose(approach.lose)
-        if approach.freeze is not None:
-            self._eyes.hear = holds.freeze_upon(approach.freeze)
+    def _holding(self, roles: Roles) -> Iterator[Holds]:
+        holds = Holds(self.lab, roles)
         try:
             yield holds
         finally:
-            self._eyes.hear = None
+            self.eyes.hear = None
             holds.release()
 
-    def _ask(self, roles: Roles) -> str:
-        body = {"vm": self._vm.name, "vni": 0, "to": roles.destination}
-        daemons = self._lab.daemons
-        return str(daemons.ask(daemons.manager, "POST", "/v1/moves", body)["id"])
-
-    def _reach(
-        self, approach: Approach, holds: Holds, roles: Roles, move_id: str, since_ns: int
-    ) -> None:
-        """Until the phase is there; Missed if it is over, or does not come."""
-        if approach.lose_later is not None:
-            self._await_log((roles.manager, "move.copying"), since_ns)
-            holds.lose(approach.lose_later)
-        match approach.until:
-            case "qemu":
-                there = await_true(lambda: self._eyes.at(roles.destination), REACH_S)
-            case "memory":
-                there = await_true(lambda: self._copies_memory(roles.source), REACH_S)
-            case "event":
-                there = await_true(lambda: holds.seen, REACH_S)
-            case "rest":
-                there = await_true(lambda: self._looks.move(move_id).get("ok"), REACH_S)
-                there = there and await_true(lambda: not self._left(roles.destination), REACH_S)
-            case (role, event):
-                there = self._await_log((roles.node(role), event), since_ns)
-        if not there:
-            raise Missed("the phase did not come", "see the logs")
-        if approach.past and self._logged((roles.manager, approach.past), since_ns):
-            raise Missed(f"{approach.past} came before the strike", "try again")
-        if approach.until == "event" and self._eyes.runs_at(roles.destination):
-            raise Missed("the guest ran at the destination before the strike", "try again")
-
-    def _left(self, serving: str) -> list[str]:
-        return self._looks.leftovers(serving, serving)
-
-    def _copies_memory(self, source: str) -> bool:
-        found = self._eyes.ask(source, "query-migrate")
-        sent = int((found.get("ram") or {}).get("transferred", 0))
-        return found.get("status") == "active" and sent > 0
-
-    def _await_log(self, line: tuple[str, str], since_ns: int) -> bool:
-        return await_true(lambda: self._logged(line, since_ns), REACH_S)
-
-    def _logged(self, line: tuple[str, str], since_ns: int) -> bool:
-        node, name = line
-        return any(
-            event.ts_ns >= since_ns and (event.node, event.name) == (node, name)
-            for event in self._lab.logbook.events()
-        )
-
-    def _await_words(self, words: Words, fault: table.Fault) -> None:
+    def _await_words(self, cell: Cell, words: Words) -> None:
         """Until the manager has said what there is to say, while the fault lasts."""
-        least_s = CUT_LEAST_S if fault.lasts_s is None else fault.lasts_s
-        most_s = STATED_S if fault.lasts_s is None else fault.lasts_s
+        least_s, most_s = self.lasts_s(FAULTS[cell.fault])
         while (passed := words.passed_s) < most_s:
             words.listen()
-            if words.told(bool(self._eyes.heard_at())) and passed >= least_s:
+            runs = self.stands_still(cell) or bool(self.eyes.heard_at())
+            if words.told(runs) and passed >= least_s:
                 break
             time.sleep(0.05)
 
-    # -- afterwards ------------------------------------------------------------------------------
-
     def _settle(self, cell: Cell, roles: Roles, words: Words, began_ns: int) -> Seen:
         """Wait until all is at rest; what is there then."""
-        stranger = ""
+        wrong = ""
         if cell.fault == "wrong-image":
-            stranger = self._strikes.untouched(roles.destination)
-        deadline = time.monotonic() + SETTLE_S
-        drift: list[str] = []
-        while True:
-            at, open_points = self._open(words.move_id)
-            words.listen()
-            if not open_points:
-                drift = self._looks.drift() if at else []
-                self._drift += drift
-            if (not open_points and not drift) or time.monotonic() > deadline:
-                break
-            time.sleep(SETTLE_POLL_S)
-        holder = at[0] if at else self._looks.newest()
-        self._kept = self._looks.kept(holder)
-        told = self._eyes.consoles()
-        last, lost = self._looks.lost_records(told, holder) if holder else (acknowledged(told), 0)
-        deaf = self._looks.deaf(ANSWER_S) if len(at) == 1 else ""
+            wrong = self.strikes.untouched(roles.destination)
+        at, points, problem = self.wait(cell, roles, words, began_ns)
+        where = at[0] if at else self.looks.newest()
+        self.kept += self.looks.kept(where)
+        last, lost = self.records(cell, roles, where)
+        deaf = self.looks.deaf(ANSWER_S) if len(at) == 1 else ""
+        serving = at[0] if len(at) == 1 else ""
+        if not at and self.looks.stopped():
+            serving = where = str(self.rest.binding().get("nve", ""))
+        # A host that is back is told where the VM is, and drains that: what was clear is not yet.
+        await_true(lambda: not self.looks.leftovers(serving, where), ANSWER_S)
         return Seen(
-            roles.source, roles.destination, tuple(at), self._eyes.twice_ms(began_ns),
-            words.text(), words.told(bool(at)), not deaf, deaf,
-            last, lost if holder else last,
-            tuple(self._looks.leftovers(at[0] if len(at) == 1 else "", holder)),
-            tuple(drift), stranger or _words(open_points),
+            roles.source, roles.destination, tuple(at), self.eyes.twice_ms(began_ns),
+            words.text(), words.told(bool(at)), not deaf, deaf, last, lost,
+            tuple(self.looks.leftovers(serving, where)),
+            tuple(self.last_drift), wrong or problem or open_words(points),
         )  # fmt: skip
 
-    def _open(self, move_id: str) -> tuple[list[str], list[str]]:
-        """Where it runs, and what is not at rest yet."""
-        at, points = self._eyes.running_at(), []
-        move = self._looks.move(move_id)
-        if move.get("ok") is None:
-            points.append(f"the move is {move.get('state') or 'not known to the manager'}")
-        if len(at) == 1:
-            points += [] if self._bound_to(at[0]) else [f"the VM is not bound to {at[0]}"]
-            points += self._looks.leftovers(at[0], at[0])
-        elif not at:
-            told = self._looks.alarms() or self._looks.is_removed()
-            points += [] if told else ["nobody says that the VM runs nowhere"]
-            points += self._looks.leftovers("", self._looks.newest())
-        return at, points
+    # -- for modes -------------------------------------------------------------------------------
 
-    def _bound_to(self, node: str) -> bool:
-        daemons = self._lab.daemons
-        try:
-            target = f"/v1/bindings/{self._vm.name}?vni=0"
-            found = daemons.ask(daemons.manager, "GET", target, timeout_s=2.0)
-        except ApiError:
-            return False
-        row = found[0] if isinstance(found, list) and found else found
-        return (row.get("nve"), row.get("state")) == (node, "serving")
+    def settle_by(
+        self, words: Words, look: Callable[[], tuple[At, list[str]]]
+    ) -> tuple[At, list[str]]:
+        """Until nothing is open any more, and the comparison finds nothing."""
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            at, points = look()
+            words.listen()
+            self.last_drift = []
+            if not points:
+                self.last_drift = self.looks.drift() if at else []
+                self.drift += self.last_drift
+            if (not points and not self.last_drift) or time.monotonic() > deadline:
+                return at, points
+            time.sleep(SETTLE_POLL_S)
 
-    # -- between cells ---------------------------------------------------------------------------
+    def copies_memory(self, node: str) -> bool:
+        """Whether its guest's memory goes somewhere."""
+        found = self.eyes.ask(node, "query-migrate")
+        sent = int((found.get("ram") or {}).get("transferred", 0))
+        return found.get("status") == "active" and sent > 0
 
-    def come_to_rest(self, within_s: float = SETTLE_S) -> None:
-        """One guest runs, and the fabric is at rest: what a cell begins with.  LabError if not."""
-        last: list[str] = []
+    def await_log(self, line: tuple[str, str], since_ns: int) -> bool:
+        """Whether that node has written that event in time."""
+        return await_true(lambda: self.logged(line, since_ns), REACH_S)
 
-        def rests() -> bool:
-            nonlocal last
-            at = self._eyes.running_at()
-            last = [] if len(at) == 1 else [f"it runs at {at or 'no NVE'}"]
-            if len(at) == 1:
-                last += [] if self._bound_to(at[0]) else [f"it is not bound to {at[0]}"]
-                last += self._looks.leftovers(at[0], at[0])
-            return not last
-
-        at = self._eyes.running_at()
-        if not at:
-            await_true(self._eyes.running_at, 3.0)  # one that has just been let go on
-            if not self._eyes.running_at():
-                self.revive()
-        if not await_true(rests, within_s):
-            raise LabError("it does not come to rest: " + "; ".join(last), "see the logs")
-
-    def revive(self, anew: bool = False) -> None:
-        """Start the lost VM where its newest image is.  anew: at home, with a new image."""
-        lab, vm = self._lab, self._vm
-        node = "" if anew else self._looks.newest()
-        if node:
-            wipe_records(self._looks.image(node), RECORDS)
-            if node != vm.home:  # nobody leads to where a VM that is not registered may start
-                bring(self._looks.image(node), self._looks.image(vm.home))
-                node = vm.home
-        else:
-            node = vm.home
-            for nve in lab.fabric.of_kind("nve"):
-                for path in self._looks.image(nve.name).parent.glob(f"{vm.name}.img*"):
-                    path.unlink()
-            fresh_disk(self._looks.image(node), vm.disk_mib, RECORDS)
-        self._eyes.forget_consoles()
-        lab.daemons.ask(node, "PUT", f"/v1/vms/{vm.name}", definition(lab), VM_START_S)
-        if deaf := self._looks.deaf(VM_START_S):
-            raise LabError(f"{vm.name}, started at {node}, does not answer: {deaf}", "see its log")
-        if not await_true(lambda: acknowledged(self._eyes.consoles()) > 0, VM_START_S):
-            raise LabError(f"{vm.name}, started at {node}, writes nothing", "see its console")
-
-    def _have_room_for_records(self) -> None:
-        """Records go to places that hold none yet, or a full disk would not be felt."""
-        if acknowledged(self._eyes.consoles()) > _FRESH * RECORDS:
-            at = self._eyes.running_at()[0]
-            self._lab.daemons.ask(at, "DELETE", f"/v1/vms/{self._vm.name}?vni=0", timeout_s=30.0)
-            if not await_true(lambda: not self._eyes.running_at(), SETTLE_S):
-                raise LabError("the VM does not stop", "see its NVE's log")
-            self.revive(anew=True)
-            self.come_to_rest()
+    def logged(self, line: tuple[str, str], since_ns: int) -> bool:
+        """Whether it has by now."""
+        node, name = line
+        return any(
+            event.ts_ns >= since_ns and (event.node, event.name) == (node, name)
+            for event in self.lab.logbook.events()
+        )
 
 
-def definition(lab: Laboratory) -> dict[str, Any]:
-    """The VM with its own number and pace of records."""
-    vm = lab.fabric.vms[0]
-    body = lab.definition(vm)
-    words = [word for word in body["machine"]["append"].split() if not word.startswith("disk_")]
-    records = f"disk_records={RECORDS} disk_every_ms={EVERY_MS}"
-    return {**body, "machine": {**body["machine"], "append": " ".join([*words, records])}}
-
-
-def _words(points: list[str]) -> str:
+def open_words(points: list[str]) -> str:
+    """What is not at rest, in words."""
     return "not at rest: " + "; ".join(points) if points else ""

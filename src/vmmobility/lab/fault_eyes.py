@@ -132,6 +132,15 @@ class Eyes:
         with self._lock:
             return [eye.node for eye in self._eyes if eye.alive and eye.runs]
 
+    def ran(self, since_ns: int) -> list[str]:
+        """The nodes where one has run since then, as far as was heard."""
+        with self._lock:
+            return [
+                eye.node
+                for eye in self._eyes
+                if any(end is None or end > since_ns for _, end in eye.spans)
+            ]
+
     def runs_at(self, node: str) -> bool:
         """Whether a QEMU of that node runs as far as was heard: nobody is asked."""
         return node in self.heard_at()
@@ -161,6 +170,14 @@ class Eyes:
     def consoles(self) -> bytes:
         """All that guests have said so far, oldest QEMU first."""
         return b"".join(path.read_bytes() for path in sorted(self._consoles.glob("*.log")))
+
+    def forget_the_dead(self) -> None:
+        """What QEMUs that live no more have said does not count any more."""
+        with self._lock:
+            kept = {eye.console for eye in self._eyes if eye.alive}
+        for path in self._consoles.glob("*.log"):
+            if path not in kept:
+                path.unlink()
 
     def forget_consoles(self) -> None:
         """A guest with a new disk begins."""
@@ -232,7 +249,8 @@ class Eyes:
             elif name in ("STOP", "SHUTDOWN"):
                 eye.ended(at_ns)
             if self.hear is not None:
-                self.hear(eye, name)
+                status = message.get("data", {}).get("status", "")
+                self.hear(eye, f"{name} {status}" if name == "MIGRATION" else name)
         elif message.get("id") == 0 and message.get("return", {}).get("running"):
             eye.began(time.time_ns())
         elif "id" in message:

@@ -13,13 +13,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmmobility.errors import LabError
-from vmmobility.lab import fault_table as table
+from vmmobility.lab import fault_terms as terms
 from vmmobility.lab.fault_eyes import Eye
 from vmmobility.lab.laboratory import Laboratory
+from vmmobility.wire.registry import Purpose
 
 _TABLE = "vmmob_hold"
 _POLL_S = 0.01
@@ -30,41 +31,71 @@ SOURCE, DESTINATION, MANAGER = "source", "destination", "manager"
 class Approach:
     """How a phase is reached and held.  Who is a role: source, destination or manager.
 
-    lose:    (from, to): control messages that are lost from the beginning, or once the source
-             copies (lose_later)
-    freeze:  (role of a QEMU, its event, whose daemon hangs from then on)
     until:   "qemu" (one lives at the destination), "memory" (its memory is being copied), "event"
-             (the eye's), "rest" (the move has ended), or (role, event) of a daemon's log
+             (the one that freezes), "runs" (the guest does, at the destination), "rest" (the move
+             has ended), or (role, event) of a daemon's log
     past:    a line of the manager's log that shows that the phase is over
+    lose:    (from, to, purpose): such control messages are lost, requests and replies
+    freeze:  (role of a QEMU, its event, whose daemon hangs from then on)
     """
 
     until: str | tuple[str, str]
     past: str
-    lose: tuple[str, str] | None = None
-    lose_later: tuple[str, str] | None = None
+    lose: tuple[str, str, Purpose] | None = None
     freeze: tuple[str, str, str] | None = None
 
 
+_PREPARING = Approach("qemu", "move.prepared", lose=(DESTINATION, MANAGER, Purpose.PREPARE))
+_COPYING_DISK = Approach((SOURCE, "guest.progress"), "move.converged")
+_COPYING_MEMORY = Approach("memory", "move.converged")
+_CONVERGED = Approach(
+    (SOURCE, "guest.converged"), "move.converged", lose=(SOURCE, MANAGER, Purpose.SWITCH)
+)
+_DELIVERING = Approach(
+    (MANAGER, "move.converged"), "move.delivering", lose=(MANAGER, DESTINATION, Purpose.SWITCH)
+)
+_REDIRECTING = Approach(
+    (MANAGER, "move.registered"), "move.done", lose=(MANAGER, SOURCE, Purpose.REDIRECT)
+)
+_RESTING = Approach("rest", "")
+# The disks have been handed over, the last of the machine has not.
+_HANDING_OVER = Approach("event", "move.registered", freeze=(SOURCE, "MIGRATION device", SOURCE))
+
 APPROACHES: Mapping[tuple[str, str], Approach] = {
-    ("hot", table.PREPARING): Approach("qemu", "move.prepared", lose=(DESTINATION, MANAGER)),
-    ("hot", table.COPYING_DISK): Approach((SOURCE, "guest.progress"), "move.converged"),
-    ("hot", table.COPYING_MEMORY): Approach("memory", "move.converged"),
-    ("hot", table.CONVERGED): Approach(
-        (SOURCE, "guest.converged"), "move.converged", lose_later=(SOURCE, MANAGER)
+    ("hot", terms.PREPARING): _PREPARING,
+    ("hot", terms.COPYING_DISK): _COPYING_DISK,
+    ("hot", terms.COPYING_MEMORY): _COPYING_MEMORY,
+    ("hot", terms.CONVERGED): _CONVERGED,
+    ("hot", terms.DELIVERING): _DELIVERING,
+    ("hot", terms.BEFORE_STOP): Approach(
+        (MANAGER, "move.delivering"), "move.turned", lose=(MANAGER, SOURCE, Purpose.SWITCH)
     ),
-    ("hot", table.DELIVERING): Approach(
-        (MANAGER, "move.converged"), "move.delivering", lose_later=(MANAGER, DESTINATION)
-    ),
-    ("hot", table.BEFORE_STOP): Approach(
-        (MANAGER, "move.delivering"), "move.turned", lose_later=(MANAGER, SOURCE)
-    ),
-    ("hot", table.AFTER_STOP): Approach(
+    ("hot", terms.AFTER_STOP): Approach(
         "event", "move.registered", freeze=(SOURCE, "STOP", SOURCE)
     ),
-    ("hot", table.REDIRECTING): Approach(
-        (MANAGER, "move.registered"), "move.done", freeze=(DESTINATION, "RESUME", SOURCE)
+    ("hot", terms.REDIRECTING): _REDIRECTING,
+    ("hot", terms.RESTING): _RESTING,
+    ("cold-suspended", terms.SUSPENDING): Approach(
+        (SOURCE, "guest.state"), "move.suspended", lose=(SOURCE, MANAGER, Purpose.GUEST)
     ),
-    ("hot", table.RESTING): Approach("rest", ""),
+    ("cold-suspended", terms.PREPARING): _PREPARING,
+    ("cold-suspended", terms.COPYING_DISK): _COPYING_DISK,
+    ("cold-suspended", terms.COPYING_MEMORY): _COPYING_MEMORY,
+    ("cold-suspended", terms.CONVERGED): _CONVERGED,
+    ("cold-suspended", terms.DELIVERING): _DELIVERING,
+    ("cold-suspended", terms.SWITCHING): _HANDING_OVER,
+    ("cold-suspended", terms.REDIRECTING): replace(_REDIRECTING, until="runs"),
+    ("cold-suspended", terms.WAKING): Approach(
+        (MANAGER, "move.registered"), "move.awake", lose=(MANAGER, DESTINATION, Purpose.GUEST)
+    ),
+    ("cold-suspended", terms.RESTING): _RESTING,
+    ("cold-stopped", terms.PREPARING): _PREPARING,
+    ("cold-stopped", terms.COPYING_DISK): _COPYING_DISK,
+    ("cold-stopped", terms.CONVERGED): _CONVERGED,
+    ("cold-stopped", terms.DELIVERING): _DELIVERING,
+    ("cold-stopped", terms.SWITCHING): _HANDING_OVER,
+    ("cold-stopped", terms.REDIRECTING): _REDIRECTING,
+    ("cold-stopped", terms.RESTING): _RESTING,
 }
 
 
@@ -91,10 +122,10 @@ class Holds:
         self._frozen: list[int] = []
         self.seen = False  # the event that freezes
 
-    def lose(self, way: tuple[str, str]) -> None:
-        """Control messages from one to the other are lost."""
-        sender, receiver = (self._roles.node(role) for role in way)
-        drop(self._lab, receiver, sender, _TABLE, "meta l4proto udp ")
+    def lose(self, way: tuple[str, str, Purpose]) -> None:
+        """Control messages of that purpose from one to the other are lost."""
+        sender, receiver = (self._roles.node(role) for role in way[:2])
+        drop(self._lab, receiver, sender, _TABLE, message_of(way[2]))
         self._lost.add(receiver)
 
     def freeze_upon(self, wanted: tuple[str, str, str]) -> Callable[[Eye, str], None]:
@@ -119,6 +150,11 @@ class Holds:
         for node in self._lost:
             undrop(self._lab, node, _TABLE)
         self._lost.clear()
+
+
+def message_of(purpose: Purpose) -> str:
+    """A match of nftables': the third octet of a message says what it is for."""
+    return f"meta l4proto udp @th,80,8 {int(purpose)} "
 
 
 def drop(lab: Laboratory, receiver: str, sender: str, name: str, what: str = "") -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmmobility.lab.fault_table import Outcome, Row
+from vmmobility.lab.fault_terms import Outcome, Row
 
 # The end of a lease (8 s in the fabric) and a step of a move (4 s), and some for a busy machine.
 STATED_S = 30.0

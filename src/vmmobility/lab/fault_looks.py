@@ -59,9 +59,25 @@ class Looks:
         ended = self.ended(move_id)
         words = [ended] if ended.startswith("move failed") else []
         words += self.alarms()
+        if not words:
+            words += self.stopped()
         if not words and self.is_removed():
             words.append("the VM is registered no more")
         return "; ".join(words)
+
+    def stopped(self) -> list[str]:
+        """Whether the manager says that the guest is stopped, and why it does not run."""
+        daemons = self._lab.daemons
+        try:
+            rows = daemons.ask(daemons.manager, "GET", "/v1/bindings", timeout_s=2.0)
+        except ApiError:
+            return []
+        mine = [row for row in rows if row["vm"] == self._vm.name]
+        return [
+            f"the VM is stopped: {row['guest_error']}"
+            for row in mine
+            if row.get("guest") == "stopped" and row.get("guest_error")
+        ]
 
     def is_removed(self) -> bool:
         """Whether the manager answers, and has no binding of the VM."""
@@ -105,13 +121,14 @@ class Looks:
             return str(error)
         return ""
 
-    def lost_records(self, told: bytes, node: str) -> tuple[int, int]:
-        """(acknowledged, lost on that node's image).  told: all that the guest has said."""
+    def lost_records(self, told: bytes, node: str, most: int | None = None) -> tuple[int, int]:
+        """(acknowledged, lost on that node's image, "" if there is none).  told: all that the guest
+        has said; most: what it was told later does not count."""
         last = acknowledged(told)
-        image = self.image(node)
-        if not image.exists():
+        last = last if most is None else min(last, most)
+        if not node or not self.image(node).exists():
             return last, min(last, RECORDS)
-        with image.open("rb") as file:
+        with self.image(node).open("rb") as file:
             return last, len(lost(file.read(RECORDS * SECTOR), RECORDS, last))
 
     def newest(self) -> str:

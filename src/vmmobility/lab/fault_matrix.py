@@ -15,13 +15,18 @@ from typing import Any
 from vmmobility.errors import LabError, VmMobilityError
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import teardown, workdir
-from vmmobility.lab.fault_cells import Played, Player
+from vmmobility.lab.fault_cells import Played
 from vmmobility.lab.fault_eyes import Eyes
 from vmmobility.lab.fault_judging import Verdict
 from vmmobility.lab.fault_looks import Looks
+from vmmobility.lab.fault_moves import MovePlayer
 from vmmobility.lab.fault_report import NOT_STRUCK, FaultReport
+from vmmobility.lab.fault_rest import Rest
 from vmmobility.lab.fault_strikes import Strikes
-from vmmobility.lab.fault_table import MODES, Cell, Outcome, chosen
+from vmmobility.lab.fault_table import Cell, chosen
+from vmmobility.lab.fault_terms import Outcome
+from vmmobility.lab.fault_warm import WARM
+from vmmobility.lab.fault_warm_cells import WarmPlayer
 from vmmobility.lab.lab_run import LabRun
 from vmmobility.lab.laboratory import Laboratory
 from vmmobility.lab.narrator import Say
@@ -84,7 +89,7 @@ def run_matrix(settings: Mapping[str, str], options: MatrixOptions, say: Say) ->
 
 
 def _verdict(cell: Mapping[str, Any]) -> str:
-    if cell["outcome"] in NOT_STRUCK:
+    if cell["outcome"] == NOT_STRUCK:
         return str(cell["outcome"])
     words = f"{cell['outcome']}, {cell['seconds']:.0f} s"
     return words if cell["ok"] else f"NOT AS EXPECTED: {words}: {cell['problem']}"
@@ -112,10 +117,7 @@ class _Campaign:
         self._left: list[str] = []
 
     def play(self, cell: Cell) -> Played:
-        row = cell.row
-        if row is None:
-            return Played(cell, Verdict(Outcome.NOT_PLAYED, ""), reason=MODES[cell.mode].pending)
-        if row.allowed == (Outcome.NOT_APPLICABLE,):
+        if cell.row.allowed == (Outcome.NOT_APPLICABLE,):
             return Played(cell, Verdict(Outcome.NOT_APPLICABLE, ""))
         if self._stage is None:
             self._stages += 1
@@ -123,14 +125,15 @@ class _Campaign:
             self._stage.up()
         begun = time.monotonic()
         try:
-            played = self._stage.player.play(cell)
+            player = self._stage.player(cell.mode)
+            played = player.play(cell)
         except VmMobilityError as error:
             self._say(f"{cell.name}: {error}")
             self._drop()
             verdict = Verdict(Outcome.BROKEN, error.message)
             return Played(cell, verdict, seconds=time.monotonic() - begun)
-        if self._stage.player.spoilt:
-            self._say(f"the fabric is built anew: {self._stage.player.spoilt}")
+        if player.spoilt:
+            self._say(f"the fabric is built anew: {player.spoilt}")
             self._drop()
         return played
 
@@ -161,7 +164,12 @@ class _Stage:
         self.eyes = Eyes(homes, self.lab.info.folder / "consoles")
         self.strikes = Strikes(self.lab, self.eyes)
         self._fabric = fabric
-        self.player: Player
+        self._looks: Looks
+
+    def player(self, mode: str) -> MovePlayer | WarmPlayer:
+        """Who plays that mode's cells."""
+        kind = WarmPlayer if mode == WARM.name else MovePlayer
+        return kind(self.lab, self.eyes, self.strikes, self._looks)
 
     def up(self) -> None:
         """The fabric, then the VM: its NVEs need folders of their own first."""
@@ -173,9 +181,10 @@ class _Stage:
             scenario = Scenario(NAME, DESCRIPTION, fabric, (), ())
             asker = fabric.of_kind("correspondent")[0].name
             looks = Looks(LabRun(lab, scenario, 1, 1), fabric.vms[0], asker)
-            self.player = Player(lab, self.eyes, self.strikes, looks)
-            self.player.revive(anew=True)
-            self.player.come_to_rest()
+            self._looks = looks
+            rest = Rest(lab, self.eyes, looks)
+            rest.revive(anew=True)
+            rest.come()
         except BaseException:
             keep_logs(lab, self._raw, 0)
             self.down()

@@ -18,10 +18,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from vmmobility.lab.fault_table import FAULTS, Outcome
+from vmmobility.lab.fault_terms import FAULTS, Outcome
 
 FORMAT = 1
-NOT_STRUCK = (Outcome.NOT_APPLICABLE.value, Outcome.NOT_PLAYED.value)
+NOT_STRUCK = Outcome.NOT_APPLICABLE.value
 
 
 @dataclass(slots=True)
@@ -65,11 +65,10 @@ class FaultReport:
 
     def summary(self) -> dict[str, Any]:
         """Figures over all cells."""
-        played = [cell for cell in self.cells if cell["outcome"] not in NOT_STRUCK]
+        played = [cell for cell in self.cells if cell["outcome"] != NOT_STRUCK]
         return {
             "cells": len(self.cells),
             "played": len(played),
-            "not_played": sum(c["outcome"] == Outcome.NOT_PLAYED.value for c in self.cells),
             "as_expected": sum(bool(cell["ok"]) for cell in played),
             "ran_twice": sum(cell["twice_ms"] > 0 for cell in played),
             "acknowledged_writes_lost": sum(cell["acknowledged_writes_lost"] for cell in played),
@@ -97,8 +96,7 @@ def _total(report: FaultReport) -> str:
     return (
         f"{total['as_expected']} of {total['played']} cells as expected, "
         f"{total['ran_twice']} with two running, "
-        f"{total['acknowledged_writes_lost']} acknowledged writes lost, "
-        f"{total['not_played']} cells not played yet, {report.duration_s:.0f} s"
+        f"{total['acknowledged_writes_lost']} acknowledged writes lost, {report.duration_s:.0f} s"
     )
 
 
@@ -123,8 +121,8 @@ def print_faults(report: FaultReport, console: Console) -> None:
 def _text(cell: Mapping[str, Any] | None) -> Text:
     if cell is None:
         return Text("")
-    if cell["outcome"] in NOT_STRUCK:
-        return Text("–" if cell["outcome"] == NOT_STRUCK[0] else "not played", style="dim")
+    if cell["outcome"] == NOT_STRUCK:
+        return Text("–", style="dim")
     return Text(cell["outcome"], style="green" if cell["ok"] else "bold red")
 
 
@@ -158,7 +156,7 @@ def _section(
         title = escape(FAULTS[fault].words)
         rows += f'<tr><td class="l" title="{title}">{escape(fault)}</td>{row}</tr>'
     table = f'<table><tr><th class="l">fault</th>{head}</tr>{rows}</table>'
-    lines = "".join(_detail(cell) for cell in cells.values() if cell["outcome"] not in NOT_STRUCK)
+    lines = "".join(_detail(cell) for cell in cells.values() if cell["outcome"] != NOT_STRUCK)
     details = (
         '<details><summary>every cell</summary><table><tr><th class="l">cell</th>'
         '<th class="l">expected</th><th class="l">outcome</th><th class="l">runs at</th>'
@@ -171,9 +169,8 @@ def _section(
 def _box(cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return "<td></td>"
-    if cell["outcome"] in NOT_STRUCK:
-        word = "–" if cell["outcome"] == NOT_STRUCK[0] else "not played"
-        return f'<td class="l" title="{escape(cell["why"])}">{word}</td>'
+    if cell["outcome"] == NOT_STRUCK:
+        return f'<td class="l" title="{escape(cell["why"])}">–</td>'
     mark = "l" if cell["ok"] else "l badcell"
     title = escape(cell["problem"] or cell["why"])
     return f'<td class="{mark}" title="{title}">{escape(cell["outcome"])}</td>'

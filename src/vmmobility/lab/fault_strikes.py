@@ -43,16 +43,18 @@ class Strikes:
                 raise LabError(f"mount: {done.stderr.strip()}", "the lab needs tmpfs and root")
 
     def strike(self, fault: str, roles: Roles, before: bool) -> str:
-        """Now.  What was done, in words.  before: the move has not been asked for yet."""
+        """Now.  What was done, in words.  before: no QEMU is at the destination yet."""
         lab, there = self._lab, roles.destination
         strikes: dict[str, Callable[[], str | None]] = {
             "source-killed": lambda: lab.hosts.power_off(roles.source),
             "destination-killed": lambda: lab.hosts.power_off(there),
             "source-daemon-killed": lambda: self._kill(roles.source),
+            "guest-killed": lambda: self._kill_guest(roles.source),
             "destination-daemon-killed": lambda: self._kill(there),
             "manager-killed": lambda: self._kill(roles.manager),
             "link-cut": lambda: self._cut(roles.source, there),
             "manager-link-cut": lambda: self._cut(roles.manager, there),
+            "source-link-cut": lambda: self._cut(roles.manager, roles.source),
             "disk-full": lambda: self._fill(there),
             "wrong-image": lambda: self._leave_image(there),
             "out-of-memory": lambda: self._refuse(there) if before else self._exhaust(there),
@@ -73,7 +75,7 @@ class Strikes:
                 self._start(there)
             case "manager-killed":
                 self._start(roles.manager)
-            case "link-cut" | "manager-link-cut":
+            case "link-cut" | "manager-link-cut" | "source-link-cut":
                 for node in (roles.source, there, roles.manager):
                     undrop(lab, node, _TABLE)
             case "disk-full":
@@ -127,9 +129,12 @@ class Strikes:
         return "QEMU gets too little address space to start"
 
     def _exhaust(self, node: str) -> str:
+        self._kill_guest(node)
+        return "SIGKILL to QEMU, as the kernel's OOM killer sends it"
+
+    def _kill_guest(self, node: str) -> None:
         eye = self._eyes.at(node)
         if eye is None:
             raise LabError(f"no QEMU lives at {node}", "it should by now")
         with contextlib.suppress(ProcessLookupError):
             os.kill(eye.pid, signal.SIGKILL)
-        return "SIGKILL to QEMU, as the kernel's OOM killer sends it"

@@ -100,7 +100,11 @@ class QemuCheckpoints:
                 )
             if guest is None or not store.record.ran:
                 await asyncio.to_thread(store.activate)
-                guest = await self._load(definition, ports, store)
+                try:
+                    guest = await self._load(definition, ports, store)
+                except BaseException:
+                    await asyncio.to_thread(store.withdraw)
+                    raise
                 await asyncio.to_thread(store.about_to_run)
             await guest.execute("cont")
             await guest.announce()

@@ -176,6 +176,19 @@ class CheckpointStore:
                     _beside(image, BASE).replace(image)
                     _sync(image.parent)
 
+    def withdraw(self) -> None:
+        """The guest could not be started: the images go back to where checkpoints are taken in.
+        Nothing if it may have run."""
+        if self.record.ran or not self.record.activated:
+            return
+        with self._naming():
+            for image in self.images:
+                if image.exists():
+                    image.replace(_beside(image, BASE))
+                    _sync(image.parent)
+            self.record.activated = False
+            self._write_record()
+
     def about_to_run(self) -> None:
         """From now on its memory does not fit its disks any more."""
         self.record.ran = True

@@ -152,13 +152,15 @@ class DiskImages:
                     self._set_mark(path, HANDED)
 
     def retire(self) -> None:
-        """The guest has left, and runs elsewhere with copies: what is old gets another name."""
+        """The guest runs elsewhere with other images: what was sent there, or has come here and
+        was not taken, is old and gets another name."""
         for path in self.paths:
             with self._naming(path):
-                if self._is_ours(path, HANDED):
-                    if path.exists():
-                        path.replace(_mark(path, MOVED))
-                    _unmark(path, HANDED)
+                for mark in (HANDED, ARRIVED):
+                    if self._is_ours(path, mark):
+                        if path.exists():
+                            path.replace(_mark(path, MOVED))
+                        _unmark(path, mark)
 
     def forget_tokens(self) -> None:
         """No source looks for them any more."""

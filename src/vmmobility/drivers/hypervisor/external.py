@@ -80,6 +80,9 @@ class RunByOthers:
     async def drop_checkpoints(self, definition: VmDefinition) -> None:
         pass  # there are none
 
+    async def retire(self, definition: VmDefinition) -> None:
+        pass  # what is here is its owner's
+
     async def shut_down(self, vm: VmKey) -> None:
         _refuse(vm)
 

@@ -90,6 +90,7 @@ class FakeHypervisor(FakeCheckpoints):
         self.break_next: dict[str, str] = {}
         self.auto_converge = True
         self.announced: list[VmKey] = []
+        self.retired: list[VmKey] = []
         self._listener = listener
         self._world = world or FakeWorld()
         self._guests: dict[VmKey, _Guest] = {}
@@ -127,6 +128,12 @@ class FakeHypervisor(FakeCheckpoints):
         """End the guest."""
         self._may_fail("stop", vm)
         self._remove(vm)
+
+    async def retire(self, definition: VmDefinition) -> None:
+        """Note it in `retired`, unless a guest lives."""
+        self._may_fail("retire", definition.vm)
+        if definition.vm not in self._guests:
+            self.retired.append(definition.vm)
 
     async def shut_down(self, vm: VmKey) -> None:
         """The guest shuts itself down at once."""

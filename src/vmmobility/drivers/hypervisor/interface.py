@@ -125,6 +125,11 @@ class Hypervisor(Protocol):
     async def stop(self, vm: VmKey) -> None:
         """End the guest and its process (not a graceful shutdown).  No error if it is absent."""
 
+    async def retire(self, definition: VmDefinition) -> None:
+        """No guest of the VM lives here, and its manager says that it is served elsewhere: what a
+        guest that was sent there has left (its host has lost its power, say) is old, and so is a
+        copy that has come here and was not taken.  Nothing if one lives.  Idempotent."""
+
     async def shut_down(self, vm: VmKey) -> None:
         """Ask a running guest to shut itself down (ACPI's power button), and return.  It reports
         GONE if it does; whoever waits no longer than that calls stop()."""

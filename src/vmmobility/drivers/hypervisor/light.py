@@ -207,6 +207,9 @@ class LightHypervisor(LightCheckpoints):
             client.close()
         self._reap()
 
+    async def retire(self, definition: VmDefinition) -> None:
+        """It has nothing that could be left."""
+
     async def shut_down(self, vm: VmKey) -> None:
         """There is nothing in it that could: it is ended."""
         await self.stop(vm)

@@ -26,6 +26,7 @@ from vmmobility.wire.values import VmKey
 POLL_S = 0.01
 EXEC_POLL_S = 0.001
 EXEC_POLLS = 2000
+EXEC_LOOKS = 10_000  # some milliseconds; a moment is enough
 KILL_LIMIT_S = 5.0
 LOG_TAIL_OCTETS = 2000
 _CPU = {"kvm": "host", "tcg": "max"}
@@ -238,10 +239,15 @@ def is_ours(folder: GuestFolder, pid: int) -> bool:
     """Whether `pid` lives and is this folder's QEMU: a pid may have gone to somebody else."""
     reap(pid)
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        for _ in range(EXEC_LOOKS):
+            if line := Path(f"/proc/{pid}/cmdline").read_bytes():
+                break
+            # In the midst of an exec it has no words yet, but a program; one that ended has none.
+            os.readlink(f"/proc/{pid}/exe")
+            os.sched_yield()
     except OSError:
         return False
-    return str(folder.pid_file).encode() in words
+    return str(folder.pid_file).encode() in line.split(b"\0")
 
 
 def reap(pid: int) -> None:

@@ -128,6 +128,13 @@ class QemuHypervisor(QemuCheckpoints):
             finally:
                 await self._end(vm, never_ran=never_ran)
 
+    async def retire(self, definition: VmDefinition) -> None:
+        """Put aside the images that are old, and forget the guest."""
+        async with self._locks[definition.vm]:
+            if await self._known(definition) is None:
+                await asyncio.to_thread(self._images(definition).retire)
+                await self._end(definition.vm)
+
     async def shut_down(self, vm: VmKey) -> None:
         """Press the guest's power button."""
         await self._guest(vm).execute("system_powerdown")

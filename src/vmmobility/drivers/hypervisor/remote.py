@@ -107,6 +107,10 @@ class RemoteHypervisor:
         await self._order("stop", vm, patient=True)
         self._definitions.pop(vm, None)
 
+    async def retire(self, definition: VmDefinition) -> None:
+        """See Hypervisor.retire."""
+        await self.link.end(self.link.begin("retire", self._adoption([definition])))
+
     async def shut_down(self, vm: VmKey) -> None:
         """See Hypervisor.shut_down."""
         await self._order("shut-down", vm)

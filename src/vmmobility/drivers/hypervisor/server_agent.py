@@ -271,6 +271,10 @@ class ServerAgent:
         async with self._locks[definition.vm]:
             await self._driver(definition.vm, definition.kind).keep(definition)
 
+    async def _retire(self, arguments: Any) -> Any:
+        definition = definitions.decode(arguments["definitions"][0].encode())
+        await self._driver(definition.vm, definition.kind).retire(definition)
+
     async def _drop_checkpoints(self, arguments: Any) -> Any:
         definition = definitions.decode(arguments["definitions"][0].encode())
         await self._driver(definition.vm, definition.kind).drop_checkpoints(definition)
@@ -381,6 +385,7 @@ class ServerAgent:
         "keep": _keep,
         "activate": _activate,
         "receive-checkpoints": _receive_checkpoints,
+        "retire": _retire,
         "drop-checkpoints": _drop_checkpoints,
         "checkpoint": _checkpoint,
         "unprotect": _unprotect,

@@ -29,9 +29,12 @@ def records_in(image: bytes, records: int) -> set[int]:
 
 
 def acknowledged(console: bytes) -> int:
-    """The last record that the guest was told is on its disk; 0 before the first."""
+    """The last record that the guest was told is on its disk; 0 before the first.
+
+    The greatest: one that was booted anew begins again at 1, with the same records.
+    """
     told = _TOLD.findall(console)
-    return int(told[-1]) if told else 0
+    return max(map(int, told), default=0)
 
 
 def first_acknowledged(console: bytes) -> int:
