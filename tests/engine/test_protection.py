@@ -9,7 +9,7 @@ import pytest
 from tests.engine import safety
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.fake_hypervisor import Life
-from tests.engine.network import MANAGER, World
+from tests.engine.network import MANAGER, Weather, World
 from vmmobility.engine.manager_move import CommandRefused, MoveRefused
 from vmmobility.engine.manager_protection_record import ProtectionState
 from vmmobility.engine.outputs import Order
@@ -19,12 +19,12 @@ VM = vm_key("vm1")
 MARGIN_S = 2.0
 
 
-def protected(*, fail_over: bool = True) -> World:
+def protected(*, fail_over: bool = True, lease_s: float = 3.0) -> World:
     """A VM at a, its standby at b, and a first checkpoint there."""
     world = World(manager_settings={"protect_margin_s": MARGIN_S})
     world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
     world.run_until(lambda: safety.running(world, VM) == ["a"])
-    world.protect(VM, "b", fail_over=fail_over)
+    world.protect(VM, "b", fail_over=fail_over, lease_s=lease_s)
     world.run_until(lambda: number(world) >= 2)
     return world
 
@@ -93,6 +93,22 @@ def test_a_primary_that_is_cut_off_pauses_its_guest_before_the_standby_runs() ->
     world.run(10.0)
     assert at(world, "b")()
     assert VM not in world.edge("a").guarded
+
+
+def test_a_lease_counts_from_the_sending_of_what_was_accepted() -> None:
+    world = protected(lease_s=30.0)
+    guarded = world.edge("a").guarded[VM]
+    world.weather = Weather(delay_s=(0.4, 0.4))  # there, and back
+    world.run(5.0)
+    left = []
+    for _ in range(400):
+        before = guarded.lease_until
+        world.run(0.01)
+        if guarded.lease_until != before:
+            assert guarded.lease_until is not None
+            left.append(guarded.lease_until - world.clock(world.nodes["a"]))
+    assert left
+    assert max(left) <= 30.0 - 0.8
 
 
 def test_a_primary_whose_daemon_is_dead_is_paused_by_its_guard() -> None:

@@ -191,6 +191,7 @@ DURABLE: dict[str, st.SearchStrategy[Any]] = {
     "guest_epoch": uints(64),
     "grace_s": uints(16),
     "kept": st.booleans(),
+    "crashed": st.booleans(),
 }
 
 

@@ -71,6 +71,13 @@ KNOWN: dict[str, int] = {
     "keep nothing": 0,
     "forget what it is": 0,
     "leave it suspended": 1,
+    "take over at once": 43,
+    "no guard of the lease": 0,
+    "run on after a restart": 0,
+    "withdraw it and let it run": 76,
+    "hear the primary while its standby starts": 202,
+    "answer before the last checkpoint": 202,
+    "use what is not complete": 267,
 }
 
 

@@ -109,7 +109,7 @@ _method(
 _method(
     "forget moves at a restart", "a restarted manager knows no move",
     ManagerEngine, "_load_moves",
-    lambda engine, state, now: engine.__dict__.update(moves={}, _current={}),
+    lambda engine, state, now: engine.__dict__.update(moves={}, _current={}, _warm={}),
 )  # fmt: skip
 
 _method(

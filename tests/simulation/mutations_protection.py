@@ -1,6 +1,8 @@
 """The mutations of warm standbys: how a lease is counted, who waits for it, what is complete.
 
-Not here: those of everything else (mutations.py).
+Not here: those of everything else (mutations.py); a lease that counts from the coming of the reply:
+a refresh is soon followed by the next, so a late reply counts for no more than the margin is for
+(tests/engine/test_protection.py).
 """
 
 from __future__ import annotations
@@ -27,13 +29,8 @@ def _method(name: str, breaks: str, owner: type, method: str, new: Any) -> None:
     PROTECTION_MUTANTS[name] = Mutant(breaks, partial(patch.object, owner, method, new))
 
 
-_lease_extended = NveEngine._lease_extended
 _hand_over = NveEngine._hand_over
 _fence = NveEngine._fence
-
-
-def _from_the_reply(engine: Any, entry: Entry, sent: float, now: float) -> None:
-    _lease_extended(engine, entry, now, now)
 
 
 def _at_once(engine: Any, protected: Any) -> float | None:
@@ -60,11 +57,6 @@ def _withdraw_alone(engine: Any, guarded: Guarded, now: float) -> None:
         _fence(engine, guarded, now)
     engine._order_of(guarded.vm, Order.ARM, until=None)
 
-
-_method(
-    "count the lease from the reply", "a primary's lease counts from the coming of the reply",
-    NveEngine, "_lease_extended", _from_the_reply,
-)  # fmt: skip
 
 _method(
     "take over at once", "a standby takes over before its primary's lease is certainly over",
