@@ -162,6 +162,33 @@ def test_every_failure_is_the_orders_answer_and_the_next_is_carried_out():
     play(part)
 
 
+def test_what_nobody_has_foreseen_is_the_orders_answer_too_and_stands_in_the_log():
+    async def part(rig: Rig) -> None:
+        def breaks(*args: Any, **more: Any) -> None:
+            raise ValueError("half a pair: \ud800")
+
+        rig.hypervisor.gate.set()
+        await rig.ask(start(VM))
+        for method in ("announce", "arm", "query", "adopt"):
+            setattr(rig.hypervisor, method, breaks)
+        arm = HypervisorOrder(Order.ARM, VM, {"until": 1.0})
+        await rig.ask(HypervisorOrder(Order.ANNOUNCE, VM), arm, query(VM))
+        answers = {order: (result, error) for _, order, result, error in rig.answers}
+        for order in (Order.ANNOUNCE, Order.ARM):
+            assert answers[order][1].startswith("a defect of this daemon, see its log: ValueError")
+            answers[order][1].encode()
+        assert answers[Order.QUERY][0]["life"] == "held"
+        assert await rig.desk.adopt({VM: definitions.encode(definition(VM))}) == {VM: False}
+        shown = [note for note in rig.noted if note["event"] == "order.defect"]
+        assert [note.get("order") for note in shown] == ["arm", "announce", None, None]
+        assert all("in breaks" in note["traceback"] for note in shown)
+        # The worker lives on.
+        del rig.hypervisor.announce
+        assert (await rig.ask(HypervisorOrder(Order.ANNOUNCE, VM)))[-1][3] == ""
+
+    play(part)
+
+
 @pytest.mark.parametrize("order", [Order.STOP, Order.CANCEL])
 def test_ending_what_was_never_here_is_no_failure(order: Order):
     async def part(rig: Rig) -> None:

@@ -6,6 +6,7 @@ It knows which hypervisor a VM's kind needs.  Not here: what to order (engine/nv
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -87,7 +88,7 @@ class HypervisorDesk:
                 if name in self._servers:
                     await self._servers[name].adopt([definition])
             return await self._hypervisor(vm).adopt([definition])
-        except (VmMobilityError, OSError) as problem:
+        except Exception as problem:
             # Not left out: that would say "gone", and its guest, perhaps alive, lost its binding.
             self._note_unclear(vm, problem)
             return {vm: False}
@@ -119,7 +120,7 @@ class HypervisorDesk:
         try:
             if not spare:
                 await hypervisor.stop(vm)
-        except (VmMobilityError, OSError) as problem:
+        except Exception as problem:
             self._note_unclear(vm, problem)
             return
         self._note("guest.orphan", vni=vm.vni, vm=vm.vm_id, **where, ended=not spare)
@@ -145,8 +146,8 @@ class HypervisorDesk:
         try:
             if self._kinds.get(order.vm):
                 self._hypervisor(order.vm).arm(order.vm, order.arguments["until"])
-        except (VmMobilityError, OSError) as problem:
-            error = str(problem) or type(problem).__name__
+        except Exception as problem:
+            error = self._told(order, problem)
         self._done(order.vm, order.order, {}, error)
 
     async def _work(self, vm: VmKey, queue: deque[HypervisorOrder]) -> None:
@@ -159,13 +160,26 @@ class HypervisorDesk:
             error, result = "", {}
             try:
                 result = await self._carry_out(order)
-            except (VmMobilityError, OSError) as problem:
+            except Exception as problem:
                 # One guest's trouble is not the others': it is the order's answer.
-                error = str(problem) or type(problem).__name__
+                error = self._told(order, problem)
             if "server" in order.arguments:
                 result = {**result, "server": order.arguments["server"]}
             self._done(order.vm, order.order, result, error)
         del self._queues[vm]
+
+    def _told(self, order: HypervisorOrder, problem: Exception) -> str:
+        """An order's error.  What nobody has foreseen is a defect of ours: the log shows where, but
+        a daemon that ended of it would be asked the same again after its next start."""
+        if not isinstance(problem, VmMobilityError | OSError):
+            self._note_defect(order.vm, problem, order=order.order.value)
+            told = f"a defect of this daemon, see its log: {type(problem).__name__}: {problem}"
+            return told.encode(errors="backslashreplace").decode()  # it goes into a message
+        return str(problem) or type(problem).__name__
+
+    def _note_defect(self, vm: VmKey, problem: Exception, **where: str) -> None:
+        shown = "".join(traceback.format_exception(problem))
+        self._note("order.defect", vni=vm.vni, vm=vm.vm_id, **where, traceback=shown)
 
     def _hypervisor(self, vm: VmKey) -> Hypervisor:
         place = self._places.get(vm)
@@ -296,12 +310,14 @@ class HypervisorDesk:
             return {"life": GuestLife.NONE.name.lower()}
         try:
             life = await self._hypervisor(vm).query(vm)
-        except (VmMobilityError, OSError) as problem:
+        except Exception as problem:
             self._note_unclear(vm, problem)
             return {"life": GuestLife.HELD.name.lower(), "note": _reason(problem)}
         return {"life": life.name.lower()}
 
     def _note_unclear(self, vm: VmKey, problem: Exception) -> None:
+        if not isinstance(problem, VmMobilityError | OSError):
+            self._note_defect(vm, problem)
         self._note(
             "guest.unclear",
             vni=vm.vni,
