@@ -156,7 +156,7 @@ def fake_nodes() -> tuple[Node, Node]:
     return nodes
 
 
-TCG = QemuSettings(accelerator="tcg", start_limit_s=5.0)
+TCG = QemuSettings(accelerator="tcg", images=(workdir.cache(),), start_limit_s=5.0)
 
 
 def qemu_node(port: str, state_dir: Path, settings: QemuSettings = TCG) -> Node:

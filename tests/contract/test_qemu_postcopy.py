@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.hypervisor_nodes import VM
+from tests.contract.hypervisor_nodes import TCG, VM
 from tests.contract.qemu_scene import Run, Scene, scenes
 from tests.contract.waiting import until, until_true
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
-from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
+from vmmobility.drivers.hypervisor.settings import MIB
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.registry import GuestLife, OnTimeout
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.netns]
 # The guest rewrites 24 MiB/s of its memory, and 4 MiB/s are sent.
 ABORT = MoveTerms(timeout_s=2, bandwidth_mib_s=4)
 FORCE = replace(ABORT, on_timeout=OnTimeout.FORCE)
-USUAL = QemuSettings(accelerator="tcg", stall_limit_s=1.0, recover_limit_s=20.0)
+USUAL = replace(TCG, stall_limit_s=1.0, recover_limit_s=20.0)
 # What the guest does not ask for itself comes slowly.
 FETCHES_SLOWLY = replace(USUAL, postcopy_bytes_per_s=6 * MIB)
 

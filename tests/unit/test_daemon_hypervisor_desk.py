@@ -203,7 +203,7 @@ def test_an_order_of_a_kind_that_is_not_here():
         rig.desk.take(start(VM, kind="netns"))
         rig.desk.take(HypervisorOrder(Order.ANNOUNCE, OTHER))
         errors = [error for _, _, _, error in await rig.answered(2)]
-        assert "no hypervisor for kind 'netns' here (have: qemu, external)" in errors[0]
+        assert "no hypervisor for kind 'netns' here (have: qemu, external; a lab" in errors[0]
         assert "no hypervisor for kind ''" in errors[1]
 
     play(part)

@@ -194,7 +194,10 @@ class HypervisorDesk:
         hypervisor = self._hypervisors.get(kind)
         if hypervisor is None:
             known = ", ".join(self._hypervisors)
-            raise HypervisorError(f"{vm}: no hypervisor for kind {kind!r} here", f"have: {known}")
+            remedy = f"have: {known}"
+            if kind == "netns":
+                remedy += "; a lab's host sets netns = true under [hypervisor]"
+            raise HypervisorError(f"{vm}: no hypervisor for kind {kind!r} here", remedy)
         return hypervisor
 
     async def _carry_out(self, order: HypervisorOrder) -> dict[str, Any]:

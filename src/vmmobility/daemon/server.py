@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import cast
 
 from vmmobility.daemon.assembly import Stopped, on_signals, run_to_end
-from vmmobility.daemon.config import Accelerator
 from vmmobility.daemon.event_log import EventLog
+from vmmobility.daemon.hypervisor_config import hypervisors
 from vmmobility.daemon.keys import load_keys
 from vmmobility.daemon.server_config import ServerConfig, load_server
-from vmmobility.drivers.hypervisor.external import ExternalHypervisor
 from vmmobility.drivers.hypervisor.interface import Hypervisor
-from vmmobility.drivers.hypervisor.light import LightHypervisor
-from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.server_agent import ServerAgent
-from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
 from vmmobility.drivers.linux.server_circuits import ServerCircuits
 from vmmobility.errors import ConfigError
 from vmmobility.wire.registry import Role
@@ -63,7 +58,7 @@ async def serve(config: ServerConfig) -> None:
     config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = EventLog(config.name, config.log_file)
     circuits = ServerCircuits(config.address, config.nve_address)
-    hypervisors: dict[str, Hypervisor] = {}
+    drivers: dict[str, Hypervisor] = {}
     try:
         keys = _Keys(config, log)
         agent = ServerAgent(
@@ -72,18 +67,9 @@ async def serve(config: ServerConfig) -> None:
         # The address comes first: an agent that is started beside another touches nothing.
         server = await asyncio.start_server(agent.accept, str(config.address), config.port)
         await circuits.start()
-        settings = QemuSettings(
-            accelerator=cast(Accelerator, config.accelerator),
-            copy_bytes_per_s=config.copy_mib_per_s * MIB,
-            disks=config.disks,
-        )
         guests = config.state_dir / "guests"
-        hypervisors |= {
-            "qemu": QemuHypervisor(guests, agent.report, settings),
-            "netns": LightHypervisor(guests, agent.report),
-            "external": ExternalHypervisor(agent.report, log.note),
-        }
-        agent.hypervisors = hypervisors
+        drivers = hypervisors(config.hypervisor, guests, agent.report, log.note)
+        agent.hypervisors = drivers
         async with asyncio.TaskGroup() as group:
             stopped = asyncio.Event()
             with on_signals(stopped.set, keys.reload):
@@ -95,7 +81,7 @@ async def serve(config: ServerConfig) -> None:
     except* Stopped:
         log.note("stopped")
     finally:
-        for hypervisor in hypervisors.values():
+        for hypervisor in drivers.values():
             await hypervisor.close()
         circuits.close()
         log.close()

@@ -23,6 +23,7 @@ from vmmobility.drivers.hypervisor.disk_images import MARKS, SEEN
 from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError, DecodeError
+from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import Interface, Prefix, VmKey
 
 KINDS = ("qemu", "netns", "external")
@@ -33,6 +34,7 @@ MACHINE_KEYS = {
 }
 MACHINE_REQUIRED = {"qemu": ("kernel",), "netns": (), "external": ("qmp",)}
 SOCKET_PATH_LIMIT = 107  # octets: what the address of a Unix socket holds
+NAMESPACE_LIMIT = 255  # octets: of a file's name
 VNI_LIMIT = 1 << 24
 VM_ID_LIMIT = 255  # octets of UTF-8
 VCPUS_LIMIT = 255
@@ -225,6 +227,8 @@ def _machine(value: object, kind: str, has_disk: bool, reject: _Reject) -> dict[
     for key in MACHINE_REQUIRED[kind]:
         if not value.get(key) and not (key == "kernel" and has_disk):  # it boots from that
             raise reject(f"machine.{key}", f"is required for kind {kind!r}")
+    if kind == "netns" and "namespace" in value:
+        _namespace(value["namespace"], reject)
     if kind == "external":
         _socket_path(value["qmp"], "machine.qmp", reject)
     return dict(value)
@@ -237,6 +241,16 @@ def _can_be_a_word(text: str) -> bool:
         return text.encode() == os.fsencode(text)
     except UnicodeEncodeError:
         return False
+
+
+def _namespace(value: str, reject: _Reject) -> None:
+    """The name of a file in /run/netns, and no way out of there."""
+    try:
+        check_name(value, NAMESPACE_LIMIT)
+    except ValueError as error:
+        raise reject("machine.namespace", str(error)) from None
+    if value in (".", ".."):
+        raise reject("machine.namespace", f"{value!r} is no name")
 
 
 def _socket_path(value: str, key: str, reject: _Reject) -> None:

@@ -28,6 +28,8 @@ EXEC_POLL_S = 0.001
 EXEC_POLLS = 2000
 KILL_LIMIT_S = 5.0
 LOG_TAIL_OCTETS = 2000
+# A guest that breaks into its QEMU can start no program there, nor get other rights.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _CPU = {"kvm": "host", "tcg": "max"}
 
 
@@ -108,6 +110,7 @@ def command_line(
     """
     machine = definition.machine
     words = [find_binary(binary), "-nodefaults", "-no-user-config", "-display", "none"]
+    words += ["-sandbox", SANDBOX]
     words += ["-name", f"guest={_escaped(str(definition.vm))}", "-no-reboot"]
     # suppress-vmdesc: else octets follow the guest's last; a copy cut in them would run twice.
     words += ["-machine", "q35,suppress-vmdesc=on"]

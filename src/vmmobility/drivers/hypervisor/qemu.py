@@ -20,6 +20,7 @@ from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
 from vmmobility.drivers.hypervisor.checkpoint_qemu import QemuCheckpoints
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.guest import QemuGuest
+from vmmobility.drivers.hypervisor.host_files import HostFiles
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     Listener,
@@ -56,11 +57,12 @@ class QemuHypervisor(QemuCheckpoints):
         self._state_dir = state_dir.absolute()
         self._listener = listener
         self._settings = settings
+        self._disks = settings.disks or self._state_dir / "disks"
         self._guests: dict[VmKey, QemuGuest] = {}
         self._locks: defaultdict[VmKey, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._standbys = Standbys(
             self._state_dir / "standby",
-            settings.disks or self._state_dir / "disks",
+            self._disks,
             listener,
             settings.ports,
             settings.stall_limit_s,
@@ -94,7 +96,7 @@ class QemuHypervisor(QemuCheckpoints):
                         "resume it, or stop it and start it again",
                     )
                 return
-            images = self._images(definition)
+            images = await self._allowed_images(definition)
             guest = await self._launch(definition, ports, images, incoming=False, held=held)
             if not held:
                 guest.report(GuestEvent.STARTED)
@@ -138,7 +140,8 @@ class QemuHypervisor(QemuCheckpoints):
         async with self._locks[vm]:
             guest = await self._known(definition)
             if guest is None:
-                await asyncio.to_thread(self._images(definition).in_use)
+                images = await self._allowed_images(definition)
+                await asyncio.to_thread(images.in_use)
             else:
                 await guest.keep()
 
@@ -182,7 +185,7 @@ class QemuHypervisor(QemuCheckpoints):
             if guest is not None and not await guest.give_up_waiting():
                 raise HypervisorError(f"{definition.vm}: it runs here already")
             await self._end(definition.vm, never_ran=guest is not None)
-            images = self._images(definition)
+            images = await self._allowed_images(definition)
             tokens = await asyncio.to_thread(images.make_room, terms.copy_storage)
             try:
                 guest = await self._launch(definition, ports, images, incoming=True, held=held)
@@ -426,7 +429,14 @@ class QemuHypervisor(QemuCheckpoints):
         process.forget(folder)
 
     def _images(self, definition: VmDefinition) -> DiskImages:
-        return DiskImages(definition, self._settings.disks or self._state_dir / "disks")
+        return DiskImages(definition, self._disks)
+
+    async def _allowed_images(self, definition: VmDefinition) -> DiskImages:
+        """Before anything is opened, made or removed: it names no file that is not for VMs."""
+        images = self._images(definition)
+        files = HostFiles(self._settings.images, (self._disks, *self._settings.disk_folders))
+        await asyncio.to_thread(files.check, definition, images.paths)
+        return images
 
     async def _accelerator(self) -> str:
         return await choose_accelerator(
