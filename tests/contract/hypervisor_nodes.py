@@ -89,10 +89,12 @@ class Pair:
         await self.source.hypervisor.start(self.definition, [self.source.port])
         await self.source.next(GuestEvent.STARTED)
 
-    async def prepare(self, terms: MoveTerms = NO_TERMS, *, held: bool = False) -> tuple[str, int]:
+    async def prepare(
+        self, terms: MoveTerms = NO_TERMS, *, held: bool = False, secret: str = ""
+    ) -> tuple[str, int]:
         node = self.destination
         return await node.hypervisor.prepare_incoming(
-            self.definition, [node.port], LOOPBACK, terms, held=held
+            self.definition, [node.port], LOOPBACK, terms, held=held, secret=secret
         )
 
     async def hold_what_is_held(self) -> None:

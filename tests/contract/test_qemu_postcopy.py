@@ -6,6 +6,7 @@ the time is up in it: whatever is dirtied, the round does not end in time at thi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.netns]
 
 # The guest rewrites 24 MiB/s of its memory, and 4 MiB/s are sent.
 ABORT = MoveTerms(timeout_s=2, bandwidth_mib_s=4)
+SECRET = "5ec4e7"
 FORCE = replace(ABORT, on_timeout=OnTimeout.FORCE)
 USUAL = replace(TCG, stall_limit_s=1.0, recover_limit_s=20.0)
 # What the guest does not ask for itself comes slowly.
@@ -41,8 +43,25 @@ def run(tmp_path: Path) -> Iterator[Run]:
 async def copied_until_the_time_is_up(scene: Scene, terms: MoveTerms) -> None:
     await until_true(scene.source.has_booted)
     await scene.check_memory()
-    scene.place = await scene.pair.prepare(terms)
-    await scene.source.hypervisor.copy_out(VM, *scene.place, terms)
+    scene.place = await scene.pair.prepare(terms, secret=SECRET)
+    await scene.source.hypervisor.copy_out(VM, *scene.place, terms, secret=SECRET)
+
+
+async def a_stranger_says_that_all_is_lost(scene: Scene) -> None:
+    """Whoever can reach the destination's port."""
+    reader, writer = await asyncio.open_connection(*scene.place)
+    writer.write(b"lost\n")
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def nobody_is_let_in(scene: Scene) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(*scene.place)
+    except ConnectionRefusedError:
+        return True
+    writer.close()
+    return False
 
 
 async def migration(scene: Scene, end: str) -> str:
@@ -83,6 +102,7 @@ def test_it_is_forced_and_its_memory_is_whole(run: Run) -> None:
     async def scenario(scene: Scene) -> None:
         await forced(scene)
         assert not await scene.pair.runs_at(scene.source)
+        await a_stranger_says_that_all_is_lost(scene)
         await scene.source.next(GuestEvent.COMPLETED)
         assert await scene.pair.runs_at(scene.destination)
         await scene.check_memory()
@@ -113,6 +133,7 @@ def test_one_that_converges_in_time_is_moved_as_any_other(run: Run) -> None:
         await scene.destination.next(GuestEvent.RESUMED)
         scene.lead_to_the_destination()
         await scene.check_memory()
+        await until(lambda: nobody_is_let_in(scene), lambda closed: closed)
         # It never ran in post-copy: the roll-back of an ordinary move is still possible.
         await scene.destination.hypervisor.stop(VM)
         await scene.source.hypervisor.resume(VM)
@@ -122,7 +143,7 @@ def test_one_that_converges_in_time_is_moved_as_any_other(run: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("daemons", ["live", "source's restarts"])
+@pytest.mark.parametrize("daemons", ["live", "source's restarts", "source's monitor is lost"])
 def test_a_path_that_is_cut_while_it_fetches_is_mended(run: Run, daemons: str) -> None:
     async def scenario(scene: Scene) -> None:
         source = scene.source
@@ -135,6 +156,9 @@ def test_a_path_that_is_cut_while_it_fetches_is_mended(run: Run, daemons: str) -
             await source.hypervisor.resume(VM)
         with pytest.raises(HypervisorError, match="it goes on at"):
             await source.hypervisor.cancel(VM)
+        if daemons == "source's monitor is lost":
+            assert isinstance(source.hypervisor, QemuHypervisor)
+            await source.hypervisor._guest(VM).session.close()
         if daemons == "source's restarts":
             await source.restart()
             assert await source.hypervisor.adopt([scene.pair.definition]) == {VM: False}

@@ -225,8 +225,9 @@ class HypervisorDesk:
             case Order.RESUME:
                 await hypervisor.resume(vm)
             case Order.COPY_OUT:
-                terms = arguments.get("terms", NO_TERMS)
-                await hypervisor.copy_out(vm, arguments["address"], arguments["port"], terms)
+                terms, secret = arguments.get("terms", NO_TERMS), arguments.get("secret", "")
+                address, port = arguments["address"], arguments["port"]
+                await hypervisor.copy_out(vm, address, port, terms, secret=secret)
             case Order.SWITCH_OVER:
                 await hypervisor.switch_over(vm)
             case Order.PROCEED:
@@ -293,7 +294,12 @@ class HypervisorDesk:
             return {"address": address, "port": port, "token": token, "number": number}
         terms = order.arguments.get("terms", NO_TERMS)
         address, port = await hypervisor.prepare_incoming(
-            definition, ports, order.arguments["address"], terms, **held
+            definition,
+            ports,
+            order.arguments["address"],
+            terms,
+            secret=order.arguments.get("secret", ""),
+            **held,
         )
         return {"address": address, "port": port}
 

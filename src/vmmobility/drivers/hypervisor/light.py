@@ -231,6 +231,7 @@ class LightHypervisor(LightCheckpoints):
         terms: MoveTerms = NO_TERMS,
         *,
         held: bool = False,
+        secret: str = "",
     ) -> tuple[str, int]:
         """Start a card that waits for a move; where it waits."""
         client = self._living(definition.vm)
@@ -239,7 +240,13 @@ class LightHypervisor(LightCheckpoints):
         return listen_address, client.port
 
     async def copy_out(
-        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+        self,
+        vm: VmKey,
+        address: str,
+        port: int,
+        terms: MoveTerms = NO_TERMS,
+        *,
+        secret: str = "",
     ) -> None:
         """Begin the move.  Reports CONVERGED at once: there is nothing to copy."""
         await self._card(vm).order("copy-out", address=address, port=port)

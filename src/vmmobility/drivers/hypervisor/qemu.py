@@ -171,6 +171,7 @@ class QemuHypervisor(QemuCheckpoints):
         terms: MoveTerms = NO_TERMS,
         *,
         held: bool = False,
+        secret: str = "",
     ) -> tuple[str, int]:
         """Start a waiting guest; (address, TCP port) of its memory."""
         async with self._locks[definition.vm]:
@@ -189,7 +190,7 @@ class QemuHypervisor(QemuCheckpoints):
             tokens = await asyncio.to_thread(images.make_room, terms.copy_storage)
             try:
                 guest = await self._launch(definition, ports, images, incoming=True, held=held)
-                at = await self._listen(guest, listen_address, terms)
+                at = await self._listen(guest, listen_address, terms, secret)
                 if definition.disks:
                     at = await guest.open_door(tokens, *at)
                 guest.incoming_at = at
@@ -200,7 +201,13 @@ class QemuHypervisor(QemuCheckpoints):
             return guest.incoming_at
 
     async def copy_out(
-        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+        self,
+        vm: VmKey,
+        address: str,
+        port: int,
+        terms: MoveTerms = NO_TERMS,
+        *,
+        secret: str = "",
     ) -> None:
         """Begin the pre-copy."""
         async with self._locks[vm]:
@@ -213,7 +220,7 @@ class QemuHypervisor(QemuCheckpoints):
             guest.check_not_fetched()
             await guest.drop_stale_migration()
             rounds = LEAST_ROUNDS[await self._accelerator()]
-            await guest.begin_move((address, port), rounds, terms)
+            await guest.begin_move((address, port), rounds, terms, secret)
 
     async def switch_over(self, vm: VmKey) -> None:
         """Report ABOUT_TO_STOP."""
@@ -391,12 +398,14 @@ class QemuHypervisor(QemuCheckpoints):
             detail = {"reason": "cancelled", "running": await guest.running()}
             guest.report(GuestEvent.FAILED, detail)
 
-    async def _listen(self, guest: QemuGuest, address: str, terms: MoveTerms) -> tuple[str, int]:
+    async def _listen(
+        self, guest: QemuGuest, address: str, terms: MoveTerms, secret: str
+    ) -> tuple[str, int]:
         """Let the waiting guest listen on the first free port of the range."""
         await set_capabilities(guest.execute, capabilities(terms))
         await guest.delay_announcements()
         if terms.forces:
-            return await guest.open_memory_door(address)
+            return await guest.open_memory_door(address, secret)
         first, last = self._settings.ports
         for port in range(first, last + 1):
             try:

@@ -127,21 +127,29 @@ class RemoteHypervisor:
         terms: MoveTerms = NO_TERMS,
         *,
         held: bool = False,
+        secret: str = "",
     ) -> tuple[str, int]:
         """See Hypervisor.prepare_incoming; the address is the server's own, whatever is asked."""
-        told = {"terms": asdict(terms), "held": held}
+        told = {"terms": asdict(terms), "held": held, "secret": secret}
         address, port = await self._bring_up("prepare-incoming", definition, ports, told)
         self._stages.setdefault(definition.vm, Stage.WAITING)
         return str(address), int(port)
 
     async def copy_out(
-        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+        self,
+        vm: VmKey,
+        address: str,
+        port: int,
+        terms: MoveTerms = NO_TERMS,
+        *,
+        secret: str = "",
     ) -> None:
         """See Hypervisor.copy_out."""
         before = self._stages.get(vm)
         self._stages[vm] = Stage.COPYING
         try:
             where: dict[str, Any] = {"address": address, "port": port, "terms": asdict(terms)}
+            where["secret"] = secret
             await self._order("copy-out", vm, where, again=False)
         except HypervisorError:
             if before is not None:

@@ -203,7 +203,7 @@ class ServerAgent:
                     terms = MoveTerms(**arguments["terms"])
                     names = list(ports)
                     return await driver.prepare_incoming(
-                        definition, names, self._listen, terms, **held
+                        definition, names, self._listen, terms, secret=_secret(arguments), **held
                     )
                 if act == "start":
                     await driver.start(definition, list(ports), **held)
@@ -300,7 +300,8 @@ class ServerAgent:
         vm, address, port = VmKey(*arguments["vm"]), arguments["address"], arguments["port"]
         async with self._locks[vm]:
             terms = MoveTerms(**arguments["terms"])
-            await self._one(vm).copy_out(vm, str(address), int(port), terms)
+            secret = _secret(arguments)
+            await self._one(vm).copy_out(vm, str(address), int(port), terms, secret=secret)
 
     async def _query(self, arguments: Any) -> Any:
         vm = VmKey(*arguments["vm"])
@@ -377,3 +378,7 @@ class ServerAgent:
         "proceed": _simple("proceed"),
         "announce": _simple("announce"),
     }
+
+
+def _secret(arguments: Any) -> str:
+    return str(arguments.get("secret", ""))
