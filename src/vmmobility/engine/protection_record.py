@@ -18,6 +18,7 @@ from vmmobility.engine.binding_update_list import (
 )
 from vmmobility.engine.channel import Received
 from vmmobility.wire.options import Endpoint, Protection
+from vmmobility.wire.registry import Status
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 
@@ -78,6 +79,7 @@ class Standby:
     ticket:   of the order to take over; empty: there is none
     number:   of the last complete checkpoint; door, token: where and how they are taken
     ordered:  the hypervisor was told to activate it
+    failed:   it could not, and is told to end it: what the manager hears once that is certain
     """
 
     vm: VmKey
@@ -92,6 +94,7 @@ class Standby:
     door: Endpoint | None = None
     token: str = ""
     ordered: bool = False
+    failed: tuple[Status, str] | None = None
     request: Received | None = None
 
 
