@@ -10,6 +10,7 @@ Not here: circuits (drivers/linux/server_circuits.py), the frames (server_sessio
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -159,14 +160,17 @@ class ServerAgent:
         self._group.create_task(self._answer(session, number, do, arguments), name=f"order {do}")
 
     async def _answer(self, session: Session, number: int, do: Any, arguments: Any) -> None:
-        handler = self._handlers.get(do)
         try:
+            handler = self._handlers.get(do)
             if handler is None:
                 raise HypervisorError(f"no order {do!r} here", "run the same version on both nodes")
             answer = {"answer": number, "result": await handler(self, arguments)}
         except VmMobilityError as error:
             answer = {"answer": number, "error": error.message, "remedy": error.remedy}
-        except (OSError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:
+            if not isinstance(error, OSError):  # nonsense, or a defect of ours: the agent lives on
+                shown = "".join(traceback.format_exception(error))
+                self._note("order.defect", order=str(do), traceback=shown)
             words = f"{do}: {type(error).__name__}: {error}"
             answer = {"answer": number, "error": words, "remedy": ""}
         if session is self._session:
