@@ -121,8 +121,10 @@ class NveProtection(NveGuarding, NveStandby):
             self._order(entry, Order.STOP)
         elif order not in (Order.ARM, Order.UNPROTECT):
             return False
-        elif order is Order.ARM and error and guarded is not None:
-            self._event("order.failed", entry, order=order.value, reason=error)
+        elif order is Order.ARM and guarded is not None:
+            if error:
+                self._event("order.failed", entry, order=order.value, reason=error)
+            guarded.unguarded = error
         return True
 
     def _protection_reported(

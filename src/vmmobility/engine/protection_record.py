@@ -34,6 +34,7 @@ class Guarded:
     due_at:      when the next checkpoint begins; taking: one is under way
     number:      of the last that is complete at the standby, taken_at: the moment of which it is
     fenced_at:   when its guest was paused last
+    unguarded:   why nobody who outlives this daemon guards its lease, "" if somebody does
     trouble:     why the last attempt came to nothing, "" if it did not
     request:     the manager's, that waits for the last checkpoint
     """
@@ -51,6 +52,7 @@ class Guarded:
     taking: bool = False
     taken_at: float | None = None
     fenced_at: float | None = None
+    unguarded: str = ""
     trouble: str = ""
     request: Received | None = None
 

@@ -118,7 +118,8 @@ class QemuCheckpoints:
             lease_guard.arm(folder.path, self._guest(vm).pid, until)
         except OSError as error:
             raise HypervisorError(
-                f"{vm}: no guard of its lease can be started: {error.strerror}"
+                f"{vm}: nobody guards its lease: {error.strerror}",
+                f"see {folder.path / lease_guard.LOG}; its NVE pauses it while that lives",
             ) from None
 
     async def drop_checkpoints(self, definition: VmDefinition) -> None:
