@@ -14,10 +14,13 @@ from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.hypervisor_config import hypervisors
 from vmmobility.daemon.keys import load_keys
 from vmmobility.daemon.server_config import ServerConfig, load_server
+from vmmobility.daemon.state_lock import alone
+from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.interface import Hypervisor
 from vmmobility.drivers.hypervisor.server_agent import ServerAgent
 from vmmobility.drivers.linux.server_circuits import ServerCircuits
-from vmmobility.errors import ConfigError
+from vmmobility.drivers.linux.survivors import held_taps
+from vmmobility.errors import ConfigError, StoreError
 from vmmobility.wire.registry import Role
 
 
@@ -55,7 +58,11 @@ class _Keys:
 
 async def serve(config: ServerConfig) -> None:
     """Run the agent until a signal, or the error that ended it."""
-    config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with alone(config.state_dir):
+        await _serve(config)
+
+
+async def _serve(config: ServerConfig) -> None:
     log = EventLog(config.name, config.log_file)
     circuits = ServerCircuits(config.address, config.nve_address)
     drivers: dict[str, Hypervisor] = {}
@@ -92,8 +99,22 @@ def run(path: Path) -> None:
     run_to_end(serve(load_server(path)))
 
 
+def refuse_guests(state_dir: Path) -> None:
+    """Guests would lose their taps.  Raises StoreError naming those that live here."""
+    living = [str(vm) for vm in process.living(state_dir / "guests")]
+    held = living or [str(tap) for tap in held_taps()]
+    if held:
+        raise StoreError(
+            f"guests live on this server: {', '.join(held)}",
+            "move them away, or end them; then flush again",
+        )
+
+
 def flush(path: Path) -> None:
-    """`vmmob server flush`: remove every circuit from this host; guests lose their taps."""
+    """`vmmob server flush`: remove every circuit from this host, where no agent and no guest lives.
+
+    Raises StoreError where one does.
+    """
     config = load_server(path)
 
     async def remove() -> None:
@@ -102,4 +123,6 @@ def flush(path: Path) -> None:
         await circuits.remove_all()
         circuits.close()
 
-    asyncio.run(remove())
+    with alone(config.state_dir):
+        refuse_guests(config.state_dir)
+        asyncio.run(remove())
