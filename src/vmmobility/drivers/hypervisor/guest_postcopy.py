@@ -10,7 +10,7 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor import private_files, process
 from vmmobility.drivers.hypervisor.copy_goal import CopyGoal
 from vmmobility.drivers.hypervisor.interface import GuestEvent, VmDefinition
 from vmmobility.drivers.hypervisor.memory_door import MemoryDoor
@@ -56,9 +56,7 @@ class GuestPostCopy:
     async def open_memory_door(self, address: str, secret: str) -> tuple[str, int]:
         """Let the source of a move that may be forced come; where.  Raises HypervisorError."""
         at = self._new_memory_door(secret, begun=False).open(address, self._settings.ports)
-        kept = self.folder.path / "door"
-        kept.touch(mode=0o600)
-        kept.write_text(json.dumps((*at, secret)))
+        private_files.write(self.folder.path / "door", json.dumps((*at, secret)))
         return at
 
     @property

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
 from vmmobility.drivers.hypervisor.checkpoint_light import STALL_LIMIT_S, LightCheckpoints
 from vmmobility.drivers.hypervisor.interface import (
@@ -370,7 +371,7 @@ class LightHypervisor(LightCheckpoints):
         namespace = definition.machine.get("namespace")
         if not isinstance(namespace, str) or not Path("/run/netns", namespace).exists():
             raise HypervisorError(f"{vm}: no namespace {namespace!r}", "set machine.namespace")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(self._folder)
         control = self._control(vm)
         control.unlink(missing_ok=True)
         interfaces = definition.interfaces

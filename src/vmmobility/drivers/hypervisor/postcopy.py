@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.drivers.hypervisor.byte_pipe import watch_path
 from vmmobility.drivers.hypervisor.copy_stream import CONNECT_LIMIT_S, CopyStream
 from vmmobility.drivers.hypervisor.qmp import QmpSession
@@ -33,7 +34,6 @@ ANSWER_LIMIT_S = 10.0
 LINE_LIMIT = 64
 FD_NAME = "vmmobility-again"
 AGAIN, LOST, GO, WHOLE = b"again", b"lost", b"go\n", b"whole\n"
-_WRITTEN_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 def line(word: bytes, secret: str) -> bytes:
@@ -215,7 +215,7 @@ class FetchedMark:
 
     def set(self, at: tuple[str, int], secret: str) -> None:
         """On return it is durable.  Raises OSError."""
-        with os.fdopen(os.open(self._path, _WRITTEN_ANEW, 0o600), "w") as file:
+        with open(self._path, "w", opener=private_files.opener) as file:
             json.dump((*at, secret), file)
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.drivers.hypervisor.accelerator import find_binary
 from vmmobility.drivers.hypervisor.definition import decode, encode
 from vmmobility.drivers.hypervisor.interface import VmDefinition
@@ -172,7 +173,7 @@ def _exists(pid: int) -> bool:
 
 
 def _spawn(folder: GuestFolder, definition: VmDefinition, command: list[str]) -> int:
-    folder.path.mkdir(parents=True, exist_ok=True)
+    private_files.make_folder(folder.path)
     for stale in (
         folder.monitor,
         folder.second_monitor,

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor import private_files, process
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
 from vmmobility.drivers.hypervisor.checkpoint_qemu import QemuCheckpoints
@@ -361,7 +361,7 @@ class QemuHypervisor(QemuCheckpoints):
         process.check_files(definition)
         if not incoming:
             await asyncio.to_thread(images.check)
-        self._state_dir.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(self._state_dir)
         folder = GuestFolder.of(self._state_dir, definition.vm)
         command = process.command_line(
             folder,
