@@ -17,6 +17,7 @@ from vmmobility.drivers.hypervisor.fake_external import FakeExternalHypervisor, 
 from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor, VmDefinition
 from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.outputs import HypervisorOrder, Order
+from vmmobility.errors import HypervisorError
 from vmmobility.wire.values import Interface, VmKey
 
 VM, OTHER = VmKey(0, "vm1"), VmKey(0, "vm2")
@@ -158,6 +159,25 @@ def test_every_failure_is_the_orders_answer_and_the_next_is_carried_out():
         assert "not JSON" in errors[4]
         assert "its definition is of VM" in errors[5]
         assert errors[6] == ""
+
+    play(part)
+
+
+def test_what_may_not_be_brought_up_is_not():
+    async def part(rig: Rig) -> None:
+        def refuse(wanted: VmDefinition, place: str | None) -> None:
+            if wanted.vm == VM and place is None:
+                raise HypervisorError("vm1: disk a.img is VM vm2's")
+
+        rig.desk._refuse = refuse
+        rig.hypervisor.gate.set()
+        data = {"definition": definitions.encode(definition(VM)), "address": "10.0.1.2"}
+        errors = [error for *_, error in await rig.ask(
+            start(VM), HypervisorOrder(Order.PREPARE_INCOMING, VM, data), start(OTHER),
+            HypervisorOrder(Order.RECEIVE, VM, data), HypervisorOrder(Order.ACTIVATE, VM, data),
+        )]  # fmt: skip
+        assert sorted(errors) == ["", *["vm1: disk a.img is VM vm2's"] * 4]
+        assert rig.hypervisor.notes == ["begin start vm2", "end start vm2"]
 
     play(part)
 

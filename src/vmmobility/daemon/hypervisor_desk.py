@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from vmmobility.drivers.hypervisor import definition as definitions
-from vmmobility.drivers.hypervisor.interface import Hypervisor
+from vmmobility.drivers.hypervisor.interface import Hypervisor, VmDefinition
 from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.errors import DecodeError, HypervisorError, VmMobilityError
@@ -24,6 +24,7 @@ from vmmobility.wire.values import VmKey
 LOOK_S = 0.1  # a guest that shuts itself down is looked at so often
 
 Done = Callable[[VmKey, Order, Mapping[str, Any], str], None]
+Refuse = Callable[[VmDefinition, str | None], None]
 
 
 # What needs nothing to be done where nothing was ever brought up.
@@ -43,7 +44,8 @@ class HypervisorDesk:
     """Carries out HypervisorOrder outputs.  `done(vm, order, result, error)` gets each end.
 
     hypervisors: kind -> driver, of this host; servers: name -> driver, of servers that stand apart;
-    note: as EventLog.note
+    note: as EventLog.note; refuse: what may not be brought up, and where (a server, or None), is a
+    HypervisorError of it
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class HypervisorDesk:
         done: Done,
         note: Note,
         servers: Mapping[str, Hypervisor] | None = None,
+        refuse: Refuse = lambda definition, place: None,
     ) -> None:
         self._hypervisors = hypervisors
         self._servers = servers or {}
@@ -61,6 +64,7 @@ class HypervisorDesk:
         self._group = group
         self._done = done
         self._note = note
+        self._refuse = refuse
         self._kinds: dict[VmKey, str] = {}
         self._queues: dict[VmKey, deque[HypervisorOrder]] = {}
         self._hurry: dict[VmKey, asyncio.Event] = {}  # of guests that are shutting themselves down
@@ -270,6 +274,7 @@ class HypervisorDesk:
             raise HypervisorError(str(error), "correct the VM's definition") from error
         if definition.vm != order.vm:
             raise HypervisorError(f"{order.vm}: its definition is of VM {definition.vm}")
+        self._refuse(definition, self._places.get(order.vm))
         await self._check_kind(order.vm, definition.kind)
         self._kinds[order.vm] = definition.kind
         hypervisor = self._hypervisor(order.vm)

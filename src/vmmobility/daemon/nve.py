@@ -35,6 +35,7 @@ from vmmobility.daemon.assembly import (
 from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.config import NveConfig, load_nve
 from vmmobility.daemon.data_plane_worker import DataPlaneWorker
+from vmmobility.daemon.disk_owners import refuse_others_disks
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
 from vmmobility.daemon.hypervisor_config import hypervisors
@@ -46,7 +47,7 @@ from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_re
 from vmmobility.daemon.server_links import ServerLinks, ends_of
 from vmmobility.drivers.dataplane import Drift, Traffic
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
-from vmmobility.drivers.hypervisor.interface import GuestReport
+from vmmobility.drivers.hypervisor.interface import GuestReport, VmDefinition
 from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.host_capacity import measure
 from vmmobility.drivers.linux.link_watch import LinkWatch
@@ -100,7 +101,12 @@ class NveDaemon(NveService):
         )
         self._servers = ServerLinks(config, log, self._guest_report, self._data_plane.circuit)
         self._desk = HypervisorDesk(
-            self._hypervisors, group, self._order_done, log.note, self._servers.drivers
+            self._hypervisors,
+            group,
+            self._order_done,
+            log.note,
+            self._servers.drivers,
+            self._refuse,
         )
         self._worker = DataPlaneWorker(
             self._data_plane,
@@ -240,6 +246,10 @@ class NveDaemon(NveService):
                 self._commands.done(output)
             case _:
                 raise AssertionError(f"an NVE has no {type(output).__name__}")
+
+    def _refuse(self, definition: VmDefinition, place: str | None) -> None:
+        folder = self._config.hypervisor.disks or self._config.state_dir / "guests" / "disks"
+        refuse_others_disks(definition, place, self.engine.entries.values(), folder)
 
     def _measure(self) -> None:
         """In a thread: a file system may hang, and heartbeats must not."""
