@@ -56,7 +56,8 @@ def test_from_one_such_nve_to_another_and_to_a_host_s_own(live: LiveFabric) -> N
 
 
 def test_no_server_is_flushed_under_its_agent_or_its_guests(live: LiveFabric) -> None:
-    live.move("nve-a")
+    if live.where() != "nve-a":
+        live.move("nve-a")
     agent = str(server(live, "nve-a"))
 
     def flushed() -> str:
