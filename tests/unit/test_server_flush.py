@@ -18,6 +18,7 @@ from vmmobility.drivers.linux.survivors import HeldTap
 from vmmobility.errors import StoreError
 from vmmobility.wire.values import Interface, VmKey
 
+PROGRAM = "import sys; print('up', flush=True); sys.stdin.read()"
 VM = VmKey(0, "web1")
 INTERFACE = Interface(b"\x02\0\0\0\0\1", (ip_network("10.1.0.5/32"),))
 
@@ -77,8 +78,10 @@ def test_not_while_a_qemu_of_the_state_folder_lives(host: Host) -> None:
     folder.path.mkdir(parents=True)
     definition = VmDefinition(VM, "qemu", (INTERFACE,), machine={"kernel": "/k"})
     (folder.path / "definition.json").write_bytes(encode(definition))
-    words = [sys.executable, "-c", "import sys; sys.stdin.read()", str(folder.pid_file)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as qemu:
+    words = [sys.executable, "-c", PROGRAM, str(folder.pid_file)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as qemu:
+        assert qemu.stdout is not None
+        assert qemu.stdout.readline()  # until it runs it may have no command line
         folder.pid_file.write_text(str(qemu.pid))
         assert host.flush() == "guests live on this server: web1"
         assert host.removed == 0
