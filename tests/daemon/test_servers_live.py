@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import tomllib
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.daemon.live_fabric import VM, LiveFabric, left_bare
 from vmmobility.lab.fabric import built_in
+from vmmobility.lab.inside import python, python_environment
 from vmmobility.wire.values import VmKey
 
 pytestmark = [pytest.mark.netns, pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -51,6 +53,30 @@ def test_from_one_such_nve_to_another_and_to_a_host_s_own(live: LiveFabric) -> N
     live.move("nve-a")
     live.echoes()
     assert server(live, "nve-a") in ("server-1", "server-2")
+
+
+def test_no_server_is_flushed_under_its_agent_or_its_guests(live: LiveFabric) -> None:
+    if live.where() != "nve-a":
+        live.move("nve-a")
+    agent = str(server(live, "nve-a"))
+
+    def flushed() -> str:
+        file = str(live.daemons.home(agent) / "config.toml")
+        words = python("vmmobility", "server", "flush", "--config", file)
+        space = ["ip", "netns", "exec", live.daemons._spaces.name(agent)]
+        done = subprocess.run([*space, *words], check=False, capture_output=True, text=True,
+                              env=python_environment())  # fmt: skip
+        assert done.returncode == 1
+        return done.stderr
+
+    assert "another process holds this folder" in flushed()
+    live.kill(agent, signal.SIGKILL)
+    refused = flushed()
+    assert "guests live on this server: " in refused
+    assert "remedy: move them away" in refused
+    live.echoes()
+    live.start_ended()
+    live.eventually(lambda: server(live, "nve-a") == agent, "it is found at its server")
 
 
 @pytest.mark.parametrize("victim", ["nve-a", "agent", "both"])
