@@ -11,11 +11,13 @@ import os
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tests.contract.hypervisor_nodes import (
     INTERFACE,
     LOOPBACK,
+    TCG,
     VM,
     Node,
     Pair,
@@ -30,8 +32,8 @@ from vmmobility.lab.guest.disk_records import acknowledged, lost
 
 RECORDS = 1000
 SIZE_MIB = 64
-SLOW = QemuSettings(accelerator="tcg", copy_bytes_per_s=4 * MIB)  # the memory as well
-USUAL = QemuSettings(accelerator="tcg")
+SLOW = replace(TCG, copy_bytes_per_s=4 * MIB)  # the memory as well
+USUAL = TCG
 
 
 class Machines:
@@ -44,6 +46,7 @@ class Machines:
         self.machine = guest_machine(disk_records=RECORDS, disk_every_ms=5)
 
     def pair(self, disk: Disk, settings: QemuSettings = USUAL) -> Pair:
+        settings = replace(settings, disk_folders=(self.folder,))
         nodes = [
             qemu_node(tap, self.folder / name, settings)
             for tap, name in zip(self._taps, "ab", strict=True)

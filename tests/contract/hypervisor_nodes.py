@@ -89,10 +89,12 @@ class Pair:
         await self.source.hypervisor.start(self.definition, [self.source.port])
         await self.source.next(GuestEvent.STARTED)
 
-    async def prepare(self, terms: MoveTerms = NO_TERMS, *, held: bool = False) -> tuple[str, int]:
+    async def prepare(
+        self, terms: MoveTerms = NO_TERMS, *, held: bool = False, secret: str = ""
+    ) -> tuple[str, int]:
         node = self.destination
         return await node.hypervisor.prepare_incoming(
-            self.definition, [node.port], LOOPBACK, terms, held=held
+            self.definition, [node.port], LOOPBACK, terms, held=held, secret=secret
         )
 
     async def hold_what_is_held(self) -> None:
@@ -156,7 +158,7 @@ def fake_nodes() -> tuple[Node, Node]:
     return nodes
 
 
-TCG = QemuSettings(accelerator="tcg", start_limit_s=5.0)
+TCG = QemuSettings(accelerator="tcg", images=(workdir.cache(),), start_limit_s=5.0)
 
 
 def qemu_node(port: str, state_dir: Path, settings: QemuSettings = TCG) -> Node:

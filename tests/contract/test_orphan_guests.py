@@ -48,6 +48,11 @@ def pids(folder: Path) -> dict[VmKey, int | None]:
     return {vm: process.find(GuestFolder.of(folder, vm)) for vm in TAPS}
 
 
+def is_in_a_sandbox(pid: int | None) -> bool:
+    """Whether its system calls are filtered: a guest that breaks into QEMU starts no program."""
+    return "Seccomp:\t2" in Path(f"/proc/{pid}/status").read_text()
+
+
 async def leave_behind(folder: Path) -> None:
     """What a daemon that was killed has left."""
     before = QemuHypervisor(folder, print, TCG)
@@ -94,6 +99,7 @@ def test_guests_that_no_record_knows_are_ended(tmp_path: Path) -> None:
             await desk.sweep(known, spare=False)
             assert len(notes) == 2
         assert await qemu.query(KNOWN) is GuestLife.RUNNING
+        assert is_in_a_sandbox(pids(folder)[KNOWN])
         assert await qemu.query(RUNNING) is GuestLife.NONE
         assert await by_hand.status() == "running", "one of other hands is left alone"
         await qemu.stop(KNOWN)

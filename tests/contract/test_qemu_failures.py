@@ -14,20 +14,20 @@ import pytest
 
 from tests.contract.hypervisor_nodes import (
     LIMIT_S,
+    TCG,
     VM,
 )
 from tests.contract.qemu_scene import Run, Scene, scenes
 from tests.lab.test_guest_image import control
 from vmmobility.drivers.hypervisor.interface import GuestEvent
-from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.errors import HypervisorError
 
 pytestmark = [pytest.mark.qemu, pytest.mark.netns]
 
 # Short limits; the wait for a cut path is all the time that these tests take.
-HASTY = QemuSettings(accelerator="tcg", stall_limit_s=1.0, switch_limit_s=1.0)
+HASTY = replace(TCG, stall_limit_s=1.0, switch_limit_s=1.0)
 # These never give up by themselves.
-PATIENT = QemuSettings(accelerator="tcg", switch_limit_s=LIMIT_S)
+PATIENT = replace(TCG, switch_limit_s=LIMIT_S)
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.hypervisor_nodes import LOOPBACK, VM
+from tests.contract.hypervisor_nodes import LOOPBACK, TCG, VM
 from tests.contract.qemu_scene import Run, Scene, scenes
 from tests.contract.waiting import until, until_true
 from tools.make_stream_certificates import Authority
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
-from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
+from vmmobility.drivers.hypervisor.settings import MIB
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.move_terms import MoveTerms
 from vmmobility.wire.registry import GuestLife, OnTimeout
@@ -28,8 +28,9 @@ pytestmark = [pytest.mark.qemu, pytest.mark.netns]
 
 # The guest rewrites 24 MiB/s of its memory, and 4 MiB/s are sent.
 ABORT = MoveTerms(timeout_s=2, bandwidth_mib_s=4)
+SECRET = "5ec4e7"
 FORCE = replace(ABORT, on_timeout=OnTimeout.FORCE)
-USUAL = QemuSettings(accelerator="tcg", stall_limit_s=1.0, recover_limit_s=20.0)
+USUAL = replace(TCG, stall_limit_s=1.0, recover_limit_s=20.0)
 # What the guest does not ask for itself comes slowly.
 FETCHES_SLOWLY = replace(USUAL, postcopy_bytes_per_s=6 * MIB)
 
@@ -46,8 +47,25 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
 async def copied_until_the_time_is_up(scene: Scene, terms: MoveTerms) -> None:
     await until_true(scene.source.has_booted)
     await scene.check_memory()
-    scene.place = await scene.pair.prepare(terms)
-    await scene.source.hypervisor.copy_out(VM, *scene.place, terms)
+    scene.place = await scene.pair.prepare(terms, secret=SECRET)
+    await scene.source.hypervisor.copy_out(VM, *scene.place, terms, secret=SECRET)
+
+
+async def a_stranger_says_that_all_is_lost(scene: Scene) -> None:
+    """Whoever can reach the destination's port."""
+    reader, writer = await asyncio.open_connection(*scene.place)
+    writer.write(b"lost\n")
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def nobody_is_let_in(scene: Scene) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(*scene.place)
+    except ConnectionRefusedError:
+        return True
+    writer.close()
+    return False
 
 
 async def migration(scene: Scene, end: str) -> str:
@@ -88,6 +106,7 @@ def test_it_is_forced_and_its_memory_is_whole(run: Run) -> None:
     async def scenario(scene: Scene) -> None:
         await forced(scene)
         assert not await scene.pair.runs_at(scene.source)
+        await a_stranger_says_that_all_is_lost(scene)
         await scene.source.next(GuestEvent.COMPLETED)
         assert await scene.pair.runs_at(scene.destination)
         await scene.check_memory()
@@ -125,6 +144,7 @@ def test_one_that_converges_in_time_is_moved_as_any_other(run: Run) -> None:
         await scene.destination.next(GuestEvent.RESUMED)
         scene.lead_to_the_destination()
         await scene.check_memory()
+        await until(lambda: nobody_is_let_in(scene), lambda closed: closed)
         # It never ran in post-copy: the roll-back of an ordinary move is still possible.
         await scene.destination.hypervisor.stop(VM)
         await scene.source.hypervisor.resume(VM)
@@ -134,7 +154,7 @@ def test_one_that_converges_in_time_is_moved_as_any_other(run: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("daemons", ["live", "source's restarts"])
+@pytest.mark.parametrize("daemons", ["live", "source's restarts", "source's monitor is lost"])
 def test_a_path_that_is_cut_while_it_fetches_is_mended(run: Run, daemons: str) -> None:
     async def scenario(scene: Scene) -> None:
         source = scene.source
@@ -147,6 +167,9 @@ def test_a_path_that_is_cut_while_it_fetches_is_mended(run: Run, daemons: str) -
             await source.hypervisor.resume(VM)
         with pytest.raises(HypervisorError, match="it goes on at"):
             await source.hypervisor.cancel(VM)
+        if daemons == "source's monitor is lost":
+            assert isinstance(source.hypervisor, QemuHypervisor)
+            await source.hypervisor._guest(VM).session.close()
         if daemons == "source's restarts":
             await source.restart()
             assert await source.hypervisor.adopt([scene.pair.definition]) == {VM: False}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from vmmobility.drivers.hypervisor import server_link
 from vmmobility.drivers.hypervisor.fake import FakeHypervisor
 from vmmobility.drivers.hypervisor.interface import GuestEvent, VmDefinition
 from vmmobility.drivers.hypervisor.remote import RemoteHypervisor
+from vmmobility.drivers.hypervisor.server_agent import ServerAgent
 from vmmobility.drivers.hypervisor.server_link import ServerAddress, ServerLink
 from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom
 from vmmobility.engine.dataplane import port_name
@@ -86,6 +88,81 @@ def test_an_agent_that_does_not_answer_leaves_the_guest_unknown(run: Scenario) -
         with pytest.raises(HypervisorError, match=r"server-1 does not answer"):
             await source.hypervisor.adopt([pair.definition])
         assert source.reports.empty(), "nobody may say that it is gone"
+
+    run(scenario)
+
+
+SOUND = {"vm": [0, VM.vm_id], "event": "stopped", "detail": {}, "time_ns": 1}
+NONSENSE: list[dict[str, Any]] = [
+    {},
+    {**SOUND, "event": "exploded"},
+    {**SOUND, "event": ["gone"]},
+    {**SOUND, "vm": [0]},
+    {**SOUND, "vm": 7},
+    {**SOUND, "vm": ["0", VM.vm_id]},
+    {**SOUND, "vm": [0, "\ud800"]},
+    {**SOUND, "detail": ["x"]},
+    {**SOUND, "detail": {"reason": "\ud800"}},
+    {**SOUND, "detail": {"downtime_ms": float("nan")}},
+    {**SOUND, "event": "checkpoint", "detail": {"ok": True}},
+    {**SOUND, "event": "checkpoint", "detail": {"ok": True, "number": 1, "age_ms": "old"}},
+    {**SOUND, "event": "checkpoint-held", "detail": {"number": "one"}},
+    {**SOUND, "time_ns": None},
+    {key: value for key, value in SOUND.items() if key != "detail"},
+]
+
+
+def test_reports_that_nobody_understands_are_dropped_and_counted(run: Scenario) -> None:
+    async def scenario(pair: Apart) -> None:
+        source = pair.source
+        await pair.start()
+        connected = source.noted("server.connected")
+        session = source.agent._session
+        assert session is not None
+        for report in NONSENSE:
+            session.post({"of": "another version", **report})
+        session.post(SOUND)
+        await source.next(GuestEvent.STOPPED)
+        assert source.link.dropped == source.noted("drop") == len(NONSENSE)
+        assert source.link.connected
+        assert source.noted("server.connected") == connected, "the line was kept"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("answer", ["EXPLODED", None, ["RUNNING"], 7])
+def test_an_answer_that_makes_no_sense_is_an_error(
+    run: Scenario, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    async def nonsense(agent: ServerAgent, arguments: object) -> object:
+        return answer
+
+    async def scenario(pair: Apart) -> None:
+        await pair.start()
+        for order in ("query", "orphans", "adopt", "prepare-incoming", "receive-checkpoints"):
+            monkeypatch.setitem(ServerAgent._handlers, order, nonsense)
+        hypervisor, vm = pair.source.hypervisor, pair.definition
+        asked: list[Callable[[], Awaitable[object]]] = [
+            lambda: hypervisor.query(VM),
+            lambda: hypervisor.orphans([]),
+            lambda: hypervisor.adopt([vm]),
+            lambda: hypervisor.prepare_incoming(vm, [PORT], LOOPBACK),
+            lambda: hypervisor.receive_checkpoints(vm, LOOPBACK),
+        ]
+        for ask in asked:
+            with pytest.raises(HypervisorError, match="with nonsense"):
+                await ask()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("order", [{"do": ["x"]}, {"do": "start", "with": 7}, {"with": {}}])
+def test_an_order_that_makes_no_sense_ends_no_agent(run: Scenario, order: dict[str, Any]) -> None:
+    async def scenario(pair: Apart) -> None:
+        await until_true(lambda: pair.source.link.connected)
+        assert pair.source.link._session is not None
+        pair.source.link._session.post(order)
+        assert await pair.source.hypervisor.query(VM) is GuestLife.NONE
 
     run(scenario)
 

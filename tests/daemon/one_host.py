@@ -81,7 +81,8 @@ class Host:
         else:
             peer = {"id": "manager", "addresses": [ADDRESSES["manager"]]}
             table = {**table, "locators": [ADDRESSES["nve-a"]], "home_prefixes": [], **changes}
-            text = to_toml({"node": table, "manager": [peer]})
+            light = {"netns": True}
+            text = to_toml({"node": table, "manager": [peer], "hypervisor": light})
         path = home / "config.toml"
         path.write_text(text)
         return path

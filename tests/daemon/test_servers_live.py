@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from tests.daemon.live_fabric import VM, LiveFabric, left_bare
 from vmmobility.lab.fabric import built_in
+from vmmobility.lab.inside import python, python_environment
 from vmmobility.wire.values import VmKey
 
 pytestmark = [pytest.mark.netns, pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -101,6 +103,30 @@ def test_a_dead_server_is_told_and_its_nve_lives(live: LiveFabric) -> None:
     live.eventually(lambda: binding(live)["state"] == "serving", "it answers again", 20.0)
     with live.manager() as client:
         assert not [row for row in client.alarms() if row["alarm"] == "server.silent"]
+
+
+def test_no_server_is_flushed_under_its_agent_or_its_guests(live: LiveFabric) -> None:
+    if live.where() != "nve-a":
+        live.move("nve-a")
+    agent = str(server(live, "nve-a"))
+
+    def flushed() -> str:
+        file = str(live.daemons.home(agent) / "config.toml")
+        words = python("vmmobility", "server", "flush", "--config", file)
+        space = ["ip", "netns", "exec", live.daemons._spaces.name(agent)]
+        done = subprocess.run([*space, *words], check=False, capture_output=True, text=True,
+                              env=python_environment())  # fmt: skip
+        assert done.returncode == 1
+        return done.stderr
+
+    assert "another process holds this folder" in flushed()
+    live.kill(agent, signal.SIGKILL)
+    refused = flushed()
+    assert "guests live on this server: " in refused
+    assert "remedy: move them away" in refused
+    live.echoes()
+    live.start_ended()
+    live.eventually(lambda: server(live, "nve-a") == agent, "it is found at its server")
 
 
 @pytest.mark.parametrize("victim", ["nve-a", "agent", "both"])

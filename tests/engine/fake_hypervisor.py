@@ -37,11 +37,11 @@ class Guest:
     loading: all its memory is here, it runs soon; forced: its copy ends in post-copy;
     fetched_from: the guest whose memory it still fetches; fetched: it went on elsewhere so.
     held: it was not running when it was copied, or is not to run; arrived: so it came, and nobody
-    has said yet that it is to be kept."""
+    has said yet that it is to be kept; secret: what its source has to know, if it is forced."""
 
     __slots__ = (
         "_life", "arrived", "at", "by_hand", "copy_to", "fetched", "fetched_from", "forced", "held",
-        "loading", "migrated", "port", "value", "vm",
+        "loading", "migrated", "port", "secret", "value", "vm",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +53,7 @@ class Guest:
         self.fetched_from: Guest | None = None
         self.value = 0
         self.held = self.arrived = False
+        self.secret = ""
         self._life = life
 
     @property
@@ -89,6 +90,7 @@ class Hypervisor(FakeCheckpoints):
 
     watched:    guests of other hands that are expected: what comes of them is reported
     fail_next:  order -> reasons for which its next calls fail
+    lose_next:  order -> a reason: its next call is carried out, but nobody hears so
     break_next: stages ("copy", "moment", "switch", "load") at which the next move breaks
     """
 
@@ -108,6 +110,7 @@ class Hypervisor(FakeCheckpoints):
         self.guests: dict[VmKey, Guest] = Noted(self.touched)
         self.watched: set[VmKey] = set()
         self.fail_next: dict[Order, list[str]] = {}
+        self.lose_next: dict[Order, str] = {}
         self.break_next: set[str] = set()
         self.about_to_end: Callable[[Guest], None] = lambda guest: None
         self.heard: Callable[[HypervisorOrder], None] = lambda order: None
@@ -226,6 +229,7 @@ class Hypervisor(FakeCheckpoints):
             return
         handler = getattr(self, "_" + order.order.value.replace("-", "_"))
         result, error = handler(order.vm, order.arguments) or ({}, "")
+        error = error or self.lose_next.pop(order.order, "")
         self._done(order.vm, order.order, result, error)
 
     # ---- orders: each returns (result, error) or None ------------------------------------------
@@ -294,6 +298,7 @@ class Hypervisor(FakeCheckpoints):
         if guest is None:
             self._port += 1
             guest = self.guests[vm] = Guest(vm, Life.WAITING, self, self._port)
+        guest.secret = arguments.get("secret", "")
         address = ip_address(arguments["address"])
         assert address in self.own.locators
         return {"address": str(address), "port": guest.port}, ""
@@ -311,6 +316,9 @@ class Hypervisor(FakeCheckpoints):
             return {}, "it went on elsewhere in post-copy"
         guest.copy_to = waiting
         guest.forced = arguments.get("terms", NO_TERMS).forces
+        if guest.forced:
+            assert waiting.secret, "anybody could say that the rest of it is lost"
+            assert waiting.secret == arguments["secret"]
         guest.held = guest.life is Life.PAUSED
         self._later(self._pace.copy_s, lambda: self._stage(guest, waiting, "copy"))
         return None

@@ -224,6 +224,23 @@ def test_a_primary_that_died_as_it_was_handed_over_may_be_the_next_standby() -> 
     assert not [e for _, _, e in world.events[before:] if e.name == "binding.expired"]
 
 
+def test_a_standby_that_may_run_all_the_same_is_ended_before_the_primary_serves_on() -> None:
+    """QEMU was told to go on, its monitor broke, and it went on; its end was not heard of, too."""
+    world = protected()
+    hypervisor = world.nodes["b"].hypervisor
+    assert hypervisor is not None
+    hypervisor.lose_next[Order.ACTIVATE] = "the monitor was lost"
+    hypervisor.fail_next[Order.STOP] = ["it does not answer"] * 2
+    world.hand_over(VM)
+    world.run_until(lambda: safety.running(world, VM) == ["b"], 20.0)
+    world.run_until(at(world, "a"), 20.0)
+    assert hypervisor.fail_next[Order.STOP] == [], "it had not ended"
+    world.run(10.0)
+    assert at(world, "a")()
+    assert VM not in hypervisor.guests
+    assert any(event.name == "protection.lost" for _, _, event in world.events)
+
+
 def test_a_guest_that_dies_is_taken_over_at_once() -> None:
     world = protected()
     world.nodes["a"].hypervisor.kill(VM)  # type: ignore[union-attr]

@@ -28,6 +28,7 @@ from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.engine.dataplane import port_name
 from vmmobility.errors import ApiError
+from vmmobility.lab import workdir
 from vmmobility.lab.daemons import Daemons
 from vmmobility.lab.inside import set_namespace
 
@@ -57,7 +58,7 @@ class StandInDaemons(Daemons):
             home = self._folder / "nodes" / node.name
             heard = partial(self._heard, node.name)
             if any(vm.kind == "guest" for vm in self.fabric.vms):
-                settings = QemuSettings(accelerator="tcg")
+                settings = QemuSettings(accelerator="tcg", images=(workdir.cache(),))
                 self._light[node.name] = QemuHypervisor(home, heard, settings)
             else:
                 self._light[node.name] = LightHypervisor(home, heard)

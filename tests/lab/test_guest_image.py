@@ -171,7 +171,7 @@ async def move(
     definition: VmDefinition, namespace: str, tmp_path: Path, taps: dict[str, list[str]]
 ) -> None:
     """Boot at a, look at the guest, move it to b, look again; all of it in the namespace."""
-    settings = QemuSettings(accelerator="tcg")
+    settings = QemuSettings(accelerator="tcg", images=(workdir.cache(),))
     queues: dict[str, asyncio.Queue[GuestReport]] = {end: asyncio.Queue() for end in "ab"}
     nodes = {end: QemuHypervisor(tmp_path / end, queues[end].put_nowait, settings) for end in "ab"}
     try:

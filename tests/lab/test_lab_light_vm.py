@@ -12,6 +12,7 @@ import pytest
 
 from vmmobility.drivers.hypervisor.interface import GuestEvent, VmDefinition
 from vmmobility.drivers.hypervisor.light import LightHypervisor
+from vmmobility.drivers.hypervisor.light_tap import open_tap
 from vmmobility.errors import HypervisorError
 from vmmobility.lab import fabric as fabrics
 from vmmobility.lab import teardown, workdir
@@ -121,6 +122,11 @@ async def in_node(node, work):
         os.close(home)
 
 
+async def take_and_leave(tap):
+    """It is free: whoever held it has let go of it."""
+    os.close(open_tap(tap))
+
+
 async def move(spaces, fabric, source, target, names):
     vm = definition(fabric, spaces)
     listen = str(fabric.first_end(names[1]).address(4))
@@ -185,6 +191,7 @@ def test_cancelled_and_failed_moves_leave_the_vm_at_the_source(lab):
         await a.light.cancel(VM)
         await a.heard(GuestEvent.FAILED)
         await b.heard(GuestEvent.FAILED)
+        await in_node(b, take_and_leave(TAP))
         a.reports.clear()
         address, port = await in_node(b, b.light.prepare_incoming(vm, [TAP], listen))
         await a.light.copy_out(VM, address, port)

@@ -10,6 +10,7 @@ import pytest
 
 from vmmobility.daemon import config, config_files
 from vmmobility.daemon.config_template import template
+from vmmobility.daemon.hypervisor_config import HypervisorConfig
 from vmmobility.daemon.napt_config import NaptTimers
 from vmmobility.daemon.node_config import NodeTimers
 from vmmobility.daemon.server_config import ServerConfig
@@ -53,8 +54,20 @@ def test_the_documented_nve(file: Path):
     assert loaded.redirect is RedirectPolicy.AUTO
     assert loaded.managers[0].role is Role.MANAGER
     assert loaded.timers == config.NveTimers()
-    assert loaded.accelerator == "auto"
+    assert loaded.hypervisor == HypervisorConfig()
     assert loaded.tunnel == "auto"
+
+
+def test_a_host_says_which_of_its_files_vms_may_have(file: Path):
+    file.write_text(NVE)
+    safe = config.load_nve(file).hypervisor
+    assert safe.qemu.images == (Path("/var/lib/vmmobility/images"),)
+    assert (safe.qemu.disk_folders, safe.netns) == ((), False)
+    more = 'images = ["/i"]\ndisk_folders = ["/p", "/q"]\nnetns = true\n'
+    file.write_text(NVE.replace("[hypervisor]\n", f"[hypervisor]\n{more}"))
+    told = config.load_nve(file).hypervisor
+    assert (told.qemu.images, told.netns) == ((Path("/i"),), True)
+    assert told.qemu.disk_folders == (Path("/p"), Path("/q"))
 
 
 @pytest.mark.parametrize("tunnel", ["auto", "kernel", "relay"])
@@ -191,6 +204,9 @@ WRONG_NVE = [
     ("# redirect_alarm_s = 86400", "redirect_alarm_s = true", "timers.redirect_alarm_s", "number"),
     ("drain_s = 30", "ask_s = 1", "timers.ask_s", "known here"),
     ("drain_s = 30", "retransmit_s = 9", "timers.retransmit_max_s", ""),
+    ('accelerator = "auto"', 'images = ["i"]', "hypervisor.images[0]", "absolute"),
+    ('accelerator = "auto"', 'images = "/i"', "hypervisor.images", "a list"),
+    ('accelerator = "auto"', "netns = 1", "hypervisor.netns", "true or false"),
     ('accelerator = "auto"', 'accelerator = "hvf"', "hypervisor.accelerator", "kvm"),
     ("[hypervisor]", "[hypervizor]", "hypervizor", "did you mean hypervisor?"),
     ("[[manager]]", "[manager]", "manager", "a list"),

@@ -21,7 +21,9 @@ from vmmobility.engine.manager_move import Move
 from vmmobility.engine.manager_settings import ManagerSettings
 from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.engine.nve import NveEngine, NveSettings
-from vmmobility.engine.outputs import Endpoint
+from vmmobility.engine.outputs import Endpoint, Order
+from vmmobility.engine.protection_record import Guarded
+from vmmobility.wire import options as protocol
 from vmmobility.wire.registry import Phase, Role
 from vmmobility.wire.values import Nve, VmKey
 
@@ -122,6 +124,23 @@ def test_an_old_redirect_is_an_alarm():
     (row,) = nve_alarms(engine, 151.0)
     assert (row["alarm"], row["nve"], row["for_s"]) == ("redirect.old", "nve-a", 51.0)
     assert "nve-b" in row["what"]
+
+
+def test_a_lease_that_nobody_guards_is_an_alarm():
+    engine = nve(Entry(VM, phase=Phase.SERVING))
+    door = protocol.Endpoint(IPv4Address("10.0.0.2"), 49152)
+    guarded = Guarded(VM, B, door, protocol.Protection(True, 1000, 10_000, "t"), 1)
+    engine.guarded[VM] = guarded
+    assert nve_alarms(engine, 0.0) == []
+    engine.order_done(VM, Order.ARM, {}, "its guard has ended by itself", 0.0)
+    (row,) = nve_alarms(engine, 0.0)
+    assert (row["alarm"], row["nve"]) == ("protection.unguarded", "nve-a")
+    assert "its guard has ended by itself" in row["what"]
+    # The manager, and `vmmob show protected`, hear it with the next refresh.
+    told = engine._lease_options(engine.entries[VM], 0.0)
+    assert protocol.Reason("its guard has ended by itself") in told
+    engine.order_done(VM, Order.ARM, {}, "", 0.0)
+    assert nve_alarms(engine, 0.0) == []
 
 
 def test_guests_that_are_refused_or_have_left_are_alarms():

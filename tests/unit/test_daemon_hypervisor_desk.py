@@ -17,6 +17,7 @@ from vmmobility.drivers.hypervisor.fake_external import FakeExternalHypervisor, 
 from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor, VmDefinition
 from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.outputs import HypervisorOrder, Order
+from vmmobility.errors import HypervisorError
 from vmmobility.wire.values import Interface, VmKey
 
 VM, OTHER = VmKey(0, "vm1"), VmKey(0, "vm2")
@@ -162,6 +163,52 @@ def test_every_failure_is_the_orders_answer_and_the_next_is_carried_out():
     play(part)
 
 
+def test_what_may_not_be_brought_up_is_not():
+    async def part(rig: Rig) -> None:
+        def refuse(wanted: VmDefinition, place: str | None) -> None:
+            if wanted.vm == VM and place is None:
+                raise HypervisorError("vm1: disk a.img is VM vm2's")
+
+        rig.desk._refuse = refuse
+        rig.hypervisor.gate.set()
+        data = {"definition": definitions.encode(definition(VM)), "address": "10.0.1.2"}
+        errors = [error for *_, error in await rig.ask(
+            start(VM), HypervisorOrder(Order.PREPARE_INCOMING, VM, data), start(OTHER),
+            HypervisorOrder(Order.RECEIVE, VM, data), HypervisorOrder(Order.ACTIVATE, VM, data),
+        )]  # fmt: skip
+        assert sorted(errors) == ["", *["vm1: disk a.img is VM vm2's"] * 4]
+        assert rig.hypervisor.notes == ["begin start vm2", "end start vm2"]
+
+    play(part)
+
+
+def test_what_nobody_has_foreseen_is_the_orders_answer_too_and_stands_in_the_log():
+    async def part(rig: Rig) -> None:
+        def breaks(*args: Any, **more: Any) -> None:
+            raise ValueError("half a pair: \ud800")
+
+        rig.hypervisor.gate.set()
+        await rig.ask(start(VM))
+        for method in ("announce", "arm", "query", "adopt"):
+            setattr(rig.hypervisor, method, breaks)
+        arm = HypervisorOrder(Order.ARM, VM, {"until": 1.0})
+        await rig.ask(HypervisorOrder(Order.ANNOUNCE, VM), arm, query(VM))
+        answers = {order: (result, error) for _, order, result, error in rig.answers}
+        for order in (Order.ANNOUNCE, Order.ARM):
+            assert answers[order][1].startswith("a defect of this daemon, see its log: ValueError")
+            answers[order][1].encode()
+        assert answers[Order.QUERY][0]["life"] == "held"
+        assert await rig.desk.adopt({VM: definitions.encode(definition(VM))}) == {VM: False}
+        shown = [note for note in rig.noted if note["event"] == "order.defect"]
+        assert [note.get("order") for note in shown] == ["arm", "announce", None, None]
+        assert all("in breaks" in note["traceback"] for note in shown)
+        # The worker lives on.
+        del rig.hypervisor.announce
+        assert (await rig.ask(HypervisorOrder(Order.ANNOUNCE, VM)))[-1][3] == ""
+
+    play(part)
+
+
 @pytest.mark.parametrize("order", [Order.STOP, Order.CANCEL])
 def test_ending_what_was_never_here_is_no_failure(order: Order):
     async def part(rig: Rig) -> None:
@@ -176,7 +223,7 @@ def test_an_order_of_a_kind_that_is_not_here():
         rig.desk.take(start(VM, kind="netns"))
         rig.desk.take(HypervisorOrder(Order.ANNOUNCE, OTHER))
         errors = [error for _, _, _, error in await rig.answered(2)]
-        assert "no hypervisor for kind 'netns' here (have: qemu, external)" in errors[0]
+        assert "no hypervisor for kind 'netns' here (have: qemu, external; a lab" in errors[0]
         assert "no hypervisor for kind ''" in errors[1]
 
     play(part)

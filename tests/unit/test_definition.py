@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
@@ -157,6 +158,12 @@ WRONG = [
     ("machine", {"machine": []}),
     ("machine.kernel", {"machine": {}}),
     ("machine.append", {"machine": {"kernel": "/k", "append": 1}}),
+    ("machine.append", {"machine": {"kernel": "/k", "append": "\ud800"}}),
+    ("machine.append", {"machine": {"kernel": "/k", "append": "a\0b"}}),
+    ("machine.kernel", {"machine": {"kernel": "/\udcff"}}),
+    ("machine.'\\ud800'", {"machine": {"kernel": "/k", "\ud800": "x"}}),
+    ("vm_id", {"vm_id": "\ud800"}),
+    ("disk[0].path", {"disk": [disk(path="\ud800")]}),
     ("machine.disk", {"machine": {"kernel": "/k", "disk": "/d"}}),
     ("machine.qmp", {"kind": "external", "machine": {}}),
     ("machine.qmp", {"kind": "external", "machine": {"qmp": "run/web.qmp"}}),
@@ -165,6 +172,9 @@ WRONG = [
     ("machine.qmp", {"kind": "external", "machine": {"qmp": "/\ud800"}}),
     ("machine.kernel", {"kind": "external", "machine": {"qmp": "/a", "kernel": "/k"}}),
     ("machine.qmp", {"machine": {"kernel": "/k", "qmp": "/a"}}),
+    ("machine.namespace", {"kind": "netns", "machine": {"namespace": "../../proc/1/ns/net"}}),
+    ("machine.namespace", {"kind": "netns", "machine": {"namespace": ".."}}),
+    ("machine.namespace", {"kind": "netns", "machine": {"namespace": ""}}),
     ("interface", {"interface": []}),
     ("interface", {"interface": {"mac": "52:54:00:00:00:01"}}),
     ("interface", {"interface": [interface()] * 17}),
@@ -226,3 +236,19 @@ JSON = st.recursive(
 def test_any_values_give_a_definition_or_a_decode_error(changes: dict[str, Any]) -> None:
     with suppress(DecodeError):
         decode(json.dumps(document(**changes)).encode())
+
+
+def with_lone_surrogates(text: str) -> st.SearchStrategy[str]:
+    return st.text(st.sampled_from(text + "\ud800\udcff\0\n"), min_size=1, max_size=6)
+
+
+@given(st.sampled_from(["kernel", "initrd", "append"]), with_lone_surrogates("/a. \u00fc"))
+def test_every_text_that_is_taken_can_be_given_to_a_program(key: str, value: str) -> None:
+    machine = {"kernel": "/k", key: value}
+    try:
+        found = decode(json.dumps(document(machine=machine)).encode())
+    except DecodeError as refused:
+        refused.message.encode()
+    else:
+        assert os.fsencode(found.machine[key]).decode() == value
+        assert "\0" not in value

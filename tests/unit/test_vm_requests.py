@@ -103,6 +103,11 @@ def test_disks_are_at_least_what_they_are():
         ({"disks": [], "disk": []}, "disk"),
         ({"member": -1}, "member"),
         ({"member": "1"}, "member"),
+        ({"machine": {"kernel": "/k", "append": "\ud800"}}, "machine.append"),
+        ({"machine": {"kernel": "/k", "\ud800": ""}}, "machine.'\\ud800'"),
+        ({"resources": {"\ud800": 1}}, "resources.'\\ud800'"),
+        ({"placement": {"\ud800": 1}}, "placement.'\\ud800'"),
+        ({"placement": {"dc": "\ud800"}}, "placement.dc"),
     ],
 )
 def test_what_is_wrong_is_named(wrong: dict[str, Any], named: str):
@@ -110,6 +115,7 @@ def test_what_is_wrong_is_named(wrong: dict[str, Any], named: str):
         request_of(body(**wrong))
     assert named in refused.value.message
     assert refused.value.remedy
+    (refused.value.message + refused.value.remedy).encode()  # an answer can be made of it
 
 
 def test_the_order_of_keys_is_no_other_request():

@@ -255,6 +255,15 @@ def _of_entry(engine: NveEngine, entry: Entry, now: float) -> Iterator[dict[str,
             "its guest is here and is kept stopped: the manager does not grant it",
             f"see `vmmob vm show {entry.vm}`; end one of the copies",
         )
+    guarded = engine.guarded.get(entry.vm)
+    if guarded is not None and guarded.unguarded:
+        yield _row(
+            "protection.unguarded",
+            entry.vm,
+            own,
+            f"nobody would pause its guest if this daemon died: {guarded.unguarded}",
+            f"mend that; or `vmmob vm unprotect {entry.vm}`, and protect it without fail-over",
+        )
     if entry.phase is Phase.DEPARTED:
         yield _row(
             "guest.departed",

@@ -15,6 +15,7 @@ from typing import Literal, cast
 
 from vmmobility.daemon.api_place import SOCKET_ALONE, ApiConfig, api_of
 from vmmobility.daemon.capacity_config import LIMITS, capacity_of
+from vmmobility.daemon.hypervisor_config import HypervisorConfig, hypervisor_of
 from vmmobility.daemon.keys import MAX_NODE_NAME, ROLES
 from vmmobility.daemon.node_config import (
     EndConfig,
@@ -29,19 +30,16 @@ from vmmobility.daemon.node_config import (
 from vmmobility.daemon.server_config import ServerPeer, servers_of
 from vmmobility.daemon.toml_table import Table
 from vmmobility.daemon.via_config import check_via
-from vmmobility.drivers.hypervisor.settings import DISK_HANG_S
 from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.drivers.linux.outside import collapsed
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.wire.registry import LIFETIME_UNIT_S, MAX_LIFETIME_UNITS, Role
 from vmmobility.wire.values import Address, Nve, Prefix
 
-Accelerator = Literal["auto", "kvm", "tcg"]
 Tunnel = Literal["auto", "kernel", "relay"]
 GATE_POLICIES = ("abort", "proceed")
-ACCELERATORS = ("auto", "kvm", "tcg")
 TUNNELS = ("auto", "kernel", "relay")
-COPY_MIB_PER_S = 200
+_HYPERVISOR = HypervisorConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +103,8 @@ class ManagerConfig(EndConfig, ListenerConfig):
 class NveConfig(EndConfig):
     """nve.toml.  nve: its NVE-ID and locators, where it listens too; dc_prefixes: of all hosts in
     the data centres, VMs too, empty if not configured: then every sender counts as one of them;
-    tunnel: who carries packets that are tunnelled; disks: folder of the disk images whose path in a
-    VM's definition is relative; tls: folder of the certificates of the streams between hosts, which
-    go in the clear without; disk_hang_s: storage that takes nothing for so long ends a move;
-    copy_mib_per_s: pace at which memory and each disk are sent away;
-    capacity: what VMs may have of this host; servers: those that it stands apart from, if any.
+    tunnel: who carries packets that are tunnelled; hypervisor: how guests run here; capacity: what
+    VMs may have of this host; servers: those that it stands apart from, if any.
     """
 
     nve: Nve
@@ -117,13 +112,9 @@ class NveConfig(EndConfig):
     redirect: RedirectPolicy
     managers: tuple[Peer, ...]
     timers: NveTimers
-    accelerator: Accelerator
     dc_prefixes: tuple[Prefix, ...] = ()
     tunnel: Tunnel = "auto"
-    disks: Path | None = None
-    tls: Path | None = None
-    disk_hang_s: float = DISK_HANG_S
-    copy_mib_per_s: int = COPY_MIB_PER_S
+    hypervisor: HypervisorConfig = _HYPERVISOR
     capacity: CapacityLimits = LIMITS
     servers: tuple[ServerPeer, ...] = ()
 
@@ -164,7 +155,7 @@ def load_manager(path: Path) -> ManagerConfig:
 def load_nve(path: Path) -> NveConfig:
     """Raises ConfigError."""
     top = parse_file(path)
-    node, hypervisor = top.table("node"), top.table("hypervisor")
+    node = top.table("node")
     nve = _nve(node)
     policies = tuple(policy.value for policy in RedirectPolicy)
     config = NveConfig(
@@ -174,18 +165,14 @@ def load_nve(path: Path) -> NveConfig:
         redirect=RedirectPolicy(node.choice("redirect", policies, RedirectPolicy.AUTO.value)),
         managers=peers_of(top.tables("manager"), nve.nve_id, Role.MANAGER),
         timers=_nve_timers(top.table("timers")),
-        accelerator=cast(Accelerator, hypervisor.choice("accelerator", ACCELERATORS, "auto")),
         **end_keys(top, node, nve.nve_id),
         dc_prefixes=_dc_prefixes(node, nve),
         tunnel=cast(Tunnel, node.choice("tunnel", TUNNELS, "auto")),
-        disks=hypervisor.optional_path("disks"),
-        tls=hypervisor.optional_path("tls"),
-        disk_hang_s=hypervisor.seconds("disk_hang_s", 1, 600, DISK_HANG_S),
-        copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, COPY_MIB_PER_S),
+        hypervisor=hypervisor_of(top),
         capacity=capacity_of(top.table("capacity")),
         servers=servers_of(top, nve.nve_id),
     )
-    for table in (node, hypervisor, top):
+    for table in (node, top):
         table.finish()
     check_via(top, [(peer.id, peer.via) for peer in config.managers], config.napts)
     if not config.managers:

@@ -6,7 +6,8 @@ Rests on config.py for the defaults.
 
 from __future__ import annotations
 
-from vmmobility.daemon.config import COPY_MIB_PER_S, ManagerTimers, NveTimers
+from vmmobility.daemon.config import ManagerTimers, NveTimers
+from vmmobility.daemon.hypervisor_config import COPY_MIB_PER_S
 from vmmobility.daemon.napt_config import NaptTimers
 from vmmobility.daemon.node_config import RECORD_MIB, NodeTimers
 from vmmobility.drivers.hypervisor.settings import DISK_HANG_S
@@ -110,7 +111,9 @@ addresses = ["192.0.2.10", "2001:db8::10"]
 
 [hypervisor]
 accelerator = "auto"  # auto | kvm | tcg
+# images = ["/var/lib/vmmobility/images"]  # VMs may have kernels and initrds from here alone
 # disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
+# disk_folders = []  # further folders where a VM's disk may lie, as of shared storage
 # tls = "/etc/vmmobility/tls"  # certificates; memory, disks, checkpoints go by TLS: all or none
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
 # disk_hang_s = {disk_hang_s:g}  # storage that takes nothing for so long ends a move
@@ -236,7 +239,9 @@ keys_dir = "/etc/vmmobility/keys"  # the pair's key: `vmmob key new nve-a:nve se
 
 [hypervisor]
 accelerator = "auto"  # auto | kvm | tcg
+# images = ["/var/lib/vmmobility/images"]  # VMs may have kernels and initrds from here alone
 # disks = "/var/lib/vmmobility/disks"  # of images with a relative path; else inside state_dir
+# disk_folders = []  # further folders where a VM's disk may lie, as of shared storage
 # tls = "/etc/vmmobility/tls"  # certificates; memory, disks, checkpoints go by TLS: all or none
 # copy_mib_per_s = {copy_mib_per_s}  # pace at which memory and each disk are sent away
 # disk_hang_s = {disk_hang_s:g}  # storage that takes nothing for so long ends a move

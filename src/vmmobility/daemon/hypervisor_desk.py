@@ -6,13 +6,14 @@ It knows which hypervisor a VM's kind needs.  Not here: what to order (engine/nv
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 from vmmobility.drivers.hypervisor import definition as definitions
-from vmmobility.drivers.hypervisor.interface import Hypervisor
+from vmmobility.drivers.hypervisor.interface import Hypervisor, VmDefinition
 from vmmobility.engine.dataplane import port_name
 from vmmobility.engine.outputs import HypervisorOrder, Order
 from vmmobility.errors import DecodeError, HypervisorError, VmMobilityError
@@ -23,6 +24,7 @@ from vmmobility.wire.values import VmKey
 LOOK_S = 0.1  # a guest that shuts itself down is looked at so often
 
 Done = Callable[[VmKey, Order, Mapping[str, Any], str], None]
+Refuse = Callable[[VmDefinition, str | None], None]
 
 
 # What needs nothing to be done where nothing was ever brought up.
@@ -42,7 +44,8 @@ class HypervisorDesk:
     """Carries out HypervisorOrder outputs.  `done(vm, order, result, error)` gets each end.
 
     hypervisors: kind -> driver, of this host; servers: name -> driver, of servers that stand apart;
-    note: as EventLog.note
+    note: as EventLog.note; refuse: what may not be brought up, and where (a server, or None), is a
+    HypervisorError of it
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class HypervisorDesk:
         done: Done,
         note: Note,
         servers: Mapping[str, Hypervisor] | None = None,
+        refuse: Refuse = lambda definition, place: None,
     ) -> None:
         self._hypervisors = hypervisors
         self._servers = servers or {}
@@ -60,6 +64,7 @@ class HypervisorDesk:
         self._group = group
         self._done = done
         self._note = note
+        self._refuse = refuse
         self._kinds: dict[VmKey, str] = {}
         self._queues: dict[VmKey, deque[HypervisorOrder]] = {}
         self._hurry: dict[VmKey, asyncio.Event] = {}  # of guests that are shutting themselves down
@@ -87,7 +92,7 @@ class HypervisorDesk:
                 if name in self._servers:
                     await self._servers[name].adopt([definition])
             return await self._hypervisor(vm).adopt([definition])
-        except (VmMobilityError, OSError) as problem:
+        except Exception as problem:
             # Not left out: that would say "gone", and its guest, perhaps alive, lost its binding.
             self._note_unclear(vm, problem)
             return {vm: False}
@@ -119,7 +124,7 @@ class HypervisorDesk:
         try:
             if not spare:
                 await hypervisor.stop(vm)
-        except (VmMobilityError, OSError) as problem:
+        except Exception as problem:
             self._note_unclear(vm, problem)
             return
         self._note("guest.orphan", vni=vm.vni, vm=vm.vm_id, **where, ended=not spare)
@@ -145,8 +150,8 @@ class HypervisorDesk:
         try:
             if self._kinds.get(order.vm):
                 self._hypervisor(order.vm).arm(order.vm, order.arguments["until"])
-        except (VmMobilityError, OSError) as problem:
-            error = str(problem) or type(problem).__name__
+        except Exception as problem:
+            error = self._told(order, problem)
         self._done(order.vm, order.order, {}, error)
 
     async def _work(self, vm: VmKey, queue: deque[HypervisorOrder]) -> None:
@@ -159,13 +164,26 @@ class HypervisorDesk:
             error, result = "", {}
             try:
                 result = await self._carry_out(order)
-            except (VmMobilityError, OSError) as problem:
+            except Exception as problem:
                 # One guest's trouble is not the others': it is the order's answer.
-                error = str(problem) or type(problem).__name__
+                error = self._told(order, problem)
             if "server" in order.arguments:
                 result = {**result, "server": order.arguments["server"]}
             self._done(order.vm, order.order, result, error)
         del self._queues[vm]
+
+    def _told(self, order: HypervisorOrder, problem: Exception) -> str:
+        """An order's error.  What nobody has foreseen is a defect of ours: the log shows where, but
+        a daemon that ended of it would be asked the same again after its next start."""
+        if not isinstance(problem, VmMobilityError | OSError):
+            self._note_defect(order.vm, problem, order=order.order.value)
+            told = f"a defect of this daemon, see its log: {type(problem).__name__}: {problem}"
+            return told.encode(errors="backslashreplace").decode()  # it goes into a message
+        return str(problem) or type(problem).__name__
+
+    def _note_defect(self, vm: VmKey, problem: Exception, **where: str) -> None:
+        shown = "".join(traceback.format_exception(problem))
+        self._note("order.defect", vni=vm.vni, vm=vm.vm_id, **where, traceback=shown)
 
     def _hypervisor(self, vm: VmKey) -> Hypervisor:
         place = self._places.get(vm)
@@ -180,7 +198,10 @@ class HypervisorDesk:
         hypervisor = self._hypervisors.get(kind)
         if hypervisor is None:
             known = ", ".join(self._hypervisors)
-            raise HypervisorError(f"{vm}: no hypervisor for kind {kind!r} here", f"have: {known}")
+            remedy = f"have: {known}"
+            if kind == "netns":
+                remedy += "; a lab's host sets netns = true under [hypervisor]"
+            raise HypervisorError(f"{vm}: no hypervisor for kind {kind!r} here", remedy)
         return hypervisor
 
     async def _carry_out(self, order: HypervisorOrder) -> dict[str, Any]:
@@ -211,8 +232,9 @@ class HypervisorDesk:
             case Order.RESUME:
                 await hypervisor.resume(vm)
             case Order.COPY_OUT:
-                terms = arguments.get("terms", NO_TERMS)
-                await hypervisor.copy_out(vm, arguments["address"], arguments["port"], terms)
+                terms, secret = arguments.get("terms", NO_TERMS), arguments.get("secret", "")
+                address, port = arguments["address"], arguments["port"]
+                await hypervisor.copy_out(vm, address, port, terms, secret=secret)
             case Order.SWITCH_OVER:
                 await hypervisor.switch_over(vm)
             case Order.PROCEED:
@@ -263,6 +285,7 @@ class HypervisorDesk:
             raise HypervisorError(str(error), "correct the VM's definition") from error
         if definition.vm != order.vm:
             raise HypervisorError(f"{order.vm}: its definition is of VM {definition.vm}")
+        self._refuse(definition, self._places.get(order.vm))
         await self._check_kind(order.vm, definition.kind)
         self._kinds[order.vm] = definition.kind
         hypervisor = self._hypervisor(order.vm)
@@ -287,7 +310,12 @@ class HypervisorDesk:
             return {"address": address, "port": port, "token": token, "number": number}
         terms = order.arguments.get("terms", NO_TERMS)
         address, port = await hypervisor.prepare_incoming(
-            definition, ports, order.arguments["address"], terms, **held
+            definition,
+            ports,
+            order.arguments["address"],
+            terms,
+            secret=order.arguments.get("secret", ""),
+            **held,
         )
         return {"address": address, "port": port}
 
@@ -307,12 +335,14 @@ class HypervisorDesk:
             return {"life": GuestLife.NONE.name.lower()}
         try:
             life = await self._hypervisor(vm).query(vm)
-        except (VmMobilityError, OSError) as problem:
+        except Exception as problem:
             self._note_unclear(vm, problem)
             return {"life": GuestLife.HELD.name.lower(), "note": _reason(problem)}
         return {"life": life.name.lower()}
 
     def _note_unclear(self, vm: VmKey, problem: Exception) -> None:
+        if not isinstance(problem, VmMobilityError | OSError):
+            self._note_defect(vm, problem)
         self._note(
             "guest.unclear",
             vni=vm.vni,

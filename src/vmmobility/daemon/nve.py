@@ -35,23 +35,20 @@ from vmmobility.daemon.assembly import (
 from vmmobility.daemon.commands import Commands
 from vmmobility.daemon.config import NveConfig, load_nve
 from vmmobility.daemon.data_plane_worker import DataPlaneWorker
+from vmmobility.daemon.disk_owners import refuse_others_disks
 from vmmobility.daemon.endpoint import UdpEndpoint
 from vmmobility.daemon.event_log import EventLog
+from vmmobility.daemon.hypervisor_config import hypervisors
 from vmmobility.daemon.hypervisor_desk import HypervisorDesk
 from vmmobility.daemon.nve_service import NveService
 from vmmobility.daemon.pump import Pump
 from vmmobility.daemon.recording.inputs import Origin
 from vmmobility.daemon.recording.recorder import NotRecording, Recorder, open_recorder
 from vmmobility.daemon.server_links import ServerLinks, ends_of
-from vmmobility.daemon.stream_certificates import refused_to, tell_certificates
+from vmmobility.daemon.stream_certificates import tell_certificates
 from vmmobility.drivers.dataplane import Drift, Traffic
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
-from vmmobility.drivers.hypervisor.external import ExternalHypervisor
-from vmmobility.drivers.hypervisor.interface import GuestReport, Hypervisor
-from vmmobility.drivers.hypervisor.light import LightHypervisor
-from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
-from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
-from vmmobility.drivers.hypervisor.streams import Streams
+from vmmobility.drivers.hypervisor.interface import GuestReport, VmDefinition
 from vmmobility.drivers.linux.driver import LinuxDataPlane
 from vmmobility.drivers.linux.host_capacity import measure
 from vmmobility.drivers.linux.link_watch import LinkWatch
@@ -87,7 +84,9 @@ class NveDaemon(NveService):
         self._since = time.monotonic()
         self._commands = Commands()
         self._accelerator: str = (
-            config.accelerator if config.accelerator != "auto" else "not probed yet"
+            config.hypervisor.accelerator
+            if config.hypervisor.accelerator != "auto"
+            else "not probed yet"
         )
         self._data_plane = LinuxDataPlane(
             LinuxSettings(
@@ -100,27 +99,19 @@ class NveDaemon(NveService):
             ),
             on_failure=lambda what: log.note("data-plane.failure", reason=what),
         )
-        self._qemu_settings = QemuSettings(
-            accelerator=config.accelerator,
-            copy_bytes_per_s=config.copy_mib_per_s * MIB,
-            disks=config.disks,
-            tls=config.tls,
-            disk_hang_limit_s=config.disk_hang_s,
+        self._hypervisors = hypervisors(
+            config.hypervisor, config.state_dir / "guests", self._guest_report, log.note
         )
-        refused = refused_to(log.note)
-        guests = config.state_dir / "guests"
-        self._hypervisors: dict[str, Hypervisor] = {
-            "qemu": QemuHypervisor(guests, self._guest_report, self._qemu_settings, refused),
-            "netns": LightHypervisor(
-                guests, self._guest_report, Streams.of(self._qemu_settings, refused)
-            ),
-            "external": ExternalHypervisor(self._guest_report, log.note),
-        }
         self._servers = ServerLinks(
             config, log, self._guest_report, self._data_plane.circuit, self._measure
         )
         self._desk = HypervisorDesk(
-            self._hypervisors, group, self._order_done, log.note, self._servers.drivers
+            self._hypervisors,
+            group,
+            self._order_done,
+            log.note,
+            self._servers.drivers,
+            self._refuse,
         )
         self._worker = DataPlaneWorker(
             self._data_plane,
@@ -242,8 +233,8 @@ class NveDaemon(NveService):
         """The accelerator is probed before the first guest needs it."""
         with contextlib.suppress(VmMobilityError):
             self._accelerator = await choose_accelerator(
-                self._config.accelerator,
-                self._qemu_settings.binary,
+                self._config.hypervisor.accelerator,
+                self._config.hypervisor.qemu.binary,
                 self._config.state_dir / "guests",
             )
 
@@ -271,6 +262,10 @@ class NveDaemon(NveService):
         self._time_told_at = time.monotonic()
         self.pump.input(lambda now: self.engine.tell_time(time.time_ns(), now))
 
+    def _refuse(self, definition: VmDefinition, place: str | None) -> None:
+        folder = self._config.hypervisor.disks or self._config.state_dir / "guests" / "disks"
+        refuse_others_disks(definition, place, self.engine.entries.values(), folder)
+
     def _measure(self) -> None:
         """In a thread: a file system may hang, and heartbeats must not."""
         if time.monotonic() - self._time_told_at >= TELL_TIME_S:
@@ -291,7 +286,7 @@ class NveDaemon(NveService):
             return
         definitions = self.engine.definitions().values()
         used = sum(resources_of(definition).vcpus for definition in definitions)
-        disks = self._config.disks or self._config.state_dir
+        disks = self._config.hypervisor.disks or self._config.state_dir
         found = await asyncio.to_thread(measure, self._config.capacity, disks, used)
         self.pump.input(lambda now: self.engine.host_measured(found, now))
 

@@ -9,25 +9,22 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from vmmobility.daemon.assembly import Stopped, on_signals, run_to_end
-from vmmobility.daemon.config import Accelerator
 from vmmobility.daemon.event_log import EventLog
+from vmmobility.daemon.hypervisor_config import hypervisors
 from vmmobility.daemon.keys import load_keys
 from vmmobility.daemon.server_config import ServerConfig, load_server
-from vmmobility.daemon.stream_certificates import refused_to, tell_certificates
-from vmmobility.drivers.hypervisor.external import ExternalHypervisor
+from vmmobility.daemon.state_lock import alone
+from vmmobility.daemon.stream_certificates import tell_certificates
+from vmmobility.drivers.hypervisor import process
 from vmmobility.drivers.hypervisor.interface import Hypervisor
-from vmmobility.drivers.hypervisor.light import LightHypervisor
-from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.server_agent import ServerAgent
-from vmmobility.drivers.hypervisor.settings import MIB, QemuSettings
-from vmmobility.drivers.hypervisor.streams import Streams
 from vmmobility.drivers.linux.host_capacity import measure, threads
 from vmmobility.drivers.linux.server_circuits import ServerCircuits
+from vmmobility.drivers.linux.survivors import held_taps
 from vmmobility.engine.capacity import ServerRoom
-from vmmobility.errors import ConfigError
+from vmmobility.errors import ConfigError, StoreError
 from vmmobility.wire.registry import Role
 
 
@@ -65,16 +62,20 @@ class _Keys:
 
 def look(config: ServerConfig, used: int) -> ServerRoom:
     """What VMs may have of this host."""
-    found = measure(config.capacity, config.disks or config.state_dir, used)
+    found = measure(config.capacity, config.hypervisor.disks or config.state_dir, used)
     return ServerRoom(config.name, True, threads(), found)
 
 
 async def serve(config: ServerConfig) -> None:
     """Run the agent until a signal, or the error that ended it."""
-    config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with alone(config.state_dir):
+        await _serve(config)
+
+
+async def _serve(config: ServerConfig) -> None:
     log = EventLog(config.name, config.log_file)
     circuits = ServerCircuits(config.address, config.nve_address)
-    hypervisors: dict[str, Hypervisor] = {}
+    drivers: dict[str, Hypervisor] = {}
     try:
         keys = _Keys(config, log)
         agent = ServerAgent(
@@ -89,21 +90,9 @@ async def serve(config: ServerConfig) -> None:
         # The address comes first: an agent that is started beside another touches nothing.
         server = await asyncio.start_server(agent.accept, str(config.address), config.port)
         await circuits.start()
-        settings = QemuSettings(
-            accelerator=cast(Accelerator, config.accelerator),
-            copy_bytes_per_s=config.copy_mib_per_s * MIB,
-            disks=config.disks,
-            tls=config.tls,
-            disk_hang_limit_s=config.disk_hang_s,
-        )
-        refused = refused_to(log.note)
         guests = config.state_dir / "guests"
-        hypervisors |= {
-            "qemu": QemuHypervisor(guests, agent.report, settings, refused),
-            "netns": LightHypervisor(guests, agent.report, Streams.of(settings, refused)),
-            "external": ExternalHypervisor(agent.report, log.note),
-        }
-        agent.hypervisors = hypervisors
+        drivers = hypervisors(config.hypervisor, guests, agent.report, log.note)
+        agent.hypervisors = drivers
         async with asyncio.TaskGroup() as group:
             stopped = asyncio.Event()
             with on_signals(stopped.set, keys.reload):
@@ -116,7 +105,7 @@ async def serve(config: ServerConfig) -> None:
     except* Stopped:
         log.note("stopped")
     finally:
-        for hypervisor in hypervisors.values():
+        for hypervisor in drivers.values():
             await hypervisor.close()
         circuits.close()
         log.close()
@@ -127,8 +116,22 @@ def run(path: Path) -> None:
     run_to_end(serve(load_server(path)))
 
 
+def refuse_guests(state_dir: Path) -> None:
+    """Guests would lose their taps.  Raises StoreError naming those that live here."""
+    living = [str(vm) for vm in process.living(state_dir / "guests")]
+    held = living or [str(tap) for tap in held_taps()]
+    if held:
+        raise StoreError(
+            f"guests live on this server: {', '.join(held)}",
+            "move them away, or end them; then flush again",
+        )
+
+
 def flush(path: Path) -> None:
-    """`vmmob server flush`: remove every circuit from this host; guests lose their taps."""
+    """`vmmob server flush`: remove every circuit from this host, where no agent and no guest lives.
+
+    Raises StoreError where one does.
+    """
     config = load_server(path)
 
     async def remove() -> None:
@@ -137,4 +140,6 @@ def flush(path: Path) -> None:
         await circuits.remove_all()
         circuits.close()
 
-    asyncio.run(remove())
+    with alone(config.state_dir):
+        refuse_guests(config.state_dir)
+        asyncio.run(remove())

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmobility.daemon.capacity_config import capacity_of
+from vmmobility.daemon.hypervisor_config import HypervisorConfig, hypervisor_of
 from vmmobility.daemon.keys import MAX_NODE_NAME
 from vmmobility.daemon.node_config import parse_file
 from vmmobility.daemon.toml_table import Table
-from vmmobility.drivers.hypervisor.settings import DISK_HANG_S
 from vmmobility.drivers.linux.host_capacity import CapacityLimits
 from vmmobility.errors import ConfigError
 from vmmobility.wire.server_frames import SERVER_PORT
 from vmmobility.wire.values import Address
 
 MOST_SERVERS = 256  # of one NVE: so many fit its heartbeat
-ACCELERATORS = ("auto", "kvm", "tcg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,7 @@ class ServerPeer:
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """server.toml.  name: this server's; nve: its NVE's; address, nve_address: the two ends of
-    their access link, of one IP version; disks, tls, disk_hang_s, copy_mib_per_s, capacity: as
-    in nve.toml."""
+    their access link, of one IP version; hypervisor, capacity: as in nve.toml."""
 
     file: Path
     name: str
@@ -49,11 +47,7 @@ class ServerConfig:
     state_dir: Path
     keys_dir: Path
     log_file: Path | None
-    accelerator: str
-    disks: Path | None
-    tls: Path | None
-    disk_hang_s: float
-    copy_mib_per_s: int
+    hypervisor: HypervisorConfig
     capacity: CapacityLimits
 
     @property
@@ -92,7 +86,7 @@ def servers_of(top: Table, own_name: str) -> tuple[ServerPeer, ...]:
 def load_server(path: Path) -> ServerConfig:
     """Raises ConfigError."""
     top = parse_file(path)
-    server, hypervisor = top.table("server"), top.table("hypervisor")
+    server = top.table("server")
     config = ServerConfig(
         file=path,
         name=server.name("name", MAX_NODE_NAME),
@@ -103,14 +97,10 @@ def load_server(path: Path) -> ServerConfig:
         state_dir=server.path("state_dir"),
         keys_dir=server.path("keys_dir"),
         log_file=server.optional_path("log_file"),
-        accelerator=hypervisor.choice("accelerator", ACCELERATORS, "auto"),
-        disks=hypervisor.optional_path("disks"),
-        tls=hypervisor.optional_path("tls"),
-        disk_hang_s=hypervisor.seconds("disk_hang_s", 1, 600, DISK_HANG_S),
-        copy_mib_per_s=hypervisor.integer("copy_mib_per_s", 1, 1 << 20, 200),
+        hypervisor=hypervisor_of(top),
         capacity=capacity_of(top.table("capacity")),
     )
-    for table in (server, hypervisor, top):
+    for table in (server, top):
         table.finish()
     if config.address.version != config.nve_address.version:
         raise ConfigError(

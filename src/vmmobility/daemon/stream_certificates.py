@@ -12,7 +12,6 @@ from typing import Any
 from vmmobility.daemon.config import NveConfig
 from vmmobility.daemon.server_config import ServerConfig
 from vmmobility.drivers.hypervisor.stream_tls import StreamTls
-from vmmobility.drivers.hypervisor.streams import Refused
 from vmmobility.errors import ConfigError, HypervisorError
 
 
@@ -25,21 +24,12 @@ def check_certificates(config: Any) -> None:
         addresses = (config.address,)
     else:
         return
-    if config.tls is None:
+    if config.hypervisor.tls is None:
         return
     try:
-        StreamTls(config.tls).check(tuple(map(str, addresses)))
+        StreamTls(config.hypervisor.tls).check(tuple(map(str, addresses)))
     except HypervisorError as error:
         raise ConfigError(f"{config.file}: hypervisor.tls: {error.message}", error.remedy) from None
-
-
-def refused_to(note: Callable[..., None]) -> Refused:
-    """What the drivers tell when TLS has not let somebody in, as an event."""
-
-    def tell(peer: str, error: HypervisorError) -> None:
-        note("stream.refused", peer=peer, reason=error.message, remedy=error.remedy)
-
-    return tell
 
 
 def tell_certificates(config: NveConfig | ServerConfig, note: Callable[..., None]) -> None:

@@ -156,6 +156,16 @@ class Table:
             raise self.wrong(name, f"{str(path)!r} is relative", "write an absolute path")
         return path
 
+    def paths(self, name: str, default: tuple[Path, ...]) -> tuple[Path, ...]:
+        """Absolute paths."""
+        if name not in self:
+            return default
+        found = tuple((key, Path(text)) for key, text in self._texts(name))
+        for key, path in found:
+            if not path.is_absolute():
+                raise self.wrong(key, f"{str(path)!r} is relative", "write an absolute path")
+        return tuple(path for _, path in found)
+
     def optional_path(self, name: str) -> Path | None:
         return self.path(name) if name in self else None
 

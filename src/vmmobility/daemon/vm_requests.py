@@ -98,7 +98,7 @@ def _counts(value: object, where: str) -> dict[str, int]:
     for key, count in value.items():
         if key not in RESOURCES:
             known = ", ".join(RESOURCES)
-            raise _wrong(f"{where}.{key}: unknown key", f"known are {known}")
+            raise _wrong(f"{where}.{_shown(key)}: unknown key", f"known are {known}")
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST:
             raise _wrong(f"{where}.{key}: {count!r} is no count", f"use 0 to {MOST}")
     return dict(value)
@@ -109,9 +109,10 @@ def _placement(value: object, vni: int) -> tuple[tuple[str, ...], str, tuple[VmK
         raise _wrong("placement: no object", "send {…}")
     unknown = sorted(set(value) - {"nves", "dc", "anti_affinity"})
     if unknown:
-        raise _wrong(f"placement.{unknown[0]}: unknown key", "known are nves, dc, anti_affinity")
+        what = f"placement.{_shown(unknown[0])}: unknown key"
+        raise _wrong(what, "known are nves, dc, anti_affinity")
     centre = value.get("dc", "")
-    if not isinstance(centre, str):
+    if not isinstance(centre, str) or not centre.isprintable():
         raise _wrong("placement.dc: no text", "name a data centre of the routers")
     nves = _names(value.get("nves", []), "placement.nves")
     apart = _names(value.get("anti_affinity", []), "placement.anti_affinity")
@@ -134,6 +135,11 @@ def _client_key(value: object) -> str:
             f"choose one of 1 to {MOST_KEY} characters, a fresh one for each VM",
         )
     return value
+
+
+def _shown(key: str) -> str:
+    """A key as an answer can hold it: half a surrogate pair has no octets."""
+    return key if key.isprintable() else repr(key)
 
 
 def _wrong(what: str, remedy: str) -> BadRequest:

@@ -69,6 +69,7 @@ class NveGuarding(NveParts):
         if before is not None:
             guarded.number, guarded.taken_at = before.number, before.taken_at
             guarded.taken_wall_s = before.taken_wall_s
+            guarded.unguarded = before.unguarded
             guarded.taking, guarded.lease_until = before.taking, before.lease_until
             if before.door == door or terms.at_min is not None:
                 guarded.due_at, guarded.trouble = before.due_at, before.trouble
@@ -112,8 +113,9 @@ class NveGuarding(NveParts):
         if guarded.taken_at is not None:
             age_ms = min(round((now - guarded.taken_at) * 1000), 0xFFFF_FFFF)
             options.append(Checkpoint(guarded.number, max(0, age_ms)))
-        if guarded.trouble:
-            options.append(Reason(guarded.trouble[:200]))
+        trouble = guarded.unguarded or guarded.trouble
+        if trouble:
+            options.append(Reason(trouble[:200]))
         return tuple(options)
 
     def _refresh_interval(self, entry: Entry, usual: float) -> float:

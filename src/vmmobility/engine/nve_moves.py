@@ -11,6 +11,7 @@ Not here: what the hypervisor and the kernel report meanwhile (nve_host_reports.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any
 
@@ -217,10 +218,16 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         self._order(entry, Order.COPY_OUT, **at, **self._terms(received))
 
     @staticmethod
-    def _terms(received: Received | None) -> dict[str, MoveTerms]:
-        """An order's argument, if anything is asked."""
+    def _terms(received: Received | None) -> dict[str, MoveTerms | str]:
+        """An order's arguments, if anything is asked.  A guest that is fetched by post-copy depends
+        on what its source says: both ends know this move's ticket, and nobody else does."""
         terms = received.message.find(MoveTerms) if received is not None else None
-        return {} if terms is None else {"terms": terms}
+        if received is None or terms is None:
+            return {}
+        ticket = received.message.find(Ticket)
+        if ticket is None or not terms.forces:
+            return {"terms": terms}
+        return {"terms": terms, "secret": sha256(b"door" + ticket.ticket).hexdigest()[:32]}
 
     def _converged(self, entry: Entry, detail: Mapping[str, Any], now: float) -> None:
         self._report(entry, Phase.CONVERGED, now, "")

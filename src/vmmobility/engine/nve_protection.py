@@ -101,9 +101,11 @@ class NveProtection(NveGuarding, NveStandby):
             if standby is None or entry.phase is not Phase.DELIVERING:
                 return True
             if error:
-                self._activation_failed(entry, standby, Status.HYPERVISOR_FAILURE, error, now)
-            else:
+                self._activation_failed(entry, standby, Status.HYPERVISOR_FAILURE, error)
+            elif standby.failed is None:
                 self._fire(entry, Trigger.RESUMED, {}, now)
+        elif order is Order.STOP and standby is not None and standby.failed is not None:
+            self._activation_ended(entry, standby, error, now)
         elif order is Order.DROP_STANDBY:
             if standby is not None and not error:
                 received = standby.request
@@ -119,8 +121,10 @@ class NveProtection(NveGuarding, NveStandby):
             self._order(entry, Order.STOP)
         elif order not in (Order.ARM, Order.UNPROTECT):
             return False
-        elif order is Order.ARM and error and guarded is not None:
-            self._event("order.failed", entry, order=order.value, reason=error)
+        elif order is Order.ARM and guarded is not None:
+            if error:
+                self._event("order.failed", entry, order=order.value, reason=error)
+            guarded.unguarded = error
         return True
 
     def _protection_reported(
@@ -142,8 +146,10 @@ class NveProtection(NveGuarding, NveStandby):
         taking_over = standby is not None and bool(standby.ticket)
         entry = self.entries.get(vm)
         waits = entry is not None and entry.phase is Phase.DELIVERING
-        # Of a guest that is being activated the order's own answer tells.
-        return taking_over and waits and event in ("failed", "gone")
+        # Of a guest that is being activated the order's own answer tells, and of one that could not
+        # be, that of its end.
+        ending = standby is not None and standby.failed is not None
+        return taking_over and waits and (event in ("failed", "gone") or ending)
 
     def _recover_protection(self, now: float) -> None:
         """After the entries: doors open again, and one that was about to take over goes on."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
-from vmmobility.engine.nve_parts import NveParts
+from vmmobility.engine.nve_parts import RETRY_S, NveParts
 from vmmobility.engine.outputs import Order
 from vmmobility.engine.protection_record import (
     Standby,
@@ -107,7 +107,8 @@ class NveStandby(NveParts):
         entry.quiet_since, entry.draining, entry.measured = None, False, {}
         self._reset_guest(entry)
         entry.phase = Phase.DELIVERING
-        standby.ticket, standby.request, standby.ordered = ticket, received, False
+        standby.ticket, standby.request = ticket, received
+        standby.ordered, standby.failed = False, None
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
         self._event("standby.takes-over", entry, checkpoint=standby.number)
         self._save_standby(standby)
@@ -170,17 +171,30 @@ class NveStandby(NveParts):
         standby = self.standbys.get(entry.vm)
         if standby is None or not standby.ticket or entry.phase is not Phase.DELIVERING:
             return False
-        if failure:
-            self._activation_failed(entry, standby, Status.DATA_PLANE_FAILURE, failure, now)
+        if standby.failed is not None:
+            self._order(entry, Order.STOP)  # again
+        elif failure:
+            self._activation_failed(entry, standby, Status.DATA_PLANE_FAILURE, failure)
         elif not standby.ordered:
             standby.ordered = True
             self._order_of(entry.vm, Order.ACTIVATE, definition=standby.definition)
         return True
 
-    def _activation_failed(
-        self, entry: Entry, standby: Standby, status: Status, why: str, now: float
-    ) -> None:
+    def _activation_failed(self, entry: Entry, standby: Standby, status: Status, why: str) -> None:
+        """The guest was not seen to run; but a hypervisor that did not answer may let it run yet.
+        The primary goes on as soon as it hears that nothing runs here: so it is ended first."""
+        if standby.failed is None:
+            standby.failed = (status, why)
+            self._order(entry, Order.STOP)
+
+    def _activation_ended(self, entry: Entry, standby: Standby, error: str, now: float) -> None:
         """Nothing runs here, and nothing will under this order.  The checkpoint stays."""
+        assert standby.failed is not None
+        if error:
+            self._event("order.failed", entry, order=Order.STOP.value, reason=error)
+            self._retry[entry.vm] = now + RETRY_S
+            return
+        (status, why), standby.failed = standby.failed, None
         received, standby.request = standby.request, None
         standby.ticket = b""
         self._save_standby(standby)

@@ -18,6 +18,7 @@ from vmmobility.engine.binding_update_list import (
 )
 from vmmobility.engine.channel import Received
 from vmmobility.wire.options import Endpoint, Protection
+from vmmobility.wire.registry import Status
 from vmmobility.wire.values import Interface, Nve, VmKey
 
 
@@ -34,6 +35,7 @@ class Guarded:
     number:      of the last that is complete at the standby
     taken_wall_s: the moment of which that is, CLOCK_REALTIME; taken_at: the same, monotonic
     fenced_at:   when its guest was paused last
+    unguarded:   why nobody who outlives this daemon guards its lease, "" if somebody does
     trouble:     why the last attempt came to nothing, "" if it did not
     request:     the manager's, that waits for the last checkpoint
     whole:       that is complete, and the guest has not run since
@@ -53,6 +55,7 @@ class Guarded:
     taking: bool = False
     taken_at: float | None = None
     fenced_at: float | None = None
+    unguarded: str = ""
     trouble: str = ""
     request: Received | None = None
     whole: bool = False
@@ -82,6 +85,7 @@ class Standby:
     ticket:   of the order to take over; empty: there is none
     number:   of the last complete checkpoint; door, token: where and how they are taken
     ordered:  the hypervisor was told to activate it
+    failed:   it could not, and is told to end it: what the manager hears once that is certain
     """
 
     vm: VmKey
@@ -96,6 +100,7 @@ class Standby:
     door: Endpoint | None = None
     token: str = ""
     ordered: bool = False
+    failed: tuple[Status, str] | None = None
     request: Received | None = None
 
 

@@ -195,7 +195,7 @@ class Daemons:
             table["dc_prefixes"] = [str(p) for p in self.fabric.dc_prefixes]
         manager = [{"id": self.manager, "addresses": self._addresses(self.manager)}]
         timers = {k: v for k, v in self.fabric.timers if k in NVE_TIMERS}
-        hypervisor: dict[str, Any] = {"accelerator": self.accelerator}
+        hypervisor = self._hypervisor()
         if self.fabric.copy_mib_per_s:
             hypervisor["copy_mib_per_s"] = self.fabric.copy_mib_per_s
         told: dict[str, Any] = {"manager": manager}
@@ -230,8 +230,15 @@ class Daemons:
         del table["id"], table["api_socket"]
         table |= {"name": node.name, "nve": node.nve, "address": address}
         table["nve_address"] = nve_address
-        hypervisor = {"accelerator": self.accelerator}
+        hypervisor = self._hypervisor()
         return to_toml({"server": table, "hypervisor": hypervisor, **self._capacity()})
+
+    def _hypervisor(self) -> dict[str, Any]:
+        return {
+            "accelerator": self.accelerator,
+            "images": [str(workdir.cache())],
+            "netns": any(vm.kind == "netns" for vm in self.fabric.vms),
+        }
 
     @cached_property
     def accelerator(self) -> str:

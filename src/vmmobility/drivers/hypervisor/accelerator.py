@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.errors import EnvironmentProblem
 
 PROBE_LIMIT_S = 3.0
@@ -118,7 +119,7 @@ def _remembered(cache: Path, key: str) -> str | None:
 
 
 def _remember(cache: Path, key: str, answer: str) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    private_files.make_folder(cache.parent)
     cache.write_text(json.dumps({"key": key, "accelerator": answer}) + "\n")
 
 

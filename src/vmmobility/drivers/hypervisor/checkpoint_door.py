@@ -8,7 +8,8 @@ A conversation, each line JSON; several checkpoints may follow each other:
     -> {"sum": CRC-32 of them}              <- {"complete": N}  or  {"error": WHY, "remedy": …}
 
 One connection at a time: whoever comes with the token takes the place of the one before, whose
-checkpoint is given up.  Not here: the files (checkpoint_store.py), the other end
+checkpoint is given up.  Who has not shown it holds up nobody: there are few of them, not for long,
+and close() waits for none.  Not here: the files (checkpoint_store.py), the other end
 (checkpoint_send.py).
 """
 
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -27,7 +30,9 @@ from vmmobility.drivers.hypervisor.streams import Doorway, Streams
 from vmmobility.errors import HypervisorError
 
 LINE_LIMIT = 64 * 1024
-LINE_LIMIT_S = 5.0
+HELLO_LIMIT = 1024
+HELLO_LIMIT_S = 5.0  # for the whole of the first line
+GUESTS_LIMIT = 8  # who have not shown the token; the first of them goes when one more comes
 
 
 class CheckpointDoor:
@@ -41,6 +46,8 @@ class CheckpointDoor:
         self._loop = asyncio.get_running_loop()
         self._doorway = Doorway(streams, self._enter)
         self._current: socket.socket | None = None
+        self._unknown: list[socket.socket] = []  # in the order in which they came
+        self._lock = threading.Lock()  # of these two
         self._turn = threading.Lock()  # who writes to the store
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -53,11 +60,12 @@ class CheckpointDoor:
 
     async def close(self) -> None:
         """Let nobody in, and break off what is under way; on return the store is at rest."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            ends = [self._current, *self._unknown]
         await self._doorway.close()
-        if self._current is not None:
-            with contextlib.suppress(OSError):
-                self._current.shutdown(socket.SHUT_RDWR)
+        for end in ends:
+            _break_off(end)
         for thread in list(self._threads):
             await asyncio.to_thread(thread.join)
 
@@ -75,13 +83,8 @@ class CheckpointDoor:
         """One connection.  Strangers are let go of; the store tells the others what went wrong."""
         with connection, connection.makefile("rb") as stream:
             try:
-                connection.settimeout(LINE_LIMIT_S)
-                if _line(stream).get("token") != self._store.record.token:
+                if not self._has_token(connection):
                     return
-                before, self._current = self._current, connection
-                if before is not None:
-                    with contextlib.suppress(OSError):
-                        before.shutdown(socket.SHUT_RDWR)
                 connection.settimeout(None)
                 with self._turn:
                     record = self._store.record
@@ -90,6 +93,28 @@ class CheckpointDoor:
                         _say(connection, self._take(_line(stream), stream))
             except (OSError, ValueError, KeyError, TypeError):
                 return  # it has gone, or talks nonsense
+
+    def _has_token(self, connection: socket.socket) -> bool:
+        """Whether its first line shows the token; it is the current one then."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._unknown.append(connection)
+            first = self._unknown[0] if len(self._unknown) > GUESTS_LIMIT else None
+        _break_off(first)
+        try:
+            token = str(_hello(connection).get("token"))
+        finally:
+            with self._lock:
+                self._unknown.remove(connection)
+        if not hmac.compare_digest(token.encode(), self._store.record.token.encode()):
+            return False
+        with self._lock:
+            if self._closed:
+                return False
+            before, self._current = self._current, connection
+        _break_off(before)
+        return True
 
     def _take(self, head: dict[str, Any], stream: BinaryIO) -> dict[str, Any]:
         """One checkpoint; the answer.  Raises what ends the conversation."""
@@ -122,9 +147,32 @@ class CheckpointDoor:
         return {"complete": number}
 
 
+def _break_off(connection: socket.socket | None) -> None:
+    """Whoever reads from it, or writes to it, is told that it has ended."""
+    if connection is not None:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _hello(connection: socket.socket) -> dict[str, Any]:
+    """The first line, within the limit for all of it.  Raises ValueError, OSError."""
+    deadline = time.monotonic() + HELLO_LIMIT_S
+    line = b""
+    while not line.endswith(b"\n") and len(line) < HELLO_LIMIT:
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        octet = connection.recv(1)  # not one more: the stream reads on
+        if not octet:
+            break
+        line += octet
+    return _object(line)
+
+
 def _line(stream: BinaryIO) -> dict[str, Any]:
     """The next line.  Raises ValueError, OSError."""
-    line = stream.readline(LINE_LIMIT)
+    return _object(stream.readline(LINE_LIMIT))
+
+
+def _object(line: bytes) -> dict[str, Any]:
     if not line.endswith(b"\n"):
         raise ValueError("no line")
     said = json.loads(line)

@@ -42,7 +42,7 @@ class QemuCheckpoints:
     if TYPE_CHECKING:  # of QemuHypervisor
 
         def _guest(self, vm: VmKey) -> QemuGuest: ...
-        def _images(self, definition: VmDefinition) -> DiskImages: ...
+        async def _allowed_images(self, definition: VmDefinition) -> DiskImages: ...
         async def _known(self, definition: VmDefinition) -> QemuGuest | None: ...
         async def _end(self, vm: VmKey, *, never_ran: bool = False) -> None: ...
         async def _launch(
@@ -63,6 +63,7 @@ class QemuCheckpoints:
                 raise HypervisorError(
                     f"{definition.vm}: it lives here", "protect it to another NVE"
                 )
+            await self._allowed_images(definition)
             return await self._standbys.receive(definition, listen_address)
 
     async def checkpoint(
@@ -99,6 +100,7 @@ class QemuCheckpoints:
                     "start it: its disks are as it has left them",
                 )
             if guest is None or not store.record.ran:
+                await self._allowed_images(definition)
                 await asyncio.to_thread(store.activate)
                 try:
                     guest = await self._load(definition, ports, store)
@@ -120,7 +122,8 @@ class QemuCheckpoints:
             lease_guard.arm(folder.path, self._guest(vm).pid, until)
         except OSError as error:
             raise HypervisorError(
-                f"{vm}: no guard of its lease can be started: {error.strerror}"
+                f"{vm}: nobody guards its lease: {error.strerror}",
+                f"see {folder.path / lease_guard.LOG}; its NVE pauses it while that lives",
             ) from None
 
     async def drop_checkpoints(self, definition: VmDefinition) -> None:
@@ -133,7 +136,7 @@ class QemuCheckpoints:
     ) -> QemuGuest:
         """A guest with the checkpoint's memory, that has not run yet."""
         await self._end(definition.vm)  # one that was not loaded whole
-        images = self._images(definition)
+        images = await self._allowed_images(definition)
         guest = await self._launch(definition, ports, images, incoming=True)
         try:
             await set_capabilities(guest.execute, CAPABILITIES)

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.drivers.hypervisor.disk_images import QEMU_IMG
 from vmmobility.drivers.hypervisor.interface import VmDefinition
 from vmmobility.errors import HypervisorError
@@ -99,7 +100,7 @@ class CheckpointStore:
                     return False
                 self._refuse_images()
                 self._refuse_others()
-                self._folder.mkdir(parents=True, exist_ok=True)
+                private_files.make_folder(self._folder)
                 self.record = Record(secrets.token_hex(4), secrets.token_hex(16))
                 self._write_record()
             if not self.record.activated:
@@ -239,9 +240,9 @@ class CheckpointStore:
                 )
 
     def _take_part(self, part: Part, place: Path, take: Callable[[int], bytes]) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(place.parent)
         left = part.length
-        with place.open("wb") as file:
+        with open(place, "wb", opener=private_files.opener) as file:
             while left:
                 octets = take(min(left, CHUNK))
                 if not octets:
@@ -290,7 +291,7 @@ class CheckpointStore:
 
     def _write_record(self) -> None:
         new = self._folder / (RECORD + ".new")
-        with new.open("w") as file:
+        with open(new, "w", opener=private_files.opener) as file:
             json.dump(asdict(self.record), file)
             file.flush()
             os.fsync(file.fileno())
@@ -300,7 +301,11 @@ class CheckpointStore:
     def _qemu_img(self, *words: str | Path) -> None:
         try:
             done = subprocess.run(
-                [QEMU_IMG, *map(str, words)], check=False, capture_output=True, text=True
+                [QEMU_IMG, *map(str, words)],
+                check=False,
+                capture_output=True,
+                text=True,
+                umask=private_files.UMASK,
             )
         except FileNotFoundError:
             raise HypervisorError(

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.drivers.hypervisor.checkpoint_send import CheckpointConnection, CheckpointTarget
 from vmmobility.drivers.hypervisor.checkpoint_store import MEMORY
 from vmmobility.drivers.hypervisor.disk_images import QEMU_IMG, DiskImages, node_name
@@ -198,7 +199,12 @@ class CheckpointTake:
             size = sizes[node_name(index)]["virtual-size"]
             words = (QEMU_IMG, "create", "-q", "-f", "qcow2", str(path), str(size))
             done = await asyncio.to_thread(
-                subprocess.run, words, check=False, capture_output=True, text=True
+                subprocess.run,
+                words,
+                check=False,
+                capture_output=True,
+                text=True,
+                umask=private_files.UMASK,
             )
             if done.returncode:
                 raise HypervisorError(f"{self._guest}: {path}: {done.stderr.strip()}")

@@ -23,6 +23,7 @@ from vmmobility.drivers.hypervisor.disk_images import MARKS, SEEN
 from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.engine.dataplane import RedirectPolicy
 from vmmobility.errors import ConfigError, DecodeError
+from vmmobility.wire.formats import check_name
 from vmmobility.wire.values import Interface, Prefix, VmKey
 
 KINDS = ("qemu", "netns", "external")
@@ -33,6 +34,7 @@ MACHINE_KEYS = {
 }
 MACHINE_REQUIRED = {"qemu": ("kernel",), "netns": (), "external": ("qmp",)}
 SOCKET_PATH_LIMIT = 107  # octets: what the address of a Unix socket holds
+NAMESPACE_LIMIT = 255  # octets: of a file's name
 VNI_LIMIT = 1 << 24
 VM_ID_LIMIT = 255  # octets of UTF-8
 VCPUS_LIMIT = 255
@@ -189,7 +191,8 @@ def _only_known(
 ) -> None:
     for key in table:
         if key not in known:
-            raise reject(f"{prefix}{key}", f"unknown key; known are {', '.join(known)}")
+            name = key if isinstance(key, str) and key.isprintable() else repr(key)
+            raise reject(f"{prefix}{name}", f"unknown key; known are {', '.join(known)}")
 
 
 def _vm_id(document: Mapping[str, Any], reject: _Reject) -> str:
@@ -219,21 +222,41 @@ def _machine(value: object, kind: str, has_disk: bool, reject: _Reject) -> dict[
     for key, setting in value.items():
         if not isinstance(setting, str) or "\0" in setting:
             raise reject(f"machine.{key}", "must be a string")
+        if not _can_be_a_word(setting):
+            raise reject(f"machine.{key}", f"{setting!r} cannot be a word of a command line")
     for key in MACHINE_REQUIRED[kind]:
         if not value.get(key) and not (key == "kernel" and has_disk):  # it boots from that
             raise reject(f"machine.{key}", f"is required for kind {kind!r}")
+    if kind == "netns" and "namespace" in value:
+        _namespace(value["namespace"], reject)
     if kind == "external":
         _socket_path(value["qmp"], "machine.qmp", reject)
     return dict(value)
 
 
+def _can_be_a_word(text: str) -> bool:
+    """Whether a program, or the kernel as a file's name, can be given the text: JSON's texts may
+    hold half a surrogate pair, which has no octets."""
+    try:
+        return text.encode() == os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _namespace(value: str, reject: _Reject) -> None:
+    """The name of a file in /run/netns, and no way out of there."""
+    try:
+        check_name(value, NAMESPACE_LIMIT)
+    except ValueError as error:
+        raise reject("machine.namespace", str(error)) from None
+    if value in (".", ".."):
+        raise reject("machine.namespace", f"{value!r} is no name")
+
+
 def _socket_path(value: str, key: str, reject: _Reject) -> None:
     if not value.startswith("/"):
         raise reject(key, f"{value!r} must be an absolute path: daemons have a folder of their own")
-    try:
-        length = len(os.fsencode(value))
-    except UnicodeEncodeError:
-        raise reject(key, f"{value!r} cannot be a path") from None
+    length = len(os.fsencode(value))
     if length > SOCKET_PATH_LIMIT:
         raise reject(key, f"a socket's path has at most {SOCKET_PATH_LIMIT} octets, not {length}")
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.drivers.hypervisor.interface import Disk, VmDefinition
 from vmmobility.errors import HypervisorError
 from vmmobility.wire.registry import CopyStorage
@@ -189,7 +190,7 @@ class DiskImages:
         is_open = here and is_open_elsewhere(path)
         if is_open and not any(_mark(path, mark).exists() for mark in (INCOMING, ARRIVED, HANDED)):
             token = path.with_name(f"{path.name}{SEEN}{secrets.token_hex(8)}")
-            token.touch()
+            token.touch(mode=private_files.FILE)
             self._tokens.append(token)
             return token.name
         if here and not is_open and self._is_ours(path, HANDED):
@@ -208,14 +209,16 @@ class DiskImages:
         return ""
 
     def _make(self, disk: Disk, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(path.parent)
         path.unlink(missing_ok=True)
         self._set_mark(path, INCOMING)
         _mark(path, MOVED).unlink(missing_ok=True)
         words = (QEMU_IMG, "create", "-q", "-f", disk.format, str(path), f"{disk.size_mib}M")
         remedy = "see that its folder can be written to and has room"
         try:
-            done = subprocess.run(words, check=False, capture_output=True, text=True)
+            done = subprocess.run(
+                words, check=False, capture_output=True, text=True, umask=private_files.UMASK
+            )
             problem = done.stderr.strip() if done.returncode else ""
         except FileNotFoundError:
             problem, remedy = f"{QEMU_IMG} does not exist", "install qemu-utils"
@@ -225,7 +228,7 @@ class DiskImages:
 
     def _set_mark(self, path: Path, mark: str) -> None:
         try:
-            _mark(path, mark).write_text(self._name)
+            private_files.write(_mark(path, mark), self._name)
             _sync(_mark(path, mark))
             _sync(path.parent)
         except OSError:

@@ -177,6 +177,7 @@ class FakeHypervisor(FakeCheckpoints):
         terms: MoveTerms = NO_TERMS,
         *,
         held: bool = False,
+        secret: str = "",
     ) -> tuple[str, int]:
         """Start a waiting guest."""
         self._may_fail("prepare_incoming", definition.vm)
@@ -195,7 +196,13 @@ class FakeHypervisor(FakeCheckpoints):
         return place
 
     async def copy_out(
-        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+        self,
+        vm: VmKey,
+        address: str,
+        port: int,
+        terms: MoveTerms = NO_TERMS,
+        *,
+        secret: str = "",
     ) -> None:
         """Begin the pre-copy."""
         self._may_fail("copy_out", vm)

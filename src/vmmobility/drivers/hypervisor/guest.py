@@ -29,7 +29,7 @@ from vmmobility.drivers.hypervisor.interface import (
 )
 from vmmobility.drivers.hypervisor.migration import yank
 from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase
-from vmmobility.drivers.hypervisor.postcopy import FetchedMark
+from vmmobility.drivers.hypervisor.postcopy import Far, FetchedMark
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession, event_time_ns
 from vmmobility.drivers.hypervisor.settings import QemuSettings
@@ -209,7 +209,7 @@ class QemuGuest(GuestPostCopy):
         await self.execute("migrate-set-parameters", parameters)
 
     async def begin_move(
-        self, target: tuple[str, int], least_rounds: int, terms: MoveTerms
+        self, target: tuple[str, int], least_rounds: int, terms: MoveTerms, secret: str
     ) -> None:
         """Begin the pre-copy; its reports follow."""
         if self._group is None:
@@ -233,6 +233,7 @@ class QemuGuest(GuestPostCopy):
             goal,
             disks,
             self.fetched,
+            Far(secret, lambda: self.alive),
         )
         self.move = move
         try:
@@ -339,6 +340,8 @@ class QemuGuest(GuestPostCopy):
                 try:
                     await self._connect()
                 except HypervisorError as error:
+                    if self.gives_its_memory:
+                        continue  # its move says when that has lasted too long
                     self.report(GuestEvent.FAILED, {"reason": str(error), "running": True})
                     break
                 await self._look_again()

@@ -10,12 +10,12 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor import private_files, process
 from vmmobility.drivers.hypervisor.copy_goal import CopyGoal
 from vmmobility.drivers.hypervisor.interface import GuestEvent, VmDefinition
 from vmmobility.drivers.hypervisor.memory_door import MemoryDoor
 from vmmobility.drivers.hypervisor.move import OutgoingMove, Phase
-from vmmobility.drivers.hypervisor.postcopy import FetchedMark
+from vmmobility.drivers.hypervisor.postcopy import Far, FetchedMark
 from vmmobility.drivers.hypervisor.process import GuestFolder
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
@@ -45,6 +45,8 @@ class GuestPostCopy:
 
     if TYPE_CHECKING:
 
+        @property
+        def alive(self) -> bool: ...
         async def execute(self, command: str) -> Any: ...
         def report(
             self,
@@ -53,15 +55,15 @@ class GuestPostCopy:
             time_ns: int | None = None,
         ) -> None: ...
 
-    async def open_memory_door(self, address: str, *, again: bool) -> tuple[str, int]:
+    async def open_memory_door(self, address: str, secret: str, *, again: bool) -> tuple[str, int]:
         """Let the source come, and once more if its move may be forced; where.
 
         Raises HypervisorError.
         """
-        door = self._new_memory_door(begun=False, again=again)
+        door = self._new_memory_door(secret, begun=False, again=again)
         at = door.open(address, self._settings.ports)
         if again:
-            (self.folder.path / "door").write_text(json.dumps(at))
+            private_files.write(self.folder.path / "door", json.dumps((*at, secret)))
         return at
 
     @property
@@ -99,21 +101,31 @@ class GuestPostCopy:
             return
         if at is not None:
             goal = CopyGoal(self._settings, MoveTerms())
-            move = OutgoingMove(self._name, self.session, at, self.report, self._settings, 1, goal)
+            move = OutgoingMove(
+                self._name,
+                self.session,
+                at,
+                self.report,
+                self._settings,
+                1,
+                goal,
+                far=Far(self.fetched.secret, lambda: self.alive),
+            )
             self.move = move
             self._group.create_task(move.fetch_on(), name=f"move {self._name}")
         elif door is not None:
-            address, port = door
-            found = self._new_memory_door(begun=True)
+            address, port, secret = door
+            found = self._new_memory_door(secret, begun=True)
             found.open(address, (port, port))
             self._heed_postcopy(status)
 
-    def _new_memory_door(self, *, begun: bool, again: bool = True) -> MemoryDoor:
+    def _new_memory_door(self, secret: str, *, begun: bool, again: bool = True) -> MemoryDoor:
         self._memory_door = MemoryDoor(
             self.session,
             self.folder.path / "memory",
             self._streams,
             lambda: self._give_up("its source has ended before all of its memory was here"),
+            secret,
             begun=begun,
             again=again,
         )
@@ -124,14 +136,25 @@ class GuestPostCopy:
         for ever."""
         if self._memory_door is None:
             return
-        self._memory_door.status = status
         self._stop_waiting()
-        if status == "postcopy-paused" and self._group is not None:
+        if self._group is not None and status == "postcopy-paused":
             self._patience = self._group.create_task(self._lose_patience())
+        elif self._group is not None and status == "completed":
+            self._patience = self._group.create_task(self._need_no_door(self._memory_door.fetches))
+        self._memory_door.heed(status)
+
+    async def _need_no_door(self, fetched: bool) -> None:
+        """All is here.  A source whose path has broken just before may still come and ask."""
+        if fetched:
+            await asyncio.sleep(self._settings.recover_limit_s + PATIENCE_S)
+        self._patience = None
+        (self.folder.path / "door").unlink(missing_ok=True)
+        await self._close_memory_door()
 
     async def _lose_patience(self) -> None:
         limit_s = self._settings.recover_limit_s + PATIENCE_S
         await asyncio.sleep(limit_s)
+        self._patience = None
         self._give_up(f"its source was not heard of for {limit_s:.0f} s, and has the rest of it")
 
     def _give_up(self, reason: str) -> None:
@@ -155,14 +178,14 @@ class GuestPostCopy:
     async def _close_memory_door(self) -> None:
         self._stop_waiting()
         if self._memory_door is not None:
-            await self._memory_door.close()
-            self._memory_door = None
+            door, self._memory_door = self._memory_door, None
+            await door.close()
 
 
-def _kept(folder: GuestFolder) -> tuple[str, int] | None:
-    """Where an earlier daemon's door for its memory was."""
+def _kept(folder: GuestFolder) -> tuple[str, int, str] | None:
+    """Where an earlier daemon's door for its memory was, and its secret."""
     try:
-        address, port = json.loads((folder.path / "door").read_text())
+        address, port, secret = json.loads((folder.path / "door").read_text())
     except (OSError, ValueError):
         return None
-    return str(address), int(port)
+    return str(address), int(port), str(secret)

@@ -150,14 +150,22 @@ class Hypervisor(Protocol):
         terms: MoveTerms = NO_TERMS,
         *,
         held: bool = False,
+        secret: str = "",
     ) -> tuple[str, int]:
         """Start a waiting guest; returns the (address, TCP port) where its memory is expected.
         It reports RESUMED when it runs, FAILED if the incoming copy breaks.  held: it is not to run
         when all has come: RESUMED has detail["held"] then, and keep() or cancel() follows.
-        terms: both ends get the same; HypervisorError if its disks cannot be copied as they say."""
+        terms: both ends get the same; HypervisorError if its disks cannot be copied as they say.
+        secret: of this move, the same at both ends, for whoever comes when the copy has begun."""
 
     async def copy_out(
-        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+        self,
+        vm: VmKey,
+        address: str,
+        port: int,
+        terms: MoveTerms = NO_TERMS,
+        *,
+        secret: str = "",
     ) -> None:
         """Begin the pre-copy to (address, port).  Returns once it has begun.  Reports PROGRESS,
         and CONVERGED once what remains fits the budget, or the terms' time is up and they say

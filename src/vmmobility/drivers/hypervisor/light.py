@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
 from vmmobility.drivers.hypervisor.checkpoint_light import LightCheckpoints
 from vmmobility.drivers.hypervisor.interface import (
@@ -236,6 +237,7 @@ class LightHypervisor(LightCheckpoints):
         terms: MoveTerms = NO_TERMS,
         *,
         held: bool = False,
+        secret: str = "",
     ) -> tuple[str, int]:
         """Start a card that waits for a move; where it waits."""
         client = self._living(definition.vm)
@@ -244,7 +246,13 @@ class LightHypervisor(LightCheckpoints):
         return listen_address, client.port
 
     async def copy_out(
-        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+        self,
+        vm: VmKey,
+        address: str,
+        port: int,
+        terms: MoveTerms = NO_TERMS,
+        *,
+        secret: str = "",
     ) -> None:
         """Begin the move.  Reports CONVERGED at once: there is nothing to copy."""
         await self._card(vm).order("copy-out", address=address, port=port)
@@ -368,7 +376,7 @@ class LightHypervisor(LightCheckpoints):
         namespace = definition.machine.get("namespace")
         if not isinstance(namespace, str) or not Path("/run/netns", namespace).exists():
             raise HypervisorError(f"{vm}: no namespace {namespace!r}", "set machine.namespace")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(self._folder)
         control = self._control(vm)
         control.unlink(missing_ok=True)
         interfaces = definition.interfaces

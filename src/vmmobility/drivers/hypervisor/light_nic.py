@@ -101,6 +101,7 @@ class Card:
         self._begun_ns = 0
         self._setup_ms = 0.0
         self._held = spec.held
+        self._closed = False
         self.state = "waiting" if spec.listen else self._at_rest
         self.port = 0
         self._control = _unix_server(spec.control)
@@ -144,10 +145,20 @@ class Card:
             )
 
     def _let_go(self) -> None:
-        """A paused card holds nothing that another one, of a standby, may need."""
+        """Who is paused or has ended holds nothing that another card, of a standby, may need."""
         for descriptor in self._inner:
             os.close(descriptor)
         self._inner = []
+
+    def _end(self) -> None:
+        """Let go of taps and names before anybody hears of the end: others may have them then."""
+        self._halt()
+        self.close()
+        self._let_go()
+        for descriptor in self._outer:
+            os.close(descriptor)
+        self._outer = []
+        self.state = "ended"
 
     def _announce(self) -> None:
         for tap, mac, addresses in zip(
@@ -228,7 +239,7 @@ class Card:
         elif do == "announce":
             self._announce()
         elif do in ("stop", "cancel"):
-            self.state = "ended"
+            self._end()
 
     # --- moving out ----------------------------------------------------------------------------
 
@@ -331,8 +342,8 @@ class Card:
                 raise ConnectionError("the source broke off")
             peer.sendall(b"runs\n")
         except OSError as error:
+            self._end()
             self._event("failed", reason=str(error), running=False)
-            self.state = "ended"
             return
         if self._held:
             self.state = "arrived"
@@ -352,9 +363,11 @@ class Card:
             Path(self._spec.control + ".door").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove the sockets' names."""
+        """Remove the sockets' names, once: later on they may be another's."""
         self._unlink_door()
-        Path(self._spec.control).unlink(missing_ok=True)
+        if not self._closed:
+            self._closed = True
+            Path(self._spec.control).unlink(missing_ok=True)
 
     # --- the selector --------------------------------------------------------------------------
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
-import errno
 import fcntl
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable
 
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
-BUSY_S = 1.0
 _IFF_TAP, _IFF_NO_PI = 0x2, 0x1000
 _CLONE_NEWNET = 0x40000000
 _FRAME = 65600
@@ -40,25 +37,13 @@ def open_tap(name: str) -> int:
     """Attach to a tap of the calling thread's namespace, without header or offloads."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _take(descriptor, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
+        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI)
+        fcntl.ioctl(descriptor, _TUNSETIFF, request)
         fcntl.ioctl(descriptor, _TUNSETOFFLOAD, 0)
     except OSError as error:
         os.close(descriptor)
         raise OSError(error.errno, f"tap {name}: {error.strerror}") from error
     return descriptor
-
-
-def _take(descriptor: int, request: bytes) -> None:
-    """Its holder may be a card that has said that it ends, and has not ended yet."""
-    deadline = time.monotonic() + BUSY_S
-    while True:
-        try:
-            fcntl.ioctl(descriptor, _TUNSETIFF, request)
-            return
-        except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
 
 
 def in_namespace(name: str, work: Callable[[], list[int]]) -> list[int]:

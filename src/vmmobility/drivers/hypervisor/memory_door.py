@@ -2,13 +2,15 @@
 
 The first connection is the source's copy: QEMU gets it as it is.  If that path breaks when the
 guest runs here already, both QEMUs pause and keep what they have.  A later connection says on one
-line:
+line, with the secret of the move, which the source has from the manager:
 
-    again\n  -> whole\n   all memory is here;  or
-             -> go\n      then octets of the migration follow, to and from QEMU
-             (closed)     not yet: ask again
-    lost\n                the source's QEMU has ended: what is missing here will never come
+    again SECRET\n  -> whole\n   all memory is here;  or
+                    -> go\n      then octets of the migration follow, to and from QEMU
+                    (closed)     not yet: ask again
+    lost SECRET\n                the source's QEMU has ended: what is missing here will never come
 
+`lost` counts only if something is missing, and once QEMU has paused for it: while it has all, or
+still gets it, nobody's word ends a guest.
 QEMU is told to recover out of band, for its main loop may wait for a page itself.
 Not here: the source's side (postcopy.py).  Rests on qmp.py, byte_pipe.py.
 """
@@ -16,12 +18,13 @@ Not here: the source's side (postcopy.py).  Rests on qmp.py, byte_pipe.py.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from vmmobility.drivers.hypervisor.byte_pipe import BytePipe
-from vmmobility.drivers.hypervisor.postcopy import AGAIN, GO, LINE_LIMIT, LOST, WHOLE
+from vmmobility.drivers.hypervisor.postcopy import AGAIN, GO, LINE_LIMIT, LOST, WHOLE, line
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.streams import Doorway, Streams
 
@@ -34,7 +37,8 @@ RETRY_S = 0.05
 class MemoryDoor:
     """open() once QEMU waits, or when it is found again; close() when nobody may come any more.
 
-    socket_path: a name for QEMU's socket;  on_lost: called when the source says `lost`
+    socket_path: a name for QEMU's socket;  on_lost: called when the source says `lost`, rightly
+    secret: of the move
     begun: QEMU has its copy, or has had it;  again: the source may come again, as in post-copy;
     else nobody is let in when QEMU has its copy
     """
@@ -45,11 +49,15 @@ class MemoryDoor:
         socket_path: Path,
         streams: Streams,
         on_lost: Callable[[], None],
+        secret: str,
         *,
         begun: bool = False,
         again: bool = True,
     ) -> None:
-        self.status = ""  # of QEMU's migration, as its events tell
+        self.fetches = False  # the guest was let run before all of its memory was here
+        self._status = ""  # of QEMU's migration, as its events tell
+        self._told_lost = False
+        self._secret = secret
         self._session = session
         self._socket_path = socket_path
         self._on_lost = on_lost
@@ -63,6 +71,13 @@ class MemoryDoor:
     def open(self, address: str, ports: tuple[int, int]) -> tuple[str, int]:
         """Listen; where.  Raises HypervisorError."""
         return self._doorway.open(address, ports)
+
+    def heed(self, status: str) -> None:
+        """QEMU's migration has this status now."""
+        self._status = status
+        self.fetches = self.fetches or status.startswith("postcopy")
+        if status == "postcopy-paused" and self._told_lost:
+            self._on_lost()
 
     async def close(self) -> None:
         """Let nobody in.  Idempotent."""
@@ -83,22 +98,27 @@ class MemoryDoor:
 
     async def _come_again(self, connection: socket.socket) -> None:
         async with asyncio.timeout(LINE_LIMIT_S):
-            word = await self._line(connection)
-        if word == LOST and self.status != "completed":
-            self._on_lost()
-        elif word == AGAIN and self.status == "completed":
+            said = await self._line(connection)
+        if not self._secret:
+            return  # nobody can show that it comes from the source
+        if hmac.compare_digest(said, line(LOST, self._secret)):
+            self._told_lost = True
+            self.heed(self._status)
+        elif not hmac.compare_digest(said, line(AGAIN, self._secret)):
+            return
+        elif self._status == "completed":
             await self._loop.sock_sendall(connection, WHOLE)
-        elif word == AGAIN and self.status == "postcopy-paused":
+        elif self._status == "postcopy-paused":
             await self._recover(connection)
 
     async def _line(self, connection: socket.socket) -> bytes:
-        line = b""
-        while not line.endswith(b"\n") and len(line) < LINE_LIMIT:
+        said = b""
+        while not said.endswith(b"\n") and len(said) < LINE_LIMIT:
             octet = await self._loop.sock_recv(connection, 1)
             if not octet:
                 break
-            line += octet
-        return line
+            said += octet
+        return said
 
     async def _recover(self, connection: socket.socket) -> None:
         """Let QEMU take the rest by this connection."""

@@ -189,6 +189,7 @@ class OutgoingMove(PreCopy):
             self._guest,
             self._session,
             self._memory_at,
+            self._far,
             self._settings,
             self._over,
             lambda: self._outcome,
@@ -200,7 +201,7 @@ class OutgoingMove(PreCopy):
         if self.phase is Phase.SWITCHING and not self._over.is_set() and not self._handing_over:
             self._handing_over = True
             if self._forced and self._mark is not None:
-                await asyncio.to_thread(self._mark.set, self._memory_at)
+                await asyncio.to_thread(self._mark.set, self._memory_at, self._far.secret)
             await self._session.execute("migrate-continue", {"state": "pre-switchover"})
         await (self._fetching if self._forced else self._over).wait()
 

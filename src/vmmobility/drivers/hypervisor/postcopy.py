@@ -16,8 +16,10 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.drivers.hypervisor.copy_stream import CopyStream
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
@@ -31,11 +33,30 @@ DRAIN_LIMIT_S = 1.0
 ANSWER_LIMIT_S = 10.0
 LINE_LIMIT = 64
 FD_NAME = "vmmobility-again"
-AGAIN, LOST, GO, WHOLE = b"again\n", b"lost\n", b"go\n", b"whole\n"
+AGAIN, LOST, GO, WHOLE = b"again", b"lost", b"go\n", b"whole\n"
+
+
+def line(word: bytes, secret: str) -> bytes:
+    """What is said at a door: AGAIN or LOST, by one who knows the move's secret."""
+    return word + b" " + secret.encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Far:
+    """What a source needs to speak to its destination's door, and to say that it has ended.
+
+    secret: of the move; alive: whether the source's QEMU process lives
+    """
+
+    secret: str
+    alive: Callable[[], bool]
 
 
 class Fetch:
     """run() returns once the destination has all, and raises Broken when it never will.
+
+    A QEMU that does not answer, or whose monitor is lost for a moment, still has what is missing
+    there: only when its process has ended, or its migration failed, is that said to be lost.
 
     at:      the door of the destination
     over:    set when QEMU's migration has ended; outcome() says how
@@ -47,6 +68,7 @@ class Fetch:
         guest: str,
         session: QmpSession,
         at: tuple[str, int],
+        far: Far,
         settings: QemuSettings,
         over: asyncio.Event,
         outcome: Callable[[], str],
@@ -55,21 +77,16 @@ class Fetch:
         self._guest = guest
         self._session = session
         self._at = at
+        self._far = far
         self._settings = settings
         self._over = over
         self._outcome = outcome
         self._stream = stream
         self._lost_at: float | None = None if stream is not None else time.monotonic()
+        self._silent_at: float | None = None  # since then QEMU has not answered
+        self._next_at = 0.0
 
     async def run(self) -> None:
-        try:
-            await self._watch()
-        except HypervisorError:
-            await self._say_lost()  # its QEMU does not answer any more, or has ended
-            raise
-
-    async def _watch(self) -> None:
-        next_at = 0.0
         while not self._over.is_set():
             try:
                 async with asyncio.timeout(LOOK_S):
@@ -78,28 +95,51 @@ class Fetch:
                 pass
             else:
                 break
-            if self._stream is not None and self._stream.failed:
-                await self._let_pause(self._stream)
-                self._stream = None
-            status = (await self._session.execute("query-migrate")).get("status", "")
-            if status == "postcopy-active" and self._stream is None and self._lost_at is None:
-                continue  # it goes on, over a connection of QEMU's own
-            if status != "postcopy-paused" and self._stream is not None:
-                continue
-            now = time.monotonic()
-            self._lost_at = self._lost_at or now
-            if now - self._lost_at > self._settings.recover_limit_s:
-                raise Broken(
-                    f"{self._at[0]} could not be reached for {self._settings.recover_limit_s:.0f} "
-                    "s while it fetched the rest of the memory"
-                )
-            if now >= next_at:
-                next_at = now + AGAIN_S
-                if await self._again(status):
+            try:
+                if await self._look():
                     return
+                self._silent_at = None
+            except HypervisorError as error:
+                await self._not_answered(error)
         if self._outcome() != "completed":
             await self._say_lost()
             raise Broken("the source's QEMU has failed while the rest of its memory was fetched")
+
+    async def _look(self) -> bool:
+        """Go on if the path has broken; whether the destination has all already."""
+        if self._stream is not None and self._stream.failed:
+            await self._let_pause(self._stream)
+            self._stream = None
+        status = (await self._session.execute("query-migrate")).get("status", "")
+        if status == "postcopy-active" and self._stream is None and self._lost_at is None:
+            return False  # it goes on, over a connection of QEMU's own
+        if status != "postcopy-paused" and self._stream is not None:
+            return False
+        now = time.monotonic()
+        self._lost_at = self._lost_at or now
+        if now - self._lost_at > self._settings.recover_limit_s:
+            raise Broken(
+                f"{self._at[0]} could not be reached for {self._settings.recover_limit_s:.0f} "
+                "s while it fetched the rest of the memory"
+            )
+        if now < self._next_at:
+            return False
+        self._next_at = now + AGAIN_S
+        return await self._again(status)
+
+    async def _not_answered(self, error: HypervisorError) -> None:
+        """QEMU is asked again, over whatever connection there is by then, but not for ever."""
+        if not self._far.alive():
+            await self._say_lost()
+            raise error
+        now = time.monotonic()
+        self._silent_at = self._silent_at or now
+        limit_s = self._settings.recover_limit_s
+        if now - self._silent_at > limit_s:
+            raise Broken(
+                f"the source's QEMU lives, but has not answered for {limit_s:.0f} s while the rest "
+                f"of its memory was fetched: {error.message}"
+            )
 
     async def _let_pause(self, stream: CopyStream) -> None:
         """The path is lost: have QEMU notice, but not while it begins post-copy.
@@ -152,7 +192,7 @@ class Fetch:
         connection = Streams.of(self._settings).connect(self._guest, *self._at)
         try:
             connection.settimeout(ANSWER_LIMIT_S)
-            connection.sendall(word)
+            connection.sendall(line(word, self._far.secret))
             said = b""
             while not said.endswith(b"\n") and len(said) < LINE_LIMIT:
                 octet = connection.recv(1)  # not one more: QEMU reads on
@@ -172,10 +212,10 @@ class FetchedMark:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "fetched"
 
-    def set(self, at: tuple[str, int]) -> None:
+    def set(self, at: tuple[str, int], secret: str) -> None:
         """On return it is durable.  Raises OSError."""
-        with self._path.open("w") as file:
-            json.dump(at, file)
+        with open(self._path, "w", opener=private_files.opener) as file:
+            json.dump((*at, secret), file)
             file.flush()
             os.fsync(file.fileno())
 
@@ -185,10 +225,20 @@ class FetchedMark:
     @property
     def at(self) -> tuple[str, int] | None:
         """The door where the guest fetches its memory; None if there is no mark."""
+        found = self._read()
+        return None if found is None else found[:2]
+
+    @property
+    def secret(self) -> str:
+        """Of the move."""
+        found = self._read()
+        return "" if found is None else found[2]
+
+    def _read(self) -> tuple[str, int, str] | None:
         try:
-            address, port = json.loads(self._path.read_text())
+            address, port, secret = json.loads(self._path.read_text())
         except FileNotFoundError:
             return None
         except ValueError:
-            return ("", 0)  # torn: the mark is there
-        return str(address), int(port)
+            return ("", 0, "")  # torn: the mark is there
+        return str(address), int(port), str(secret)

@@ -17,7 +17,7 @@ from vmmobility.drivers.hypervisor.copy_stream import CopyStream
 from vmmobility.drivers.hypervisor.disk_copy import DiskCopy
 from vmmobility.drivers.hypervisor.interface import GuestEvent
 from vmmobility.drivers.hypervisor.migration import set_capabilities, source_capabilities
-from vmmobility.drivers.hypervisor.postcopy import FetchedMark
+from vmmobility.drivers.hypervisor.postcopy import Far, FetchedMark
 from vmmobility.drivers.hypervisor.qmp import QmpSession
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken, Progress
@@ -73,8 +73,10 @@ class PreCopy:
         goal: CopyGoal,
         disks: DiskCopy | None = None,
         mark: FetchedMark | None = None,
+        far: Far | None = None,
     ) -> None:
         self.target = target
+        self._far = far or Far("", lambda: True)
         self._memory_at = target
         self._mark = mark
         self._forced = False  # the time is up, and the move goes on all the same

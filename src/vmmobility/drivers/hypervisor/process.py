@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmobility.drivers.hypervisor import private_files
 from vmmobility.drivers.hypervisor.accelerator import find_binary
 from vmmobility.drivers.hypervisor.definition import decode, encode
 from vmmobility.drivers.hypervisor.interface import VmDefinition
@@ -29,6 +30,8 @@ EXEC_POLLS = 2000
 EXEC_LOOKS = 10_000  # some milliseconds; a moment is enough
 KILL_LIMIT_S = 5.0
 LOG_TAIL_OCTETS = 2000
+# A guest that breaks into its QEMU can start no program there, nor get other rights.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _CPU = {"kvm": "host", "tcg": "max"}
 
 
@@ -109,6 +112,7 @@ def command_line(
     """
     machine = definition.machine
     words = [find_binary(binary), "-nodefaults", "-no-user-config", "-display", "none"]
+    words += ["-sandbox", SANDBOX]
     words += ["-name", f"guest={_escaped(str(definition.vm))}", "-no-reboot"]
     # suppress-vmdesc: else octets follow the guest's last; a copy cut in them would run twice.
     words += ["-machine", "q35,suppress-vmdesc=on"]
@@ -170,7 +174,7 @@ def _exists(pid: int) -> bool:
 
 
 def _spawn(folder: GuestFolder, definition: VmDefinition, command: list[str]) -> int:
-    folder.path.mkdir(parents=True, exist_ok=True)
+    private_files.make_folder(folder.path)
     for stale in (
         folder.monitor,
         folder.second_monitor,

@@ -14,13 +14,14 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vmmobility.drivers.hypervisor import process
+from vmmobility.drivers.hypervisor import private_files, process
 from vmmobility.drivers.hypervisor.accelerator import choose_accelerator
 from vmmobility.drivers.hypervisor.checkpoint_guests import Standbys
 from vmmobility.drivers.hypervisor.checkpoint_qemu import QemuCheckpoints
 from vmmobility.drivers.hypervisor.disk_images import DiskImages
 from vmmobility.drivers.hypervisor.first_frame import spend_first_frames
 from vmmobility.drivers.hypervisor.guest import QemuGuest
+from vmmobility.drivers.hypervisor.host_files import HostFiles
 from vmmobility.drivers.hypervisor.interface import (
     GuestEvent,
     Listener,
@@ -68,11 +69,12 @@ class QemuHypervisor(QemuCheckpoints):
         self._listener = listener
         self._settings = settings
         self._streams = Streams.of(settings, refused)
+        self._disks = settings.disks or self._state_dir / "disks"
         self._guests: dict[VmKey, QemuGuest] = {}
         self._locks: defaultdict[VmKey, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._standbys = Standbys(
             self._state_dir / "standby",
-            settings.disks or self._state_dir / "disks",
+            self._disks,
             listener,
             settings.ports,
             self._streams,
@@ -106,7 +108,7 @@ class QemuHypervisor(QemuCheckpoints):
                         "resume it, or stop it and start it again",
                     )
                 return
-            images = self._images(definition)
+            images = await self._allowed_images(definition)
             guest = await self._launch(definition, ports, images, incoming=False, held=held)
             if not held:
                 guest.report(GuestEvent.STARTED)
@@ -157,7 +159,8 @@ class QemuHypervisor(QemuCheckpoints):
         async with self._locks[vm]:
             guest = await self._known(definition)
             if guest is None:
-                await asyncio.to_thread(self._images(definition).in_use)
+                images = await self._allowed_images(definition)
+                await asyncio.to_thread(images.in_use)
             else:
                 await guest.keep()
 
@@ -187,6 +190,7 @@ class QemuHypervisor(QemuCheckpoints):
         terms: MoveTerms = NO_TERMS,
         *,
         held: bool = False,
+        secret: str = "",
     ) -> tuple[str, int]:
         """Start a waiting guest; (address, TCP port) of its memory."""
         async with self._locks[definition.vm]:
@@ -201,13 +205,13 @@ class QemuHypervisor(QemuCheckpoints):
             if guest is not None and not await guest.give_up_waiting():
                 raise HypervisorError(f"{definition.vm}: it runs here already")
             await self._end(definition.vm, never_ran=guest is not None)
-            images = self._images(definition)
+            images = await self._allowed_images(definition)
             tokens = await asyncio.to_thread(images.make_room, terms.copy_storage)
             try:
                 guest = await self._launch(definition, ports, images, incoming=True, held=held)
                 macs = (interface.mac for interface in definition.interfaces)
                 spend_first_frames(zip(ports, macs, strict=False))
-                at = await self._listen(guest, listen_address, terms)
+                at = await self._listen(guest, listen_address, terms, secret)
                 if definition.disks:
                     at = await guest.open_door(tokens, *at)
                 guest.incoming_at = at
@@ -218,7 +222,13 @@ class QemuHypervisor(QemuCheckpoints):
             return guest.incoming_at
 
     async def copy_out(
-        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+        self,
+        vm: VmKey,
+        address: str,
+        port: int,
+        terms: MoveTerms = NO_TERMS,
+        *,
+        secret: str = "",
     ) -> None:
         """Begin the pre-copy."""
         async with self._locks[vm]:
@@ -231,7 +241,7 @@ class QemuHypervisor(QemuCheckpoints):
             guest.check_not_fetched()
             await guest.drop_stale_migration()
             rounds = LEAST_ROUNDS[await self._accelerator()]
-            await guest.begin_move((address, port), rounds, terms)
+            await guest.begin_move((address, port), rounds, terms, secret)
 
     async def switch_over(self, vm: VmKey) -> None:
         """Report ABOUT_TO_STOP."""
@@ -374,7 +384,7 @@ class QemuHypervisor(QemuCheckpoints):
         process.check_files(definition)
         if not incoming:
             await asyncio.to_thread(images.check)
-        self._state_dir.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(self._state_dir)
         folder = GuestFolder.of(self._state_dir, definition.vm)
         command = process.command_line(
             folder,
@@ -411,12 +421,14 @@ class QemuHypervisor(QemuCheckpoints):
             detail = {"reason": "cancelled", "running": await guest.running()}
             guest.report(GuestEvent.FAILED, detail)
 
-    async def _listen(self, guest: QemuGuest, address: str, terms: MoveTerms) -> tuple[str, int]:
+    async def _listen(
+        self, guest: QemuGuest, address: str, terms: MoveTerms, secret: str
+    ) -> tuple[str, int]:
         """Let the waiting guest listen on the first free port of the range."""
         await set_capabilities(guest.execute, capabilities(terms))
         await guest.delay_announcements()
         if terms.forces or self._streams.secured:
-            return await guest.open_memory_door(address, again=terms.forces)
+            return await guest.open_memory_door(address, secret, again=terms.forces)
         first, last = self._settings.ports
         for port in range(first, last + 1):
             try:
@@ -449,7 +461,14 @@ class QemuHypervisor(QemuCheckpoints):
         process.forget(folder)
 
     def _images(self, definition: VmDefinition) -> DiskImages:
-        return DiskImages(definition, self._settings.disks or self._state_dir / "disks")
+        return DiskImages(definition, self._disks)
+
+    async def _allowed_images(self, definition: VmDefinition) -> DiskImages:
+        """Before anything is opened, made or removed: it names no file that is not for VMs."""
+        images = self._images(definition)
+        files = HostFiles(self._settings.images, (self._disks, *self._settings.disk_folders))
+        await asyncio.to_thread(files.check, definition, images.paths)
+        return images
 
     async def _accelerator(self) -> str:
         return await choose_accelerator(

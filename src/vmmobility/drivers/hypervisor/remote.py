@@ -11,9 +11,12 @@ Not here: the line (server_link.py), the agent (server_agent.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
+from ipaddress import ip_address
 from typing import Any
 
 from vmmobility.drivers.hypervisor import definition as definitions
@@ -26,7 +29,7 @@ from vmmobility.drivers.hypervisor.interface import (
 from vmmobility.drivers.hypervisor.server_link import Call, ServerLink
 from vmmobility.drivers.hypervisor.server_session import Message
 from vmmobility.engine.capacity import HostCapacity, Resources, ServerRoom
-from vmmobility.errors import HypervisorError
+from vmmobility.errors import DecodeError, HypervisorError
 from vmmobility.wire.move_terms import NO_TERMS, MoveTerms
 from vmmobility.wire.registry import GuestLife
 from vmmobility.wire.values import VmKey
@@ -78,7 +81,8 @@ class RemoteHypervisor:
         return {"definitions": [definitions.encode(one).decode() for one in wanted]}
 
     def _adopted(self, result: Any, wanted: Sequence[VmDefinition]) -> dict[VmKey, bool]:
-        found = {VmKey(vni, vm): bool(running) for vni, vm, running in result}
+        with self._understood("adopt"):
+            found = {VmKey(int(vni), str(vm)): bool(running) for vni, vm, running in result}
         for definition in wanted:
             if definition.vm not in found:
                 self._stages.pop(definition.vm, None)
@@ -132,21 +136,32 @@ class RemoteHypervisor:
         terms: MoveTerms = NO_TERMS,
         *,
         held: bool = False,
+        secret: str = "",
     ) -> tuple[str, int]:
         """See Hypervisor.prepare_incoming; the address is the server's own, whatever is asked."""
-        told = {"terms": asdict(terms), "held": held}
-        address, port = await self._bring_up("prepare-incoming", definition, ports, told)
+        told = {"terms": asdict(terms), "held": held, "secret": secret}
+        result = await self._bring_up("prepare-incoming", definition, ports, told)
+        with self._understood("prepare-incoming"):
+            address, port = result
+            at = str(ip_address(address)), int(port)
         self._stages.setdefault(definition.vm, Stage.WAITING)
-        return str(address), int(port)
+        return at
 
     async def copy_out(
-        self, vm: VmKey, address: str, port: int, terms: MoveTerms = NO_TERMS
+        self,
+        vm: VmKey,
+        address: str,
+        port: int,
+        terms: MoveTerms = NO_TERMS,
+        *,
+        secret: str = "",
     ) -> None:
         """See Hypervisor.copy_out."""
         before = self._stages.get(vm)
         self._stages[vm] = Stage.COPYING
         try:
             where: dict[str, Any] = {"address": address, "port": port, "terms": asdict(terms)}
+            where["secret"] = secret
             await self._order("copy-out", vm, where, again=False)
         except HypervisorError:
             if before is not None:
@@ -173,7 +188,9 @@ class RemoteHypervisor:
 
     async def query(self, vm: VmKey) -> GuestLife:
         """See Hypervisor.query.  HypervisorError if the agent does not answer."""
-        return GuestLife[await self._order("query", vm, changes=False)]
+        life = await self._order("query", vm, changes=False)
+        with self._understood("query"):
+            return GuestLife[life]
 
     async def receive_checkpoints(
         self, definition: VmDefinition, listen_address: str
@@ -181,8 +198,10 @@ class RemoteHypervisor:
         """See Hypervisor.receive_checkpoints; the address is the server's own."""
         arguments = self._adoption([definition])
         call = self.link.begin("receive-checkpoints", arguments)
-        address, port, token, number = await self.link.end(call)
-        return str(address), int(port), str(token), int(number)
+        result = await self.link.end(call)
+        with self._understood("receive-checkpoints"):
+            address, port, token, number = result
+            return str(ip_address(address)), int(port), str(token), int(number)
 
     async def checkpoint(
         self, vm: VmKey, address: str, port: int, token: str, *, final: bool = False
@@ -225,7 +244,20 @@ class RemoteHypervisor:
     async def orphans(self, known: Collection[VmKey]) -> Sequence[VmKey]:
         """See Hypervisor.orphans.  The agent also removes circuits that belong to none of them."""
         call = self.link.begin("orphans", {"known": [[vm.vni, vm.vm_id] for vm in known]})
-        return [VmKey(vni, vm) for vni, vm in await self.link.end(call)]
+        result = await self.link.end(call)
+        with self._understood("orphans"):
+            return [VmKey(int(vni), str(vm)) for vni, vm in result]
+
+    @contextmanager
+    def _understood(self, do: str) -> Iterator[None]:
+        """An answer that makes no sense says nothing: HypervisorError."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as error:
+            raise HypervisorError(
+                f"the agent of {self.link.server.name} has answered {do} with nonsense: {error!r}",
+                "run the same version on both nodes",
+            ) from None
 
     async def room(self, used_vcpus: int) -> ServerRoom:
         """What VMs may have of the server.  HypervisorError if the agent does not answer.
@@ -272,15 +304,15 @@ class RemoteHypervisor:
     # ---- reports -------------------------------------------------------------------------------
 
     def _reported(self, message: Message) -> None:
-        vm = VmKey(*message["vm"])
-        event, detail = GuestEvent(message["event"]), message["detail"]
+        """Raises DecodeError."""
+        vm, event, detail, time_ns = report_of(message)
         if event is GuestEvent.GONE:
             self._stages.pop(vm, None)
         elif event is GuestEvent.FAILED and self._stages.get(vm) is Stage.COPYING:
             self._stages[vm] = Stage.HERE
         elif event in _STAGES:
             self._stages[vm] = _STAGES[event]
-        self._tell(vm, event, detail, message["time_ns"])
+        self._tell(vm, event, detail, time_ns)
 
     def _tell(
         self, vm: VmKey, event: GuestEvent, detail: Mapping[str, Any], time_ns: int | None = None
@@ -324,3 +356,26 @@ class RemoteHypervisor:
         if running is None:
             self._stages.pop(vm, None)
             self._tell(vm, GuestEvent.GONE, {"reason": reason})
+
+
+def report_of(message: Message) -> tuple[VmKey, GuestEvent, dict[str, Any], int]:
+    """What an agent reports, as the engine may hear it.  Raises DecodeError."""
+    try:
+        (vni, vm_id), detail, time_ns = message["vm"], message["detail"], message["time_ns"]
+        event = GuestEvent(message["event"])
+        # The log, the journal and other nodes are told of it.
+        json.dumps([vm_id, detail], ensure_ascii=False, allow_nan=False).encode()
+    except (KeyError, TypeError, ValueError) as error:
+        raise DecodeError("bad-value", f"a server's report is none: {error!r}") from None
+    if type(vni) is not int or not isinstance(vm_id, str) or type(time_ns) is not int:
+        raise DecodeError("bad-value", "a server's report names no VM, or no time")
+    if not isinstance(detail, dict):
+        raise DecodeError("bad-value", f"a server's report {event.value} has no details")
+    numbered = event is GuestEvent.CHECKPOINT_HELD or (
+        event is GuestEvent.CHECKPOINT and detail.get("ok")
+    )
+    if numbered and type(detail.get("number")) is not int:
+        raise DecodeError("bad-value", f"a server's report {event.value} has no number")
+    if type(detail.get("age_ms", 0)) not in (int, float):
+        raise DecodeError("bad-value", f"a server's report {event.value} has no age")
+    return VmKey(vni, vm_id), event, detail, time_ns

@@ -10,6 +10,7 @@ Not here: circuits (drivers/linux/server_circuits.py), the frames (server_sessio
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import astuple
@@ -169,14 +170,17 @@ class ServerAgent:
         self._group.create_task(self._answer(session, number, do, arguments), name=f"order {do}")
 
     async def _answer(self, session: Session, number: int, do: Any, arguments: Any) -> None:
-        handler = self._handlers.get(do)
         try:
+            handler = self._handlers.get(do)
             if handler is None:
                 raise HypervisorError(f"no order {do!r} here", "run the same version on both nodes")
             answer = {"answer": number, "result": await handler(self, arguments)}
         except VmMobilityError as error:
             answer = {"answer": number, "error": error.message, "remedy": error.remedy}
-        except (OSError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:
+            if not isinstance(error, OSError):  # nonsense, or a defect of ours: the agent lives on
+                shown = "".join(traceback.format_exception(error))
+                self._note("order.defect", order=str(do), traceback=shown)
             words = f"{do}: {type(error).__name__}: {error}"
             answer = {"answer": number, "error": words, "remedy": ""}
         if session is self._session:
@@ -213,7 +217,7 @@ class ServerAgent:
                     terms = MoveTerms(**arguments["terms"])
                     names = list(ports)
                     return await driver.prepare_incoming(
-                        definition, names, self._listen, terms, **held
+                        definition, names, self._listen, terms, secret=_secret(arguments), **held
                     )
                 if act == "start":
                     await driver.start(definition, list(ports), **held)
@@ -314,7 +318,8 @@ class ServerAgent:
         vm, address, port = VmKey(*arguments["vm"]), arguments["address"], arguments["port"]
         async with self._locks[vm]:
             terms = MoveTerms(**arguments["terms"])
-            await self._one(vm).copy_out(vm, str(address), int(port), terms)
+            secret = _secret(arguments)
+            await self._one(vm).copy_out(vm, str(address), int(port), terms, secret=secret)
 
     async def _query(self, arguments: Any) -> Any:
         vm = VmKey(*arguments["vm"])
@@ -403,3 +408,7 @@ class ServerAgent:
         "proceed": _simple("proceed"),
         "announce": _simple("announce"),
     }
+
+
+def _secret(arguments: Any) -> str:
+    return str(arguments.get("secret", ""))

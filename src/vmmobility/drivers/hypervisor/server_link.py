@@ -23,7 +23,7 @@ from vmmobility.drivers.hypervisor.server_session import (
     greet_server,
     new_instance,
 )
-from vmmobility.errors import HypervisorError
+from vmmobility.errors import DecodeError, HypervisorError
 from vmmobility.wire.values import Address
 
 CONNECT_S = 3.0
@@ -82,6 +82,7 @@ class ServerLink:
         self._calls: list[Call] = []
         self.unsent_s = UNSENT_S
         self.connected = False
+        self.dropped = 0  # what it has reported and nobody understood
         self.reason = "it was not reached yet"
 
     async def run(self) -> None:
@@ -185,17 +186,26 @@ class ServerLink:
     def _hear(self, message: Message) -> None:
         number = message.get("answer")
         if number is None:
-            self.reported(message)
+            try:
+                self.reported(message)
+            except DecodeError as error:  # of an agent of another version, or a broken one
+                self.dropped += 1
+                self._note("drop", reason=error.reason, peer=self.server.name, words=str(error))
             return
         for call in self._calls:
             if call.number == number:
                 self._calls.remove(call)
                 if "error" in message:
-                    words = str(message["error"]), str(message.get("remedy", ""))
+                    words = _text(message["error"]), _text(message.get("remedy", ""))
                     _fail(call, HypervisorError(*words))
                 elif not call.done.done():
                     call.done.set_result(message.get("result"))
                 return
+
+
+def _text(said: object) -> str:
+    """Words of the agent's that may be told to other nodes."""
+    return str(said).encode(errors="backslashreplace").decode()
 
 
 def _fail(call: Call, error: Exception) -> None:

@@ -1,12 +1,14 @@
 """What an operator may set of the drivers for QEMU, with the reasons for the values.
 
-Rests on nothing.  docs/design/hypervisor.md shows how the figures were found.
+Rests on host_files.py.  docs/design/hypervisor.md shows how the figures were found.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from vmmobility.drivers.hypervisor.host_files import IMAGES
 
 MIB = 1024 * 1024
 DISK_HANG_S = 15.0
@@ -35,6 +37,8 @@ class QemuSettings:
     ports:                      first and last TCP port where an incoming guest's memory may arrive
     disks:                      folder of the disk images whose path is relative; None: inside the
                                 driver's state folder
+    images:                     folders where kernels, initrds and templates of disks may lie
+    disk_folders:               further folders where disk images may lie (host_files.py)
     tls:                        folder of the certificates of the streams between hosts
                                 (stream_tls.py); None: in the clear
     """
@@ -54,6 +58,8 @@ class QemuSettings:
     stop_limit_s: float = 3.0
     ports: tuple[int, int] = (49152, 49407)
     disks: Path | None = None
+    images: tuple[Path, ...] = (IMAGES,)
+    disk_folders: tuple[Path, ...] = ()
     tls: Path | None = None
 
 
