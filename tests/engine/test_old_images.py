@@ -33,7 +33,7 @@ def test_its_hypervisor_is_told_that_what_is_left_is_old(phase: Phase) -> None:
 def test_so_is_a_copy_that_came_to_a_host_that_died_before_it_was_taken() -> None:
     world = a_world("a")
     world.move(VM, "b")
-    world.run_until(lambda: world.edge("b").entries[VM].phase is Phase.DELIVERING)
+    world.run_until(lambda: world.edge("b").entries.entry(VM).phase is Phase.DELIVERING)
     world.power_cut("b")
     world.later(30.0, lambda: world.restart("b"))
     world.run(40.0)
