@@ -18,6 +18,7 @@ from tests.contract.qemu_scene import Run, Scene, scenes
 from tests.contract.waiting import until, until_true
 from tools.make_stream_certificates import Authority
 from vmmobility.drivers.hypervisor.interface import GuestEvent
+from vmmobility.drivers.hypervisor.postcopy import LOST, line
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import MIB
 from vmmobility.errors import HypervisorError
@@ -110,9 +111,9 @@ def test_it_is_forced_and_its_memory_is_whole(run: Run) -> None:
         await scene.source.next(GuestEvent.COMPLETED)
         assert await scene.pair.runs_at(scene.destination)
         await scene.check_memory()
-        # Its memory is whole: whoever says that the rest is lost ends nothing.
+        # Its memory is whole: even the source, late, ends nothing by saying that it is lost.
         reader, writer = await asyncio.open_connection(*scene.place)
-        writer.write(b"lost\n")
+        writer.write(line(LOST, SECRET))
         await reader.read()
         writer.close()
         assert await scene.pair.runs_at(scene.destination)

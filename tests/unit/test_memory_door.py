@@ -18,7 +18,7 @@ import pytest
 
 from tests.contract.waiting import until_true
 from vmmobility.drivers.hypervisor import postcopy
-from vmmobility.drivers.hypervisor.memory_door import MemoryDoor
+from vmmobility.drivers.hypervisor.memory_door import LINE_LIMIT_S, MemoryDoor
 from vmmobility.drivers.hypervisor.postcopy import Far, Fetch, FetchedMark
 from vmmobility.drivers.hypervisor.settings import QemuSettings
 from vmmobility.drivers.hypervisor.stall import Broken
@@ -174,6 +174,18 @@ def test_who_asks_whether_all_is_there_needs_the_secret(tmp_path: Path) -> None:
         scene.door.heed("postcopy-paused")
         await scene.say(b"again 0\n")
         assert scene.qemu.told == []
+
+    play(tmp_path, part)
+
+
+def test_who_says_nothing_does_not_hold_up_the_source(tmp_path: Path) -> None:
+    async def part(scene: Scene) -> None:
+        scene.door.heed("completed")
+        with contextlib.ExitStack() as strangers:
+            for _ in range(3):
+                strangers.enter_context(socket.create_connection((HERE, scene.port)))
+            async with asyncio.timeout(LINE_LIMIT_S / 2):
+                assert await scene.say(AGAIN) == b"whole\n"
 
     play(tmp_path, part)
 
