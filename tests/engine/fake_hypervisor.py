@@ -307,8 +307,6 @@ class Hypervisor(FakeCheckpoints):
         guest = self.guests.get(vm)
         if guest is None or guest.life not in (Life.RUNNING, Life.PAUSED):
             return {}, "no guest is here that could be copied"
-        if guest.by_hand:
-            return {}, "it is run by others"
         waiting = self._find(arguments["address"], arguments["port"])
         if waiting is None:
             return {}, "connection refused"

@@ -121,21 +121,6 @@ def test_two_members_are_never_at_one_nve() -> None:
         world.move(WEB1, "b")
 
 
-def test_nor_while_a_kernel_still_leads_to_the_one_that_went() -> None:
-    world = World(("a", "b"), routers=())
-    world.declare_group("web", (WEB1, WEB2))
-    assert not started(world, WEB1, "a")
-    world.nodes["a"].kernel.fail_next.extend(["no route to host"] * 3)
-    world.stop_vm(WEB1, "a")
-    edge = world.nodes["a"].edge
-    assert edge is not None
-    world.run_until(lambda: edge.entries[WEB1].unremoved)
-    assert "VM vm1, not removed from the kernel yet here, has an addr" in started(world, WEB2, "a")
-    world.run(10.0)
-    assert WEB1 not in world.nodes["a"].kernel.held
-    assert not started(world, WEB2, "a")
-
-
 @pytest.mark.parametrize(
     ("vm", "member", "words"),
     [

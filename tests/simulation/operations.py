@@ -53,7 +53,6 @@ class Operations(FabricOperations, HostOperations, ProtectionOperations):
         self._homes = {vm: schedule.nves.index(home) + 1 for vm, home in schedule.homes}
         self._calm = False
         self._starting: dict[int, VmKey] = {}
-        self._released: set[VmKey] = set()  # people said that it may be started elsewhere
         self._copy: dict[str, Any] = {}  # of the manager's disk, by `back-up`
         self._away: dict[str, float] = {}
         self._armed: dict[str, tuple[int, str, float]] = {}
@@ -273,13 +272,8 @@ class Operations(FabricOperations, HostOperations, ProtectionOperations):
 
     def command_done(self, done: CommandDone) -> None:
         """To be told of every command's end: a VM whose start has succeeded must live."""
-        vm = self._starting.get(done.command)
-        if vm is None:
-            return
-        if not done.error:
-            self.fates.ran.add(vm)
-        elif vm in self._released and not self.fates.copies(vm):
-            self.fates.doomed.setdefault(vm, "its start anew failed, elsewhere than where it stood")
+        if done.command in self._starting and not done.error:
+            self.fates.ran.add(self._starting[done.command])
 
     def do_stop(self, vm: str, name: str) -> None:
         node = self._where(vm, name)
@@ -346,7 +340,6 @@ class Operations(FabricOperations, HostOperations, ProtectionOperations):
                 try:
                     manager.release(key, self.world.now, name)
                     self.hit("released", name)
-                    self._released.add(key)
                 except CommandRefused:
                     self.hit("not released", name)
                 self.world.feed(self.world.nodes[MANAGER], lambda: None)

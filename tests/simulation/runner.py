@@ -185,8 +185,6 @@ class Runner:
         world, schedule = self.world, self.schedule
         manager = world.nodes[MANAGER].manager
         assert manager is not None
-        self._expect_again()  # where a move was under way, it was refused
-        liveness.settle(world, 0.0)
         for key in world.interfaces:  # a move in which nothing goes wrong loses no packet
             by_hand = key.vm_id in self.operations.by_hand
             if any(not safety.running(world, mate) for mate in world.groups.get(key, ())):

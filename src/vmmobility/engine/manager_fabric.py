@@ -324,7 +324,6 @@ class ManagerFabric(ManagerHolding):
     def _save_fabric(self, entry: FabricEntry) -> None:
         if not entry.routers:
             self._fabric.pop(entry.vm, None)
-            self._withdrawals.pop(entry.vm, None)
         self.outbox.record(entry.key, fabric_to_json(entry))
 
 

@@ -475,5 +475,4 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
 
 
 def _shared(sharer: Entry) -> str:
-    state = sharer.phase.name.lower() if sharer.phase else "not removed from the kernel yet"
-    return f"VM {sharer.vm}, {state} here, has an address of it"
+    return f"VM {sharer.vm}, {sharer.phase.name.lower()} here, has an address of it"

@@ -22,7 +22,7 @@ from vmmobility.engine.nve_registration import NveRegistration
 from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import CountTraffic, Event, Order
-from vmmobility.wire.registry import GuestState, Phase, Purpose, Status
+from vmmobility.wire.registry import GuestState, Phase, Status
 from vmmobility.wire.values import VmKey
 
 # The manager's request is answered when this order is done: serve again, end the waiting guest.
@@ -154,7 +154,6 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
         entry = self.entries.get(vm)
         if entry is None or tag != entry.tag:
             return
-        entry.unremoved = bool(failures)
         self.outbox.emit(Event("forwarding", self._forwarding(entry, failures)))
         if failures and entry.phase not in (Phase.PREPARED, Phase.DELIVERING, Phase.SWITCHED):
             self._retry[vm] = now + RETRY_S
@@ -168,7 +167,7 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
             self._data_plane_failed(entry, failure, now)
         elif entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
             self._attach(entry, now)
-        elif entry.phase is Phase.PREPARED and entry.relaying and not _prepares(entry):
+        elif entry.phase is Phase.PREPARED and entry.relaying:
             self._answer_waiting(entry)
         elif entry.phase is Phase.PREPARED and entry.request is not None:
             self._order(
@@ -226,7 +225,7 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
             entry.turned = entry.proceeding = False
             self._set_data_plane(entry)
             self._save(entry)
-        if entry.phase is Phase.PREPARED and entry.relaying and not _prepares(entry):
+        if entry.phase is Phase.PREPARED and entry.relaying:
             self._relay_failed(entry, failure, now)
             return
         if entry.phase is Phase.PREPARED and entry.request is not None:
@@ -263,11 +262,6 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
             "plugged": wanted.plugged,
             **({"failures": list(failures)} if failures else {}),
         }
-
-
-def _prepares(entry: Entry) -> bool:
-    """Whether the request that waits is the one to prepare, not the later one to relay."""
-    return entry.request is not None and entry.request.message.purpose is Purpose.PREPARE
 
 
 def _figures(event: str, detail: Mapping[str, Any]) -> dict[str, float]:

@@ -80,9 +80,7 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         came_from = Phase.REDIRECTING if entry.target is not None else Phase.NONE
         self._prepare(entry, received, came_from)
 
-    def _prepare(
-        self, entry: Entry, received: Received, came_from: Phase, *, relaying: bool = False
-    ) -> None:
+    def _prepare(self, entry: Entry, received: Received, came_from: Phase) -> None:
         """Plug the taps, relay to the source, start a waiting guest, and say where."""
         message = received.message
         ticket, definition, source = message.need(Ticket), message.definition, message.previous[:1]
@@ -101,8 +99,8 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         entry.ticket, entry.move_epoch, entry.attach_id = ticket.ticket, message.epoch, 0
         entry.target, entry.accept = source[0], message.previous
         entry.quiet_since, entry.draining = None, False
-        entry.started = entry.unplugged = entry.turned = entry.unended = False
-        entry.relaying = relaying
+        entry.started = entry.unplugged = entry.turned = entry.relaying = False
+        entry.unended = False
         entry.measured = {}
         self._reset_guest(entry)
         told = message.find(GuestStateOption)
@@ -120,10 +118,7 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         if entry.request is not None and received.message.epoch == entry.move_epoch:
             entry.request = received
             return
-        # Routers that a forgotten move has turned lead here still: what they send goes on.
-        sources = {source.nve_id for source in received.message.previous[:1]}
-        kept = entry.relaying and entry.target is not None and entry.target.nve_id in sources
-        self._prepare(entry, received, entry.came_from, relaying=kept)
+        self._prepare(entry, received, entry.came_from)
         self._order(entry, Order.CANCEL)
 
     def _prepared(self, entry: Entry, result: Mapping[str, Any], error: str, now: float) -> None:
