@@ -14,8 +14,9 @@ from tests.engine.network import World
 from tests.engine.test_gate import SITES
 from tests.engine.test_restarts import settle
 from vmmobility.engine.manager_move import Move, MoveRefused
+from vmmobility.engine.manager_transitions import MoveState
 from vmmobility.wire.move_terms import MoveTerms
-from vmmobility.wire.registry import OnTimeout
+from vmmobility.wire.registry import OnTimeout, Phase
 
 VM = vm_key("vm1")
 FORCE = MoveTerms(timeout_s=5, on_timeout=OnTimeout.FORCE)
@@ -59,3 +60,20 @@ def test_it_is_too_late_once_the_guest_has_registered(state: str) -> None:
         world.manager.abort_move(move, world.now)
     settle(world)
     assert move.ok
+
+
+def test_a_guest_that_other_hands_run_is_not_copied_away() -> None:
+    """Its hypervisor would refuse; a drain must hear why, and the guest stays theirs to move."""
+    world, vm = World(), vm_key("vm1")
+    world.expect_vm(vm, "a", interfaces_of("vm1", 1, 1))
+    hypervisor = world.nodes["a"].hypervisor
+    assert hypervisor is not None
+    hypervisor.start_by_hand(vm)
+    world.run_until(lambda: vm in world.manager.cache.bindings)
+    world.run(1.0)
+    move = world.manager.moves[world.move(vm, "b")]
+    world.run_until(lambda: move.ok is not None)
+    assert move.state is MoveState.ABORTED
+    assert "its guests are run by others here" in move.reason
+    assert safety.running(world, vm) == ["a"]
+    assert world.edge("a").entries[vm].phase is Phase.SERVING

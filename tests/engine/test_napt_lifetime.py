@@ -85,6 +85,7 @@ def test_refused_attaches_exhaust_no_pool() -> None:
             (ip_network(f"10.1.0.{100 + number}/32"), ip_network("fd01:1::77/128")),
         )
         assert "fd01:1::77" in world.begin(VmKey(0, f"other{number}"), "c", (wrong,)).error
+        world.run(0.1)  # the kernel has let go of its taps
     assert world.box("x").mappings.free_addresses() == free - 1, "but for the NVE's own"
 
 

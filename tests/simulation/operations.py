@@ -34,6 +34,7 @@ THERE = "there"  # the NVE that serves the VM, by the manager's record
 FORCED = MoveTerms(timeout_s=1, on_timeout=OnTimeout.FORCE)
 BY_HAND = ("expect", "hand-start", "hand-move")
 ROTATION_S = 0.7  # from one step of a key's rotation to the next
+GIVEN_UP = "people gave up the host of"
 
 
 class Operations(FabricOperations, HostOperations, ProtectionOperations):
@@ -273,7 +274,10 @@ class Operations(FabricOperations, HostOperations, ProtectionOperations):
     def command_done(self, done: CommandDone) -> None:
         """To be told of every command's end: a VM whose start has succeeded must live."""
         if done.command in self._starting and not done.error:
-            self.fates.ran.add(self._starting[done.command])
+            key = self._starting[done.command]
+            self.fates.ran.add(key)
+            if self.fates.doomed.get(key, "").startswith(GIVEN_UP):
+                del self.fates.doomed[key]
 
     def do_stop(self, vm: str, name: str) -> None:
         node = self._where(vm, name)
@@ -338,8 +342,11 @@ class Operations(FabricOperations, HostOperations, ProtectionOperations):
                 continue
             if key not in hypervisor.guests and key not in node.kernel.held:
                 try:
-                    manager.release(key, self.world.now, name)
+                    binding = manager.release(key, self.world.now, name)
                     self.hit("released", name)
+                    if binding.released and not self.fates.copies(key):
+                        # By that word nothing of it is there any more, a stopped VM's disks too.
+                        self.fates.doomed.setdefault(key, f"{GIVEN_UP} {name}")
                 except CommandRefused:
                     self.hit("not released", name)
                 self.world.feed(self.world.nodes[MANAGER], lambda: None)

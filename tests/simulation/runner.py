@@ -32,6 +32,7 @@ from vmmobility.wire.values import VmKey
 
 _RUNNING = GuestState.RUNNING
 LEAST_EVENTS = 200
+EXPECT_AGAIN = 40  # so often, a second apart, is a guest expected that is not yet
 AFTER_S = 3.0  # between the last operation and the calm
 
 
@@ -153,10 +154,22 @@ class Runner:
             raise Violation("protection does not end", "; ".join(states))
 
     def _expect_again(self) -> None:
-        """Whoever runs guests by hand sees to it that they are expected everywhere."""
-        for vm in sorted(self.operations.by_hand):
-            for name in self.schedule.nves:
+        """Whoever runs guests by hand sees to it that they are expected everywhere; an NVE that is
+        prepared for a move of the VM (a drain's, which will fail) refuses that, and is told again.
+        """
+        wanted = [(vm, n) for vm in sorted(self.operations.by_hand) for n in self.schedule.nves]
+        for _ in range(EXPECT_AGAIN):
+            for vm, name in wanted:
                 self.operations.do_expect(vm, name)
+            if wanted:
+                self.world.run(1.0)
+            wanted = [
+                (vm, name)
+                for vm, name in wanted
+                if not self.world.edge(name).entries.entry(vm_key(vm)).expected
+            ]
+            if not wanted:
+                return
 
     def _thaw(self) -> None:
         manager = self.world.nodes[MANAGER].manager

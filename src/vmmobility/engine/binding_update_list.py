@@ -113,6 +113,7 @@ class Entry:
     lifetime_s: granted lifetime; refresh_at, drained_at: monotonic seconds
     request:    the manager's request that waits for the data plane or the hypervisor
     tag:        number of the newest data plane state asked for
+    lingering:  NONE only: the kernel has not said yet that it holds nothing of it any more
     unwatched:  expected, and the hypervisor is not yet told to watch for its guests
     forgotten:  SWITCHED only: the manager knows neither move nor VM any more, the copy was ended
     contests:   questions about the guest alone; queries: how many the hypervisor has to answer
@@ -172,6 +173,7 @@ class Entry:
     tag: int = 0
     commands: list[int] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
+    lingering: bool = False
     unwatched: bool = False
     forgotten: bool = False
     contests: list[Contest] = field(default_factory=list)
@@ -281,10 +283,11 @@ class BindingUpdateList(dict[VmKey, Entry]):
         return self.setdefault(vm, Entry(vm))
 
     def sharer(self, vm: VmKey, interfaces: Iterable[Interface]) -> Entry | None:
-        """Another VM that is still in some phase here and has one of these addresses: a kernel
-        could not tell whose a packet is."""
+        """Another VM that is still in some phase here, or of which the kernel still holds what it
+        was, and has one of these addresses: a kernel could not tell whose a packet is."""
         wanted = [p for interface in interfaces for p in interface.prefixes]
-        others = (e for e in self.values() if e.phase and e.vm != vm and e.vm.vni == vm.vni)
+        held_here = (e for e in self.values() if e.phase or e.lingering)
+        others = (e for e in held_here if e.vm != vm and e.vm.vni == vm.vni)
         for entry in others:
             for held in entry.prefixes:
                 if any(p.version == held.version and p.overlaps(held) for p in wanted):

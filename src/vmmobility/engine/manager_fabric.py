@@ -122,7 +122,8 @@ class ManagerFabric(ManagerHolding):
             self._tell(binding.vm, self._leads(binding), binding, now)
 
     def _end_routes(self, vm: VmKey, now: float) -> None:
-        """The VM is no more."""
+        """The VM is no more, and nothing has to turn to it."""
+        self._withdrawals.pop(vm, None)
         self._tell(vm, {}, None, now)
 
     def _tell(

@@ -331,7 +331,7 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
             self._answer(received, entry, Status.STALE_EPOCH)
         elif self._of_another_move(entry, trigger, message):
             self._answer(received, entry, Status.INVALID_TICKET)
-        elif entry.expected and (trigger is Trigger.PREPARE_IN or guest):
+        elif entry.expected and (trigger in (Trigger.PREPARE_IN, Trigger.PREPARE_OUT) or guest):
             why = "its guests are run by others here"
             self._answer(received, entry, Status.ADMINISTRATIVELY_PROHIBITED, reason=why)
         elif (trigger is Trigger.PREPARE_IN or guest) and (
@@ -433,6 +433,7 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
 
     def _set_data_plane(self, entry: Entry) -> None:
         entry.tag += 1
+        entry.lingering = entry.is_tombstone
         self._look_at_prefixes(entry)
         self.outbox.emit(SetDataPlane(entry.data_plane(self.settings.policy), entry.tag))
 

@@ -22,7 +22,7 @@ from vmmobility.engine.nve_registration import NveRegistration
 from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_transitions import Trigger
 from vmmobility.engine.outputs import CountTraffic, Event, Order
-from vmmobility.wire.registry import GuestState, Phase, Status
+from vmmobility.wire.registry import GuestState, Phase, Purpose, Status
 from vmmobility.wire.values import VmKey
 
 # The manager's request is answered when this order is done: serve again, end the waiting guest.
@@ -161,13 +161,14 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
 
     def _applied(self, entry: Entry, failure: str, now: float) -> None:
         """The data plane holds what the phase wants; what was waiting for it goes on."""
+        entry.lingering = entry.lingering and bool(failure)
         if self._activate_if_plugged(entry, failure, now):
             self.outbox.emit(CountTraffic(entry.vm, "delivering"))
         elif failure:
             self._data_plane_failed(entry, failure, now)
         elif entry.phase is Phase.ATTACHING and not entry.started and not entry.ending:
             self._attach(entry, now)
-        elif entry.phase is Phase.PREPARED and entry.relaying:
+        elif entry.phase is Phase.PREPARED and entry.relaying and not self._is_prepared_now(entry):
             self._answer_waiting(entry)
         elif entry.phase is Phase.PREPARED and entry.request is not None:
             self._order(
@@ -207,6 +208,12 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
             self._answer_waiting(entry)
             self._watch(entry)
 
+    @staticmethod
+    def _is_prepared_now(entry: Entry) -> bool:
+        """Whether its waiting guest has yet to be started: also of one that relays already."""
+        waits = entry.request
+        return waits is not None and waits.message.purpose is Purpose.PREPARE
+
     def _watch(self, entry: Entry) -> None:
         """Its taps are there: guests that other hands run may come."""
         if entry.unwatched:
@@ -225,7 +232,7 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
             entry.turned = entry.proceeding = False
             self._set_data_plane(entry)
             self._save(entry)
-        if entry.phase is Phase.PREPARED and entry.relaying:
+        if entry.phase is Phase.PREPARED and entry.relaying and not self._is_prepared_now(entry):
             self._relay_failed(entry, failure, now)
             return
         if entry.phase is Phase.PREPARED and entry.request is not None:

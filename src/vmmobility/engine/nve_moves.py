@@ -80,7 +80,9 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         came_from = Phase.REDIRECTING if entry.target is not None else Phase.NONE
         self._prepare(entry, received, came_from)
 
-    def _prepare(self, entry: Entry, received: Received, came_from: Phase) -> None:
+    def _prepare(
+        self, entry: Entry, received: Received, came_from: Phase, *, relaying: bool = False
+    ) -> None:
         """Plug the taps, relay to the source, start a waiting guest, and say where."""
         message = received.message
         ticket, definition, source = message.need(Ticket), message.definition, message.previous[:1]
@@ -97,9 +99,10 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         entry.came_from = came_from
         entry.interfaces, entry.definition = message.interfaces, definition
         entry.ticket, entry.move_epoch, entry.attach_id = ticket.ticket, message.epoch, 0
+        entry.relaying = relaying
         entry.target, entry.accept = source[0], message.previous
         entry.quiet_since, entry.draining = None, False
-        entry.started = entry.unplugged = entry.turned = entry.relaying = False
+        entry.started = entry.unplugged = entry.turned = False
         entry.unended = False
         entry.measured = {}
         self._reset_guest(entry)
@@ -118,8 +121,18 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
         if entry.request is not None and received.message.epoch == entry.move_epoch:
             entry.request = received
             return
-        self._prepare(entry, received, entry.came_from)
+        relaying = entry.relaying and self._still_relays(entry, received)
+        self._prepare(entry, received, entry.came_from, relaying=relaying)
         self._order(entry, Order.CANCEL)
+
+    @staticmethod
+    def _still_relays(entry: Entry, received: Received) -> bool:
+        """Whether what relays goes on with it: routers may lead here, of which a manager that has
+        lost its records knows nothing yet."""
+        source, delivered = received.message.previous[:1], entry.epoch >= entry.move_epoch
+        if delivered or entry.target is None or not source:
+            return False
+        return entry.target.nve_id == source[0].nve_id
 
     def _prepared(self, entry: Entry, result: Mapping[str, Any], error: str, now: float) -> None:
         if error:

@@ -123,6 +123,10 @@ class NveRedirects(NveParts):
         # A guest that other hands run is not ours to end.
         entry.unplugged = entry.unplugged or not was_local or entry.expected
         entry.turned = False
+        if entry.ending:  # another NVE serves it before its end here was heard of
+            entry.ending = False
+            self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
+            self._commands_done(entry, {"vm": entry.vm.vm_id, "status": "superseded"})
         self._reset_guest(entry)
         self._await_with(entry, received)
         self.channel.withdraw_subject(self.manager, (entry.vm, "move"))
