@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.hypervisor_nodes import LOOPBACK, TCG, VM
+from tests.contract.hypervisor_nodes import LIMIT_S, LOOPBACK, TCG, VM
 from tests.contract.qemu_scene import Run, Scene, scenes
 from tests.contract.waiting import until, until_true
 from tools.make_stream_certificates import Authority
 from vmmobility.drivers.hypervisor.interface import GuestEvent
-from vmmobility.drivers.hypervisor.postcopy import LOST, line
+from vmmobility.drivers.hypervisor.postcopy import LINE_LIMIT, LOST, line
 from vmmobility.drivers.hypervisor.qemu import QemuHypervisor
 from vmmobility.drivers.hypervisor.settings import MIB
 from vmmobility.errors import HypervisorError
@@ -52,12 +52,18 @@ async def copied_until_the_time_is_up(scene: Scene, terms: MoveTerms) -> None:
     await scene.source.hypervisor.copy_out(VM, *scene.place, terms, secret=SECRET)
 
 
-async def a_stranger_says_that_all_is_lost(scene: Scene) -> None:
-    """Whoever can reach the destination's port."""
-    reader, writer = await asyncio.open_connection(*scene.place)
-    writer.write(b"lost\n")
-    assert await reader.read() == b""
-    writer.close()
+async def answer_to(scene: Scene, said: bytes) -> bytes:
+    """Of the destination's port, to one of another host: where they have TLS it is let in."""
+    hypervisor = scene.source.hypervisor
+    assert isinstance(hypervisor, QemuHypervisor)
+
+    def speak() -> bytes:
+        with hypervisor._streams.connect("somebody", *scene.place) as connection:
+            connection.settimeout(LIMIT_S)
+            connection.sendall(said)
+            return connection.recv(LINE_LIMIT)
+
+    return await asyncio.to_thread(speak)
 
 
 async def nobody_is_let_in(scene: Scene) -> bool:
@@ -107,15 +113,12 @@ def test_it_is_forced_and_its_memory_is_whole(run: Run) -> None:
     async def scenario(scene: Scene) -> None:
         await forced(scene)
         assert not await scene.pair.runs_at(scene.source)
-        await a_stranger_says_that_all_is_lost(scene)
+        assert await answer_to(scene, b"lost\n") == b""
         await scene.source.next(GuestEvent.COMPLETED)
         assert await scene.pair.runs_at(scene.destination)
         await scene.check_memory()
         # Its memory is whole: even the source, late, ends nothing by saying that it is lost.
-        reader, writer = await asyncio.open_connection(*scene.place)
-        writer.write(line(LOST, SECRET))
-        await reader.read()
-        writer.close()
+        assert await answer_to(scene, line(LOST, SECRET)) == b""
         assert await scene.pair.runs_at(scene.destination)
         await scene.check_memory()
         # What the source has is old: the guest has gone on elsewhere.

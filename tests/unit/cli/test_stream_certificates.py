@@ -38,7 +38,7 @@ def test_sound_certificates(vmmob: Vmmob, tmp_path: Path, role: str):
     tls = Authority(tmp_path / "ca").issue(tmp_path / "tls", DIALLED[role])
     file = written(role, tmp_path, tls)
     assert vmmob("config", "check", file).code == 0
-    assert vmmob("config", "show", file, "--json").json["tls"] == str(tls)
+    assert vmmob("config", "show", file, "--json").json["hypervisor"]["tls"] == str(tls)
     assert told(file) == []
 
 
@@ -46,7 +46,7 @@ def test_none_is_in_the_clear(vmmob: Vmmob, tmp_path: Path, role: str):
     file = tmp_path / "c.toml"
     file.write_text(template(role))
     assert vmmob("config", "check", file).code == 0
-    assert vmmob("config", "show", file, "--json").json["tls"] is None
+    assert vmmob("config", "show", file, "--json").json["hypervisor"]["tls"] is None
 
 
 def test_a_folder_of_nothing(vmmob: Vmmob, tmp_path: Path, role: str):
