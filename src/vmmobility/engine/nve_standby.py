@@ -102,10 +102,10 @@ class NveStandby(NveParts):
         entry.move_epoch = entry.epoch = epoch
         entry.accept, entry.mobility = (), Mobility.WARM
         entry.started = entry.unplugged = entry.turned = entry.relaying = False
-        told = message.find(GuestStateOption)
-        entry.kept, entry.crashed = told is not None and told.kept, False
         entry.quiet_since, entry.draining, entry.measured = None, False, {}
         self._reset_guest(entry)
+        told = message.find(GuestStateOption)
+        entry.kept = told is not None and told.kept
         entry.phase = Phase.DELIVERING
         standby.ticket, standby.request = ticket, received
         standby.ordered, standby.failed = False, None
