@@ -295,3 +295,59 @@ def test_a_vm_that_is_no_more_has_no_standby() -> None:
     world.run_until(lambda: VM not in world.manager.protected, 20.0)
     world.run(5.0)
     assert VM not in world.edge("b").standbys
+
+
+def test_a_last_checkpoint_that_fails_after_the_lease_lets_nobody_go_on() -> None:
+    """The primary was cut off in it, and its standby has taken over."""
+    world = protected(pace=Pace(copy_s=8.0))
+    world.run_until(lambda: not world.edge("a").guarded[VM].taking, 20.0)
+    world.hand_over(VM)
+    world.run_until(lambda: world.edge("a").guarded[VM].handed)
+    world.run(0.5)
+    cut(world, "a")
+    cut(world, "a", "b")
+    world.run_until(at(world, "b"), 20.0)
+    world.run_until(lambda: not world.edge("a").guarded[VM].handed, 20.0)
+    world.run(10.0)
+    assert at(world, "b")()
+    world.cut.clear()
+    world.run(10.0)
+    assert at(world, "b")()
+    assert VM not in world.edge("a").guarded
+
+
+def failed_after_the_lease() -> World:
+    """The standby could not run it, and that was heard long after the primary's lease."""
+    world = protected()
+    world.run_until(lambda: not world.edge("a").guarded[VM].taking)
+    hypervisor = world.nodes["b"].hypervisor
+    assert hypervisor is not None
+    hypervisor.fail_next[Order.ACTIVATE] = ["out of memory"]
+    cut(world, "b")
+    world.hand_over(VM)
+    world.run_until(lambda: state(world) is ProtectionState.TAKING_OVER)
+    world.run(6.0)
+    world.cut.clear()
+    return world
+
+
+def test_a_primary_that_is_told_to_serve_on_needs_a_lease() -> None:
+    world = failed_after_the_lease()
+    world.run_until(lambda: not world.edge("a").guarded[VM].handed, 30.0)
+    assert world.edge("a").entries[VM].fenced
+    world.run_until(at(world, "a"), 5.0)
+    assert world.edge("a").guarded[VM].lease_until is not None
+    assert world.nodes["a"].hypervisor.armed[VM] > world.now  # type: ignore[union-attr]
+
+
+def test_nobody_takes_over_by_a_lease_of_before_a_failure() -> None:
+    world = failed_after_the_lease()
+    world.run_until(lambda: state(world) is ProtectionState.FAILED, 30.0)
+    world.run_until(lambda: state(world) is not ProtectionState.FAILED, 30.0)
+    assert not world.manager.protected[VM].fencing
+    cut(world, "a")
+    world.run(1.0)
+    assert state(world) is not ProtectionState.TAKING_OVER
+    world.run(20.0)
+    world.cut.clear()
+    world.run_until(at(world, "a"), 20.0)
