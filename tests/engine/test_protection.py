@@ -351,3 +351,23 @@ def test_nobody_takes_over_by_a_lease_of_before_a_failure() -> None:
     world.run(20.0)
     world.cut.clear()
     world.run_until(at(world, "a"), 20.0)
+
+
+def test_an_order_to_go_on_that_fails_after_the_next_fence_is_not_given_again() -> None:
+    world = protected()
+    hypervisor, edge = world.nodes["a"].hypervisor, world.edge("a")
+    assert hypervisor is not None
+    cut(world, "a")
+    world.run_until(lambda: edge.entries[VM].fenced, 20.0)
+    world.run(0.1)
+    hypervisor.fail_next[Order.RESUME] = ["the monitor timed out"]
+    hypervisor._pace = Pace(order_s=4.0)
+    world.cut.clear()
+    world.run_until(lambda: not edge.entries[VM].fenced, 5.0)
+    cut(world, "a")
+    world.run_until(lambda: edge.entries[VM].fenced, 5.0)
+    hypervisor._pace = Pace()
+    world.run_until(lambda: not hypervisor.fail_next[Order.RESUME], 5.0)
+    world.run(1.5)
+    assert safety.running(world, VM) in ([], ["b"])
+    world.run_until(at(world, "b"), 20.0)
