@@ -371,3 +371,18 @@ def test_an_order_to_go_on_that_fails_after_the_next_fence_is_not_given_again() 
     world.run(1.5)
     assert safety.running(world, VM) in ([], ["b"])
     world.run_until(at(world, "b"), 20.0)
+
+
+@pytest.mark.parametrize("before", [(False, 3.0), (True, 600.0)])
+def test_new_terms_of_a_guarded_guest_begin_with_a_lease(before: tuple[bool, float]) -> None:
+    """The manager has forgotten the protection of before, and nobody told the primary."""
+    fail_over, lease_s = before
+    world = protected(fail_over=fail_over, lease_s=lease_s)
+    del world.manager.protected[VM]
+    world.protect(VM, "b", lease_s=3.0)
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE, 10.0)
+    cut(world, "a")
+    world.run_until(at(world, "b"), 20.0)
+    world.cut.clear()
+    world.run(10.0)
+    assert at(world, "b")()

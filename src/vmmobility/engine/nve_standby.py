@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
-from vmmobility.engine.nve_parts import RETRY_S, NveParts
+from vmmobility.engine.nve_parts import RETRY_S, NveParts, in_use_by
 from vmmobility.engine.outputs import Order
 from vmmobility.engine.protection_record import (
     Standby,
@@ -37,7 +37,7 @@ from vmmobility.wire.options import (
     VmId,
 )
 from vmmobility.wire.registry import Mobility, Phase, Purpose, Status
-from vmmobility.wire.values import VmKey
+from vmmobility.wire.values import Interface, VmKey
 
 IDLE = (Phase.NONE, Phase.REDIRECTING)
 
@@ -64,6 +64,9 @@ class NveStandby(NveParts):
             return
         if epoch < max(entry.epoch, standby.epoch if standby else 0):
             self._answer(received, entry, Status.STALE_EPOCH)
+            return
+        if shared := self._shared_with(entry.vm, message.interfaces):
+            self._answer(received, entry, Status.ADDRESS_IN_USE, reason=shared)
             return
         standby = self.standbys[entry.vm] = Standby(
             entry.vm, message.interfaces, definition, primary, terms, epoch
@@ -95,6 +98,11 @@ class NveStandby(NveParts):
         if epoch < entry.heeded or epoch <= standby.epoch:
             self._answer(received, entry, Status.STALE_EPOCH)
             return
+        if shared := self._shared_with(entry.vm, standby.interfaces):
+            entry.epoch = epoch  # nor later under this order: its primary goes on
+            self._save(entry)
+            self._answer(received, entry, Status.ADDRESS_IN_USE, reason=shared)
+            return
         self._end_leftover(entry)
         entry.came_from = entry.phase
         entry.interfaces, entry.definition = standby.interfaces, standby.definition
@@ -114,6 +122,11 @@ class NveStandby(NveParts):
         self._save_standby(standby)
         self._set_data_plane(entry)
         self._save(entry)
+
+    def _shared_with(self, vm: VmKey, interfaces: tuple[Interface, ...]) -> str:
+        """Why the VM cannot run here: no two members of a group do at one NVE."""
+        sharer = self.entries.sharer(vm, interfaces)
+        return in_use_by(sharer) if sharer is not None else ""
 
     def _open_door(self, standby: Standby) -> None:
         own = self.settings.own
@@ -173,6 +186,8 @@ class NveStandby(NveParts):
             return False
         if standby.failed is not None:
             self._order(entry, Order.STOP)  # again
+        elif failure and standby.ordered:
+            self._retry[entry.vm] = now + RETRY_S  # the guest may run: its own answer decides
         elif failure:
             self._activation_failed(entry, standby, Status.DATA_PLANE_FAILURE, failure)
         elif not standby.ordered:
