@@ -12,6 +12,7 @@ from tests.engine.fake_hypervisor import Pace
 from tests.engine.network import MANAGER, World
 from tests.engine.test_protection import VM, at, number, protected, state
 from vmmobility.engine.manager_protection_record import ProtectionState
+from vmmobility.engine.outputs import Order
 from vmmobility.wire.message import Message, definition_options
 from vmmobility.wire.options import (
     Epoch,
@@ -144,3 +145,19 @@ def test_a_standby_does_not_take_over_beside_a_mate() -> None:
     world.run(0.5)
     assert said == [Status.HYPERVISOR_FAILURE]
     assert edge.entries[VM].phase is Phase.NONE, "the primary goes on since it was refused"
+
+
+def test_a_door_that_did_not_open_after_a_restart_is_opened_again() -> None:
+    world = protected()
+    hypervisor = world.nodes["b"].hypervisor
+    assert hypervisor is not None
+    hypervisor.fail_next[Order.RECEIVE] = ["its monitor is not ready"] * 2
+    world.restart("b")
+    world.run(5.0)
+    assert hypervisor.fail_next[Order.RECEIVE] == []
+    failed = [e.detail["reason"] for _, _, e in world.events if e.name == "order.failed"]
+    assert failed == ["its monitor is not ready"] * 2
+    before = number(world)
+    world.run(5.0)
+    assert number(world) > before
+    assert state(world) is ProtectionState.ACTIVE

@@ -116,7 +116,7 @@ class NveStandby(NveParts):
         self._reset_guest(entry)
         entry.phase = Phase.DELIVERING
         standby.ticket, standby.request = ticket, received
-        standby.ordered, standby.failed = False, None
+        standby.ordered, standby.failed, standby.door_at = False, None, None
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
         self._event("standby.takes-over", entry, checkpoint=standby.number)
         self._save_standby(standby)
@@ -129,6 +129,7 @@ class NveStandby(NveParts):
         return in_use_by(sharer) if sharer is not None else ""
 
     def _open_door(self, standby: Standby) -> None:
+        standby.door_at = None
         own = self.settings.own
         families = [f for f in (4, 6) if own.locator(f) and standby.primary.locator(f)]
         address = own.locator(families[0]) if families else own.locators[0]
@@ -136,12 +137,17 @@ class NveStandby(NveParts):
             standby.vm, Order.RECEIVE, definition=standby.definition, address=str(address)
         )
 
-    def _door_opened(self, standby: Standby, result: Mapping[str, Any], error: str) -> None:
+    def _door_opened(
+        self, standby: Standby, result: Mapping[str, Any], error: str, now: float
+    ) -> None:
         entry = self.entries.entry(standby.vm)
         received, standby.request = standby.request, None
         if error:
+            self._event("order.failed", entry, order=Order.RECEIVE.value, reason=error)
             if received is not None:
                 self._answer(received, entry, Status.HYPERVISOR_FAILURE, reason=error[:200])
+            else:
+                standby.door_at = now + RETRY_S  # nobody asks again
             return
         standby.door = Endpoint(ip_address(result["address"]), result["port"])
         standby.token, standby.number = result["token"], result["number"]
@@ -149,6 +155,13 @@ class NveStandby(NveParts):
             stand = (VmId(standby.vm), Epoch(standby.epoch), PhaseOption(Phase.STANDBY))
             options = (*stand, *self._door_options(standby))
             self.channel.reply(received, Status.ACCEPTED, options)
+        else:
+            self._tell_door(standby, now)
+
+    def _open_doors_again(self, now: float) -> None:
+        for standby in self.standbys.values():
+            if standby.door_at is not None and standby.door_at <= now:
+                self._open_door(standby)
 
     def _door_options(self, standby: Standby) -> tuple[Option, ...]:
         assert standby.door is not None
