@@ -386,3 +386,18 @@ def test_new_terms_of_a_guarded_guest_begin_with_a_lease(before: tuple[bool, flo
     world.cut.clear()
     world.run(10.0)
     assert at(world, "b")()
+
+
+def test_an_empty_store_is_not_told_the_checkpoints_of_the_one_before() -> None:
+    world = protected(fail_over=False)
+    assert world.edge("a").guarded[VM].number
+    del world.manager.protected[VM]
+    world.run_until(lambda: not world.edge("a").guarded[VM].taking)
+    cut(world, "a", "c")
+    world.protect(VM, "c", fail_over=False)
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE, 10.0)
+    world.run(5.0)
+    assert number(world) == 0
+    assert world.manager.protected[VM].taken_at is None
+    world.cut.clear()
+    world.run_until(lambda: number(world) >= 1, 20.0)

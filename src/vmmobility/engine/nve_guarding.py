@@ -67,8 +67,10 @@ class NveGuarding(NveParts):
         before = self.guarded.get(entry.vm)
         guarded = Guarded(entry.vm, standby, door, terms, epoch, due_at=now)
         if before is not None:
-            guarded.number, guarded.taken_at = before.number, before.taken_at
-            guarded.taken_wall_s = before.taken_wall_s
+            if before.standby.nve_id == standby.nve_id and before.terms.token == terms.token:
+                # Another store has none of them yet.
+                guarded.number, guarded.taken_at = before.number, before.taken_at
+                guarded.taken_wall_s = before.taken_wall_s
             guarded.unguarded = before.unguarded
             guarded.taking = before.taking
             if before.door == door or terms.at_min is not None:

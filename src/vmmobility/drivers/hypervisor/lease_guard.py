@@ -7,8 +7,9 @@ The lease stands in FOLDER/lease, which the daemon rewrites with every accepted 
 reads it again when it is over; not extended, it says `stop` at the guest's second monitor
 (FOLDER/qmp2) and sees that it is done; a QEMU that does not say so is killed, for another NVE is
 about to run the VM.  It looks on after that: a refresh may be accepted at any moment, and the guest
-go on with the next lease.  It ends with the guest, or with the lease's file.  Run as a module with the folder as its argument, and the descriptor at which
-it says that it guards; what goes wrong with it stands in FOLDER/guard.log.
+go on with the next lease.  It ends with the guest, or with the lease's file.  Run as a module with
+the folder as its argument, and the descriptor at which it says that it guards; what goes wrong with
+it stands in FOLDER/guard.log.
 
 Not here: when a lease ends (engine/nve_guarding.py).  Rests on the standard library alone.
 """
