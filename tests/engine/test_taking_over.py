@@ -45,12 +45,11 @@ def ask(world: World, purpose: Purpose, *options: Option) -> list[Status]:
     def heard(reply: Message, now: float) -> None:
         said.append(reply.status)
 
-    world.feed(
-        world.nodes[MANAGER],
-        lambda: engine.channel.request(
-            engine.channel.peers["b"], purpose, [VmId(VM), *options], world.now, heard
-        ),
-    )
+    def request() -> None:
+        peer = engine.channel.peers["b"]
+        engine.channel.request(peer, purpose, [VmId(VM), *options], world.now, heard)
+
+    world.feed(world.nodes[MANAGER], request)
     return said
 
 
