@@ -47,6 +47,23 @@ def test_an_nve_that_beats_is_alive_and_tells_what_is_free():
     assert pulses(made)["a"].boot == made.nodes["a"].boot
 
 
+def test_the_first_of_them_tells_what_was_measured():
+    made = world()
+    made.run_until(lambda: "a" in pulses(made))
+    assert pulses(made)["a"].capacity == HOST
+    made.restart("a")
+    boot = made.nodes["a"].boot
+    made.run_until(lambda: pulses(made)["a"].boot == boot)
+    assert pulses(made)["a"].capacity == HOST
+
+
+def test_a_measurement_that_hangs_keeps_no_heartbeat_back_for_long():
+    made = world()
+    made._measured = lambda node, life: None  # type: ignore[method-assign]
+    made.restart("a")
+    made.run_until(lambda: liveness(made) == "alive", EVERY_S + 0.5)
+
+
 def test_three_missed_and_it_is_dead_and_back_with_the_next():
     made = world()
     made.run(2.2)

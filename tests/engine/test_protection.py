@@ -295,3 +295,109 @@ def test_a_vm_that_is_no_more_has_no_standby() -> None:
     world.run_until(lambda: VM not in world.manager.protected, 20.0)
     world.run(5.0)
     assert VM not in world.edge("b").standbys
+
+
+def test_a_last_checkpoint_that_fails_after_the_lease_lets_nobody_go_on() -> None:
+    """The primary was cut off in it, and its standby has taken over."""
+    world = protected(pace=Pace(copy_s=8.0))
+    world.run_until(lambda: not world.edge("a").guarded[VM].taking, 20.0)
+    world.hand_over(VM)
+    world.run_until(lambda: world.edge("a").guarded[VM].handed)
+    world.run(0.5)
+    cut(world, "a")
+    cut(world, "a", "b")
+    world.run_until(at(world, "b"), 20.0)
+    world.run_until(lambda: not world.edge("a").guarded[VM].handed, 20.0)
+    world.run(10.0)
+    assert at(world, "b")()
+    world.cut.clear()
+    world.run(10.0)
+    assert at(world, "b")()
+    assert VM not in world.edge("a").guarded
+
+
+def failed_after_the_lease() -> World:
+    """The standby could not run it, and that was heard long after the primary's lease."""
+    world = protected()
+    world.run_until(lambda: not world.edge("a").guarded[VM].taking)
+    hypervisor = world.nodes["b"].hypervisor
+    assert hypervisor is not None
+    hypervisor.fail_next[Order.ACTIVATE] = ["out of memory"]
+    cut(world, "b")
+    world.hand_over(VM)
+    world.run_until(lambda: state(world) is ProtectionState.TAKING_OVER)
+    world.run(6.0)
+    world.cut.clear()
+    return world
+
+
+def test_a_primary_that_is_told_to_serve_on_needs_a_lease() -> None:
+    world = failed_after_the_lease()
+    world.run_until(lambda: not world.edge("a").guarded[VM].handed, 30.0)
+    assert world.edge("a").entries[VM].fenced
+    world.run_until(at(world, "a"), 5.0)
+    assert world.edge("a").guarded[VM].lease_until is not None
+    assert world.nodes["a"].hypervisor.armed[VM] > world.now  # type: ignore[union-attr]
+
+
+def test_nobody_takes_over_by_a_lease_of_before_a_failure() -> None:
+    world = failed_after_the_lease()
+    world.run_until(lambda: state(world) is ProtectionState.FAILED, 30.0)
+    world.run_until(lambda: state(world) is not ProtectionState.FAILED, 30.0)
+    assert not world.manager.protected[VM].fencing
+    cut(world, "a")
+    world.run(1.0)
+    assert state(world) is not ProtectionState.TAKING_OVER
+    world.run(20.0)
+    world.cut.clear()
+    world.run_until(at(world, "a"), 20.0)
+
+
+def test_an_order_to_go_on_that_fails_after_the_next_fence_is_not_given_again() -> None:
+    world = protected()
+    hypervisor, edge = world.nodes["a"].hypervisor, world.edge("a")
+    assert hypervisor is not None
+    cut(world, "a")
+    world.run_until(lambda: edge.entries[VM].fenced, 20.0)
+    world.run(0.1)
+    hypervisor.fail_next[Order.RESUME] = ["the monitor timed out"]
+    hypervisor._pace = Pace(order_s=4.0)
+    world.cut.clear()
+    world.run_until(lambda: not edge.entries[VM].fenced, 5.0)
+    cut(world, "a")
+    world.run_until(lambda: edge.entries[VM].fenced, 5.0)
+    hypervisor._pace = Pace()
+    world.run_until(lambda: not hypervisor.fail_next[Order.RESUME], 5.0)
+    world.run(1.5)
+    assert safety.running(world, VM) in ([], ["b"])
+    world.run_until(at(world, "b"), 20.0)
+
+
+@pytest.mark.parametrize("before", [(False, 3.0), (True, 600.0)])
+def test_new_terms_of_a_guarded_guest_begin_with_a_lease(before: tuple[bool, float]) -> None:
+    """The manager has forgotten the protection of before, and nobody told the primary."""
+    fail_over, lease_s = before
+    world = protected(fail_over=fail_over, lease_s=lease_s)
+    del world.manager.protected[VM]
+    world.protect(VM, "b", lease_s=3.0)
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE, 10.0)
+    cut(world, "a")
+    world.run_until(at(world, "b"), 20.0)
+    world.cut.clear()
+    world.run(10.0)
+    assert at(world, "b")()
+
+
+def test_an_empty_store_is_not_told_the_checkpoints_of_the_one_before() -> None:
+    world = protected(fail_over=False)
+    assert world.edge("a").guarded[VM].number
+    del world.manager.protected[VM]
+    world.run_until(lambda: not world.edge("a").guarded[VM].taking)
+    cut(world, "a", "c")
+    world.protect(VM, "c", fail_over=False)
+    world.run_until(lambda: state(world) is ProtectionState.ACTIVE, 10.0)
+    world.run(5.0)
+    assert number(world) == 0
+    assert world.manager.protected[VM].taken_at is None
+    world.cut.clear()
+    world.run_until(lambda: number(world) >= 1, 20.0)

@@ -86,14 +86,38 @@ def has_begun(guest: Guest) -> bool:
     return lease_guard._guards[guest.folder]._is_ready
 
 
-def test_a_lease_that_ends_pauses_the_guest_and_a_new_one_is_guarded_again(guest: Guest) -> None:
+def test_a_lease_that_ends_pauses_the_guest_and_a_new_one_is_guarded_by_the_same(
+    guest: Guest,
+) -> None:
     guest.arm(0.5)
-    first = guest.guard
-    wait_for((guest.folder / "stopped").exists, "it is paused")
-    wait_for(lambda: not is_there(first), "its guard is no more, and no zombie")
-    assert guest.problem() == "", "its guard has done what it is for"
-    assert guest.guard != first
+    first, stopped = guest.guard, guest.folder / "stopped"
+    wait_for(stopped.exists, "it is paused")
+    stopped.unlink()
+    guest.arm(0.5)
+    wait_for(stopped.exists, "it is paused again")
+    assert guest.problem() == ""
+    assert guest.guard == first
     wait_for(lambda: has_begun(guest), "it is guarded")
+
+
+def test_a_lease_that_is_extended_while_the_guest_is_paused_is_guarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, paused = tmp_path / lease_guard.LEASE, []
+
+    def pause(monitor: Path) -> bool:
+        paused.append(monitor)
+        if len(paused) == 1:
+            lease.write_text('{"until": 2.0, "pid": 1}')  # a refresh is accepted
+        else:
+            lease.unlink()
+        return True
+
+    monkeypatch.setattr(lease_guard, "_pause", pause)
+    monkeypatch.setattr(lease_guard, "_is_guest", lambda folder, pid: True)
+    lease.write_text('{"until": 1.0, "pid": 1}')
+    lease_guard.guard(tmp_path)
+    assert len(paused) == 2
 
 
 def test_a_lease_that_is_extended_is_guarded_by_the_same(guest: Guest) -> None:

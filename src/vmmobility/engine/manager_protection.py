@@ -166,6 +166,8 @@ class ManagerProtection(ManagerFailover):
     def _enter_protection(self, protected: ProtectedVm, state: ProtectionState, now: float) -> None:
         vm, binding = protected.vm, self.cache.bindings.get(protected.vm)
         before, protected.state = protected.state, state
+        if state in (ProtectionState.FAILED, ProtectionState.PREPARING):
+            protected.fencing = False  # what its primary has agreed to was a lease of before
         if state is ProtectionState.TAKING_OVER and before is not state:
             protected.epoch = self._new_epoch()
             protected.ticket = self.jitter.getrandbits(128).to_bytes(16, "big")

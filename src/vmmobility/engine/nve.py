@@ -22,6 +22,7 @@ from vmmobility.engine.channel import Channel, Peer, Received, Retransmission
 from vmmobility.engine.dataplane import RedirectPolicy, VmDataPlane, outside_of
 from vmmobility.engine.nve_heartbeats import NveHeartbeats
 from vmmobility.engine.nve_host_reports import NveHostReports
+from vmmobility.engine.nve_parts import in_use_by
 from vmmobility.engine.nve_relocation import NveRelocation
 from vmmobility.engine.nve_restart import IDLE
 from vmmobility.engine.nve_servers import NveServers
@@ -224,7 +225,7 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
         sharer = self.entries.sharer(vm, interfaces)
         if sharer is not None:
             self._command_failed(
-                command, _shared(sharer), "choose another NVE, or wait for its end"
+                command, in_use_by(sharer), "choose another NVE, or wait for its end"
             )
             return
         entry.interfaces, entry.definition = tuple(interfaces), definition
@@ -331,13 +332,16 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
             self._answer(received, entry, Status.STALE_EPOCH)
         elif self._of_another_move(entry, trigger, message):
             self._answer(received, entry, Status.INVALID_TICKET)
+        elif entry.phase is Phase.DELIVERING and self._takes_over(entry):
+            # Its primary would go on: not before the guest here runs and attaches, or has ended.
+            self._answer(received, entry, Status.WRONG_PHASE, reason="it is taking over")
         elif entry.expected and (trigger in (Trigger.PREPARE_IN, Trigger.PREPARE_OUT) or guest):
             why = "its guests are run by others here"
             self._answer(received, entry, Status.ADMINISTRATIVELY_PROHIBITED, reason=why)
         elif (trigger is Trigger.PREPARE_IN or guest) and (
             sharer := self.entries.sharer(entry.vm, message.interfaces)
         ):
-            self._answer(received, entry, Status.ADDRESS_IN_USE, reason=_shared(sharer))
+            self._answer(received, entry, Status.ADDRESS_IN_USE, reason=in_use_by(sharer))
         elif (named := message.find(ServerOption)) and (
             what := self._no_such_server(entry, trigger, named)
         ):
@@ -473,7 +477,3 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
         commands, entry.commands = entry.commands, []
         for command in commands:
             self._command_failed(command, error, remedy)
-
-
-def _shared(sharer: Entry) -> str:
-    return f"VM {sharer.vm}, {sharer.phase.name.lower()} here, has an address of it"

@@ -67,22 +67,36 @@ class NveGuarding(NveParts):
         before = self.guarded.get(entry.vm)
         guarded = Guarded(entry.vm, standby, door, terms, epoch, due_at=now)
         if before is not None:
-            guarded.number, guarded.taken_at = before.number, before.taken_at
-            guarded.taken_wall_s = before.taken_wall_s
+            if before.standby.nve_id == standby.nve_id and before.terms.token == terms.token:
+                # Another store has none of them yet.
+                guarded.number, guarded.taken_at = before.number, before.taken_at
+                guarded.taken_wall_s = before.taken_wall_s
             guarded.unguarded = before.unguarded
-            guarded.taking, guarded.lease_until = before.taking, before.lease_until
+            guarded.taking = before.taking
             if before.door == door or terms.at_min is not None:
                 guarded.due_at, guarded.trouble = before.due_at, before.trouble
-        elif terms.fail_over:
-            # The manager counts its lease from this reply at the earliest.
-            guarded.lease_until = now + guarded.lease_s
+        guarded.lease_until = self._lease_at_first(entry, guarded, before, now)
         self.guarded[entry.vm] = guarded
         self._save_guarded(guarded)
         self._arm(guarded)
         self._answer(received, entry)
         if before is not None and before.handed:
-            self._let_go_on(entry)
+            self._go_on(entry, guarded, now)
         self._refresh(entry, now)
+
+    @staticmethod
+    def _lease_at_first(
+        entry: Entry, guarded: Guarded, before: Guarded | None, now: float
+    ) -> float | None:
+        """Until when it may run under these terms without a refresh."""
+        known = before.lease_until if before is not None else None
+        if not guarded.terms.fail_over:
+            return None
+        if entry.fenced:
+            return known  # of one that was handed over; else there is none
+        # The manager counts its lease from this reply at the earliest.
+        longest = now + guarded.lease_s
+        return longest if known is None else min(known, longest)
 
     def _hand_over(self, entry: Entry, received: Received, now: float) -> None:
         """A planned move to the standby: one last checkpoint, with the guest stopped."""
@@ -137,6 +151,16 @@ class NveGuarding(NveParts):
         if entry.fenced and not guarded.handed and fence_at is not None and fence_at > now:
             self._let_go_on(entry)
 
+    def _go_on(self, entry: Entry, guarded: Guarded, now: float) -> None:
+        """The last checkpoint led to nothing.  Its guest serves again, while its lease lasts; else
+        as soon as a refresh is accepted: its standby may run meanwhile."""
+        fence_at = guarded.fence_at
+        if not guarded.terms.fail_over or (fence_at is not None and fence_at > now):
+            self._let_go_on(entry)
+            return
+        self._fence(guarded, now)
+        entry.refresh_at = now
+
     def _let_go_on(self, entry: Entry) -> None:
         """The guest that was paused here serves again: first its packets, then it."""
         entry.fenced = False
@@ -151,7 +175,8 @@ class NveGuarding(NveParts):
         guarded.lease_until = None
         if entry.fenced or entry.ending or entry.phase is not Phase.SERVING:
             return
-        entry.fenced, entry.rolling_back = True, False
+        entry.fenced, entry.rolling_back, entry.resumes = True, False, 0
+        self._retry.pop(entry.vm, None)
         guarded.fenced_at = now
         self._order(entry, Order.PAUSE)
         self._event("guest.fenced", entry, standby=guarded.standby.nve_id)
@@ -245,7 +270,7 @@ class NveGuarding(NveParts):
             return
         guarded.handed = False
         self._save_guarded(guarded)
-        self._let_go_on(entry)
+        self._go_on(entry, guarded, now)
         if received is not None:
             self._answer(received, entry, Status.HYPERVISOR_FAILURE, reason=guarded.trouble[:200])
 

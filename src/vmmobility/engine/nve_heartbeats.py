@@ -31,9 +31,11 @@ class NveHeartbeats(NveParts):
     _rooms: tuple[ServerRoom, ...]
     _heartbeat_at: float | None  # monotonic seconds; None: it has not begun, or sends none
     _measure_at: float
+    _measured_once: bool
 
     def _no_heartbeats_yet(self) -> None:
         self._capacity, self._heartbeat_at, self._measure_at = HostCapacity(), None, 0.0
+        self._measured_once = False
         self._rooms = tuple(ServerRoom(name, False) for name in self.settings.servers)
 
     def host_measured(
@@ -42,11 +44,16 @@ class NveHeartbeats(NveParts):
         """The answer to MeasureHost; the next heartbeat tells it.  servers: those that this node
         stands apart from, which have the room then."""
         self._capacity, self._rooms = all_of(servers) if servers else capacity, tuple(servers)
+        first, self._measured_once = not self._measured_once, True
+        if first and self._heartbeat_at is not None:
+            self._send_beat(now)
 
     def _begin_heartbeats(self, now: float) -> None:
         if self.settings.heartbeat_s > 0:
-            self._heartbeat_at = self._measure_at = now
-            self._beat(now)
+            # The first tells what was measured, lest the host seem to be unlimited; a file system
+            # that hangs keeps it back for an interval at most.
+            self._heartbeat_at, self._measure_at = now + self.settings.heartbeat_s, now + MEASURE_S
+            self.outbox.emit(MeasureHost())
 
     def _beat(self, now: float) -> None:
         """Send what is due.  A heartbeat that was missed is not made up for."""
@@ -58,6 +65,10 @@ class NveHeartbeats(NveParts):
             self.outbox.emit(MeasureHost())
         interval_s = self.settings.heartbeat_s
         self._heartbeat_at = due + interval_s if now < due + interval_s else now + interval_s
+        self._send_beat(now)
+
+    def _send_beat(self, now: float) -> None:
+        interval_s = self.settings.heartbeat_s
         # The manager's boot tells it that this is not of the time before its start.
         known = self.manager.origin.boot if self.manager.origin else self.manager.window.boot
         self.channel.request(

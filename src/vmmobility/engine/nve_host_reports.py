@@ -195,7 +195,7 @@ class NveHostReports(NveMoves, NveRegistration, NveGuests, NveChecks, NveProtect
             self._watch(entry)
             if not entry.unplugged:
                 self._order(entry, Order.STOP)
-        elif entry.phase is Phase.SERVING and entry.rolling_back:
+        elif entry.phase is Phase.SERVING and entry.rolling_back and not entry.fenced:
             entry.rolling_back = False
             self._order(entry, Order.CANCEL)
             self._order(entry, Order.RESUME)

@@ -290,7 +290,11 @@ class NveMoves(NveRedirects, NveRestart, NveProgress):
     def _resume_again(self, entry: Entry, now: float) -> bool:
         """A whole copy is here and its hypervisor would not let it go on: it is asked again,
         before the manager hears that nobody serves the VM (invariant 6)."""
-        if entry.phase is not Phase.SERVING or not entry.started or entry.resumes >= RESUMES:
+        if entry.phase is not Phase.SERVING or not entry.started:
+            return False
+        if entry.fenced:
+            return True  # its lease has ended meanwhile: it goes on with the next
+        if entry.resumes >= RESUMES:
             return False
         entry.rolling_back, entry.resumes = True, entry.resumes + 1
         self._retry[entry.vm] = now + RETRY_S

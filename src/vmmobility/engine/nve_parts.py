@@ -43,6 +43,10 @@ def _lies_in(prefix: Prefix, home: Prefix) -> bool:
     return prefix.prefixlen >= home.prefixlen and prefix.overlaps(home)
 
 
+def in_use_by(sharer: Entry) -> str:
+    return f"VM {sharer.vm}, {sharer.phase.name.lower()} here, has an address of it"
+
+
 class NveParts:
     """Base of the mixins that make up NveEngine."""
 

@@ -89,10 +89,7 @@ class NveProtection(NveGuarding, NveStandby):
         entry = self.entries.entry(vm)
         if order is Order.RECEIVE:
             if standby is not None and not standby.ticket:
-                asked = standby.request is not None
-                self._door_opened(standby, result, error)
-                if not asked:
-                    self._tell_door(standby, now)
+                self._door_opened(standby, result, error, now)
         elif order is Order.CHECKPOINT:
             if error and guarded is not None:
                 detail = {"reason": error, "final": guarded.handed}
@@ -150,6 +147,13 @@ class NveProtection(NveGuarding, NveStandby):
         # be, that of its end.
         ending = standby is not None and standby.failed is not None
         return taking_over and waits and (event in ("failed", "gone") or ending)
+
+    def _protection_timers(self) -> list[float | None]:
+        return [*super()._protection_timers(), *(s.door_at for s in self.standbys.values())]
+
+    def _protection_timer(self, now: float) -> None:
+        super()._protection_timer(now)
+        self._open_doors_again(now)
 
     def _recover_protection(self, now: float) -> None:
         """After the entries: doors open again, and one that was about to take over goes on."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vmmobility.engine.admission import too_long
 from vmmobility.engine.binding_update_list import Entry
 from vmmobility.engine.channel import Received
-from vmmobility.engine.nve_parts import RETRY_S, NveParts
+from vmmobility.engine.nve_parts import RETRY_S, NveParts, in_use_by
 from vmmobility.engine.outputs import Order
 from vmmobility.engine.protection_record import (
     Standby,
@@ -37,7 +37,7 @@ from vmmobility.wire.options import (
     VmId,
 )
 from vmmobility.wire.registry import Mobility, Phase, Purpose, Status
-from vmmobility.wire.values import VmKey
+from vmmobility.wire.values import Interface, VmKey
 
 IDLE = (Phase.NONE, Phase.REDIRECTING)
 
@@ -64,6 +64,9 @@ class NveStandby(NveParts):
             return
         if epoch < max(entry.epoch, standby.epoch if standby else 0):
             self._answer(received, entry, Status.STALE_EPOCH)
+            return
+        if shared := self._shared_with(entry.vm, message.interfaces):
+            self._answer(received, entry, Status.ADDRESS_IN_USE, reason=shared)
             return
         standby = self.standbys[entry.vm] = Standby(
             entry.vm, message.interfaces, definition, primary, terms, epoch
@@ -95,6 +98,11 @@ class NveStandby(NveParts):
         if epoch < entry.heeded or epoch <= standby.epoch:
             self._answer(received, entry, Status.STALE_EPOCH)
             return
+        if shared := self._shared_with(entry.vm, standby.interfaces):
+            entry.epoch = epoch  # nor later under this order: its primary goes on
+            self._save(entry)
+            self._answer(received, entry, Status.ADDRESS_IN_USE, reason=shared)
+            return
         self._end_leftover(entry)
         entry.came_from = entry.phase
         entry.interfaces, entry.definition = standby.interfaces, standby.definition
@@ -108,14 +116,20 @@ class NveStandby(NveParts):
         entry.kept = told is not None and told.kept
         entry.phase = Phase.DELIVERING
         standby.ticket, standby.request = ticket, received
-        standby.ordered, standby.failed = False, None
+        standby.ordered, standby.failed, standby.door_at = False, None, None
         self.channel.withdraw_subject(self.manager, (entry.vm, "registration"))
         self._event("standby.takes-over", entry, checkpoint=standby.number)
         self._save_standby(standby)
         self._set_data_plane(entry)
         self._save(entry)
 
+    def _shared_with(self, vm: VmKey, interfaces: tuple[Interface, ...]) -> str:
+        """Why the VM cannot run here: no two members of a group do at one NVE."""
+        sharer = self.entries.sharer(vm, interfaces)
+        return in_use_by(sharer) if sharer is not None else ""
+
     def _open_door(self, standby: Standby) -> None:
+        standby.door_at = None
         own = self.settings.own
         families = [f for f in (4, 6) if own.locator(f) and standby.primary.locator(f)]
         address = own.locator(families[0]) if families else own.locators[0]
@@ -123,12 +137,17 @@ class NveStandby(NveParts):
             standby.vm, Order.RECEIVE, definition=standby.definition, address=str(address)
         )
 
-    def _door_opened(self, standby: Standby, result: Mapping[str, Any], error: str) -> None:
+    def _door_opened(
+        self, standby: Standby, result: Mapping[str, Any], error: str, now: float
+    ) -> None:
         entry = self.entries.entry(standby.vm)
         received, standby.request = standby.request, None
         if error:
+            self._event("order.failed", entry, order=Order.RECEIVE.value, reason=error)
             if received is not None:
                 self._answer(received, entry, Status.HYPERVISOR_FAILURE, reason=error[:200])
+            else:
+                standby.door_at = now + RETRY_S  # nobody asks again
             return
         standby.door = Endpoint(ip_address(result["address"]), result["port"])
         standby.token, standby.number = result["token"], result["number"]
@@ -136,6 +155,13 @@ class NveStandby(NveParts):
             stand = (VmId(standby.vm), Epoch(standby.epoch), PhaseOption(Phase.STANDBY))
             options = (*stand, *self._door_options(standby))
             self.channel.reply(received, Status.ACCEPTED, options)
+        else:
+            self._tell_door(standby, now)
+
+    def _open_doors_again(self, now: float) -> None:
+        for standby in self.standbys.values():
+            if standby.door_at is not None and standby.door_at <= now:
+                self._open_door(standby)
 
     def _door_options(self, standby: Standby) -> tuple[Option, ...]:
         assert standby.door is not None
@@ -173,6 +199,8 @@ class NveStandby(NveParts):
             return False
         if standby.failed is not None:
             self._order(entry, Order.STOP)  # again
+        elif failure and standby.ordered:
+            self._retry[entry.vm] = now + RETRY_S  # the guest may run: its own answer decides
         elif failure:
             self._activation_failed(entry, standby, Status.DATA_PLANE_FAILURE, failure)
         elif not standby.ordered:

@@ -86,6 +86,7 @@ class Standby:
     number:   of the last complete checkpoint; door, token: where and how they are taken
     ordered:  the hypervisor was told to activate it
     failed:   it could not, and is told to end it: what the manager hears once that is certain
+    door_at:  when its door, which could not be opened, is tried again (monotonic)
     """
 
     vm: VmKey
@@ -101,6 +102,7 @@ class Standby:
     token: str = ""
     ordered: bool = False
     failed: tuple[Status, str] | None = None
+    door_at: float | None = None
     request: Received | None = None
 
 

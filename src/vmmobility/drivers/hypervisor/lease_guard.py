@@ -6,8 +6,10 @@
 The lease stands in FOLDER/lease, which the daemon rewrites with every accepted refresh.  The guard
 reads it again when it is over; not extended, it says `stop` at the guest's second monitor
 (FOLDER/qmp2) and sees that it is done; a QEMU that does not say so is killed, for another NVE is
-about to run the VM.  Run as a module with the folder as its argument, and the descriptor at which
-it says that it guards; what goes wrong with it stands in FOLDER/guard.log.
+about to run the VM.  It looks on after that: a refresh may be accepted at any moment, and the guest
+go on with the next lease.  It ends with the guest, or with the lease's file.  Run as a module with
+the folder as its argument, and the descriptor at which it says that it guards; what goes wrong with
+it stands in FOLDER/guard.log.
 
 Not here: when a lease ends (engine/nve_guarding.py).  Rests on the standard library alone.
 """
@@ -33,6 +35,7 @@ ANSWER_S = 0.5
 READY_S = 10.0  # a guard that has not begun to guard by then does not
 READY = b"ready\n"
 LOOK_S = 1.0  # the lease is looked at so often at least: the guest may be gone
+PAUSED_LOOK_S = 0.1  # and so often while it is over: the next may be short
 
 
 class _Guard:
@@ -149,11 +152,11 @@ def _last_words(folder: Path) -> str:
 
 
 def guard(folder: Path, ready: Callable[[], None] = lambda: None) -> None:
-    """Wait until the lease is over, then pause the guest.  Returns when nothing is to guard.
+    """Whenever the lease is over, pause the guest.  Returns when nothing is to guard.
 
     ready: called once it is seen that there is a lease, and a guest
     """
-    told = False
+    told, paused = False, 0.0  # paused: the end of the lease for which it was
     while True:
         try:
             lease = json.loads((folder / LEASE).read_text())
@@ -169,9 +172,13 @@ def guard(folder: Path, ready: Callable[[], None] = lambda: None) -> None:
         if left > 0:
             time.sleep(min(left, LOOK_S))
             continue
-        if not _pause(folder / MONITOR):
+        if until == paused:
+            time.sleep(PAUSED_LOOK_S)
+        elif _pause(folder / MONITOR):
+            paused = until
+        else:
             _kill(folder, pid)
-        return
+            return
 
 
 def _pause(monitor: Path) -> bool:
