@@ -24,7 +24,7 @@ from vmmobility.engine.lifecycle_transitions import (
 from vmmobility.engine.manager import ManagerEngine
 from vmmobility.engine.manager_move import GuestRefused, MoveRefused
 from vmmobility.engine.outputs import Order
-from vmmobility.wire.registry import GuestState, Phase
+from vmmobility.wire.registry import Phase
 from vmmobility.wire.values import Interface, VmKey
 
 VM = VmKey(0, "web1")

@@ -198,7 +198,9 @@ class ManagerGroups(ManagerGroupRoutes):
             for vm in group.ordered
             if (binding := self.cache.bindings.get(vm)) is not None and not binding.ending
         ]
-        failing = {b.vm: why for b in bound if (why := self._failing(b) or self._still_out(group, b))}
+        failing = {
+            b.vm: why for b in bound if (why := self._failing(b) or self._still_out(group, b))
+        }
         able = [b.vm for b in bound if b.vm not in failing]
         out = failing
         if not able:
