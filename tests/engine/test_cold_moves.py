@@ -117,7 +117,7 @@ def test_one_that_is_given_up_while_its_guest_is_being_suspended_lets_it_go_on(
     world.move(VM, "b", mode="cold")
     world.run(after_s)
     move = moves(world)[-1]
-    assert move.state is MoveState.SUSPENDING
+    assert move.state.value == "suspending"
     world.feed(world.nodes[MANAGER], lambda: world.manager.abort_move(move, world.now))
     world.run(10)
     settle(world)

@@ -302,7 +302,7 @@ def slow(hall: Hall, what: Order, vm: VmKey, after_s: float) -> None:
         else:
             at_once(asked)
 
-    hypervisor.order = order  # type: ignore[method-assign]
+    hypervisor.order = order  # type: ignore[assignment, method-assign]
 
 
 def test_a_vm_that_shuts_down_is_waited_for():
