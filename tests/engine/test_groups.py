@@ -383,6 +383,35 @@ def test_a_member_moves_without_loss_while_the_other_serves(to: str) -> None:
     assert ends(world) == {"a", "b"}
 
 
+def test_two_members_that_move_at_once_do_not_let_go_of_each_other() -> None:
+    """Each one's old router leads to the other's until it has heard that this one leaves, too."""
+    sites = (
+        RouterSite("r5", border=False, serves=("d",)),
+        RouterSite("r2", border=False, serves=("c",)),
+        RouterSite("r1", border=False, serves=("e",)),
+        RouterSite("r3", border=False, serves=("a", "b")),
+    )
+    for seed in range(4):
+        world = World(
+            ("a", "b", "c", "d", "e"),
+            seed,
+            routers=sites,
+            nve_settings=BEATS,
+            fabric_delay_s=(0.001, 0.5),
+        )
+        world.declare_group("web", (WEB1, WEB2))
+        assert not started(world, WEB1, "d")
+        assert not started(world, WEB2, "a")
+        world.run(5.0)
+        world.lossless |= {WEB1, WEB2}
+        world.move(WEB1, "c")
+        world.move(WEB2, "e")
+        world.run(20.0)
+        world.lossless.clear()
+        assert ends(world) == {"c", "e"}
+        safety.check_settled(world)
+
+
 def test_a_move_that_is_given_up_leaves_both_where_they_were() -> None:
     world = a_group(gate_s=1.0)
     world.crash("rc")
