@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine import safety
 from tests.engine.conversation import interfaces_of, vm_key
+from tests.engine.fake_hypervisor import Pace
 from tests.engine.network import MANAGER, World
 from tests.engine.test_restarts import crash_at, moves, settle
 from vmmobility.engine.manager_move import move_from_json, move_to_json
@@ -103,6 +104,26 @@ def test_how_long_it_was_stopped_is_told() -> None:
     assert 0 < move.measured["stopped_ms"] < 2000
     names = [name for name, _ in move.phases]
     assert names.index("suspended") < names.index("ticketed") < names.index("awake")
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008])
+def test_one_that_is_given_up_while_its_guest_is_being_suspended_lets_it_go_on(
+    after_s: float,
+) -> None:
+    """Whichever comes first, the hypervisor's word that it is held or the order to go on."""
+    world = World(pace=Pace(order_s=0.005))
+    world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run(1)
+    world.move(VM, "b", mode="cold")
+    world.run(after_s)
+    move = moves(world)[-1]
+    assert move.state.value == "suspending"
+    world.feed(world.nodes[MANAGER], lambda: world.manager.abort_move(move, world.now))
+    world.run(10)
+    settle(world)
+    assert move.state is MoveState.ABORTED
+    assert world.manager.cache.bindings[VM].guest is GuestState.RUNNING
+    assert safety.running(world, VM) == [place_of(world)] == ["a"]
 
 
 def test_a_move_survives_its_journey_through_the_store() -> None:

@@ -270,6 +270,66 @@ def test_a_drain_is_given_up():
         hall.command("abort_drain", drain_id)
 
 
+def test_one_that_begins_while_another_ends_keeps_the_cordon():
+    """Given up and asked for again: nobody comes between, and the second's end is the cordon's."""
+    hall = Hall()
+    first = hall.drain(parallel=2, uncordon=True).drain_id
+    hall.world.run(0.2)
+    hall.command("abort_drain", first)
+    second = hall.drain(parallel=1).drain_id
+    assert second != first
+    assert hall.drain(parallel=1).drain_id == second
+    while hall.now(first).state not in ENDED:
+        hall.world.run(0.05)
+    assert hall.now(second).state is DrainState.RUNNING
+    assert list(hall.world.manager.cordons) == ["a"]
+    hall.world.restart(MANAGER)
+    assert hall.world.manager.cordons["a"].drain == second
+    hall.command("abort_drain", second)
+    assert hall.ended(second).state is DrainState.ABORTED
+    assert hall.world.manager.cordons == {}
+
+
+def slow(hall: Hall, what: Order, vm: VmKey, after_s: float) -> None:
+    """a's hypervisor takes so long for that."""
+    hypervisor = hall.world.nodes["a"].hypervisor
+    assert hypervisor is not None
+    at_once = hypervisor.order
+
+    def order(asked: Any) -> None:
+        if (asked.order, asked.vm) == (what, vm):
+            hall.world.later(after_s, lambda: at_once(asked))
+        else:
+            at_once(asked)
+
+    hypervisor.order = order  # type: ignore[assignment, method-assign]
+
+
+def test_a_vm_that_shuts_down_is_waited_for():
+    hall = Hall(2)
+    slow(hall, Order.STOP, VMS[0], 40.0)
+    hall.world.order_guest(VMS[0], "stop")
+    hall.world.run(0.5)
+    drain_id = hall.drain().drain_id
+    hall.world.run(30.0)
+    each = hall.now(drain_id).vms[VMS[0]]
+    assert (each.stage, each.refused) == (Stage.WAITING, 0)
+    assert each.reason == "VM vm1 is to be stopped, which is not done yet"
+    assert hall.ended(drain_id).state is DrainState.DONE
+    assert "a" not in hall.places_of(VMS[:2])
+
+
+def test_a_vm_whose_nve_is_silent_is_not_waited_for():
+    hall = Hall(1, nve_settings={"heartbeat_s": 1.0})
+    slow(hall, Order.STOP, VMS[0], 600.0)
+    hall.world.order_guest(VMS[0], "stop")
+    hall.world.power_cut("a")
+    hall.world.run(10.0)
+    drain_id = hall.drain().drain_id
+    hall.world.run(60.0)
+    assert hall.now(drain_id).state is DrainState.INCOMPLETE
+
+
 def test_a_cordon_of_its_own_outlives_a_drain_that_is_given_up():
     hall = Hall()
     hall.command("cordon", "a")

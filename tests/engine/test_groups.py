@@ -7,6 +7,7 @@ Not here: the records (test_group_record.py).
 from __future__ import annotations
 
 import json
+from ipaddress import ip_address
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.engine import (
 )
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, World
+from vmmobility.engine.binding_update_list import make_nve
 from vmmobility.engine.fabric_record import RouterSite
 from vmmobility.engine.fabric_routes import RouteAction
 from vmmobility.engine.group_record import Group, GroupRefused
@@ -210,6 +212,16 @@ def test_a_group_goes_when_no_two_share_an_address() -> None:
     safety.check_settled(world)
 
 
+def test_two_members_at_one_nve_are_no_group_whatever_its_locators_are() -> None:
+    world = World(("a", "b"), routers=())
+    for vm, number in ((WEB1, 1), (OTHER, 3)):
+        command = world.start_vm(vm, "a", interfaces_of(vm.vm_id, number, 1))
+        world.run_until(lambda at=command: at in world.results)  # type: ignore[misc]
+    held = world.manager.cache.bindings[OTHER]
+    held.nve = make_nve("a", (ip_address("192.0.2.77"),))  # it was renumbered in between
+    assert "are both at a" in refused(world, (1, WEB1), (2, OTHER))
+
+
 # ---- a member that fails -------------------------------------------------------------------------
 
 
@@ -268,12 +280,42 @@ def test_that_a_member_is_out_outlives_the_manager() -> None:
     world = a_group()
     fall_silent(world, "b")
     world.run(1.0)
+    epoch = web(world).epoch
     world.restart(MANAGER)
-    world.run(1.0)
-    assert web(world).present in ((WEB1,), (WEB1, WEB2))
+    for _ in range(44):  # until its three heartbeats have not come anew, and long after
+        world.run(0.25)
+        assert web(world).present == (WEB1,)
+        assert announcing(world) == {"ra"}
+    assert web(world).out == {WEB2: "b is silent"}
+    assert web(world).epoch == epoch
+
+
+def test_who_is_out_when_the_manager_restarts_is_in_again_when_it_is_heard() -> None:
+    world = a_group()
+    world.crash("b")  # its guest runs on
     world.run(10.0)
-    assert web(world).present == (WEB1,)
-    assert announcing(world) == {"ra"}
+    assert web(world).out == {WEB2: "b is silent"}
+    world.crash(MANAGER)
+    world.restart("b")
+    world.run(1.0)
+    world.restart(MANAGER)
+    world.run(4.0)
+    assert web(world).out == {}
+    assert announcing(world) == {"ra", "rb"}
+
+
+@pytest.mark.parametrize("what", ["lost", "departed"])
+def test_a_member_that_is_not_there_stays_out_over_a_restart(what: str) -> None:
+    world = a_group()
+    setattr(world.manager.cache.bindings[WEB2], what, True)  # as its NVE has said
+    world.run(2.0)
+    before = web(world).out
+    assert list(before) == [WEB2]
+    world.restart(MANAGER)
+    world.run(2.0)  # heartbeats of its NVE have come: they say nothing of the guest
+    assert web(world).out == before
+    world.run(120.0)  # its NVE has refreshed it: it holds it
+    assert web(world).present == (WEB1, WEB2)
 
 
 def test_a_guest_that_died_is_out_at_once() -> None:
@@ -339,6 +381,35 @@ def test_a_member_moves_without_loss_while_the_other_serves(to: str) -> None:
     back = moved(world, "a")
     assert back.state is MoveState.DONE, back.reason
     assert ends(world) == {"a", "b"}
+
+
+def test_two_members_that_move_at_once_do_not_let_go_of_each_other() -> None:
+    """Each one's old router leads to the other's until it has heard that this one leaves, too."""
+    sites = (
+        RouterSite("r5", border=False, serves=("d",)),
+        RouterSite("r2", border=False, serves=("c",)),
+        RouterSite("r1", border=False, serves=("e",)),
+        RouterSite("r3", border=False, serves=("a", "b")),
+    )
+    for seed in range(4):
+        world = World(
+            ("a", "b", "c", "d", "e"),
+            seed,
+            routers=sites,
+            nve_settings=BEATS,
+            fabric_delay_s=(0.001, 0.5),
+        )
+        world.declare_group("web", (WEB1, WEB2))
+        assert not started(world, WEB1, "d")
+        assert not started(world, WEB2, "a")
+        world.run(5.0)
+        world.lossless |= {WEB1, WEB2}
+        world.move(WEB1, "c")
+        world.move(WEB2, "e")
+        world.run(20.0)
+        world.lossless.clear()
+        assert ends(world) == {"c", "e"}
+        safety.check_settled(world)
 
 
 def test_a_move_that_is_given_up_leaves_both_where_they_were() -> None:

@@ -7,6 +7,8 @@ twice; and what it is the manager and its NVE agree on.  Not here: the conversat
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.engine import safety
@@ -15,6 +17,7 @@ from tests.engine.network import MANAGER, World
 from tests.engine.test_restarts import crash_at, settle
 from vmmobility.engine.binding_update_list import entry_from_json, entry_to_json
 from vmmobility.engine.manager_move import GuestRefused, MoveRefused
+from vmmobility.engine.outputs import Order
 from vmmobility.wire.registry import GuestState, Phase
 
 VM = vm_key("vm1")
@@ -117,6 +120,35 @@ def test_an_order_waits_for_no_move_and_no_move_for_an_order() -> None:
     world.order_guest(VM, "stop")
     with pytest.raises(MoveRefused, match="not done yet"):
         world.move(VM, "a")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_move_waits_until_the_guest_is_booted(fails: bool) -> None:
+    """Registered comes before booted: one that does not come to be is not copied, nor served on."""
+    world = World()
+    hypervisor = world.nodes["a"].hypervisor
+    assert hypervisor is not None
+    at_once = hypervisor.order
+
+    def order(asked: Any) -> None:
+        world.later(1.0 if asked.order is Order.START else 0.0, lambda: at_once(asked))
+
+    hypervisor.order = order  # type: ignore[assignment, method-assign]
+    if fails:
+        hypervisor.fail_next[Order.START] = ["disk full"]
+    world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: VM in world.manager.cache.bindings)
+    world.run_until(lambda: world.edge("a").entries[VM].booting)
+    number = world.move(VM, "b")
+    world.run(0.5)
+    assert world.edge("a").entries[VM].phase is Phase.SERVING
+    world.run(10)
+    settle(world)
+    safety.check_settled(world)
+    move = world.manager.moves[number]
+    assert move.ok is not fails
+    assert safety.running(world, VM) == ([] if fails else ["b"])
+    assert (VM in world.manager.cache.bindings) is not fails
 
 
 def test_a_fenced_host_that_comes_back_boots_nothing() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine import safety
 from tests.engine.network import MANAGER, World
 from vmmobility.engine.capacity import HostCapacity, Resources
 from vmmobility.engine.fabric_record import RouterSite
@@ -21,8 +22,9 @@ from vmmobility.engine.lifecycle_transitions import (
     LifeState,
 )
 from vmmobility.engine.manager import ManagerEngine
-from vmmobility.engine.manager_move import MoveRefused
+from vmmobility.engine.manager_move import GuestRefused, MoveRefused
 from vmmobility.engine.outputs import Order
+from vmmobility.wire.registry import Phase
 from vmmobility.wire.values import Interface, VmKey
 
 VM = VmKey(0, "web1")
@@ -394,6 +396,54 @@ def test_it_can_be_deleted_at_any_step(step: str):
     assert VM not in made.manager.cache.bindings
     assert not made.manager.provisions
     assert made.manager.room_of("a")["memory_mib"] == 1000
+
+
+def booting() -> tuple[World, str]:
+    """VM is registered, and its guest is being booted, which is going to fail; and where."""
+    made = world()
+    request(made, asked())
+    place = confirm(made).nve_id
+    made.run_until(
+        lambda: (
+            VM in made.manager.cache.bindings
+            and (VM in made.edge(place).entries and made.edge(place).entries[VM].booting)
+        )
+    )
+    guests = made.nodes[place].hypervisor
+    assert guests is not None
+    guests.fail_next = {Order.START: ["disk full"]}
+    assert VM in made.manager.provisions
+    return made, place
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_one_that_is_being_brought_up_can_be_deleted(force: bool):
+    made, place = booting()
+    order(made, "delete", force=force)
+    assert not made.manager.provisions
+    made.run(10.0)
+    assert VM not in made.manager.lives
+    assert VM not in made.manager.cache.bindings
+    assert safety.running(made, VM) == []
+    assert made.edge(place).entries[VM].phase is Phase.NONE
+
+
+def test_an_order_that_is_refused_leaves_the_bringing_up_alone():
+    made, _ = booting()
+    going = made.manager.provisions[VM]
+    for verb in ("stop", "suspend", "start", "resume"):
+        with pytest.raises(GuestRefused, match="is being brought up"):
+            order(made, verb, force=True)
+    assert made.manager.provisions[VM] is going
+
+
+def test_one_that_is_being_brought_up_is_not_moved():
+    made, place = booting()
+    to = next(name for name in "abc" if name != place)
+    with pytest.raises(MoveRefused, match=f"is being brought up at {place}"):
+        do(made, lambda manager, now: manager.start_move(VM, to, now, 0))
+    made.run(10.0)
+    assert state(made) == "failed"
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.002, 0.004, 0.006, 0.01])

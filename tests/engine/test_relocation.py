@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from tests.engine.node import Node
 from tests.engine.test_restarts import settle
 from vmmobility.engine.manager_move import MoveRefused
 from vmmobility.engine.outputs import SetDataPlane
+from vmmobility.engine.protection_record import Guarded
+from vmmobility.wire.options import Endpoint, Protection
 from vmmobility.wire.registry import Phase
 
 VM = vm_key("vm1")
@@ -130,6 +133,12 @@ def test_what_cannot_be_relocated_is_refused() -> None:
     rig.settled("s2")
     number = rig.world._give("a", lambda e, n, now: e.relocate_vm(n, vm_key("vm9"), "s2", now))
     assert rig.error(number) == "VM vm9 is not here"
+    edge = rig.world.edge("a")
+    door = Endpoint(ip_address("192.0.2.9"), 1)
+    edge.guarded[VM] = Guarded(VM, edge.settings.own, door, Protection(False, 3_600_000, 1), 1)
+    assert "is protected" in rig.error(rig.relocate("s1"))
+    del edge.guarded[VM]
+    rig.settled("s2")
 
 
 def test_a_move_to_another_nve_waits_its_turn() -> None:

@@ -6,7 +6,7 @@ Not here: drains (manager_drains.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +74,18 @@ class ManagerCordons:
         if peer is None or peer.role is not Role.NVE:
             raise DrainRefused("unknown-nve", f"no NVE {nve_id} is known", "see `vmmob show nves`")
 
-    def _cordon(self, nve_id: str, drain: str, now: float) -> Cordon:
+    def _cordon(
+        self, nve_id: str, drain: str, now: float, given_up: Collection[str] = ()
+    ) -> Cordon:
+        """given_up: drains whose cordon passes to this one."""
         held = self.cordons.get(nve_id)
-        if held is not None:
+        if held is not None and held.drain not in given_up:
             return held
-        cordon = self.cordons[nve_id] = Cordon(nve_id, self._wall_ns(now), drain)
-        value = {"since_ns": cordon.since_ns, "drain": drain}
-        self.outbox.record(f"cordon/{nve_id}", value)
-        self.outbox.emit(Event("nve.cordoned", {"nve": nve_id}))
+        since_ns = held.since_ns if held is not None else self._wall_ns(now)
+        cordon = self.cordons[nve_id] = Cordon(nve_id, since_ns, drain)
+        self.outbox.record(f"cordon/{nve_id}", {"since_ns": since_ns, "drain": drain})
+        if held is None:
+            self.outbox.emit(Event("nve.cordoned", {"nve": nve_id}))
         return cordon
 
     def _uncordon(self, nve_id: str) -> None:

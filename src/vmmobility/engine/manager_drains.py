@@ -29,6 +29,7 @@ from vmmobility.engine.manager_drain import (
 )
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_placing import ManagerPlacing
+from vmmobility.engine.manager_protection_record import ProtectionState
 from vmmobility.engine.outputs import Event
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import Binding
     from vmmobility.engine.manager_move import Move
+    from vmmobility.engine.manager_protection_record import ProtectedVm
+    from vmmobility.engine.manager_provision import Provision
     from vmmobility.engine.outputs import Outbox
     from vmmobility.wire.values import VmKey
 
@@ -44,6 +47,7 @@ MOST_ATTEMPTS = 3  # moves of a VM that a drain begins
 MOST_REFUSALS = 5  # times in a row that none can begin
 PAUSE_S = 2.0  # before a VM is tried again; after a move that failed, times the attempts
 LOOK_S = 1.0  # a drain looks how its VMs are at least so often
+PASSING = frozenset({ProtectionState.HANDING, ProtectionState.TAKING_OVER, ProtectionState.ENDING})
 KEPT_DRAINS = 20  # ended ones that `vmmob drain list` still knows
 
 
@@ -54,7 +58,10 @@ class ManagerDrains(ManagerPlacing):
         jitter: random.Random
         moves: dict[str, Move]
         outbox: Outbox
+        protected: dict[VmKey, ProtectedVm]
+        provisions: dict[VmKey, Provision]
         start_move: Callable[[VmKey, str, float, int], Move]
+        _silent_since: Callable[[str], float | None]
 
     drains: dict[str, Drain]
     _drain_due: float | None
@@ -80,8 +87,9 @@ class ManagerDrains(ManagerPlacing):
         if drain is None or drain.state is not DrainState.RUNNING:
             drain = Drain(f"{self.jitter.getrandbits(48):012x}", nve_id)
             drain.started_ns = self._wall_ns(now)
+            given_up = [d.drain_id for d in self.drains.values() if d.state not in ENDED]
             self.drains[drain.drain_id] = drain
-            self._cordon(nve_id, drain.drain_id, now)
+            self._cordon(nve_id, drain.drain_id, now, given_up)
             self._survey(drain)
             self._drain_event(drain, "started", vms=len(drain.vms))
         drain.to, drain.parallel, drain.uncordon = tuple(to), parallel, uncordon
@@ -104,9 +112,9 @@ class ManagerDrains(ManagerPlacing):
         return drain
 
     def _drain_of(self, nve_id: str) -> Drain | None:
-        """The one under way there."""
-        under_way = (d for d in self.drains.values() if d.state not in ENDED)
-        return next((drain for drain in under_way if drain.nve_id == nve_id), None)
+        """The one under way there; of one that was given up, and one that was begun since, this."""
+        under_way = [d for d in self.drains.values() if d.state not in ENDED and d.nve_id == nve_id]
+        return under_way[-1] if under_way else None
 
     # ---- time ----------------------------------------------------------------------------------
 
@@ -182,10 +190,29 @@ class ManagerDrains(ManagerPlacing):
             binding = self.cache.bindings.get(vm)
             if binding is None or vm in self._current:
                 continue
+            passing = self._passing(binding)
+            if passing:
+                each.reason, each.not_before = passing, now + PAUSE_S
+                continue
             if loads is None:
                 loads = self._loads()
             if self._begin_move(drain, each, binding, loads, now):
                 room -= 1
+
+    def _passing(self, binding: Binding) -> str:
+        """What a VM is in the midst of, which it is waited for and which is no refusal: its NVE
+        says how it ends.  Of one that is silent nothing is awaited."""
+        vm, order = binding.vm, binding.order
+        if self._silent_since(binding.nve.nve_id) is not None:
+            return ""
+        if order is not None:
+            return f"VM {vm} is to be {order.state.name.lower()}, which is not done yet"
+        if vm in self.provisions:
+            return f"VM {vm} is being brought up"
+        protected = self.protected.get(vm)
+        if protected is not None and protected.state in PASSING:
+            return f"its protection is {protected.state.value}"
+        return ""
 
     def _begin_move(
         self, drain: Drain, each: DrainedVm, binding: Binding, loads: Counter[str], now: float
@@ -239,7 +266,8 @@ class ManagerDrains(ManagerPlacing):
         self._drain_event(drain, drain.state.value, moved=moved, failed=failed)
         cordon = self.cordons.get(drain.nve_id)
         given_up = drain.state is DrainState.ABORTED and cordon is not None
-        if drain.uncordon or (given_up and cordon and cordon.drain == drain.drain_id):
+        wished = drain.uncordon or (given_up and cordon and cordon.drain == drain.drain_id)
+        if wished and self._drain_of(drain.nve_id) is None:
             self._uncordon(drain.nve_id)
         self._forget_drains()
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from vmmobility.wire.values import Nve, VmKey
 
 _S, _M = RouteState, MoveState
+# In these the source's routers announce no more.
+LEAVING = frozenset({_M.WITHDRAWING, _M.DELIVERING, _M.SWITCHING})
 
 
 class ManagerGroupRoutes(ManagerFabric):
@@ -93,7 +95,10 @@ class ManagerGroupRoutes(ManagerFabric):
         return leads
 
     def _others(self, group: Group, vm: VmKey) -> tuple[tuple[int, Nve], ...]:
-        """Where else the fabric may lead: the other members in service, and to where they move."""
+        """Where else the fabric may lead: the other members in service, and to where they move.
+
+        Not to where one is about to leave: two that move at once would let go of each other.
+        """
         found = []
         for mate in group.mates(vm):
             binding = self.cache.bindings.get(mate)
@@ -101,6 +106,8 @@ class ManagerGroupRoutes(ManagerFabric):
                 continue
             move = self._turning(binding)
             ends = [binding.nve, move.destination] if move else [binding.nve]
+            if move is not None and move.state in LEAVING:
+                ends = [move.destination]
             found += [(group.members[mate], nve) for nve in ends]
         return tuple(found)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from vmmobility.engine.binding_cache import Binding
+    from vmmobility.engine.manager_liveness import Pulse
     from vmmobility.wire.message import Message
     from vmmobility.wire.values import VmKey
 
@@ -34,6 +35,7 @@ class ManagerGroups(ManagerGroupRoutes):
     """Groups; a part of ManagerEngine."""
 
     if TYPE_CHECKING:
+        pulses: dict[str, Pulse]
         _silent_since: Callable[[str], float | None]
         _server_is_dead: Callable[[str, str], bool]
 
@@ -94,7 +96,7 @@ class ManagerGroups(ManagerGroupRoutes):
                 continue
             for mate in members:
                 other_one = self.cache.bindings.get(mate)
-                if mate != vm and other_one is not None and one.nve == other_one.nve:
+                if mate != vm and other_one is not None and _at_one_nve(one, other_one):
                     raise GroupRefused(
                         "conflict",
                         f"VMs {vm} and {mate} are both at {one.nve.nve_id}",
@@ -196,7 +198,9 @@ class ManagerGroups(ManagerGroupRoutes):
             for vm in group.ordered
             if (binding := self.cache.bindings.get(vm)) is not None and not binding.ending
         ]
-        failing = {b.vm: why for b in bound if (why := self._failing(b))}
+        failing = {
+            b.vm: why for b in bound if (why := self._failing(b) or self._still_out(group, b))
+        }
         able = [b.vm for b in bound if b.vm not in failing]
         out = failing
         if not able:
@@ -235,17 +239,27 @@ class ManagerGroups(ManagerGroupRoutes):
         """Why a member cannot serve, or ""."""
         node = binding.nve.nve_id
         if self._silent_since(node) is not None:
-            return f"{node} is silent"
+            return _silent(node)
         if self._server_is_dead(node, binding.server):
             return f"{binding.server} of {node} does not answer"
         if binding.lost:
-            return f"{node} has no such guest"
+            return _lost(node)
         if binding.departed:
-            return f"its guest has left {node}"
+            return _departed(node)
         order, running = binding.order, GuestState.RUNNING
         if order is not None and order.state is not running:
             return "its guest is told to stop"  # its load goes before it does
         return "" if binding.guest is running else f"its guest is {binding.guest.name.lower()}"
+
+    def _still_out(self, group: Group, binding: Binding) -> str:
+        """Why a member was out when this manager started, while nobody has shown that this is over:
+        what it went by is not durable, that it was out is."""
+        why, node = group.out.get(binding.vm, ""), binding.nve.nve_id
+        if not why or binding.sure:
+            return ""
+        unheard = node in self.pulses and self.pulses[node].sequence is None
+        stands = why in (_lost(node), _departed(node)) or (why == _silent(node) and unheard)
+        return why if stands else ""
 
     def _nve_fell_silent(self, nve_id: str, now: float) -> None:
         """Three of its heartbeats are missing."""
@@ -271,6 +285,22 @@ class ManagerGroups(ManagerGroupRoutes):
             "epoch": group.epoch,
             "in_service": [vm.vm_id for vm in group.present],
         }
+
+
+def _at_one_nve(one: Binding, other: Binding) -> bool:
+    return one.nve.nve_id == other.nve.nve_id
+
+
+def _silent(node: str) -> str:
+    return f"{node} is silent"
+
+
+def _lost(node: str) -> str:
+    return f"{node} has no such guest"
+
+
+def _departed(node: str) -> str:
+    return f"its guest has left {node}"
 
 
 __all__ = ["ManagerGroups"]

@@ -95,22 +95,22 @@ class ManagerGuests:
         that runs take to shut itself down before it is ended
         """
         binding = self._orderable(vm)
-        if vm in self.provisions:
-            if verb != "delete":
-                why = f"VM {vm} is being brought up at {binding.nve.nve_id}"
-                raise GuestRefused("conflict", why, "wait for that, or `vmmob vm delete` it")
-            self.cancel_provision(vm)
+        comes = vm in self.provisions  # its guest has never run, as far as anybody knows
+        if comes and verb != "delete":
+            why = f"VM {vm} is being brought up at {binding.nve.nve_id}"
+            raise GuestRefused("conflict", why, "wait for that, or `vmmob vm delete` it")
         wanted = VERBS[verb]
         force = force or grace_s == 0
         if binding.order is not None and self._is_ordered(binding, binding.order, wanted, force):
             return binding
-        rule = RULES[verb, binding.guest]
+        rule = RULES[verb, GuestState.STOPPED if comes else binding.guest]
         if rule == DONE and binding.order is None:
             return binding
         if rule == FORCE and not force:
             self._refuse_without_force(binding, verb)
         if rule not in (GO, DONE, FORCE):
             raise GuestRefused("conflict", f"VM {vm} is {binding.guest.name.lower()}", rule)
+        self.cancel_provision(vm)
         grace_s = 0 if force or verb != "stop" else min(grace_s, MOST_GRACE_S)
         binding.order = GuestOrder(wanted, self._new_epoch(), grace_s)
         binding.guest_error = ""
@@ -118,6 +118,8 @@ class ManagerGuests:
         self._guest_event("guest.ordered", binding, wanted)
         self._send_guest_order(binding, now)
         self._settle_member(vm, now)
+        if comes:
+            self._guest_changed(binding, now)  # its bringing up is over: it is as if it had come
         return binding
 
     def _orderable(self, vm: VmKey) -> Binding:

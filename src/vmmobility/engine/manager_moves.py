@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.channel import Peer, Received
     from vmmobility.engine.manager_protection_record import ProtectedVm
+    from vmmobility.engine.manager_provision import Provision
     from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
@@ -98,6 +99,7 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
         _check_room: Callable[..., str]
         _relocatable: Callable[[Binding, str, MoveTerms, str], str]
         protected: dict[VmKey, ProtectedVm]
+        provisions: dict[VmKey, Provision]
         _takes_over: Callable[[VmKey], bool]
         _warm: dict[VmKey, Move]
         _start_warm_move: Callable[[VmKey, str, float, int, MoveTerms], Move]
@@ -189,6 +191,12 @@ class ManagerMoves(ManagerSteps, ManagerProgress):
                 "conflict",
                 f"VM {vm} is already being moved to {other.destination.nve_id}",
                 f"wait for move {other.move_id}",
+            )
+        if vm in self.provisions:
+            raise MoveRefused(
+                "conflict",
+                f"VM {vm} is being brought up at {binding.nve.nve_id}",
+                "wait until it runs: see `vmmob vm show`",
             )
         if vm in self.protected:
             raise MoveRefused(

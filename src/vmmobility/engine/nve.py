@@ -317,10 +317,11 @@ class NveEngine(NveHostReports, NveHeartbeats, NveServers, NveRelocation, Flushi
             return
         entry = self.entries.entry(message.vm)
         guest = message.purpose is Purpose.GUEST
-        changing = entry.phase is Phase.ATTACHING or not entry.settled
+        changing = entry.phase is Phase.ATTACHING or entry.booting or not entry.settled
         ended = entry.ending and entry.phase is Phase.STOPPED
         if trigger is Trigger.PREPARE_OUT and (changing or ended):
             # The manager serves us already: the answer to our attach is on its way, or is lost.
+            # Or its guest is being booted, and may not come to be.
             # Or the guest is about to stop, of which a manager that was set back does not know.
             # Or people have ended the VM here: its deregistration is under way.
             self.channel.disregard(received)

@@ -58,7 +58,11 @@ class NveGuests(NveParts):
 
     def _run_guest(self, entry: Entry, received: Received, now: float) -> None:
         if entry.phase is Phase.SERVING:
-            if entry.wanted is not GuestState.RUNNING:
+            if entry.wanted is GuestState.SUSPENDED:
+                # A move for which it was to be suspended was given up: it is let go on as soon as
+                # it is held; until then the manager says so again.
+                self.channel.disregard(received)
+            elif entry.wanted is not GuestState.RUNNING:
                 self._refuse_guest(entry, received, "another order is being carried out")
             elif entry.booting:
                 self._await_with(entry, received)

@@ -60,6 +60,9 @@ class NveRelocation(NveParts):
         if entry is None or entry.phase not in MOVABLE or entry.ending:
             held = entry.phase.name.lower() if entry is not None and entry.phase else "not here"
             self._command_failed(command, f"VM {vm} is {held}", "see `vmmob nve list`")
+        elif vm in self.guarded:
+            what = f"VM {vm} is protected: its checkpoints go from {entry.server or 'this host'}"
+            self._command_failed(command, what, "`vmmob vm unprotect` it first")
         elif server not in self.settings.servers:
             what = self._not_a_server(server)
             self._command_failed(command, what, "see [[server]] in its configuration")
