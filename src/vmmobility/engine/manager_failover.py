@@ -60,6 +60,9 @@ class ManagerFailover:
         _forget_protection: Callable[[ProtectedVm], None]
         _warm_registered: Callable[[Binding, ProtectedVm, float], None]
         _protection_event: Callable[[str, ProtectedVm, Binding | None], None]
+        _new_epoch: Callable[[], int]
+        _save_binding: Callable[[Binding], None]
+        _redirect_previous: Callable[[Binding, float], None]
 
     protected: dict[VmKey, ProtectedVm]
     _protection_retry: dict[VmKey, float]
@@ -110,7 +113,12 @@ class ManagerFailover:
             words = message.find(Reason)
             protected.trouble = words.text if words else ""
         if not self._crashed(message):
-            self._protection_happens(protected, Happened.RETURNED, now)
+            if protected.state is ProtectionState.FAILED and binding.guest is GuestState.RUNNING:
+                # It may have stopped its guest for its last checkpoint: it is told to go on, and
+                # is back when it has said so.
+                self._protection_retry[protected.vm] = now
+            else:
+                self._protection_happens(protected, Happened.RETURNED, now)
         elif self._can_take_over(protected):
             self._protection_happens(protected, Happened.LOST, now)
 
@@ -135,6 +143,17 @@ class ManagerFailover:
             return None
         ours = protected.ticket == ticket and protected.standby.nve_id == node
         return protected.epoch if ours else None
+
+    def _fence_standby(self, protected: ProtectedVm, fenced: str, now: float) -> None:
+        """By an operator's word nothing runs there under the order to take over, and nothing will:
+        the primary serves on, under an epoch above that order's."""
+        binding = self.cache.bindings[protected.vm]
+        protected.trouble = f"the host of {fenced} is fenced"
+        binding.epoch = self._new_epoch()
+        self._save_binding(binding)
+        self._protection_happens(protected, Happened.REFUSED, now)
+        self._protection_event("protection.lost", protected, binding)
+        self._redirect_previous(binding, now)
 
     def _protection_bound(self, binding: Binding, old: Binding | None, now: float) -> None:
         """A binding was made: by the standby, by the primary anew, or by somebody else."""

@@ -36,6 +36,7 @@ class ManagerGroups(ManagerGroupRoutes):
     if TYPE_CHECKING:
         _silent_since: Callable[[str], float | None]
         _server_is_dead: Callable[[str, str], bool]
+        _takes_over: Callable[[VmKey], bool]
 
     # ---- people --------------------------------------------------------------------------------
 
@@ -208,7 +209,8 @@ class ManagerGroups(ManagerGroupRoutes):
         if present != group.present or out != group.out:
             self._change(group, present, out)
         for binding in back:
-            if binding.vm not in self._current:  # a move's epoch is taken already
+            # The epoch of a move, or of a take-over, is taken already.
+            if binding.vm not in self._current and not self._takes_over(binding.vm):
                 binding.epoch = self._new_epoch()
                 self._save_binding(binding)
                 self._redirect_previous(binding, now)
@@ -234,6 +236,8 @@ class ManagerGroups(ManagerGroupRoutes):
     def _failing(self, binding: Binding) -> str:
         """Why a member cannot serve, or ""."""
         node = binding.nve.nve_id
+        if self._takes_over(binding.vm):
+            return "its standby is taking over"
         if self._silent_since(node) is not None:
             return f"{node} is silent"
         if self._server_is_dead(node, binding.server):

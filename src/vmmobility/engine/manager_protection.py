@@ -65,6 +65,7 @@ class ManagerProtection(ManagerFailover):
         _off_record: Callable[..., str]
         _heed_epoch: Callable[[Message, float], None]
         _warm_follows: Callable[[ProtectedVm, float], None]
+        _warm_renumbered: Callable[[ProtectedVm], None]
 
     # ---- people's commands ---------------------------------------------------------------------
 
@@ -141,7 +142,9 @@ class ManagerProtection(ManagerFailover):
             raise ProtectRefused(
                 "conflict",
                 f"the standby of VM {vm} is taking over",
-                "wait until it serves, or has failed: see `vmmob show protected`",
+                f"wait until it serves, or has failed; if the host of {protected.standby.nve_id} is "
+                f"dead and fenced, say so: `vmmob vm release {vm} --fenced "
+                f"{protected.standby.nve_id}`",
             )
         return protected
 
@@ -296,11 +299,16 @@ class ManagerProtection(ManagerFailover):
             self._protection_happens(protected, Happened.REFUSED, now)
             binding = self.cache.bindings.get(protected.vm)
             self._protection_event("protection.lost", protected, binding)
-        elif state is ProtectionState.PREPARING and reply.status is Status.STALE_EPOCH:
-            # It has tried to take over, and that protection has been ended since.
+        elif (
+            state in (ProtectionState.PREPARING, ProtectionState.TAKING_OVER)
+            and reply.status is Status.STALE_EPOCH
+        ):
+            # It has tried to take over, and that protection has been ended since; or it has acted
+            # on an epoch that this manager does not know.  In both cases it runs nothing.
             self._heed_epoch(reply, now)
             protected.epoch = self._new_epoch()
             self._save_protected(protected)
+            self._warm_renumbered(protected)
             self._protection_retry[protected.vm] = now
         else:
             self._protection_retry[protected.vm] = now + RETRY_S
