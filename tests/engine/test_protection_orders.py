@@ -79,3 +79,18 @@ def test_a_standby_that_dies_while_it_takes_over_is_fenced_by_an_operator(planne
     world.restart("b")
     world.run(30.0)
     assert at(world, "a")()
+
+
+def test_a_standby_that_serves_already_is_let_in_by_a_manager_that_was_set_back() -> None:
+    world = protected()
+    disk = dict(world.nodes[MANAGER].disk)
+    world.power_cut("a")
+    world.run_until(at(world, "b"), 20.0)
+    world.run(10.0)
+    world.crash(MANAGER)
+    world.nodes[MANAGER].disk.clear()
+    world.nodes[MANAGER].disk.update(disk)
+    world.restart(MANAGER)
+    world.run(400.0)
+    assert at(world, "b")()
+    assert VM not in world.manager.protected

@@ -141,8 +141,20 @@ class ManagerFailover:
         protected = self.protected.get(vm)
         if protected is None or protected.state is not ProtectionState.TAKING_OVER:
             return None
-        ours = protected.ticket == ticket and protected.standby.nve_id == node
-        return protected.epoch if ours else None
+        if protected.standby.nve_id != node:
+            return None
+        if protected.serves:
+            return self._new_epoch()
+        return protected.epoch if protected.ticket == ticket else None
+
+    def _serves_there(self, protected: ProtectedVm, reply: Message) -> bool:
+        """Whether a standby that was told to take over has done so before, under an order that a
+        manager whose state was set back does not know any more: one above the primary's epoch."""
+        stand, told = reply.find(PhaseOption), reply.find(Epoch)
+        binding = self.cache.bindings.get(protected.vm)
+        if stand is None or told is None or binding is None or told.epoch <= binding.epoch:
+            return False
+        return stand.phase in (Phase.SERVING, Phase.ATTACHING)
 
     def _fence_standby(self, protected: ProtectedVm, fenced: str, now: float) -> None:
         """By an operator's word nothing runs there under the order to take over, and nothing will:

@@ -300,6 +300,14 @@ class ManagerProtection(ManagerFailover):
             binding = self.cache.bindings.get(protected.vm)
             self._protection_event("protection.lost", protected, binding)
         elif (
+            state is ProtectionState.TAKING_OVER
+            and reply.status is Status.WRONG_PHASE
+            and self._serves_there(protected, reply)
+        ):
+            self._heed_epoch(reply, now)
+            protected.serves = True  # its attach is let in
+            self._protection_retry[protected.vm] = now + RETRY_S
+        elif (
             state in (ProtectionState.PREPARING, ProtectionState.TAKING_OVER)
             and reply.status is Status.STALE_EPOCH
         ):

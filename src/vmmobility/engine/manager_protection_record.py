@@ -83,6 +83,7 @@ class ProtectedVm:
     number:   of the last complete checkpoint; taken_at: the moment of which it is (monotonic)
     lease_at: when the primary's last refresh was accepted (monotonic; a restart grants a lifetime)
     trouble:  why the last checkpoint, or step, came to nothing
+    serves:   TAKING_OVER: the standby says that it runs the guest already
     told_primary, told_standby: ENDING: who has acknowledged it
     """
 
@@ -104,6 +105,7 @@ class ProtectedVm:
     taken_at: float | None = None
     lease_at: float = 0.0
     trouble: str = ""
+    serves: bool = False
     told_primary: bool = False
     told_standby: bool = False
     late: bool = False
