@@ -94,3 +94,35 @@ def test_a_standby_that_serves_already_is_let_in_by_a_manager_that_was_set_back(
     world.run(400.0)
     assert at(world, "b")()
     assert VM not in world.manager.protected
+
+
+def test_an_end_does_not_wait_for_a_standby_whose_host_is_gone() -> None:
+    world = protected()
+    cut(world, "b")
+    world.unprotect(VM)
+    world.run_until(lambda: VM not in world.manager.protected, 30.0)
+    assert VM not in world.edge("a").guarded
+    world.protect(VM, "c")
+    world.run_until(lambda: number(world) >= 2, 20.0)
+    world.cut.clear()
+    world.run_until(lambda: VM not in world.edge("b").standbys, 60.0)
+
+
+def test_an_end_does_not_wait_for_a_standby_that_is_configured_no_more() -> None:
+    world = protected()
+    world.crash("b")
+    world.unprotect(VM)
+    world.run(0.5)
+    world.unconfigured.add("b")
+    world.restart(MANAGER)
+    world.run_until(lambda: VM not in world.manager.protected, 5.0)
+
+
+def test_a_standby_that_returns_to_an_ended_protection_drops_it() -> None:
+    world = protected()
+    world.crash("b")
+    world.unprotect(VM)
+    world.run_until(lambda: VM not in world.manager.protected, 30.0)
+    world.restart(MANAGER)
+    world.restart("b")
+    world.run_until(lambda: VM not in world.edge("b").standbys, 30.0)

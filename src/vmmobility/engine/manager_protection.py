@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
+END_WAIT_S = 10.0  # a standby whose primary knows that it is over is waited for so long
 RETRY_S = 2.0  # a step that was refused is asked for again
 LEAST_LEASE_S = 2.0
 LEAST_INTERVAL_S = 1.0
@@ -62,6 +63,10 @@ class ManagerProtection(ManagerFailover):
         jitter: random.Random
         _current: dict[VmKey, Move]
         _new_epoch: Callable[[], int]
+        _silent_since: Callable[[str], float | None]
+        _is_cordoned: Callable[[str], bool]
+        _mate_there: Callable[[VmKey, str], tuple[Status, str] | None]
+        _lacks: Callable[[Binding, str], str]
         _off_record: Callable[..., str]
         _heed_epoch: Callable[[Message, float], None]
         _warm_follows: Callable[[ProtectedVm, float], None]
@@ -228,15 +233,25 @@ class ManagerProtection(ManagerFailover):
         """The primary first: until it knows, it needs its lease; both until they have answered."""
         primary = binding.nve.nve_id if binding is not None else ""
         protected.told_primary = protected.told_primary or primary not in self.channel.peers
-        if protected.told_primary and protected.told_standby:
-            self._forget_protection(protected)
+        standby = protected.standby.nve_id
+        protected.told_standby |= standby not in self.channel.peers
+        if protected.told_primary and not protected.told_standby:
+            protected.ends_by = protected.ends_by or now + END_WAIT_S
+        gone = protected.ends_by is not None and (
+            now >= protected.ends_by or self._silent_since(standby) is not None
+        )
+        if protected.told_primary and (protected.told_standby or gone):
+            # A standby that returns is told yet, by the request that is under way; or it asks.
+            self._forget_protection(protected, telling=standby)
             return
         epoch = binding.epoch if binding is not None else protected.epoch
         options: list[Option] = [Epoch(epoch), PhaseOption(Phase.NONE)]
         if not protected.told_primary:
             self._ask_node(protected, primary, options, now)
         if not protected.told_standby:
-            self._ask_node(protected, protected.standby.nve_id, options, now)
+            self._ask_node(protected, standby, options, now)
+            if protected.ends_by is not None:
+                self._protection_retry[protected.vm] = protected.ends_by
 
     def _ask_node(
         self, protected: ProtectedVm, node: str, options: list[Option], now: float
@@ -333,10 +348,11 @@ class ManagerProtection(ManagerFailover):
         else:
             self._protection_retry[protected.vm] = now + RETRY_S
 
-    def _forget_protection(self, protected: ProtectedVm) -> None:
+    def _forget_protection(self, protected: ProtectedVm, telling: str = "") -> None:
         self.protected.pop(protected.vm, None)
         for peer in self.channel.peers.values():
-            self.channel.withdraw_subject(peer, (protected.vm, SUBJECT))
+            if peer.node_id != telling:
+                self.channel.withdraw_subject(peer, (protected.vm, SUBJECT))
         self._protection_retry.pop(protected.vm, None)
         self.outbox.record(protected_key(protected.vm), None)
         binding = self.cache.bindings.get(protected.vm)

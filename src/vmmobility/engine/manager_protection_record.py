@@ -85,6 +85,7 @@ class ProtectedVm:
     trouble:  why the last checkpoint, or step, came to nothing
     serves:   TAKING_OVER: the standby says that it runs the guest already
     told_primary, told_standby: ENDING: who has acknowledged it
+    ends_by:  ENDING: the primary has; the standby is waited for until then (monotonic)
     """
 
     vm: VmKey
@@ -108,6 +109,7 @@ class ProtectedVm:
     serves: bool = False
     told_primary: bool = False
     told_standby: bool = False
+    ends_by: float | None = None
     late: bool = False
 
     def next_s(self, now: float, wall_s: float) -> float | None:
