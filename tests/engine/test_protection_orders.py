@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.engine import safety
+from tests.engine import test_lifecycle as lifecycle
 from tests.engine.conversation import interfaces_of, vm_key
 from tests.engine.network import MANAGER, World
 from tests.engine.test_protection import MARGIN_S, VM, at, cut, number, protected, state
+from vmmobility.engine.binding_update_list import Entry
+from vmmobility.engine.capacity import Resources
+from vmmobility.engine.channel import Received
+from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_protection_record import ProtectionState, ProtectRefused
-from vmmobility.wire.registry import Phase
+from vmmobility.wire.registry import Status
 
 MATE = vm_key("vm2")
 
@@ -126,3 +133,113 @@ def test_a_standby_that_returns_to_an_ended_protection_drops_it() -> None:
     world.restart(MANAGER)
     world.restart("b")
     world.run_until(lambda: VM not in world.edge("b").standbys, 30.0)
+
+
+def test_no_two_members_of_a_group_are_protected_to_one_nve() -> None:
+    world = with_mate()
+    with pytest.raises(ProtectRefused, match="b has VM vm2 of the same group"):
+        world.protect(VM, "b")
+    world.protect(VM, "c")
+    with pytest.raises(ProtectRefused, match="c has the standby of VM vm1"):
+        world.protect(MATE, "c")
+    with pytest.raises(CommandRefused, match="c has the standby of VM vm1"):
+        world.move(MATE, "c")
+
+
+def test_no_group_is_declared_across_a_standby() -> None:
+    world = protected()
+    world.start_vm(MATE, "b", interfaces_of("vm2", 2, 1))
+    world.run_until(lambda: safety.running(world, MATE) == ["b"])
+    with pytest.raises(CommandRefused, match="VM vm1 has its standby at b"):
+        world.declare_group("g", (VM, MATE))
+
+
+def strict() -> World:
+    """As protected(), in strict mode."""
+    world = World(manager_settings={"protect_margin_s": MARGIN_S, "strict": True})
+    world.manager.onboard(VM, interfaces_of("vm1", 1, 1), (), world.now)
+    world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: safety.running(world, VM) == ["a"])
+    world.protect(VM, "b")
+    world.run_until(lambda: number(world) >= 2)
+    return world
+
+
+def test_no_record_is_changed_so_that_a_standby_may_not_take_over() -> None:
+    world = strict()
+    manager, own = world.manager, interfaces_of("vm1", 1, 1)
+    with pytest.raises(CommandRefused, match="VM vm1 may not be at b"):
+        manager.onboard(VM, own, ("a", "c"), world.now)
+    with pytest.raises(CommandRefused, match="other addresses"):
+        manager.onboard(VM, interfaces_of("vm1", 2, 1), (), world.now)
+    with pytest.raises(CommandRefused, match="not onboarded"):
+        manager.offboard(VM, world.now)
+    manager.onboard(VM, own, ("a", "b"), world.now)
+    world.power_cut("a")
+    world.run_until(lambda: state(world) is ProtectionState.TAKING_OVER, 20.0)
+    with pytest.raises(CommandRefused, match="is taking over"):
+        manager.onboard(VM, own, (), world.now)
+    world.run_until(at(world, "b"), 20.0)
+
+
+def test_a_dead_or_cordoned_nve_gets_no_standby() -> None:
+    world = World(nve_settings={"heartbeat_s": 1.0})
+    world.start_vm(VM, "a", interfaces_of("vm1", 1, 1))
+    world.run_until(lambda: safety.running(world, VM) == ["a"])
+    world.manager.cordon("b", world.now)
+    with pytest.raises(ProtectRefused, match="uncordon b"):
+        world.protect(VM, "b")
+    world.power_cut("c")
+    world.run(10.0)
+    with pytest.raises(ProtectRefused, match="c is dead"):
+        world.protect(VM, "c")
+
+
+def test_a_standby_has_room_of_its_host() -> None:
+    made = lifecycle.world(a=1000, b=1000, c=500)
+    wants = Resources(1, 700, 10)
+    lifecycle.up(made, lifecycle.asked(resources=wants, nves=("a",)))
+    with pytest.raises(ProtectRefused, match="c has 500 MiB of memory left, 700 are wanted"):
+        made.protect(lifecycle.VM, "c")
+    made.protect(lifecycle.VM, "b")
+    made.run(3.0)
+    other = lifecycle.asked(vm_key("web2"), 6, "k2", resources=wants, nves=("b",))
+    with pytest.raises(CommandRefused, match="700 MiB of memory wanted, most free 300 at b"):
+        lifecycle.request(made, other)
+    made.unprotect(lifecycle.VM)
+    made.run(3.0)
+    assert lifecycle.request(made, other).nve_id == "b"
+
+
+def test_a_standby_that_has_its_address_in_use_cannot_take_over() -> None:
+    world = protected()
+    edge = world.edge("b")
+
+    def refuse(entry: Entry, received: Received, now: float) -> None:
+        edge._answer(received, entry, Status.ADDRESS_IN_USE, reason="another VM has it")
+
+    edge._take_over = refuse  # type: ignore[method-assign]
+    world.hand_over(VM)
+    world.run_until(lambda: state(world) is ProtectionState.FAILED, 20.0)
+    world.run_until(at(world, "a"), 20.0)
+
+
+def test_a_manager_that_stood_still_waits_a_whole_lease_again() -> None:
+    world = protected()
+    node, manager = world.nodes[MANAGER], world.manager
+    waiting: list[tuple[Any, ...]] = []
+    arrive = world._arrive
+
+    def queue(target: Any, *what: Any) -> None:
+        waiting.append((target, *what)) if target is node else arrive(target, *what)
+
+    world._arrive = queue  # type: ignore[method-assign]
+    next_timer = manager.next_timer
+    manager.next_timer = lambda: None  # type: ignore[method-assign]
+    world.run(9.0)
+    manager.next_timer, world._arrive = next_timer, arrive  # type: ignore[method-assign]
+    world.feed(node, lambda: manager.timer(world.now))
+    assert state(world) is not ProtectionState.TAKING_OVER
+    for each in waiting:
+        world._arrive(*each)
+    world.run_until(at(world, "a"), 10.0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vmmobility.engine.manager_liveness import STALLED_S
 from vmmobility.engine.manager_protection_record import (
     GUARDED,
     Happened,
@@ -228,6 +229,11 @@ class ManagerFailover:
         return min((d for d in (*due, *self._protection_retry.values()) if d), default=None)
 
     def _protection_timer(self, now: float) -> None:
+        due_at = self._next_protection_timer()
+        if due_at is not None and now > due_at + STALLED_S:
+            # This manager has stood still, and refreshes that came meanwhile may wait unread.
+            for protected in self.protected.values():
+                protected.lease_at = max(protected.lease_at, now)
         for vm in [vm for vm, due in self._protection_retry.items() if due <= now]:
             del self._protection_retry[vm]
             if vm in self.protected:

@@ -134,22 +134,42 @@ class ManagerProtection(ManagerFailover):
                 f"{len(binding.previous)} previous NVEs of VM {vm} still redirect",
                 "wait until they have drained, or protect it to one of them",
             )
+        mate = self._mate_there(vm, to)
+        if mate is not None:
+            raise ProtectRefused("conflict", mate[1], "see `vmmob group list`")
         off_record = self._off_record(vm, binding.interfaces, to)
         if off_record:
             raise ProtectRefused("conflict", off_record, "see `vmmob show onboarded`")
+        if self._is_cordoned(to):
+            raise ProtectRefused(
+                "conflict",
+                f"{to} is cordoned: no VM is to come there",
+                f"let VMs come again: `vmmob nve uncordon {to}`",
+            )
+        if self._silent_since(to) is not None:
+            raise ProtectRefused(
+                "conflict", f"{to} is dead: its heartbeats have ceased", "choose another NVE"
+            )
+        lack = self._lacks(binding, to)
+        if lack:
+            raise ProtectRefused(
+                "conflict",
+                f"{lack}, for VM {vm}",
+                f"choose another NVE, or make room at {to}: see `vmmob show nves`",
+            )
 
     def unprotect(self, vm: VmKey, now: float) -> ProtectedVm:
         """End it.  Raises ProtectRefused while the standby takes over."""
         protected = self._protected(vm)
+        standby = protected.standby.nve_id
         if protected.state is not ProtectionState.ENDING and not self._protection_happens(
             protected, Happened.END, now
         ):
             raise ProtectRefused(
                 "conflict",
                 f"the standby of VM {vm} is taking over",
-                f"wait until it serves, or has failed; if the host of {protected.standby.nve_id} is "
-                f"dead and fenced, say so: `vmmob vm release {vm} --fenced "
-                f"{protected.standby.nve_id}`",
+                f"wait until it serves, or has failed; if the host of {standby} is dead and "
+                f"fenced: `vmmob vm release {vm} --fenced {standby}`",
             )
         return protected
 
@@ -309,6 +329,7 @@ class ManagerProtection(ManagerFailover):
         elif state is ProtectionState.TAKING_OVER and reply.status in (
             Status.HYPERVISOR_FAILURE,
             Status.DATA_PLANE_FAILURE,
+            Status.ADDRESS_IN_USE,
         ):
             # Nothing runs there under this order, and nothing will.
             self._protection_happens(protected, Happened.REFUSED, now)
