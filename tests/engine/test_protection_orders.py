@@ -16,6 +16,7 @@ from vmmobility.engine.capacity import Resources
 from vmmobility.engine.channel import Received
 from vmmobility.engine.manager_move import CommandRefused
 from vmmobility.engine.manager_protection_record import ProtectionState, ProtectRefused
+from vmmobility.engine.outputs import Event
 from vmmobility.wire.registry import Status
 
 MATE = vm_key("vm2")
@@ -243,3 +244,22 @@ def test_a_manager_that_stood_still_waits_a_whole_lease_again() -> None:
     for each in waiting:
         world._arrive(*each)
     world.run_until(at(world, "a"), 10.0)
+
+
+@pytest.mark.parametrize(("nve", "outcome"), [("a", "drain.incomplete"), ("b", "drain.done")])
+def test_a_drain_says_where_standbys_keep_it_from_its_end(nve: str, outcome: str) -> None:
+    world = protected()
+    told: list[Event] = []
+    see = world.observe
+    world.observe = lambda node, what, value: (  # type: ignore[method-assign]
+        told.append(value) if isinstance(value, Event) else None,
+        see(node, what, value),
+    )[1]
+    drain = world.manager.drain(nve, (), 4, False, world.now)
+    world.feed(world.nodes[MANAGER], lambda: None)
+    world.run(40.0)
+    end = next(event for event in told if event.name == outcome)
+    if nve == "b":
+        assert end.detail["standby_of"] == ["vm1"]
+    else:
+        assert drain.vms[VM].reason.startswith("it has a standby at b: move it there with --mode")

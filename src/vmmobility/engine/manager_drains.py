@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import Binding
     from vmmobility.engine.manager_move import Move
+    from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.outputs import Outbox
     from vmmobility.wire.values import VmKey
 
@@ -54,6 +55,7 @@ class ManagerDrains(ManagerPlacing):
         jitter: random.Random
         moves: dict[str, Move]
         outbox: Outbox
+        protected: dict[VmKey, ProtectedVm]
         start_move: Callable[[VmKey, str, float, int], Move]
 
     drains: dict[str, Drain]
@@ -191,7 +193,11 @@ class ManagerDrains(ManagerPlacing):
         self, drain: Drain, each: DrainedVm, binding: Binding, loads: Counter[str], now: float
     ) -> bool:
         target, why = self._place(binding, drain.to, each.tried, loads)
-        if target is not None:
+        protected = self.protected.get(each.vm)
+        if protected is not None:
+            standby = protected.standby.nve_id
+            why = f"it has a standby at {standby}: move it there with --mode warm, or unprotect it"
+        elif target is not None:
             try:
                 move = self.start_move(each.vm, target, now, self._wall_ns(now))
             except CommandRefused as refused:
@@ -236,7 +242,12 @@ class ManagerDrains(ManagerPlacing):
         drain.ended_ns = self._wall_ns(now)
         self.outbox.record(drain.key, drain_to_json(drain))
         moved, failed = drain.count(Stage.MOVED), drain.count(Stage.FAILED)
-        self._drain_event(drain, drain.state.value, moved=moved, failed=failed)
+        # Standbys stay: a cordon forbids what comes, and only people know where else they fit.
+        standbys = sorted(
+            vm.vm_id for vm, p in self.protected.items() if p.standby.nve_id == drain.nve_id
+        )
+        more = {"standby_of": standbys} if standbys else {}
+        self._drain_event(drain, drain.state.value, moved=moved, failed=failed, **more)
         cordon = self.cordons.get(drain.nve_id)
         given_up = drain.state is DrainState.ABORTED and cordon is not None
         if drain.uncordon or (given_up and cordon and cordon.drain == drain.drain_id):
