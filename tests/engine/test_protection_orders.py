@@ -234,7 +234,7 @@ def test_a_manager_that_stood_still_waits_a_whole_lease_again() -> None:
     def queue(target: Any, *what: Any) -> None:
         waiting.append((target, *what)) if target is node else arrive(target, *what)
 
-    world._arrive = queue  # type: ignore[method-assign]
+    world._arrive = queue  # type: ignore[method-assign,assignment]
     next_timer = manager.next_timer
     manager.next_timer = lambda: None  # type: ignore[method-assign]
     world.run(9.0)
@@ -263,3 +263,27 @@ def test_a_drain_says_where_standbys_keep_it_from_its_end(nve: str, outcome: str
         assert end.detail["standby_of"] == ["vm1"]
     else:
         assert drain.vms[VM].reason.startswith("it has a standby at b: move it there with --mode")
+
+
+def test_a_manager_that_was_set_back_asks_the_standby_before_it_lets_the_primary_go_on() -> None:
+    world = protected()
+    disk = dict(world.nodes[MANAGER].disk)
+    cut(world, "a")
+    world.run_until(at(world, "b"), 20.0)
+    world.run(3.0)
+    world.crash(MANAGER)
+    world.nodes[MANAGER].disk.clear()
+    world.nodes[MANAGER].disk.update(disk)
+    world.restart(MANAGER)
+    world.run(0.3)
+    world.cut.clear()
+    world.run(400.0)
+    assert at(world, "b")()
+
+
+def test_a_manager_that_starts_beside_a_dead_standby_lets_the_primary_go_on() -> None:
+    world = protected()
+    world.power_cut("b")
+    world.restart(MANAGER)
+    world.run(10.0)
+    assert at(world, "a")()

@@ -13,6 +13,7 @@ Not here: people's commands, what each state asks of whom (manager_protection.py
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmmobility.engine.manager_liveness import STALLED_S
@@ -62,6 +63,7 @@ class ManagerFailover:
         _warm_registered: Callable[[Binding, ProtectedVm, float], None]
         _protection_event: Callable[[str, ProtectedVm, Binding | None], None]
         _new_epoch: Callable[[], int]
+        _question: Callable[..., None]
         _save_binding: Callable[[Binding], None]
         _redirect_previous: Callable[[Binding, float], None]
 
@@ -251,7 +253,27 @@ class ManagerFailover:
         for protected in self.protected.values():
             # design, invariant 9: "a restarted manager grants every binding one full lifetime"
             protected.lease_at = now + self.settings.lifetime_s
+            protected.unsure = protected.fail_over and protected.state in GUARDED
 
     def _resume_protection(self, now: float) -> None:
         for protected in list(self.protected.values()):
             self._ask_protection(protected, now)
+            if protected.unsure:
+                told = partial(self._standby_told, protected)
+                self._question(protected.vm, protected.standby.nve_id, now, told)
+
+    def _standby_told(self, protected: ProtectedVm, reply: Message | None, now: float) -> None:
+        """How the standby stands, after a start; None: it does not say.  Then the records are
+        believed: whoever pauses each VM whose standby is dead at each start keeps nobody safe."""
+        protected.unsure = False
+        binding = self.cache.bindings.get(protected.vm)
+        if reply is None or binding is None or self.protected.get(protected.vm) is not protected:
+            return
+        idle = reply.need(PhaseOption).phase in (Phase.NONE, Phase.REDIRECTING)
+        if not idle and reply.epoch > binding.epoch:
+            self._protection_happens(protected, Happened.LOST, now)  # it is let in then
+
+    def _is_unsure(self, vm: VmKey) -> bool:
+        """Whether its standby may have taken over under an order that is not on record any more."""
+        protected = self.protected.get(vm)
+        return protected is not None and protected.unsure

@@ -84,6 +84,8 @@ class ProtectedVm:
     lease_at: when the primary's last refresh was accepted (monotonic; a restart grants a lifetime)
     trouble:  why the last checkpoint, or step, came to nothing
     serves:   TAKING_OVER: the standby says that it runs the guest already
+    unsure:   read from records, which may be of an old backup: the standby is asked first whether
+              it has taken over
     told_primary, told_standby: ENDING: who has acknowledged it
     ends_by:  ENDING: the primary has; the standby is waited for until then (monotonic)
     """
@@ -107,6 +109,7 @@ class ProtectedVm:
     lease_at: float = 0.0
     trouble: str = ""
     serves: bool = False
+    unsure: bool = False
     told_primary: bool = False
     told_standby: bool = False
     ends_by: float | None = None
