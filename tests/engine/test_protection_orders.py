@@ -251,10 +251,13 @@ def test_a_drain_says_where_standbys_keep_it_from_its_end(nve: str, outcome: str
     world = protected()
     told: list[Event] = []
     see = world.observe
-    world.observe = lambda node, what, value: (  # type: ignore[method-assign]
-        told.append(value) if isinstance(value, Event) else None,
-        see(node, what, value),
-    )[1]
+
+    def observe(node: Any, what: str, value: object) -> None:
+        if isinstance(value, Event):
+            told.append(value)
+        see(node, what, value)
+
+    world.observe = observe
     drain = world.manager.drain(nve, (), 4, False, world.now)
     world.feed(world.nodes[MANAGER], lambda: None)
     world.run(40.0)
