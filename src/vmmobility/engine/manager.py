@@ -255,6 +255,9 @@ class ManagerEngine(
             else:
                 self._bind(received, binding, attach_id, epoch, now)
             return
+        if self._is_unsure(vm):
+            self._reject(received, Status.TRY_AGAIN, "its standby is asked first")
+            return
         if binding and binding.nve.nve_id == peer.node_id and binding.attach_id == attach_id:
             # A repeated attach gets the same epoch again, also after a crash of either side.
             binding.boot = received.boot
@@ -464,6 +467,9 @@ class ManagerEngine(
             return
         if self._takes_over(binding.vm):
             self._reject(received, Status.TRY_AGAIN, "its standby is taking over")
+            return
+        if self._is_unsure(binding.vm):
+            self._reject(received, Status.TRY_AGAIN, "its standby is asked first")
             return
         self._extend(binding, message, now)
         self._hear_guest(binding, message, now)

@@ -2,7 +2,8 @@
 
 Of each host VMs get no more than it tells (heartbeats), whatever was promised before: what is
 offered, confirmed and brought up counts, what VMs without a request take counts, and what a move
-brings counts at both of its ends.  Beyond that a host that is used by others has what it says.
+brings counts at both of its ends, as a protected VM does at its standby's.  Beyond that a host
+that is used by others has what it says.
 An NVE that stands apart has no room of its own: each VM must fit one of its servers.
 Not here: the requests (manager_lifecycle.py), how a host is measured (drivers/linux).
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from vmmobility.engine.capacity import NOTHING, Resources, resources_of
 from vmmobility.engine.lifecycle_record import Life, LifeRefused, VmRequest
 from vmmobility.engine.lifecycle_transitions import LifeState
 from vmmobility.engine.manager_move import MoveRefused
+from vmmobility.engine.manager_protection_record import ProtectionState
 from vmmobility.wire.registry import Role
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.channel import Channel
     from vmmobility.engine.manager_liveness import Pulse, ServerSeen
     from vmmobility.engine.manager_move import Move
+    from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.manager_provision import Provision
     from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.wire.values import VmKey
@@ -64,6 +67,7 @@ class ManagerAdmission:
         lives: dict[VmKey, Life]
         provisions: dict[VmKey, Provision]
         _current: dict[VmKey, Move]
+        protected: dict[VmKey, ProtectedVm]
         liveness_of: Callable[[str, float], str]
         servers_of: Callable[[str], Mapping[str, ServerSeen]]
         server_liveness: Callable[[str, str], str]
@@ -95,6 +99,10 @@ class ManagerAdmission:
             held = self.lives.get(vm)
             rests = held is not None and held.state is LifeState.STOPPED
             yield Share(vm, binding.nve.nve_id, taken, not rests, binding.server)
+            protected = self.protected.get(vm)
+            if protected is not None and protected.state is not ProtectionState.ENDING:
+                # It may run there; what its checkpoints take the host sees itself.
+                yield Share(vm, protected.standby.nve_id, replace(taken, storage_mib=0), False)
             move = self._current.get(vm)
             if move is not None and (move.destination.nve_id, move.server) != (
                 binding.nve.nve_id,

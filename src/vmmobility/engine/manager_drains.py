@@ -218,7 +218,11 @@ class ManagerDrains(ManagerPlacing):
         self, drain: Drain, each: DrainedVm, binding: Binding, loads: Counter[str], now: float
     ) -> bool:
         target, why = self._place(binding, drain.to, each.tried, loads)
-        if target is not None:
+        protected = self.protected.get(each.vm)
+        if protected is not None:
+            standby = protected.standby.nve_id
+            why = f"it has a standby at {standby}: move it there with --mode warm, or unprotect it"
+        elif target is not None:
             try:
                 move = self.start_move(each.vm, target, now, self._wall_ns(now))
             except CommandRefused as refused:
@@ -263,7 +267,12 @@ class ManagerDrains(ManagerPlacing):
         drain.ended_ns = self._wall_ns(now)
         self.outbox.record(drain.key, drain_to_json(drain))
         moved, failed = drain.count(Stage.MOVED), drain.count(Stage.FAILED)
-        self._drain_event(drain, drain.state.value, moved=moved, failed=failed)
+        # Standbys stay: a cordon forbids what comes, and only people know where else they fit.
+        standbys = sorted(
+            vm.vm_id for vm, p in self.protected.items() if p.standby.nve_id == drain.nve_id
+        )
+        more = {"standby_of": standbys} if standbys else {}
+        self._drain_event(drain, drain.state.value, moved=moved, failed=failed, **more)
         cordon = self.cordons.get(drain.nve_id)
         given_up = drain.state is DrainState.ABORTED and cordon is not None
         wished = drain.uncordon or (given_up and cordon and cordon.drain == drain.drain_id)

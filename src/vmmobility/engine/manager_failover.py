@@ -13,8 +13,10 @@ Not here: people's commands, what each state asks of whom (manager_protection.py
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vmmobility.engine.manager_liveness import STALLED_S
 from vmmobility.engine.manager_protection_record import (
     GUARDED,
     Happened,
@@ -60,6 +62,10 @@ class ManagerFailover:
         _forget_protection: Callable[[ProtectedVm], None]
         _warm_registered: Callable[[Binding, ProtectedVm, float], None]
         _protection_event: Callable[[str, ProtectedVm, Binding | None], None]
+        _new_epoch: Callable[[], int]
+        _question: Callable[..., None]
+        _save_binding: Callable[[Binding], None]
+        _redirect_previous: Callable[[Binding, float], None]
 
     protected: dict[VmKey, ProtectedVm]
     _protection_retry: dict[VmKey, float]
@@ -110,7 +116,12 @@ class ManagerFailover:
             words = message.find(Reason)
             protected.trouble = words.text if words else ""
         if not self._crashed(message):
-            self._protection_happens(protected, Happened.RETURNED, now)
+            if protected.state is ProtectionState.FAILED and binding.guest is GuestState.RUNNING:
+                # It may have stopped its guest for its last checkpoint: it is told to go on, and
+                # is back when it has said so.
+                self._protection_retry[protected.vm] = now
+            else:
+                self._protection_happens(protected, Happened.RETURNED, now)
         elif self._can_take_over(protected):
             self._protection_happens(protected, Happened.LOST, now)
 
@@ -133,8 +144,31 @@ class ManagerFailover:
         protected = self.protected.get(vm)
         if protected is None or protected.state is not ProtectionState.TAKING_OVER:
             return None
-        ours = protected.ticket == ticket and protected.standby.nve_id == node
-        return protected.epoch if ours else None
+        if protected.standby.nve_id != node:
+            return None
+        if protected.serves:
+            return self._new_epoch()
+        return protected.epoch if protected.ticket == ticket else None
+
+    def _serves_there(self, protected: ProtectedVm, reply: Message) -> bool:
+        """Whether a standby that was told to take over has done so before, under an order that a
+        manager whose state was set back does not know any more: one above the primary's epoch."""
+        stand, told = reply.find(PhaseOption), reply.find(Epoch)
+        binding = self.cache.bindings.get(protected.vm)
+        if stand is None or told is None or binding is None or told.epoch <= binding.epoch:
+            return False
+        return stand.phase in (Phase.SERVING, Phase.ATTACHING)
+
+    def _fence_standby(self, protected: ProtectedVm, fenced: str, now: float) -> None:
+        """By an operator's word nothing runs there under the order to take over, and nothing will:
+        the primary serves on, under an epoch above that order's."""
+        binding = self.cache.bindings[protected.vm]
+        protected.trouble = f"the host of {fenced} is fenced"
+        binding.epoch = self._new_epoch()
+        self._save_binding(binding)
+        self._protection_happens(protected, Happened.REFUSED, now)
+        self._protection_event("protection.lost", protected, binding)
+        self._redirect_previous(binding, now)
 
     def _protection_bound(self, binding: Binding, old: Binding | None, now: float) -> None:
         """A binding was made: by the standby, by the primary anew, or by somebody else."""
@@ -197,6 +231,11 @@ class ManagerFailover:
         return min((d for d in (*due, *self._protection_retry.values()) if d), default=None)
 
     def _protection_timer(self, now: float) -> None:
+        due_at = self._next_protection_timer()
+        if due_at is not None and now > due_at + STALLED_S:
+            # This manager has stood still, and refreshes that came meanwhile may wait unread.
+            for protected in self.protected.values():
+                protected.lease_at = max(protected.lease_at, now)
         for vm in [vm for vm, due in self._protection_retry.items() if due <= now]:
             del self._protection_retry[vm]
             if vm in self.protected:
@@ -214,7 +253,27 @@ class ManagerFailover:
         for protected in self.protected.values():
             # design, invariant 9: "a restarted manager grants every binding one full lifetime"
             protected.lease_at = now + self.settings.lifetime_s
+            protected.unsure = protected.fail_over and protected.state in GUARDED
 
     def _resume_protection(self, now: float) -> None:
         for protected in list(self.protected.values()):
             self._ask_protection(protected, now)
+            if protected.unsure:
+                told = partial(self._standby_told, protected)
+                self._question(protected.vm, protected.standby.nve_id, now, told)
+
+    def _standby_told(self, protected: ProtectedVm, reply: Message | None, now: float) -> None:
+        """How the standby stands, after a start; None: it does not say.  Then the records are
+        believed: whoever pauses each VM whose standby is dead at each start keeps nobody safe."""
+        protected.unsure = False
+        binding = self.cache.bindings.get(protected.vm)
+        if reply is None or binding is None or self.protected.get(protected.vm) is not protected:
+            return
+        idle = reply.need(PhaseOption).phase in (Phase.NONE, Phase.REDIRECTING)
+        if not idle and reply.epoch > binding.epoch:
+            self._protection_happens(protected, Happened.LOST, now)  # it is let in then
+
+    def _is_unsure(self, vm: VmKey) -> bool:
+        """Whether its standby may have taken over under an order that is not on record any more."""
+        protected = self.protected.get(vm)
+        return protected is not None and protected.unsure

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmmobility.engine.group_record import MAX_MEMBERS, Group, GroupRefused, group_to_json
 from vmmobility.engine.manager_group_routes import ManagerGroupRoutes
+from vmmobility.engine.manager_protection_record import ProtectionState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.options import MobilityKind
 from vmmobility.wire.registry import GuestState, Mobility, Status
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import Binding
     from vmmobility.engine.manager_liveness import Pulse
+    from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.wire.message import Message
     from vmmobility.wire.values import VmKey
 
@@ -38,6 +40,8 @@ class ManagerGroups(ManagerGroupRoutes):
         pulses: dict[str, Pulse]
         _silent_since: Callable[[str], float | None]
         _server_is_dead: Callable[[str, str], bool]
+        _takes_over: Callable[[VmKey], bool]
+        protected: dict[VmKey, ProtectedVm]
 
     # ---- people --------------------------------------------------------------------------------
 
@@ -94,13 +98,21 @@ class ManagerGroups(ManagerGroupRoutes):
             one = self.cache.bindings.get(vm)
             if one is None:
                 continue
-            for mate in members:
+            for mate in (mate for mate in members if mate != vm):
                 other_one = self.cache.bindings.get(mate)
-                if mate != vm and other_one is not None and _at_one_nve(one, other_one):
+                if other_one is not None and _at_one_nve(one, other_one):
                     raise GroupRefused(
                         "conflict",
                         f"VMs {vm} and {mate} are both at {one.nve.nve_id}",
                         "move one: an NVE has at most one member of a group",
+                    )
+                standby = self._standby_of(vm)
+                theirs = {self._standby_of(mate), other_one.nve.nve_id if other_one else ""}
+                if standby and standby in theirs:
+                    raise GroupRefused(
+                        "conflict",
+                        f"VM {vm} has its standby at {standby}, as VM {mate} has, or is there",
+                        f"`vmmob vm unprotect {vm}` first: an NVE has at most one member",
                     )
 
     def _check_leaving(self, group: Group | None, leaving: list[VmKey]) -> None:
@@ -161,6 +173,20 @@ class ManagerGroups(ManagerGroupRoutes):
         return self._mate_there(vm, node)
 
     def _mate_there(self, vm: VmKey, node: str) -> tuple[Status, str] | None:
+        """Which other member has a part at that NVE, or its standby."""
+        for mate in self._mates(vm):
+            if self._standby_of(mate) == node:
+                why = f"{node} has the standby of VM {mate} of the same group: choose another NVE"
+                return Status.ADMINISTRATIVELY_PROHIBITED, why
+        return self._mate_active(vm, node)
+
+    def _standby_of(self, vm: VmKey) -> str:
+        """The NVE that may let a protected VM run; "" for none."""
+        protected = self.protected.get(vm)
+        over = protected is None or protected.state is ProtectionState.ENDING
+        return "" if protected is None or over else protected.standby.nve_id
+
+    def _mate_active(self, vm: VmKey, node: str) -> tuple[Status, str] | None:
         """Which other member has a part at that NVE."""
         for mate in self._mates(vm):
             binding, move = self.cache.bindings.get(mate), self._current.get(mate)
@@ -175,7 +201,7 @@ class ManagerGroups(ManagerGroupRoutes):
 
     def _has_mate(self, vm: VmKey, node: str) -> bool:
         """Whether another member has a part at that NVE, which has its packets then."""
-        return self._mate_there(vm, node) is not None
+        return self._mate_active(vm, node) is not None
 
     # ---- who is in service -----------------------------------------------------------------------
 
@@ -212,7 +238,8 @@ class ManagerGroups(ManagerGroupRoutes):
         if present != group.present or out != group.out:
             self._change(group, present, out)
         for binding in back:
-            if binding.vm not in self._current:  # a move's epoch is taken already
+            # The epoch of a move, or of a take-over, is taken already.
+            if binding.vm not in self._current and not self._takes_over(binding.vm):
                 binding.epoch = self._new_epoch()
                 self._save_binding(binding)
                 self._redirect_previous(binding, now)
@@ -238,6 +265,8 @@ class ManagerGroups(ManagerGroupRoutes):
     def _failing(self, binding: Binding) -> str:
         """Why a member cannot serve, or ""."""
         node = binding.nve.nve_id
+        if self._takes_over(binding.vm):
+            return "its standby is taking over"
         if self._silent_since(node) is not None:
             return _silent(node)
         if self._server_is_dead(node, binding.server):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from vmmobility.engine.binding_cache import Binding, BindingCache
     from vmmobility.engine.channel import Channel
+    from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
@@ -32,6 +33,9 @@ class ManagerLeases:
         outbox: Outbox
         settings: ManagerSettings
         _current: dict[VmKey, Move]
+        protected: dict[VmKey, ProtectedVm]
+        _takes_over: Callable[[VmKey], bool]
+        _fence_standby: Callable[[ProtectedVm, str, float], None]
         _in_switch: Callable[[VmKey], bool]
         channel: Channel
         _save_binding: Callable[[Binding], None]
@@ -46,7 +50,7 @@ class ManagerLeases:
 
         A fenced serving NVE: any NVE may attach the VM, until the serving one speaks again.  A
         fenced previous NVE is waited for no more.  A fenced end of a move: the move goes on
-        without it.
+        without it.  A fenced standby that takes over: the primary serves on.
         """
         binding = self.cache.bindings.get(vm)
         if binding is None:
@@ -55,6 +59,8 @@ class ManagerLeases:
             self._thaw(binding)
         elif vm in self._current:
             self._fence_in_move(binding, self._current[vm], fenced, now)
+        elif self._takes_over(vm) and fenced == self.protected[vm].standby.nve_id:
+            self._fence_standby(self.protected[vm], fenced, now)
         elif fenced in binding.previous:
             self._fence_previous(binding, fenced, now)
         else:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from vmmobility.engine.admission import not_a_vm_s, too_long
 from vmmobility.engine.binding_update_list import interface_from_json, interface_to_json
 from vmmobility.engine.manager_move import CommandRefused, Move
+from vmmobility.engine.manager_protection_record import ProtectionState
 from vmmobility.engine.outputs import Event
 from vmmobility.wire.registry import Role
 from vmmobility.wire.values import Interface, VmKey
 
 if TYPE_CHECKING:
+    from vmmobility.engine.binding_cache import BindingCache
     from vmmobility.engine.channel import Channel
+    from vmmobility.engine.manager_protection_record import ProtectedVm
     from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
@@ -45,6 +48,8 @@ class ManagerOnboarding:
         outbox: Outbox
         settings: ManagerSettings
         _current: dict[VmKey, Move]
+        protected: dict[VmKey, ProtectedVm]
+        cache: BindingCache
         _mates: Callable[[VmKey], tuple[VmKey, ...]]
 
     onboarded: dict[VmKey, Onboarded]
@@ -59,6 +64,7 @@ class ManagerOnboarding:
         record = Onboarded(vm, tuple(interfaces), tuple(nves))
         self._unmoved(vm)
         self._check_record(record)
+        self._standby_allowed(vm, record)
         self.onboarded[vm] = record
         value = {"interfaces": [interface_to_json(i) for i in interfaces], "nves": list(nves)}
         self.outbox.record(f"onboarded/{vm.vni}/{vm.vm_id}", value)
@@ -72,6 +78,27 @@ class ManagerOnboarding:
                 "conflict",
                 f"VM {vm} is being moved",
                 f"wait for move {self._current[vm].move_id}, or give it up: `vmmob move abort`",
+            )
+
+    def _standby_allowed(self, vm: VmKey, record: Onboarded | None) -> None:
+        """In strict mode a record that does not let the standby's attach in would strand the VM
+        when its standby takes over."""
+        protected, binding = self.protected.get(vm), self.cache.bindings.get(vm)
+        if not self.settings.strict or protected is None or binding is None:
+            return
+        standby = protected.standby.nve_id
+        if protected.state is ProtectionState.TAKING_OVER:
+            raise OnboardingRefused(
+                "conflict",
+                f"the standby of VM {vm} at {standby} is taking over",
+                "wait until it serves, or has failed: see `vmmob show protected`",
+            )
+        why = _off(record, vm, binding.interfaces, standby)
+        if why and protected.state is not ProtectionState.ENDING:
+            raise OnboardingRefused(
+                "conflict",
+                f"VM {vm} has a standby at {standby}: {why} by that record",
+                f"`vmmob vm unprotect {vm}` first",
             )
 
     def _check_record(self, record: Onboarded) -> None:
@@ -109,6 +136,7 @@ class ManagerOnboarding:
     def offboard(self, vm: VmKey, now: float) -> None:
         """Take a VM off the record; raises OnboardingRefused if it is not on it."""
         self._unmoved(vm)
+        self._standby_allowed(vm, None)
         if self.onboarded.pop(vm, None) is None:
             raise OnboardingRefused(
                 "unknown-vm", f"VM {vm} is not onboarded", "see `vmmob show onboarded`"
@@ -120,14 +148,7 @@ class ManagerOnboarding:
         """Why strict mode forbids this VM there, or the empty string."""
         if not self.settings.strict:
             return ""
-        record = self.onboarded.get(vm)
-        if record is None:
-            return f"VM {vm} is not onboarded"
-        if record.nves and node not in record.nves:
-            return f"VM {vm} may not be at {node}"
-        if set(map(_canonical, interfaces)) != set(map(_canonical, record.interfaces)):
-            return f"VM {vm} has other addresses on record"
-        return ""
+        return _off(self.onboarded.get(vm), vm, interfaces, node)
 
     def _load_onboarded(self, state: Mapping[str, Any]) -> None:
         self.onboarded = {}
@@ -138,6 +159,17 @@ class ManagerOnboarding:
                 vm = VmKey(int(vni), vm_id)
                 interfaces = tuple(interface_from_json(i) for i in value["interfaces"])
                 self.onboarded[vm] = Onboarded(vm, interfaces, tuple(value["nves"]))
+
+
+def _off(record: Onboarded | None, vm: VmKey, interfaces: Sequence[Interface], node: str) -> str:
+    """Why a record forbids this VM there, or the empty string."""
+    if record is None:
+        return f"VM {vm} is not onboarded"
+    if record.nves and node not in record.nves:
+        return f"VM {vm} may not be at {node}"
+    if set(map(_canonical, interfaces)) != set(map(_canonical, record.interfaces)):
+        return f"VM {vm} has other addresses on record"
+    return ""
 
 
 def _canonical(interface: Interface) -> tuple[bytes, frozenset[Any]]:

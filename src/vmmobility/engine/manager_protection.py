@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from vmmobility.engine.manager_settings import ManagerSettings
     from vmmobility.engine.outputs import Outbox
 
+END_WAIT_S = 10.0  # a standby whose primary knows that it is over is waited for so long
 RETRY_S = 2.0  # a step that was refused is asked for again
 LEAST_LEASE_S = 2.0
 LEAST_INTERVAL_S = 1.0
@@ -62,9 +63,14 @@ class ManagerProtection(ManagerFailover):
         jitter: random.Random
         _current: dict[VmKey, Move]
         _new_epoch: Callable[[], int]
+        _silent_since: Callable[[str], float | None]
+        _is_cordoned: Callable[[str], bool]
+        _mate_there: Callable[[VmKey, str], tuple[Status, str] | None]
+        _lacks: Callable[[Binding, str], str]
         _off_record: Callable[..., str]
         _heed_epoch: Callable[[Message, float], None]
         _warm_follows: Callable[[ProtectedVm, float], None]
+        _warm_renumbered: Callable[[ProtectedVm], None]
 
     # ---- people's commands ---------------------------------------------------------------------
 
@@ -128,20 +134,42 @@ class ManagerProtection(ManagerFailover):
                 f"{len(binding.previous)} previous NVEs of VM {vm} still redirect",
                 "wait until they have drained, or protect it to one of them",
             )
+        mate = self._mate_there(vm, to)
+        if mate is not None:
+            raise ProtectRefused("conflict", mate[1], "see `vmmob group list`")
         off_record = self._off_record(vm, binding.interfaces, to)
         if off_record:
             raise ProtectRefused("conflict", off_record, "see `vmmob show onboarded`")
+        if self._is_cordoned(to):
+            raise ProtectRefused(
+                "conflict",
+                f"{to} is cordoned: no VM is to come there",
+                f"let VMs come again: `vmmob nve uncordon {to}`",
+            )
+        if self._silent_since(to) is not None:
+            raise ProtectRefused(
+                "conflict", f"{to} is dead: its heartbeats have ceased", "choose another NVE"
+            )
+        lack = self._lacks(binding, to)
+        if lack:
+            raise ProtectRefused(
+                "conflict",
+                f"{lack}, for VM {vm}",
+                f"choose another NVE, or make room at {to}: see `vmmob show nves`",
+            )
 
     def unprotect(self, vm: VmKey, now: float) -> ProtectedVm:
         """End it.  Raises ProtectRefused while the standby takes over."""
         protected = self._protected(vm)
+        standby = protected.standby.nve_id
         if protected.state is not ProtectionState.ENDING and not self._protection_happens(
             protected, Happened.END, now
         ):
             raise ProtectRefused(
                 "conflict",
                 f"the standby of VM {vm} is taking over",
-                "wait until it serves, or has failed: see `vmmob show protected`",
+                f"wait until it serves, or has failed; if the host of {standby} is dead and "
+                f"fenced: `vmmob vm release {vm} --fenced {standby}`",
             )
         return protected
 
@@ -227,15 +255,25 @@ class ManagerProtection(ManagerFailover):
         """The primary first: until it knows, it needs its lease; both until they have answered."""
         primary = binding.nve.nve_id if binding is not None else ""
         protected.told_primary = protected.told_primary or primary not in self.channel.peers
-        if protected.told_primary and protected.told_standby:
-            self._forget_protection(protected)
+        standby = protected.standby.nve_id
+        protected.told_standby |= standby not in self.channel.peers
+        if protected.told_primary and not protected.told_standby:
+            protected.ends_by = protected.ends_by or now + END_WAIT_S
+        gone = protected.ends_by is not None and (
+            now >= protected.ends_by or self._silent_since(standby) is not None
+        )
+        if protected.told_primary and (protected.told_standby or gone):
+            # A standby that returns is told yet, by the request that is under way; or it asks.
+            self._forget_protection(protected, telling=standby)
             return
         epoch = binding.epoch if binding is not None else protected.epoch
         options: list[Option] = [Epoch(epoch), PhaseOption(Phase.NONE)]
         if not protected.told_primary:
             self._ask_node(protected, primary, options, now)
         if not protected.told_standby:
-            self._ask_node(protected, protected.standby.nve_id, options, now)
+            self._ask_node(protected, standby, options, now)
+            if protected.ends_by is not None:
+                self._protection_retry[protected.vm] = protected.ends_by
 
     def _ask_node(
         self, protected: ProtectedVm, node: str, options: list[Option], now: float
@@ -293,16 +331,30 @@ class ManagerProtection(ManagerFailover):
         elif state is ProtectionState.TAKING_OVER and reply.status in (
             Status.HYPERVISOR_FAILURE,
             Status.DATA_PLANE_FAILURE,
+            Status.ADDRESS_IN_USE,
         ):
             # Nothing runs there under this order, and nothing will.
             self._protection_happens(protected, Happened.REFUSED, now)
             binding = self.cache.bindings.get(protected.vm)
             self._protection_event("protection.lost", protected, binding)
-        elif state is ProtectionState.PREPARING and reply.status is Status.STALE_EPOCH:
-            # It has tried to take over, and that protection has been ended since.
+        elif (
+            state is ProtectionState.TAKING_OVER
+            and reply.status is Status.WRONG_PHASE
+            and self._serves_there(protected, reply)
+        ):
+            self._heed_epoch(reply, now)
+            protected.serves = True  # its attach is let in
+            self._protection_retry[protected.vm] = now + RETRY_S
+        elif (
+            state in (ProtectionState.PREPARING, ProtectionState.TAKING_OVER)
+            and reply.status is Status.STALE_EPOCH
+        ):
+            # It has tried to take over, and that protection has been ended since; or it has acted
+            # on an epoch that this manager does not know.  In both cases it runs nothing.
             self._heed_epoch(reply, now)
             protected.epoch = self._new_epoch()
             self._save_protected(protected)
+            self._warm_renumbered(protected)
             self._protection_retry[protected.vm] = now
         else:
             self._protection_retry[protected.vm] = now + RETRY_S
@@ -319,10 +371,11 @@ class ManagerProtection(ManagerFailover):
         else:
             self._protection_retry[protected.vm] = now + RETRY_S
 
-    def _forget_protection(self, protected: ProtectedVm) -> None:
+    def _forget_protection(self, protected: ProtectedVm, telling: str = "") -> None:
         self.protected.pop(protected.vm, None)
         for peer in self.channel.peers.values():
-            self.channel.withdraw_subject(peer, (protected.vm, SUBJECT))
+            if peer.node_id != telling:
+                self.channel.withdraw_subject(peer, (protected.vm, SUBJECT))
         self._protection_retry.pop(protected.vm, None)
         self.outbox.record(protected_key(protected.vm), None)
         binding = self.cache.bindings.get(protected.vm)

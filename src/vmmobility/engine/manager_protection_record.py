@@ -83,7 +83,11 @@ class ProtectedVm:
     number:   of the last complete checkpoint; taken_at: the moment of which it is (monotonic)
     lease_at: when the primary's last refresh was accepted (monotonic; a restart grants a lifetime)
     trouble:  why the last checkpoint, or step, came to nothing
+    serves:   TAKING_OVER: the standby says that it runs the guest already
+    unsure:   read from records, which may be of an old backup: the standby is asked first whether
+              it has taken over
     told_primary, told_standby: ENDING: who has acknowledged it
+    ends_by:  ENDING: the primary has; the standby is waited for until then (monotonic)
     """
 
     vm: VmKey
@@ -104,8 +108,11 @@ class ProtectedVm:
     taken_at: float | None = None
     lease_at: float = 0.0
     trouble: str = ""
+    serves: bool = False
+    unsure: bool = False
     told_primary: bool = False
     told_standby: bool = False
+    ends_by: float | None = None
     late: bool = False
 
     def next_s(self, now: float, wall_s: float) -> float | None:

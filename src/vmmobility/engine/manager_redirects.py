@@ -53,6 +53,7 @@ class ManagerRedirects:
         _new_epoch: Callable[[], int]
         _current: dict[VmKey, Move]
         _has_mate: Callable[[VmKey, str], bool]
+        _takes_over: Callable[[VmKey], bool]
         _previous_acknowledged: Callable[[Binding, str, Message, float], None]
 
     def _redirect_previous(self, binding: Binding, now: float) -> None:
@@ -146,7 +147,11 @@ class ManagerRedirects:
             self._heed_epoch(reply, now)
             if binding.ending:
                 binding.ending = self._new_epoch()
-            elif binding.sure and binding.vm not in self._current:
+            elif (
+                binding.sure
+                and binding.vm not in self._current
+                and not self._takes_over(binding.vm)  # its standby attaches under a later one
+            ):
                 binding.epoch = self._new_epoch()
             self._save_binding(binding)
         self._redirect_retry.setdefault(binding.vm, now + REDIRECT_RETRY_S)

@@ -117,6 +117,13 @@ class ManagerWarm:
             move.reason = protected.trouble or move.reason or f"it is {state.value}"
             self._end_warm(move, MoveState.ABORTED, now)
 
+    def _warm_renumbered(self, protected: ProtectedVm) -> None:
+        """The order to its standby has another epoch."""
+        move = self._warm.get(protected.vm)
+        if move is not None and move.state is MoveState.SWITCHING:
+            move.epoch = protected.epoch
+            self._save_move(move)
+
     def _warm_registered(self, binding: Binding, protected: ProtectedVm, now: float) -> None:
         """The standby has attached the guest that runs there."""
         move = self._warm.get(binding.vm)
