@@ -150,9 +150,9 @@ def test_a_guard_that_dies_at_once_is_told_with_its_last_words(
 def test_a_guard_that_is_killed_is_told_and_followed_by_another(guest: Guest) -> None:
     guest.arm(FAR)
     wait_for(lambda: has_begun(guest), "it is guarded")
-    first = guest.guard
+    first, own = guest.guard, lease_guard._guards[guest.folder].process
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: not is_there(first), "it has ended")
+    wait_for(lambda: own.poll() is not None, "it has ended, and its status was taken")
     assert "has ended by itself (status -9)" in guest.problem()
     assert guest.guard != first
     wait_for(lambda: has_begun(guest), "it is guarded again")

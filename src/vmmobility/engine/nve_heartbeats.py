@@ -51,8 +51,10 @@ class NveHeartbeats(NveParts):
     def _begin_heartbeats(self, now: float) -> None:
         if self.settings.heartbeat_s > 0:
             # The first tells what was measured, lest the host seem to be unlimited; a file system
-            # that hangs keeps it back for an interval at most.
-            self._heartbeat_at, self._measure_at = now + self.settings.heartbeat_s, now + MEASURE_S
+            # that hangs keeps it back for an interval at most.  Servers limit what they have by
+            # not answering yet.
+            wait_s = 0.0 if self.settings.servers else self.settings.heartbeat_s
+            self._heartbeat_at, self._measure_at = now + wait_s, now + MEASURE_S
             self.outbox.emit(MeasureHost())
 
     def _beat(self, now: float) -> None:

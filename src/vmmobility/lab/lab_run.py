@@ -182,6 +182,8 @@ class LabRun:
     def request(self, step: Move) -> MoveRecord:
         """Ask the manager for a move."""
         daemons = self.lab.daemons
+        if step.server:
+            self._await_server(step)
         source = self.place_of(step.vm)
         self.poller.poll()  # what was relayed up to now belongs to the moves before
         number = self._first_move + len(self.moves)
@@ -201,6 +203,18 @@ class LabRun:
             record.ok, record.reason = False, error.message
             record.ended_ns = time.time_ns()
         return record
+
+    def _await_server(self, step: Move) -> None:
+        """Until the manager has heard of that server: before that it knows of no such place."""
+        daemons, deadline = self.lab.daemons, time.monotonic() + step.timeout_s
+        while True:
+            rows = daemons.ask(daemons.manager, "GET", "/v1/nves")
+            known = [s["server"] for row in rows if row["nve"] == step.to for s in row["servers"]]
+            if step.server in known:
+                return
+            if time.monotonic() > deadline:
+                raise LabError(f"{step.to} has not told of its {step.server}", "see its log")
+            time.sleep(0.05)
 
     def settle(self, record: MoveRecord, wait_s: float = 0.0) -> bool:
         """Whether the move has ended, waiting up to `wait_s`; afterwards the guest is examined."""
