@@ -205,15 +205,15 @@ class LabRun:
         return record
 
     def _await_server(self, step: Move) -> None:
-        """Until the manager has heard of that server: before that it knows of no such place."""
+        """Until the manager has heard that it answers: before that it moves nothing there."""
         daemons, deadline = self.lab.daemons, time.monotonic() + step.timeout_s
         while True:
             rows = daemons.ask(daemons.manager, "GET", "/v1/nves")
-            known = [s["server"] for row in rows if row["nve"] == step.to for s in row["servers"]]
-            if step.server in known:
+            told = [s for row in rows if row["nve"] == step.to for s in row["servers"]]
+            if any(s["server"] == step.server and s["liveness"] == "alive" for s in told):
                 return
             if time.monotonic() > deadline:
-                raise LabError(f"{step.to} has not told of its {step.server}", "see its log")
+                raise LabError(f"{step.to} does not say that {step.server} answers", "see its log")
             time.sleep(0.05)
 
     def settle(self, record: MoveRecord, wait_s: float = 0.0) -> bool:
